@@ -1,0 +1,45 @@
+# Two commands for everybody: `make demo` and `make test`. Both set up .venv first if it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint bench clean
+help:
+	@echo "make demo   train, attack and measure everything on a small data set; results in runs/demo"
+	@echo "make test   all tests, with line coverage"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  speed of the attack and of training, against peers"
+	@echo "make clean  remove .venv and caches (never runs/)"
+
+demo: $(VENV)/installed
+	$(BIN)/purifiers demo --output runs/demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-fail-under=90 -q
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/attack.py
+	$(BIN)/python benchmarks/training.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build dist src/*.egg-info
+
+# torch goes first and alone: a resolver that meets it as a dependency of others may choose another build.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "purifiers needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) --editable '.[dev]'
+	@touch $@

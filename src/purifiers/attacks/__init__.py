@@ -1,0 +1,28 @@
+"""Attacks, and the views of a defended model that they are given."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from purifiers.attacks.autoattack import AutoAttack
+from purifiers.attacks.base import Attack, Length, distances, show_fraction
+from purifiers.attacks.cw import CW
+from purifiers.attacks.pgd import BIM, FGSM, PGD
+from purifiers.attacks.views import VIEWS
+
+__all__ = [
+    "BIM",
+    "CW",
+    "FGSM",
+    "PGD",
+    "VIEWS",
+    "AnyAttack",
+    "Attack",
+    "AutoAttack",
+    "Length",
+    "distances",
+    "show_fraction",
+]
+
+AnyAttack = Annotated[PGD | FGSM | BIM | CW | AutoAttack, Field(discriminator="kind")]
+"""The registry: what a recipe may name as an attack's ``kind``."""

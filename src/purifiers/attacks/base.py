@@ -1,0 +1,127 @@
+"""What every attack is: a function (model, images, labels, seed) -> adversarial images, checked on both ends."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from torch import Tensor, nn
+
+from purifiers.errors import AttackError, InputError
+from purifiers.purifier import check_images
+
+ROUNDING = 1e-6
+"""How far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that."""
+
+
+def _parse_fraction(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value.replace(" ", "")))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"'{value}' is not a number; write 0.1 or 8/255") from error
+
+
+def show_fraction(value: float | None) -> str:
+    """A length in [0,1] units as people write it: the shorter of ``8/255`` (whole grey levels only) and ``0.1``."""
+    if value is None:
+        return "-"
+    levels = round(value * 255)
+    fraction, decimal = f"{levels}/255", repr(value)
+    return fraction if abs(value * 255 - levels) < 1e-9 and len(fraction) < len(decimal) else decimal
+
+
+Length = Annotated[
+    float,
+    BeforeValidator(_parse_fraction),
+    Field(ge=0),
+    PlainSerializer(show_fraction, return_type=str, when_used="json"),
+]
+"""A distance in [0,1] units; recipes may write ``8/255``."""
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for parameters, for the duration; every module and parameter is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in gradients:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, required in gradients:
+            parameter.requires_grad_(required)
+
+
+class Attack(BaseModel, ABC):
+    """An attack with its parameters; calling it attacks one batch.
+
+    Subclasses are one file each and implement :meth:`perturb`. They know nothing of purifiers: what the attacker knows
+    is decided by the model that is passed (see :mod:`purifiers.attacks.views`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: Length | None = None
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """Adversarial versions of ``images``; the model is frozen and inputs are checked already."""
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
+        """Attack one batch.
+
+        Args:
+            model: images in [0,1] -> logits (N, classes); its modes and ``requires_grad`` are left as found.
+            images: float32 (N, C, H, W), in [0,1].
+            labels: int64 (N,), the true classes.
+            seed: decides every random choice.
+
+        Returns:
+            float32, the shape of ``images``, in [0,1], within ``epsilon`` (+ 1e-6) of them in ``norm``.
+
+        Raises:
+            InputError: images or labels are not as above.
+            AttackError: the attack's result is not as above.
+        """
+        check_images(images)
+        if images.dtype != torch.float32:
+            raise InputError(f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}")
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise InputError(f"labels must be int64 ({len(images)},); got {labels.dtype} {tuple(labels.shape)}")
+        if not len(images):
+            return images.clone()
+        with frozen(model), torch.autocast(images.device.type, enabled=False):
+            adversarial = self.perturb(model, images.detach(), labels, seed).detach()
+        self._check_result(images, adversarial)
+        return adversarial
+
+    def _check_result(self, images: Tensor, adversarial: Tensor) -> None:
+        if adversarial.dtype != torch.float32 or adversarial.shape != images.shape:
+            raise AttackError(f"{self.kind} returned {adversarial.dtype} {tuple(adversarial.shape)}")
+        low, high = torch.stack(torch.aminmax(adversarial)).tolist()
+        if not (low >= 0 and high <= 1):
+            raise AttackError(f"{self.kind} returned pixels from {low:.6g} to {high:.6g}, outside [0,1]")
+        if self.epsilon is not None:
+            largest = distances(images, adversarial, self.norm).max().item()
+            allowed = self.epsilon + (ROUNDING if self.norm == "linf" else 10 * ROUNDING)
+            if not largest <= allowed:
+                raise AttackError(
+                    f"{self.kind} moved an image by {largest:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}"
+                )
+
+
+def distances(images: Tensor, others: Tensor, norm: Literal["linf", "l2"]) -> Tensor:
+    """Distance of each image to its counterpart, (N,), in [0,1] units."""
+    difference = (others - images).flatten(1)
+    return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)

@@ -1,0 +1,116 @@
+"""Projected gradient descent (Madry et al. 2018), and its two cases: FGSM (Goodfellow et al. 2015) and BIM (Kurakin et
+al. 2017)."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from purifiers.attacks.base import Attack, Length
+from purifiers.seeds import generator_for
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+    norm: Literal["linf", "l2"] = "linf",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Climb the cross-entropy of ``model`` within a ball around ``images``.
+
+    Each step goes by ``step_size`` along the gradient's sign (L-inf) or direction (L2), is projected to the ball and
+    clipped to [0,1]. The graph of a step is freed with the step. No early stop: every image gets every step.
+
+    Args:
+        model: images -> logits; should be in evaluation mode with its parameters' gradients off.
+        images: float32 (N, C, H, W), in [0,1].
+        labels: int64 (N,).
+        epsilon, step_size: in [0,1] units of ``norm``.
+        num_steps: number of gradients taken.
+        generator: where to draw a random start in the ball from; None starts at the images.
+    """
+    adversarial = images.clone()
+    if generator is not None:
+        adversarial = _clip(images + _random_in_ball(images, epsilon, norm, generator), images, epsilon, norm)
+    for _ in range(num_steps):
+        adversarial.requires_grad_(True)
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(adversarial), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        direction = gradient.sign() if norm == "linf" else gradient / _l2(gradient).clamp_min(1e-12)
+        adversarial = _clip(adversarial.detach() + step_size * direction, images, epsilon, norm)
+    return adversarial
+
+
+def _clip(candidate: Tensor, images: Tensor, epsilon: float, norm: Literal["linf", "l2"]) -> Tensor:
+    difference = candidate - images
+    if norm == "linf":
+        difference = difference.clamp_(-epsilon, epsilon)
+    else:
+        difference = difference * (epsilon / _l2(difference).clamp_min(1e-12)).clamp_max(1)
+    return difference.add_(images).clamp_(0, 1)
+
+
+def _random_in_ball(images: Tensor, epsilon: float, norm: Literal["linf", "l2"], generator: torch.Generator) -> Tensor:
+    # Drawn in the default memory layout, so that the same seed means the same numbers whatever layout the images have.
+    if norm == "linf":
+        uniform = torch.rand(images.shape, generator=generator, device=images.device)
+        return (2 * uniform - 1) * epsilon
+    direction = torch.randn(images.shape, generator=generator, device=images.device)
+    radius = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images[0].numel())
+    return direction / _l2(direction) * radius.view(-1, 1, 1, 1) * epsilon
+
+
+def _l2(batch: Tensor) -> Tensor:
+    return batch.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+class FGSM(Attack):
+    """The fast gradient sign method: one step of length epsilon from the image."""
+
+    kind: Literal["fgsm"] = "fgsm"
+    epsilon: Length
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        return pgd(model, images, labels, epsilon=self.epsilon, step_size=self.epsilon, num_steps=1, norm=self.norm)
+
+
+class BIM(Attack):
+    """The basic iterative method: many small steps from the image."""
+
+    kind: Literal["bim"] = "bim"
+    epsilon: Length
+    step_size: Length
+    num_steps: int = Field(default=20, ge=1)
+
+    def start(self, device: torch.device, seed: int) -> torch.Generator | None:
+        """Where a random start is drawn from; None to start at the image."""
+        return None
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        return pgd(
+            model,
+            images,
+            labels,
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            num_steps=self.num_steps,
+            norm=self.norm,
+            generator=self.start(images.device, seed),
+        )
+
+
+class PGD(BIM):
+    """Many small steps from a random point of the ball: epsilon 8/255, steps of 2/255, 20 of them in the paper."""
+
+    kind: Literal["pgd"] = "pgd"  # type: ignore[assignment]
+
+    def start(self, device: torch.device, seed: int) -> torch.Generator | None:
+        return generator_for(seed, "random start", device=device)

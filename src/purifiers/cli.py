@@ -1,0 +1,257 @@
+"""The command line: parses, calls, prints."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from purifiers.errors import ConfigError, MissingFileError, PurifiersError
+from purifiers.naming import nearest
+from purifiers.version import __version__
+
+# What a command needs is imported in the command, so that --help and mistakes answer at once.
+
+EVALUATION_ONLY = ("evaluation", "data", "classifier", "seed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for an error that the user can mend, 130 after Ctrl-C."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.command(parsed))
+    except PurifiersError as error:
+        return _fail(str(error))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; free some space and run the same command again: it goes on where it stopped" if full else ""
+        return _fail(f"{error}{advice}")
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on from the last finished epoch")
+        return 130
+
+
+def _fail(message: str) -> int:
+    print(f"purifiers: error: {message}", file=sys.stderr)
+    return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        unknown = [word for word in message.split() if word.startswith("--")]
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        hint = nearest(unknown[0], known) if message.startswith("unrecognized") and unknown else ""
+        self.exit(2, f"purifiers: error: {message}{hint}\nTry '{self.prog} --help'.\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="purifiers",
+        description="Make an image classifier withstand adversarial examples without touching it: "
+        "train a purifier that cleans each image first, measure what it is worth, and use it.",
+        epilog="Start with 'purifiers demo': it trains and measures everything on a small data set, in minutes.",
+    )
+    parser.add_argument("--version", action="version", version=f"purifiers {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name: str, run, summary: str, description: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+        command = commands.add_parser(name, help=summary, description=description)
+        command.set_defaults(command=run)
+        return command
+
+    demo = add(
+        "demo",
+        _reproduce,
+        "the paper's whole pipeline on a small data set, in minutes",
+        "Train a classifier, the two teachers and the students on scikit-learn's digits, attack them six ways, and write "
+        "both tables of the paper, its picture and an HTML report. Needs no download and no GPU.",
+    )
+    _add_recipe(demo, default="digits")
+    _add_run(demo, output="runs/demo")
+    _add_restart(demo)
+
+    train = add(
+        "train",
+        _train,
+        "train a purifier for a classifier",
+        "Train a classifier (or take yours), the two teachers and the student. The output folder can be given to "
+        "Purifier.from_pretrained and to 'purifiers evaluate'. Interrupted? The same command goes on where it stopped.",
+    )
+    _add_recipe(train)
+    _add_run(train)
+    _add_restart(train)
+    _add_own(train)
+
+    evaluate = add(
+        "evaluate",
+        _evaluate,
+        "attack and measure what 'train' made",
+        "Attack the run's classifier, purify, count, and write results.json, report.md and report.html. Only evaluation.*, "
+        "data.*, classifier.* and seed can be overridden here.",
+    )
+    evaluate.add_argument("run", metavar="RUN", type=Path, help="the --output of 'purifiers train'")
+    _add_run(evaluate, output=None)
+    _add_own(evaluate)
+
+    reproduce = add(
+        "reproduce",
+        _reproduce,
+        "Tables 1 and 2 of the paper, from training to report",
+        "Train everything, with the ablation of Table 2, and measure it; the paper's numbers stand beside ours on "
+        "CIFAR-10. What is finished in the output folder is reused.",
+    )
+    _add_recipe(reproduce, default="paper")
+    _add_run(reproduce)
+    _add_restart(reproduce)
+    _add_own(reproduce)
+
+    purify = add(
+        "purify",
+        _purify,
+        "clean image files with a trained purifier",
+        "Purify an image, or every image below a folder, into PNG files of the same names. Files that are there already "
+        "are skipped; unreadable ones are listed at the end, with exit status 1.",
+    )
+    purify.add_argument("source", metavar="IN", type=Path, help="an image file, or a folder of them")
+    purify.add_argument("target", metavar="OUT", type=Path, help="where to write: a file for a file, a folder for a folder")
+    purify.add_argument("--purifier", metavar="DIR", required=True, help="a trained purifier: the --output of 'train'")
+    _add_device(purify)
+    return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    command.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        default=default or "digits",
+        help="a shipped recipe (digits, paper) or a YAML file (default: %(default)s)",
+    )
+
+
+def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE") -> None:
+    where = f"folder for everything that is made (default: {output or 'RUN itself'})"
+    command.add_argument("--output", metavar="DIR", type=Path, default=None, help=where)
+    command.set_defaults(default_output=output)
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="change any value of the recipe, e.g. --set student.epochs=5; may be given many times",
+    )
+    command.add_argument("--seed", type=int, default=None, help="seed of all randomness (default: the recipe's)")
+    _add_device(command)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+
+
+def _add_restart(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--restart", action="store_true", help="discard what an earlier run left in the output folder")
+
+
+def _add_own(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--classifier",
+        metavar="SOURCE",
+        help="your classifier, which is only read: module:function, a .safetensors file or a saved folder",
+    )
+    command.add_argument("--data-dir", metavar="DIR", help="where the data set lies (CIFAR-10's batches, or your folder)")
+    command.add_argument("--images", metavar="DIR", help="your images, one sub-folder per class: the data set 'folder'")
+
+
+def _overrides(parsed: argparse.Namespace) -> list[str]:
+    """All ways of changing the recipe as one list; what stands last wins."""
+    chosen = list(parsed.overrides)
+    if getattr(parsed, "images", None):
+        chosen += ["data.name=folder", f"data.path={parsed.images}"]
+    if getattr(parsed, "data_dir", None):
+        chosen.append(f"data.path={parsed.data_dir}")
+    if getattr(parsed, "classifier", None):
+        chosen.append(f"classifier.source={parsed.classifier}")
+    if parsed.seed is not None:
+        chosen.append(f"seed={parsed.seed}")
+    return chosen
+
+
+def _trained(parsed: argparse.Namespace, ablation: bool):  # type: ignore[no-untyped-def]
+    from purifiers.console import Stopwatch, duration, say
+    from purifiers.recipes import load_recipe
+    from purifiers.training.pipeline import train
+
+    recipe = load_recipe(parsed.recipe, _overrides(parsed))
+    folder = parsed.output or Path(parsed.default_output.replace("RECIPE", recipe.name))
+    watch = Stopwatch()
+    run = train(recipe, folder, device=parsed.device, ablation=ablation, restart=parsed.restart)
+    say(f"trained in {duration(watch.seconds)}")
+    return run, watch.seconds
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from purifiers.console import say
+
+    run, _ = _trained(parsed, ablation=False)
+    say(f"\nThe purifier is in {run.folder}. Measure it:  purifiers evaluate {run.folder}")
+    say(f'In Python:  Purifier.from_pretrained("{run.folder}")')
+    return 0
+
+
+def _reproduce(parsed: argparse.Namespace) -> int:
+    run, seconds = _trained(parsed, ablation=True)
+    _report(run, run.folder, seconds)
+    return 0
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from purifiers.recipes import load_recipe
+    from purifiers.training.run import RECIPE_FILE, open_run
+
+    recipe_file = parsed.run / RECIPE_FILE
+    if not recipe_file.is_file():
+        raise MissingFileError(f"{parsed.run} holds no {RECIPE_FILE}; give the --output of 'purifiers train'")
+    overrides = _overrides(parsed)
+    for override in overrides:
+        if override.partition("=")[0].split(".")[0] not in EVALUATION_ONLY:
+            raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
+    run = open_run(load_recipe(recipe_file, overrides), parsed.run, parsed.device)
+    _report(run, parsed.output or parsed.run, 0.0)
+    return 0
+
+
+def _report(run, folder: Path, training_seconds: float) -> None:  # type: ignore[no-untyped-def]
+    from purifiers.console import duration, say, show_table
+    from purifiers.evaluation.run import evaluate_run
+    from purifiers.reports.report import headline, write_report
+    from purifiers.reports.tables import all_tables
+
+    results, examples = evaluate_run(run, training_seconds)
+    results.write(folder)
+    page = write_report(results, examples, folder)
+    for table in all_tables(results):
+        short = table.compact()
+        show_table(short.title, short.header, short.rows)
+    for sentence in headline(results):
+        say(sentence)
+    for warning in results.warnings:
+        say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
+    say(f"\nmeasured in {duration(results.seconds['evaluation'])}; open {page}")
+
+
+def _purify(parsed: argparse.Namespace) -> int:
+    from purifiers.console import say
+    from purifiers.deploy.bulk import purify_files
+    from purifiers.purifier import Purifier
+    from purifiers.training.run import make_fabric
+
+    purifier = Purifier.from_pretrained(parsed.purifier).to(make_fabric(parsed.device, "32-true").device)
+    result = purify_files(purifier, parsed.source, parsed.target)
+    say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
+    for failure in result.failed:
+        _fail(failure)
+    return 1 if result.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

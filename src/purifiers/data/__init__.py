@@ -1,0 +1,34 @@
+"""Where images come from. Every source gives an :class:`ImageSet`."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from purifiers.data.cifar10 import load_cifar10
+from purifiers.data.digits import load_digits
+from purifiers.data.folder import load_folder
+from purifiers.data.images import ImageSet, augmented, shuffled_batches, slices, to_float, to_uint8
+from purifiers.errors import ConfigError
+from purifiers.naming import nearest
+
+__all__ = ["SOURCES", "ImageSet", "augmented", "load_images", "shuffled_batches", "slices", "to_float", "to_uint8"]
+
+SOURCES: dict[str, Callable[..., ImageSet]] = {"digits": load_digits, "cifar10": load_cifar10, "folder": load_folder}
+"""Name -> loader. A loader takes the split, and of ``path`` and ``size`` what it understands."""
+
+
+def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
+    """Load a split of a data set by its name; options that are None are left to the loader's defaults.
+
+    Raises:
+        ConfigError: an unknown data set, or an option that it does not take.
+        MissingFileError, DataError: see the loaders.
+    """
+    if name not in SOURCES:
+        raise ConfigError(f"there is no data set '{name}'{nearest(name, SOURCES)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    valid = inspect.signature(SOURCES[name]).parameters
+    for key in given:
+        if key not in valid:
+            raise ConfigError(f"the data set '{name}' takes no data.{key}")
+    return SOURCES[name](split, **given)

@@ -1,0 +1,112 @@
+"""The one in-memory form of every data set: uint8 images and labels, resident on the model's device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purifiers.errors import DataError
+from purifiers.files import digest
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A whole split of a data set.
+
+    Attributes:
+        name: the data set, for results.
+        images: uint8 (N, 3, H, W), RGB.
+        labels: int64 (N,), in 0 .. len(classes) - 1.
+        classes: the class names.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise DataError(f"images must be uint8 (N, 3, H, W); got {self.images.dtype} {tuple(self.images.shape)}")
+        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
+            raise DataError(f"labels must be int64 (N,); got {self.labels.dtype} {tuple(self.labels.shape)}")
+        if not len(self):
+            raise DataError(f"the data set '{self.name}' is empty")
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same data on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def limited(self, count: int | None, seed: int) -> "ImageSet":
+        """A random subset of ``count`` images, drawn by ``seed``; everything if ``count`` is None or larger."""
+        if count is None or count >= len(self):
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.images.device)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the content."""
+        return digest(self.images, self.labels, self.classes)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 [0,1], channels last in memory (the fast layout for convolutions)."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [0,1] -> uint8 0..255, to the nearest value."""
+    return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Index tensors of one epoch in random order, all of ``batch_size``.
+
+    The incomplete last batch is left out, as batch statistics of a few images would be noise, unless it is the only one.
+    """
+    order = torch.randperm(count, generator=generator, device=generator.device)
+    yield from order[: max(count - count % batch_size, min(count, batch_size))].split(batch_size)
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """The places of ``count`` items in consecutive batches of ``size``; the last may be shorter."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: int) -> Tensor:
+    """Randomly mirror images left to right, and shift them by up to ``crop`` pixels over a black border.
+
+    One gather on the device for the whole batch. To move several images alike (an image and its adversarial example),
+    stack them along the channels.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        generator: source of the randomness, on the images' device.
+        flip: mirror each image with probability one half.
+        crop: padding on each side before a crop of the original size; 0 for none.
+    """
+    if not flip and not crop:
+        return images
+    count, _, height, width = images.shape
+    device = images.device
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (count, 1), generator=generator, device=device)
+
+    columns = torch.arange(width, device=device).expand(count, width)
+    rows = torch.arange(height, device=device).expand(count, height)
+    if flip:
+        columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    if crop:
+        images = F.pad(images, (crop,) * 4)
+        columns, rows = columns + draw(2 * crop + 1), rows + draw(2 * crop + 1)
+    which = torch.arange(count, device=device)[:, None, None]
+    # Indexing around the channel slice puts the channels last: (N, H, W, C), already the fast layout.
+    return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

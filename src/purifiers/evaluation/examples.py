@@ -1,0 +1,71 @@
+"""Example images for the report's picture (the paper's figure 5)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from purifiers.attacks import Attack
+from purifiers.attacks.generate import generate
+from purifiers.data import to_float
+from purifiers.evaluation.evaluate import Evaluator
+from purifiers.purifier import PurifiedClassifier, Purifier
+
+POOL = 1000
+"""Examples are looked for among so many of the first test images."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the picture: images (N, 3, H, W), float, in [0,1]; the classifier's class under each; is it right?"""
+
+    images: Tensor
+    classes: list[str]
+    correct: list[bool]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The same N images three times, and the name of the attack."""
+
+    attack: str
+    original: Row
+    adversarial: Row
+    purified: Row
+
+
+def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: Attack, count: int = 10) -> Examples:
+    """Choose images of which the attack, made on the classifier alone, changes the class: the first of each class first.
+
+    Nothing is asked of the purified images, so that the picture shows failures as often as they are.
+    """
+    defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.data
+    attacked = generate(
+        attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=evaluator.batch_size, cache=evaluator.cache
+    )
+    pool = slice(0, POOL)
+    images, labels, adversarial = to_float(data.images[pool]), data.labels[pool], attacked.images[pool]
+    with torch.no_grad():
+        right = defended.classifier(images).argmax(1) == labels
+        changed = right & (defended.classifier(adversarial).argmax(1) != labels)
+        chosen = _spread(labels, changed if changed.any() else right, count)
+        images, labels, adversarial = images[chosen], labels[chosen], adversarial[chosen]
+        purified = defended.purifier(adversarial)
+
+        def row(shown: Tensor) -> Row:
+            predicted = defended.classifier(shown).argmax(1)
+            return Row(shown.cpu(), [data.classes[i] for i in predicted.tolist()], (predicted == labels).tolist())
+
+        return Examples(name, row(images), row(adversarial), row(purified))
+
+
+def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:
+    """Indices of up to ``count`` wanted images: the first of every class, then the second of every class, ..."""
+    indices = wanted.nonzero().flatten().tolist() or list(range(len(labels)))
+    seen: dict[int, int] = {}
+    order = []
+    for index in indices:
+        label = int(labels[index])
+        seen[label] = seen.get(label, 0) + 1
+        order.append((seen[label], label, index))
+    return torch.tensor([index for _, _, index in sorted(order)[:count]], device=labels.device)

@@ -1,0 +1,133 @@
+"""The results of a run, as typed records in ``results.json``. Tables, figures and the report read only these."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from purifiers.errors import CheckpointError, MissingFileError
+from purifiers.files import write_text
+
+RESULTS_FILE = "results.json"
+CLEAN = "none"
+"""The ``attack`` and the ``view`` of a row of clean images."""
+_PACKAGES = ("purifiers", "torch", "numpy", "lightning-fabric", "foolbox", "pyautoattack", "torchmetrics", "scikit-learn")
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Record(_Result):
+    """One purifier, in front of one classifier, under one attack and one view.
+
+    Attributes:
+        dataset, classifier, purifier: names.
+        view: what the attacker differentiated (``blind``, ``full``, ...; ``none`` for clean images).
+        attack: its name in the recipe; ``none`` is the clean row.
+        norm, epsilon: the attack's ball; epsilon in [0,1] units, None where the attack has none.
+        n: number of images.
+        accuracy_undefended: share of the attacked images that the classifier alone gets right (equation 7).
+        accuracy: the same after purification.
+        agreement: share whose class after purification is the classifier's class for the original image (equation 7
+            as the paper's section 4.1 words it).
+        ci95: 95 % Wilson interval of ``accuracy``.
+        psnr, ssim: of the purified against the original image, mean over images; PSNR in dB.
+        l2: median L2 distance of the attacked images to the originals.
+        seconds: time that the attack took.
+    """
+
+    dataset: str
+    classifier: str
+    purifier: str
+    view: str
+    attack: str
+    norm: str | None
+    epsilon: float | None
+    n: int
+    accuracy_undefended: float
+    accuracy: float
+    agreement: float
+    ci95: tuple[float, float]
+    psnr: float
+    ssim: float | None
+    l2: float
+    seconds: float
+
+
+class AttackWarning(_Result):
+    """What an attack's library said against a number's trustworthiness."""
+
+    view: str
+    attack: str
+    message: str
+
+
+class Results(_Result):
+    """Everything that a run measured.
+
+    Attributes:
+        recipe: the recipe, resolved.
+        seed: its seed.
+        versions, hardware: what it ran with.
+        seconds: wall-clock time of each part in this run; parts that were reused count next to nothing.
+        training: stage -> a record for each epoch.
+        parameters: number of parameters of the purifier.
+        records: flat list.
+        warnings: from the attacks.
+    """
+
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    seconds: dict[str, float]
+    training: dict[str, list[dict[str, float]]]
+    parameters: int
+    records: list[Record]
+    warnings: list[AttackWarning]
+
+    def write(self, folder: Path) -> None:
+        """Write ``results.json`` into ``folder``, atomically."""
+        write_text(folder / RESULTS_FILE, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Results":
+        """Read ``folder``'s ``results.json``.
+
+        Raises:
+            MissingFileError: there is none.
+            CheckpointError: it is damaged or was written by another version.
+        """
+        path = folder / RESULTS_FILE
+        if not path.is_file():
+            raise MissingFileError(f"no {RESULTS_FILE} in {folder}; 'purifiers evaluate' writes it")
+        try:
+            return cls.model_validate_json(path.read_text())
+        except ValidationError as error:
+            raise CheckpointError(f"{path} is damaged or of another version: {error.errors()[0]['msg']}") from error
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # used from a source tree without being installed
+            found[package] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, str | int]:
+    """The machine, in words: device, its name, threads, platform."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": device.type,
+        "name": name,
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,49 @@
+"""Evaluate everything that a run trained."""
+
+from purifiers.console import Stopwatch
+from purifiers.evaluation.evaluate import Evaluator
+from purifiers.evaluation.examples import Examples, find_examples
+from purifiers.evaluation.records import AttackWarning, Record, Results, hardware, versions
+from purifiers.seeds import seed_for
+from purifiers.training.run import Run
+
+
+def evaluate_run(run: Run, training_seconds: float = 0.0) -> tuple[Results, Examples]:
+    """Measure all that the run trained on the recipe's test images and attacks; the student under every view.
+
+    Args:
+        run: with a classifier and trained purifiers.
+        training_seconds: goes into the results.
+    """
+    watch = Stopwatch()
+    config = run.recipe.evaluation
+    evaluator = Evaluator(
+        classifier=run.classifier,
+        classifier_name=run.classifier_name,
+        data=run.images("test"),
+        seed=seed_for(run.recipe.seed, "evaluation"),
+        batch_size=config.batch_size,
+        cache=run.cache,
+    )
+    records: list[Record] = []
+    warnings: list[AttackWarning] = []
+    for name, purifier in run.purifiers.items():
+        views = config.views if name == "student" else ("blind",)
+        found, noted = evaluator.evaluate(name, purifier, config.attacks_under, views)
+        records += found
+        warnings += [warning for warning in noted if warning not in warnings]
+    student = run.purifiers["student"]
+    attack_name, attack = next(iter(config.attacks.items()))
+    examples = find_examples(evaluator, student, attack_name, attack)
+    results = Results(
+        recipe=run.recipe.model_dump(mode="json"),
+        seed=run.recipe.seed,
+        versions=versions(),
+        hardware=hardware(run.fabric.device),
+        seconds={"training": training_seconds, "evaluation": watch.seconds},
+        training=run.histories,
+        parameters=sum(parameter.numel() for parameter in student.parameters()),
+        records=records,
+        warnings=warnings,
+    )
+    return results, examples

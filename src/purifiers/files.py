@@ -1,0 +1,104 @@
+"""Writing files so that nothing half-written is ever seen, and tensor files that know when they are damaged."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from purifiers.errors import CheckpointError, MissingFileError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it becomes ``path`` on success and vanishes on any error.
+
+    The rename is atomic, so another process, or this one after a kill, sees the old file or the new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: image and figure writers choose the format by it.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        # mkstemp makes files private to the user; what is kept gets the permissions of an ordinary new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a whole UTF-8 text file atomically."""
+    write_bytes(path, content.encode())
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 (hex) of tensors, modules' states, strings, numbers and JSON-like containers, in this order.
+
+    Tensors count with dtype, shape and bytes, so that equal digests mean equal content whatever the device.
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(_tensor_bytes(part))
+        elif isinstance(part, Mapping) and any(isinstance(value, torch.Tensor) for value in part.values()):
+            for key in sorted(part):
+                sha.update(digest(key, part[key]).encode())
+        else:
+            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"sha256": digest(flat), "metadata": json.dumps(dict(metadata or {}))}
+    write_bytes(path, safetensors.torch.save(flat, header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a safetensors file; returns its tensors and metadata.
+
+    The checksum is verified where the file holds one (ours do; files from elsewhere load without).
+
+    Raises:
+        MissingFileError: there is no such file.
+        CheckpointError: the file is truncated, not safetensors, or its content does not match its checksum.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no weights file at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            header = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (it is no mapping)
+        metadata = json.loads(header.get("metadata", "{}"))
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); delete it or copy it again") from error
+    if "sha256" in header and header["sha256"] != digest(tensors):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; delete it or copy it again")
+    return tensors, metadata

@@ -1,0 +1,103 @@
+"""Recipes: every number of a run in one file. Read, checked, overridden and written here."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from purifiers.errors import ConfigError, MissingFileError
+from purifiers.naming import nearest
+from purifiers.recipes.schema import Recipe
+
+__all__ = ["NAMES", "Recipe", "load_recipe", "parse_recipe", "recipe_text"]
+
+_FOLDER = Path(__file__).parent
+NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+"""The recipes that come with the library."""
+
+
+def load_recipe(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or from a YAML file, with overrides such as ``student.epochs=5``.
+
+    Raises:
+        MissingFileError: neither a shipped recipe nor a file.
+        ConfigError: the file is not YAML, or a key or value is not valid; the message names all of them.
+    """
+    path = Path(name_or_file)
+    if str(name_or_file) in NAMES:
+        path = _FOLDER / f"{name_or_file}.yaml"
+    elif not path.is_file():
+        raise MissingFileError(f"there is no recipe '{name_or_file}'{nearest(str(name_or_file), NAMES)} (or give a YAML file)")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, where=str(name_or_file))
+
+
+def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+    """Check a recipe's content; raises ConfigError with every fault, and the nearest valid name of unknown keys."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        faults = "\n  ".join(_explain(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors())
+        raise ConfigError(f"{where} is not valid:\n  {faults}") from error
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not all([*parents, last]):
+        raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override}'")
+    place = content
+    for name in parents:
+        if place.get(name) is None:
+            place[name] = {}
+        place = place[name]
+        if not isinstance(place, dict):
+            raise ConfigError(f"cannot set {key}: '{name}' is a value, not a group of values")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value in '{override}': {error}") from error
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    dotted = ".".join(map(str, location))
+    if kind == "extra_forbidden":
+        *parents, key = location
+        return f"{dotted}: there is no such key{nearest(str(key), _keys_at(parents))}"
+    return f"{dotted or 'recipe'}: {message.removeprefix('Value error, ')}"
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    """Names of the fields of the model at a fault's location, walked through the schema."""
+    models: list[type[BaseModel]] = [Recipe]
+    for step in location:
+        found = [model.model_fields[str(step)].annotation for model in models if str(step) in model.model_fields]
+        # Steps that are no field are keys of a mapping or the kind of a union: they stay at the models found so far,
+        # of which a kind leaves one.
+        kinds = [model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == step]
+        models = _models_in(found) or kinds or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotations: Sequence[Any]) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        else:
+            found += _models_in(getattr(annotation, "__args__", ()))
+    return found

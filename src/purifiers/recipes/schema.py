@@ -1,0 +1,171 @@
+"""What a recipe may say. Each class is a group of keys in the YAML file; unknown keys are refused."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from purifiers.attacks import PGD, VIEWS, AnyAttack
+from purifiers.errors import ConfigError
+from purifiers.naming import nearest
+from purifiers.networks import CLASSIFIERS, PURIFIERS, build_network
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Group(BaseModel):
+    """Base of all groups: read-only, and no keys but those named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Group):
+    """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
+
+    name: Literal["digits", "cifar10", "folder"]
+    path: str | None = None
+    size: Positive | None = None
+    limit: Positive | None = None
+    test_limit: Positive | None = None
+
+    def source(self) -> dict[str, Any]:
+        """The options for the loader of this data set."""
+        return {"path": self.path, "size": self.size}
+
+
+class Network(BaseModel):
+    """A network's name in the registry and its constructor's arguments, all on one level."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    network: str
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The constructor's arguments."""
+        return self.model_extra or {}
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "Network":
+        try:
+            build_network(self.network, self.arguments)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class Optimisation(Group):
+    """How one network is trained.
+
+    ``schedule``: ``constant``, or ``one_cycle`` (Smith and Topin 2018: up to ``learning_rate`` and down to nothing).
+    ``flip`` and ``crop``: random mirroring; random shifts by up to so many pixels.
+    """
+
+    epochs: Positive
+    batch_size: Positive = 128
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(default=0.01, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    flip: bool = False
+    crop: int = Field(default=0, ge=0)
+
+
+class Classifier(Group):
+    """The classifier to protect: trained here as ``network``, or taken from ``source`` and only ever read.
+
+    ``source``: a .safetensors file with weights of ``network``, a folder with config.json and model.safetensors, or
+    ``module:function`` that returns an ``nn.Module`` (images in [0,1] -> logits).
+    """
+
+    source: str | None = None
+    network: Network = Network(network="resnet", depth=56)
+    training: Optimisation | None = None
+
+    @field_validator("network")
+    @classmethod
+    def _maps_to_logits(cls, network: Network) -> Network:
+        if network.network not in CLASSIFIERS:
+            raise ValueError(f"'{network.network}' is no classifier{nearest(network.network, CLASSIFIERS)}")
+        return network
+
+    @model_validator(mode="after")
+    def _trainable_or_given(self) -> "Classifier":
+        if self.source is None and self.training is None:
+            raise ValueError("needs either a source or a group 'training'")
+        return self
+
+
+class TeacherAT(Optimisation):
+    """Equation 2. ``adversarial_weight`` is the weight of its second term (1 in the paper)."""
+
+    adversarial_weight: float = Field(default=1.0, ge=0)
+
+
+class Student(Optimisation):
+    """Equations 4 to 6. ``beta`` and ``gamma`` weigh reconstruction and distillation (0.5 each in the paper).
+
+    ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure
+    images. The equation is the default.
+    """
+
+    beta: float = Field(default=0.5, ge=0)
+    gamma: float = Field(default=0.5, ge=0)
+    nt_teacher_input: Literal["adversarial", "clean"] = "adversarial"
+
+
+class Evaluation(Group):
+    """Attacks by the names that the tables show, and the views under which each is run.
+
+    Every attack runs under every view in ``views``; ``adaptive_attacks`` names the attacks that are run under the other
+    views than ``blind`` too (all if empty): an attack through the purifier costs a pass through both networks.
+    """
+
+    attacks: dict[str, AnyAttack]
+    views: tuple[str, ...] = ("blind",)
+    adaptive_attacks: tuple[str, ...] = ()
+    batch_size: Positive = 250
+
+    @field_validator("views")
+    @classmethod
+    def _known_views(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        for view in views:
+            if view not in VIEWS:
+                raise ValueError(f"there is no view '{view}'{nearest(view, VIEWS)}")
+        return views
+
+    @model_validator(mode="after")
+    def _known_attacks(self) -> "Evaluation":
+        for name in self.adaptive_attacks:
+            if name not in self.attacks:
+                raise ValueError(f"adaptive_attacks: there is no attack '{name}'{nearest(name, self.attacks)}")
+        return self
+
+    def attacks_under(self, view: str) -> dict[str, AnyAttack]:
+        """The attacks to run under ``view``."""
+        if view == "blind" or not self.adaptive_attacks:
+            return dict(self.attacks)
+        return {name: self.attacks[name] for name in self.adaptive_attacks}
+
+
+class Recipe(Group):
+    """A whole run: data, classifier, purifier, the attack that is trained against, three trainings, the evaluation."""
+
+    name: str
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    data: Data
+    classifier: Classifier
+    purifier: Network
+    attack: PGD
+    teacher_at: TeacherAT
+    teacher_nt: Optimisation
+    student: Student
+    evaluation: Evaluation
+
+    @field_validator("purifier")
+    @classmethod
+    def _maps_images(cls, purifier: Network) -> Network:
+        if purifier.network not in PURIFIERS:
+            raise ValueError(f"'{purifier.network}' does not map images to images{nearest(purifier.network, PURIFIERS)}")
+        return purifier

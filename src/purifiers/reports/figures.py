@@ -1,0 +1,109 @@
+"""The figures: accuracy by attack, the paper's figure 5, training curves. They read results and images, no models."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed, and none is opened
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from purifiers.evaluation.examples import Examples
+from purifiers.evaluation.records import CLEAN, Results
+from purifiers.files import atomic_path
+from purifiers.reports.tables import select
+
+BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#d97706", "#059669", "#dc2626", "#94a3b8"
+AMPLIFY = 5
+
+
+def save_figures(results: Results, examples: Examples, folder: Path) -> list[Path]:
+    """Draw every figure into ``folder`` as SVG charts and a PNG picture; returns the files in the report's order."""
+    figures = {
+        "examples.png": examples_figure(examples),
+        "accuracy.svg": accuracy_figure(results),
+        "training.svg": training_figure(results),
+    }
+    for name, figure in figures.items():
+        # Without a date and with fixed ids, equal results give equal files.
+        with atomic_path(folder / name) as temporary, plt.rc_context({"svg.hashsalt": "purifiers"}):
+            metadata = {"Date": None} if name.endswith(".svg") else None
+            figure.savefig(temporary, bbox_inches="tight", dpi=160, metadata=metadata)
+        plt.close(figure)
+    return [folder / name for name in figures]
+
+
+def accuracy_figure(results: Results) -> Figure:
+    """Bars for each attack: undefended, purified (blind), and purified against an attacker who knows it (full)."""
+    blind = select(results)
+    full = {name: r for name, r in select(results, view="full").items() if name != CLEAN}
+    names = list(blind)
+    figure, axes = plt.subplots(figsize=(8.5, 3.8), layout="constrained")
+    place = np.arange(len(names))
+    series = [
+        ("no purifier", GREY, {name: blind[name].accuracy_undefended for name in names}),
+        ("purified, attacker does not know the purifier", BLUE, {name: blind[name].accuracy for name in names}),
+        ("purified, attacker knows the purifier", ORANGE, {name: record.accuracy for name, record in full.items()}),
+    ]
+    width = 0.8 / len(series)
+    for offset, (label, colour, values) in enumerate(series):
+        present = [i for i, name in enumerate(names) if name in values]
+        heights = [100 * values[names[i]] for i in present]
+        bars = axes.bar(place[present] + (offset - 1) * width, heights, width, label=label, color=colour)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    axes.set_xticks(place, ["clean" if name == CLEAN else name for name in names])
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(0, 109)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    return figure
+
+
+def examples_figure(examples: Examples) -> Figure:
+    """The paper's figure 5 and the differences: original, adversarial, purified, and what each step changed."""
+    original, adversarial, purified = examples.original, examples.adversarial, examples.purified
+    rows = [
+        ("original", original.images, original),
+        (f"adversarial\n({examples.attack})", adversarial.images, adversarial),
+        ("purified", purified.images, purified),
+        (f"attack's change\n(x {AMPLIFY})", (adversarial.images - original.images) * AMPLIFY + 0.5, None),
+        (f"what is left\n(x {AMPLIFY})", (purified.images - original.images) * AMPLIFY + 0.5, None),
+    ]
+    count = len(original.images)
+    figure, grid = plt.subplots(len(rows), count, figsize=(1.05 * count + 1, 1.28 * len(rows)), squeeze=False)
+    for axes_row, (title, images, row) in zip(grid, rows, strict=True):
+        axes_row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        for i, axes in enumerate(axes_row):
+            axes.imshow(images[i].clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            if row is not None:
+                axes.set_xlabel(row.classes[i], fontsize=8, color=GREEN if row.correct[i] else RED, labelpad=2)
+    figure.subplots_adjust(wspace=0.06, hspace=0.22)
+    return figure
+
+
+def training_figure(results: Results) -> Figure:
+    """Loss against epoch for every stage, log scale, one panel each."""
+    stages = {name: history for name, history in results.training.items() if history}
+    count = max(1, len(stages))
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.2 * rows), squeeze=False, layout="constrained")
+    for axes in grid.flat[len(stages) :]:
+        axes.set_axis_off()
+    for axes, (name, history) in zip(grid.flat, stages.items(), strict=False):
+        parts = [key for key in history[0] if key not in ("epoch", "learning_rate", "images_per_second", "seconds")]
+        epochs = [record["epoch"] for record in history]
+        for part, colour in zip(parts, (BLUE, ORANGE, GREEN), strict=False):
+            axes.plot(epochs, [record[part] for record in history], color=colour, label=part, linewidth=1.4)
+        axes.set_yscale("log")
+        axes.set_title(name, fontsize=10)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=7)
+        axes.set_xlabel("epoch", fontsize=8)
+    return figure

@@ -1,0 +1,135 @@
+"""The report of a run: Markdown, and one self-contained HTML file. Reads results and figures, computes nothing."""
+
+import base64
+from collections.abc import Iterable
+from pathlib import Path
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from purifiers.console import duration
+from purifiers.evaluation.examples import Examples
+from purifiers.evaluation.records import CLEAN, Record, Results
+from purifiers.files import write_text
+from purifiers.reports.figures import save_figures
+from purifiers.reports.tables import Table, all_tables, percent, select
+
+NOTES = (
+    "BIM is the standard method of Kurakin et al. (2017). The paper's text has it take every gradient at the original "
+    "image, which would make it one step of FGSM.",
+    "CW is the form with a fixed constant (1), as 40 iterations leave no room for a search. It stops at the smallest "
+    "perturbation that it finds, so purification undoes it more easily than attacks that use their whole epsilon.",
+    "The paper's attacker knows the classifier but not the purifier. Numbers under the view blind say nothing about an "
+    "attacker who knows it; those under the view full do, and are upper bounds: stronger attacks may exist.",
+)
+CAPTIONS = {
+    "examples": "Figure 5 of the paper, on the first test images that the attack changes the class of, one of each class "
+    "where there are enough. Under each image: the classifier's class, green if right. The last two rows show "
+    "differences to the original around grey, amplified.",
+    "accuracy": "Accuracy by attack: without a purifier, with it, and with it against an attacker who knows it.",
+    "training": "Losses of every stage.",
+}
+
+
+def write_report(results: Results, examples: Examples, folder: Path) -> Path:
+    """Write ``figures/``, ``report.md`` and ``report.html`` into ``folder``; returns the latter's path."""
+    figures = {path.stem: path for path in save_figures(results, examples, folder / "figures")}
+    tables = all_tables(results)
+    write_text(folder / "report.md", _markdown(results, tables, figures))
+    write_text(folder / "report.html", _html(results, tables, figures))
+    return folder / "report.html"
+
+
+def headline(results: Results) -> list[str]:
+    """The results in plain sentences."""
+    blind, full = select(results), select(results, view="full")
+    clean = blind.pop(CLEAN)
+    full.pop(CLEAN, None)
+    lines = [
+        f"On clean images the classifier is right on {percent(clean.accuracy_undefended)} % without the purifier and on "
+        f"{percent(clean.accuracy)} % with it."
+    ]
+    if blind:
+        worst = _weakest(blind)
+        lines.append(
+            f"Attacks on the classifier alone leave it between {_range(r.accuracy_undefended for r in blind.values())} %; "
+            f"after purification it has {_range(r.accuracy for r in blind.values())} % (lowest: {worst.attack})."
+        )
+    if full:
+        worst = _weakest(full)
+        lines.append(
+            f"An attacker who knows the purifier too and differentiates through both leaves {percent(worst.accuracy)} % "
+            f"({worst.attack}): this is the number to expect against an informed attacker, and it may be lower still."
+        )
+    else:
+        lines.append("No attack through the purifier was measured: nothing here speaks of an attacker who knows of it.")
+    return lines
+
+
+def _weakest(records: dict[str, Record]) -> Record:
+    return min(records.values(), key=lambda record: record.accuracy)
+
+
+def _range(shares: Iterable[float]) -> str:
+    values = sorted(shares)
+    return f"{percent(values[0])} and {percent(values[-1])}"
+
+
+def _facts(results: Results) -> dict[str, str]:
+    """How it was run, as pairs."""
+    machine = results.hardware
+    return {
+        "recipe": f"{results.recipe['name']}, seed {results.seed}",
+        "purifier": f"{results.parameters:,} parameters",
+        "machine": f"{machine['name']}, {machine['threads']} threads, {machine['platform']} ({machine['device']})",
+        "versions": ", ".join(f"{name} {number}" for name, number in results.versions.items()),
+        "time in this run": ", ".join(f"{part} {duration(seconds)}" for part, seconds in results.seconds.items()),
+    }
+
+
+def _warnings(results: Results) -> list[str]:
+    return [f"{w.attack}, view {w.view}: {w.message}" for w in results.warnings]
+
+
+def _markdown(results: Results, tables: list[Table], figures: dict[str, Path]) -> str:
+    parts = [f"# purifiers: {results.recipe['name']}", *headline(results)]
+    for name, path in figures.items():
+        if name == "training":
+            continue
+        parts.append(f"![{name}](figures/{path.name})\n\n{CAPTIONS[name]}")
+    parts += [table.markdown() for table in tables]
+    parts.append("## Read this before you quote a number\n\n" + "\n".join(f"- {note}" for note in NOTES))
+    warnings = _warnings(results) or ["none"]
+    parts.append("## Warnings of the attacks\n\n" + "\n".join(f"- {text}" for text in warnings))
+    parts.append(f"## Training\n\n![training](figures/{figures['training'].name})")
+    parts.append("## How it was run\n\n" + "\n".join(f"- {name}: {text}" for name, text in _facts(results).items()))
+    parts.append("```yaml\n" + yaml.safe_dump(results.recipe, sort_keys=False) + "```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _html(results: Results, tables: list[Table], figures: dict[str, Path]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("purifiers.reports", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=results.recipe["name"],
+        headline=headline(results),
+        tables=tables,
+        figures={name: _embedded(path, name) for name, path in figures.items()},
+        captions=CAPTIONS,
+        notes=NOTES,
+        warnings=_warnings(results),
+        facts=_facts(results),
+        recipe=yaml.safe_dump(results.recipe, sort_keys=False),
+    )
+
+
+def _embedded(path: Path, name: str) -> Markup:
+    kind = "svg+xml" if path.suffix == ".svg" else "png"
+    content = base64.b64encode(path.read_bytes()).decode()
+    return Markup('<img alt="{}" src="data:image/{};base64,{}">').format(name, kind, content)

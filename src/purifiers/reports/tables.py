@@ -1,0 +1,155 @@
+"""Tables 1 and 2 of the paper, and the table of threat models, from results alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from purifiers.attacks import show_fraction
+from purifiers.evaluation.records import CLEAN, Record, Results
+from purifiers.reports import paper
+
+TABLE_2_ROWS = {
+    "teacher_at": "AT, no distillation",
+    "student_at": "student of AT",
+    "student_nt": "student of NT",
+    "student": "student of AT and NT",
+    "student_other": "- NT sees",
+}
+"""The purifiers of Table 2 in the paper's order, and a last one with the other reading of equation 5."""
+_OTHER_INPUT = {"adversarial": "clean", "clean": "adversarial"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of strings.
+
+    Attributes:
+        title: above it.
+        caption: below it: what the numbers are.
+        header: names of the columns.
+        rows: as wide as the header.
+        details: names of columns that a terminal has no room for.
+    """
+
+    title: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    details: tuple[str, ...] = ()
+
+    def compact(self) -> "Table":
+        """The same table without its details."""
+        kept = [i for i, name in enumerate(self.header) if name not in self.details]
+        rows = [[row[i] for i in kept] for row in self.rows]
+        return replace(self, header=[self.header[i] for i in kept], rows=rows, details=())
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown, numbers to the right."""
+        rule = ["---"] + ["---:"] * (len(self.header) - 1)
+        lines = [self.header, rule, *self.rows]
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"### {self.title}\n\n{body}\n\n{self.caption}\n"
+
+
+def percent(share: float) -> str:
+    """A share in [0,1] as a percentage with two decimals, like the paper's."""
+    return f"{100 * share:.2f}"
+
+
+def select(results: Results, purifier: str = "student", view: str = "blind") -> dict[str, Record]:
+    """A purifier's records under one view by attack, the clean row first."""
+    chosen = [r for r in results.records if r.purifier == purifier and r.view in (CLEAN, view)]
+    return {record.attack: record for record in chosen}
+
+
+def all_tables(results: Results) -> list[Table]:
+    """Every table that these results can fill."""
+    tables = [table_1(results), threat_models(results)]
+    if all(select(results, stage) for stage in TABLE_2_ROWS):
+        tables.insert(1, table_2(results))
+    return tables
+
+
+def table_1(results: Results) -> Table:
+    """The paper's Table 1: this purifier against every attack of an attacker who does not know of it."""
+    records = select(results)
+    compared = _compared(results)
+    header = ["attack", "epsilon", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM"]
+    rows = []
+    for attack, record in records.items():
+        ours = [
+            "clean images" if attack == CLEAN else attack,
+            show_fraction(record.epsilon),
+            percent(record.accuracy_undefended),
+            percent(record.accuracy),
+            f"{percent(record.ci95[0])} to {percent(record.ci95[1])}",
+            percent(record.agreement),
+            f"{record.psnr:.1f}",
+            "-" if record.ssim is None else f"{record.ssim:.3f}",
+        ]
+        theirs = [_paper_cell(column, attack) for column in compared.values()]
+        rows.append(ours + theirs)
+    caption = (
+        f"Accuracy in % on {_images(records.values())}. The attacker knows the classifier but not the purifier (view "
+        "blind, the paper's gray-box). Agreement: the class after purification is the classifier's class for the "
+        "original image. PSNR and SSIM: purified against original image."
+    )
+    if compared:
+        caption += (
+            f" The paper's classifier has {paper.CLEAN_UNDEFENDED} % on clean images without a purifier; it does not "
+            "report clean accuracy after purification."
+        )
+    details = ("95 % interval", "PSNR (dB)", "SSIM")
+    return Table("Table 1. Purification against each attack", caption, header + list(compared), rows, details)
+
+
+def table_2(results: Results) -> Table:
+    """The paper's Table 2: what each teacher brings. The paper's numbers follow in brackets on CIFAR-10."""
+    attacks = list(select(results))
+    rows = []
+    read = results.recipe["student"]["nt_teacher_input"]
+    for stage, title in TABLE_2_ROWS.items():
+        records = select(results, stage)
+        title += f" {_OTHER_INPUT[read]}" if stage == "student_other" else ""
+        cells = [percent(records[attack].accuracy) + _bracket(results, stage, attack) for attack in attacks]
+        rows.append([title, *cells])
+    names = ["clean images" if attack == CLEAN else attack for attack in attacks]
+    caption = (
+        f"Accuracy in % after purification on {_images(select(results).values())}, view blind. Students start from the "
+        f"same weights and see the same batches. Teacher NT sees {read} images, in the last row {_OTHER_INPUT[read]} "
+        "ones: equation 5 of the paper has adversarial ones, its text has pure ones."
+    )
+    if _compared(results):
+        caption += " In brackets: the paper's Table 2."
+    return Table("Table 2. What each teacher brings", caption, ["purifier", *names], rows)
+
+
+def threat_models(results: Results) -> Table:
+    """The same purifier under every view that was measured, side by side."""
+    records = [record for record in results.records if record.purifier == "student" and record.view != CLEAN]
+    rows = [
+        [record.attack, record.view, show_fraction(record.epsilon), percent(record.accuracy), f"{record.l2:.2f}"]
+        for record in sorted(records, key=lambda r: (list(select(results)).index(r.attack), r.view))
+    ]
+    caption = (
+        "Accuracy in % after purification. blind: the attacker differentiates the classifier alone. full: the attacker "
+        "knows the purifier too and differentiates both. L2: median length of the perturbation."
+    )
+    return Table("The same purifier under each threat model", caption, ["attack", "view", "epsilon", "accuracy", "L2"], rows)
+
+
+def _images(records: Iterable[Record]) -> str:
+    first = next(iter(records))
+    return f"{first.n:,} test images of {first.dataset}, classifier {first.classifier}"
+
+
+def _compared(results: Results) -> dict[str, dict[str, float]]:
+    return paper.TABLE_1 if results.records and results.records[0].dataset == "cifar10" else {}
+
+
+def _paper_cell(column: dict[str, float], attack: str) -> str:
+    return f"{column[attack]:.2f}" if attack in column else "-"
+
+
+def _bracket(results: Results, stage: str, attack: str) -> str:
+    column = paper.TABLE_2.get(stage, {}) if _compared(results) else {}
+    return f" ({column[attack]:.2f})" if attack in column else ""

@@ -1,0 +1,16 @@
+"""Randomness: every random number comes from the recipe's seed and the name of what it is for."""
+
+import hashlib
+
+import torch
+
+
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """A seed of its own for each purpose, so that adding one random step changes no other."""
+    content = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big")
+
+
+def generator_for(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on ``device``, seeded by :func:`seed_for`."""
+    return torch.Generator(device).manual_seed(seed_for(seed, *purpose))

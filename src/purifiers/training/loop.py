@@ -1,0 +1,171 @@
+"""The training loop, the same for the classifier, the teachers and the student."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from purifiers.console import Stopwatch, detail, duration, progress, say
+from purifiers.data import augmented, shuffled_batches, to_float
+from purifiers.errors import CheckpointError, TrainingError
+from purifiers.recipes.schema import Optimisation
+from purifiers.seeds import generator_for
+from purifiers.training.checkpoint import load_state, save_state
+
+Losses = dict[str, Tensor]
+"""Scalars by name; training minimises the one called ``loss``, the others are recorded."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network's training.
+
+    Attributes:
+        name: for messages and the checkpoint's folder.
+        fingerprint: digest of everything that decides the result; a checkpoint with another one is refused.
+        network: what is trained, on the device.
+        images: uint8 (N, C, H, W), on the device; an image and its adversarial example are stacked along C.
+        labels: int64 (N,).
+        losses: (network, float images, labels) -> losses.
+        optimisation: epochs, batch size, optimiser, schedule, augmentation.
+        seed: the recipe's.
+    """
+
+    name: str
+    fingerprint: str
+    network: nn.Module
+    images: Tensor
+    labels: Tensor
+    losses: Callable[[nn.Module, Tensor, Tensor], Losses]
+    optimisation: Optimisation
+    seed: int
+
+
+def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]]:
+    """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
+
+    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Nothing waits for the
+    device within an epoch.
+
+    Returns:
+        The history: for each epoch its mean losses, the learning rate at its end, images/s and seconds.
+
+    Raises:
+        TrainingError: a loss is not finite; the message names the step. The last good epoch stays on disk.
+        CheckpointError: the checkpoint is damaged or of another recipe.
+    """
+    optimisation, device = stage.optimisation, stage.images.device
+    steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
+    optimizer = _optimizer(optimisation, stage.network)
+    scheduler = _scheduler(optimisation, optimizer, steps)
+    generator = generator_for(stage.seed, stage.name, "order", device=device)
+    model, optimizer = fabric.setup(stage.network, optimizer)
+    history: list[dict[str, float]] = []
+    if checkpoint.exists():
+        state = _load(checkpoint, stage)
+        stage.network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        generator.set_state(state["generator"])
+        history = state["history"]
+        say(f"{stage.name:<16} {_standing(len(history), optimisation.epochs)}")
+    per_epoch = steps * min(optimisation.batch_size, len(stage.images))
+    left = optimisation.epochs - len(history)
+    with progress(stage.name, left * per_epoch) as advance:
+        for epoch in range(len(history) + 1, optimisation.epochs + 1):
+            watch = Stopwatch()
+            model.train()
+            records: list[Losses] = []
+            for chosen in shuffled_batches(len(stage.images), optimisation.batch_size, generator):
+                batch = augmented(stage.images[chosen], generator, flip=optimisation.flip, crop=optimisation.crop)
+                losses = stage.losses(model, to_float(batch), stage.labels[chosen])
+                fabric.backward(losses["loss"])
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+                records.append({name: value.detach() for name, value in losses.items()})
+                advance(len(chosen))
+            means = _mean_losses(records, stage.name, epoch)
+            history.append(
+                {
+                    "epoch": epoch,
+                    **means,
+                    "learning_rate": float(scheduler.get_last_lr()[0]),
+                    "images_per_second": per_epoch / watch.seconds,
+                    "seconds": watch.seconds,
+                }
+            )
+            save_state(
+                checkpoint,
+                {
+                    "fingerprint": stage.fingerprint,
+                    "network": stage.network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "generator": generator.get_state(),
+                    "history": history,
+                },
+            )
+            detail(_line(stage.name, optimisation.epochs, history[-1], means))
+    if left:
+        say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
+    stage.network.eval()
+    return history
+
+
+def _line(name: str, epochs: int, record: dict[str, float], losses: dict[str, float]) -> str:
+    shown = "  ".join(f"{key} {value:.4f}" for key, value in losses.items())
+    return f"{name:<16} epoch {record['epoch']}/{epochs}  {shown}  {record['images_per_second']:,.0f} images/s"
+
+
+def _standing(finished: int, epochs: int) -> str:
+    return "is trained already" if finished == epochs else f"goes on after epoch {finished}/{epochs}"
+
+
+def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
+    state = load_state(checkpoint)
+    if state.get("fingerprint") != stage.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint} was trained with another recipe, seed or data than this run asks for; "
+            "give another --output, or --restart to discard what is there"
+        )
+    return state
+
+
+def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, float]:
+    # The epoch's one wait for the device: all its losses at once.
+    table = {key: torch.stack([record[key] for record in records]) for key in records[0]}
+    finite = torch.stack([values.isfinite() for values in table.values()]).all(0).tolist()
+    if not all(finite):
+        step = finite.index(False)
+        values = ", ".join(f"{key} = {value[step].item()}" for key, value in table.items())
+        raise TrainingError(
+            f"{name}: a loss is not finite at epoch {epoch}, step {step + 1} of {len(records)} ({values}); "
+            "the last good epoch is kept: try a smaller learning rate"
+        )
+    return {key: value.mean().item() for key, value in table.items()}
+
+
+def _optimizer(optimisation: Optimisation, network: nn.Module) -> torch.optim.Optimizer:
+    weights, rate, decay = network.parameters(), optimisation.learning_rate, optimisation.weight_decay
+    match optimisation.optimizer:
+        case "adam":
+            return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
+        case "sgd":
+            return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+
+
+def _scheduler(
+    optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if optimisation.schedule == "constant":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, optimisation.learning_rate, total_steps=steps * optimisation.epochs, cycle_momentum=False
+    )

@@ -1,0 +1,58 @@
+"""Equations 2 to 6 of Koo, Chae and Lee 2023, one pure function each.
+
+Images are float (N, C, H, W) in [0,1]; logits are (N, classes); every loss is a scalar, the mean over the batch.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def at_teacher_loss(
+    purified: Tensor,
+    images: Tensor,
+    purified_logits: Tensor,
+    adversarial_logits: Tensor,
+    labels: Tensor,
+    adversarial_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Equation 2: MSE(f_AT(x'), x) - w * log sigmoid(p_out - adv_out), as its two terms.
+
+    The paper does not say what the classifier's "outputs" are: here the logit of the true class, on the purified
+    (``p_out``) and on the adversarial image (``adv_out``).
+
+    Returns:
+        The reconstruction term and the weighted adversarial term; their sum is the loss.
+    """
+    true_class = labels.unsqueeze(1)
+    p_out, adv_out = (logits.gather(1, true_class).squeeze(1) for logits in (purified_logits, adversarial_logits))
+    return reconstruction_loss(purified, images), -adversarial_weight * F.logsigmoid(p_out - adv_out).mean()
+
+
+def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
+    """Equations 3 and 4: the mean squared error over pixels, of the NT teacher on x and of the student on x'."""
+    return F.mse_loss(restored, images)
+
+
+def distillation_loss(student: Tensor, teachers: Sequence[Tensor]) -> Tensor:
+    """Equation 5: the mean over teachers of KL(g(teacher) || g(student)) + MSE(teacher, student).
+
+    ``g`` is the softmax over all C*H*W values of an image; KL is the mean over the batch.
+
+    Args:
+        student: the student's output images.
+        teachers: each teacher's output images.
+    """
+    log_student = F.log_softmax(student.flatten(1), dim=1)
+    total = student.new_zeros(())
+    for teacher in teachers:
+        log_teacher = F.log_softmax(teacher.flatten(1), dim=1)
+        divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+        total = total + divergence + F.mse_loss(student, teacher)
+    return total / len(teachers)
+
+
+def student_loss(reconstruction: Tensor, distillation: Tensor, beta: float = 0.5, gamma: float = 0.5) -> Tensor:
+    """Equation 6: beta * L_s + gamma * L_kd."""
+    return beta * reconstruction + gamma * distillation

@@ -1,0 +1,133 @@
+"""The paper's training, end to end: classifier -> NT and AT teachers -> student. Every stage resumes and is reused."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.attacks.generate import generate
+from purifiers.console import progress, say
+from purifiers.data import ImageSet
+from purifiers.files import digest, write_text
+from purifiers.networks import build_network, fingerprint, place, save_network
+from purifiers.purifier import Purifier
+from purifiers.recipes import Recipe, recipe_text
+from purifiers.recipes.schema import Optimisation
+from purifiers.seeds import seed_for
+from purifiers.training.classifier import build_classifier, load_classifier
+from purifiers.training.loop import Stage, fit
+from purifiers.training.run import RECIPE_FILE, STATE_FILE, STUDENTS, Run, make_fabric, student_config
+from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
+
+
+def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool = False, restart: bool = False) -> Run:
+    """Train everything that the recipe asks for, into ``folder``; what is finished there is reused, the rest goes on.
+
+    Args:
+        recipe: the recipe.
+        folder: the run's folder.
+        device: see :func:`make_fabric`.
+        ablation: also train the other students of Table 2: of one teacher, and with the other input for teacher NT.
+        restart: discard the checkpoints and cached attacks of an earlier run first.
+
+    Raises:
+        CheckpointError: the folder holds a stage of another recipe, or a damaged one.
+        TrainingError: a loss is not finite.
+        ConfigError, DataError, MissingFileError: see the parts.
+    """
+    run = Run(recipe, folder, make_fabric(device, recipe.precision))
+    data = run.images("train")
+    if restart:
+        for part in ("checkpoints", "cache"):
+            shutil.rmtree(folder / part, ignore_errors=True)
+    run.classifier = _classifier(run, data)
+    write_text(folder / RECIPE_FILE, recipe_text(recipe))
+
+    clean = data.images
+    pairs = torch.cat([clean, _attack_training_images(run, data)], dim=1)
+    guided = at_losses(recipe.teacher_at, run.classifier, run.fabric)
+    nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
+    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, parents=[run.classifier])
+    teachers = {"AT": at, "NT": nt}
+    for name, chosen in STUDENTS.items():
+        if name == "student" or ablation:
+            own = {teacher: teachers[teacher] for teacher in chosen}
+            config = student_config(recipe.student, name)
+            distilled = student_losses(config, own, run.fabric)
+            _train_purifier(run, name, config, pairs, data.labels, distilled, parents=list(own.values()))
+    run.purifiers["student"].save_pretrained(folder)
+    return run
+
+
+def _classifier(run: Run, data: ImageSet) -> nn.Module:
+    config = run.recipe.classifier
+    if config.source is not None:
+        return load_classifier(config.source, config, data)
+    assert config.training is not None  # the schema asks for a source or a training
+    network = _seeded(run, "classifier", lambda: build_classifier(config, len(data.classes)))
+    _fit(run, "classifier", "classifier", network, data.images, data.labels, classifier_losses, config.training)
+    return network.requires_grad_(False)
+
+
+def _attack_training_images(run: Run, data: ImageSet) -> Tensor:
+    count = len(data)
+    with progress("attacking training images", count) as advance:
+        result = generate(
+            run.recipe.attack,
+            run.classifier,
+            data,
+            seed=seed_for(run.recipe.seed, "training attack"),
+            cache=run.cache,
+            quantized=True,
+            advance=advance,
+        )
+    say(f"{'attack':<16} {count:,} training images, {count / max(result.seconds, 1e-9):,.0f} images/s")
+    return result.images
+
+
+def _train_purifier(
+    run: Run,
+    name: str,
+    optimisation: Optimisation,
+    images: Tensor,
+    labels: Tensor,
+    losses: StageLosses,
+    parents: Sequence[nn.Module] = (),
+) -> nn.Module:
+    # All students start from the same weights and see the same batches, so that they differ in their teachers alone.
+    stream = "student" if name in STUDENTS else name
+    config = run.recipe.purifier
+    network = _seeded(run, stream, lambda: build_network(config.network, config.arguments))
+    _fit(run, name, stream, network, images, labels, losses, optimisation, parents)
+    run.purifiers[name] = Purifier(network.requires_grad_(False))
+    return network
+
+
+def _seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(run.recipe.seed, stream, "initial weights"))
+        network = build()
+    return place(network, run.fabric.device)
+
+
+def _fit(
+    run: Run,
+    name: str,
+    stream: str,
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    losses: StageLosses,
+    optimisation: Optimisation,
+    parents: Sequence[nn.Module] = (),
+) -> None:
+    key = digest(
+        repr(network), images, labels, optimisation.model_dump(), run.recipe.precision, run.recipe.seed,
+        [fingerprint(parent) for parent in parents],
+    )  # fmt: skip
+    stage = Stage(name, key, network, images, labels, losses, optimisation, seed_for(run.recipe.seed, stream))
+    folder = run.checkpoint(name)
+    run.histories[name] = fit(stage, run.fabric, folder / STATE_FILE)
+    save_network(folder, network)

@@ -1,0 +1,129 @@
+"""A run: a recipe at work in its folder. Opened by training, and again by whoever evaluates what was trained."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from purifiers.data import ImageSet, load_images
+from purifiers.errors import ConfigError, MissingFileError
+from purifiers.networks import CONFIG_FILE, load_network, place
+from purifiers.purifier import Purifier
+from purifiers.recipes import Recipe
+from purifiers.recipes.schema import Student
+from purifiers.seeds import seed_for
+from purifiers.training.checkpoint import load_state
+from purifiers.training.classifier import load_classifier
+
+RECIPE_FILE = "recipe.yaml"
+STATE_FILE = "state.safetensors"
+TEACHERS = ("teacher_nt", "teacher_at")
+STUDENTS: dict[str, tuple[str, ...]] = {
+    "student": ("AT", "NT"),
+    "student_at": ("AT",),
+    "student_nt": ("NT",),
+    "student_other": ("AT", "NT"),
+}
+"""The students and their teachers. All but the first are trained for Table 2 only; the last is the first with the other
+reading of equation 5, see :func:`student_config`."""
+
+
+def student_config(config: Student, name: str) -> Student:
+    """The training of one of ``STUDENTS``: the recipe's, for ``student_other`` with the other ``nt_teacher_input``."""
+    if name != "student_other":
+        return config
+    other: Literal["adversarial", "clean"] = "clean" if config.nt_teacher_input == "adversarial" else "adversarial"
+    return config.model_copy(update={"nt_teacher_input": other})
+
+
+@dataclass
+class Run:
+    """A run's folder, and what has been trained so far.
+
+    Attributes:
+        recipe: the recipe.
+        folder: where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained.
+        fabric: device and precision.
+        classifier: frozen, in evaluation mode; set by the first stage.
+        purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
+        histories: stage -> one record for each epoch.
+    """
+
+    recipe: Recipe
+    folder: Path
+    fabric: Fabric
+    classifier: nn.Module = field(init=False)
+    purifiers: dict[str, Purifier] = field(default_factory=dict)
+    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def checkpoint(self, stage: str) -> Path:
+        """The folder of a stage: its training state and, once it is finished, the trained network."""
+        return self.folder / "checkpoints" / stage
+
+    @property
+    def cache(self) -> Path:
+        """The folder of cached adversarial examples."""
+        return self.folder / "cache"
+
+    @property
+    def classifier_name(self) -> str:
+        """What the records call the classifier: its file or function, or its network."""
+        config = self.recipe.classifier
+        if config.source is not None:
+            return config.source if ":" in config.source else Path(config.source).stem
+        return config.network.network + str(config.network.arguments.get("depth", ""))
+
+    def images(self, split: Literal["train", "test"]) -> ImageSet:
+        """The recipe's training or test images, limited as it says, on the device."""
+        config = self.recipe.data
+        limit = config.limit if split == "train" else config.test_limit
+        data = load_images(config.name, split, **config.source())
+        return data.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.fabric.device)
+
+
+def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
+    """Lightning Fabric on one device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    kind, _, index = device.partition(":")
+    if kind == "auto":
+        kind = "cuda" if available["cuda"] else "cpu"
+    if not (index or "0").isdigit() or int(index or 0) >= available.get(kind, 0):
+        usable = ", ".join(name for name, count in available.items() if count)
+        raise ConfigError(f"there is no device '{device}' on this machine; available: auto, {usable}")
+    return Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1, precision=precision)
+
+
+def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
+    """Open a folder that training filled, with everything that is finished in it.
+
+    Args:
+        recipe: usually ``folder``'s own; its ``classifier.source`` may name another classifier to protect.
+        folder: the run's folder.
+        device: see :func:`make_fabric`.
+
+    Raises:
+        MissingFileError: the folder holds no trained student, or no classifier.
+        CheckpointError, ConfigError: a damaged file; see :func:`load_classifier`.
+    """
+    run = Run(recipe, folder, make_fabric(device, recipe.precision))
+    if not (run.checkpoint("student") / CONFIG_FILE).is_file():
+        raise MissingFileError(
+            f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"
+        )
+    source = recipe.classifier.source or str(run.checkpoint("classifier"))
+    run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
+    for stage in (*TEACHERS, *STUDENTS):
+        if (run.checkpoint(stage) / CONFIG_FILE).is_file():
+            run.purifiers[stage] = Purifier(place(load_network(run.checkpoint(stage)), run.fabric.device).requires_grad_(False))
+    for stage in ("classifier", *run.purifiers):
+        state = run.checkpoint(stage) / STATE_FILE
+        if state.is_file():
+            run.histories[stage] = load_state(state)["history"]
+    return run

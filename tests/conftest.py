@@ -1,0 +1,72 @@
+"""What all tests share: a linear model with known optima, the smallest complete recipe, and a run trained with it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purifiers.recipes import Recipe, load_recipe
+from purifiers.training.pipeline import train
+from purifiers.training.run import Run
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # one worker per core: more threads would only fight
+
+SHARED = Path(__file__).parents[2] / "shared"
+CIFAR10 = SHARED / "data" / "cifar-10-batches-py"
+REFERENCE = SHARED / "reference" / "resnet56-cifar10.safetensors"
+
+needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"CIFAR-10 is not at {CIFAR10}")
+needs_reference = pytest.mark.skipif(not REFERENCE.is_file(), reason=f"no reference ResNet-56 at {REFERENCE}")
+
+TINY = (
+    "data.limit=96",
+    "data.test_limit=24",
+    "purifier.widths=[4,6]",
+    "purifier.blocks=[1,2]",
+    "classifier.training.epochs=2",
+    "attack.num_steps=2",
+    "teacher_at.epochs=2",
+    "teacher_nt.epochs=2",
+    "student.epochs=2",
+    "teacher_at.batch_size=32",
+    "teacher_nt.batch_size=32",
+    "student.batch_size=32",
+    "classifier.training.batch_size=32",
+    "evaluation.attacks={PGD: {kind: pgd, epsilon: 0.1, step_size: 0.05, num_steps: 2}, FGSM: {kind: fgsm, epsilon: 0.1}}",
+)
+"""Overrides of the digits recipe that leave every part in and take seconds."""
+
+
+class Linear(nn.Module):
+    """Logits ``W x + b`` of the flattened image: the loss's gradient is the same everywhere, up to a factor."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.shape = shape
+        self.weight = nn.Parameter(torch.randn(classes, torch.Size(shape).numel(), generator=generator))
+        self.bias = nn.Parameter(torch.randn(classes, generator=generator) * 0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T + self.bias
+
+
+@pytest.fixture
+def linear() -> Callable[..., Linear]:
+    return Linear
+
+
+@pytest.fixture
+def tiny_recipe() -> Callable[..., Recipe]:
+    """The digits recipe at its smallest, with further overrides."""
+    return lambda *overrides: load_recipe("digits", [*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the tiny recipe with the ablation; tests must not write into its folder."""
+    return train(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from purifiers.data import load_images
+from purifiers.errors import ConfigError, DataError, MissingFileError
+
+
+def write_image(path: Path, size: tuple[int, int] = (12, 12), mode: str = "RGB", value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for label, name in enumerate(("cat", "ant", "bee")):
+        for i in range(10):
+            write_image(tmp_path / "set" / name / f"{i}.png", value=100 * label + i)
+    return tmp_path / "set"
+
+
+def test_one_fifth_of_every_class_is_for_testing(folder: Path) -> None:
+    train, test = (load_images("folder", split, path=str(folder)) for split in ("train", "test"))
+    assert train.classes == test.classes == ("ant", "bee", "cat")
+    assert train.labels.bincount().tolist() == [8, 8, 8]
+    assert test.labels.bincount().tolist() == [2, 2, 2]
+    everything = {bytes(image.flatten().numpy()) for data in (train, test) for image in data.images}
+    assert len(everything) == 30
+    assert load_images("folder", "test", path=str(folder)).fingerprint() == test.fingerprint()
+
+
+def test_own_train_and_test_folders_are_used(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        for name in ("a", "b"):
+            for i in range(count):
+                write_image(tmp_path / split / name / f"{i}.jpg", value=i)
+    assert len(load_images("folder", "train", path=str(tmp_path))) == 6
+    assert len(load_images("folder", "test", path=str(tmp_path))) == 4
+    write_image(tmp_path / "test" / "c" / "0.png")
+    with pytest.raises(DataError, match="same class folders"):
+        load_images("folder", "test", path=str(tmp_path))
+
+
+def test_pixels_arrive_unchanged_and_grey_becomes_rgb(folder: Path) -> None:
+    data = load_images("folder", "train", path=str(folder))
+    with Image.open(folder / "ant" / "0.png") as image:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert any(torch.equal(pixels, image) for image in data.images) or any(
+        torch.equal(pixels, image) for image in load_images("folder", "test", path=str(folder)).images
+    )
+    for i in range(10):
+        write_image(folder / "ant" / f"{i}.png", mode="L")
+    grey = load_images("folder", "train", path=str(folder))
+    assert torch.equal(grey.images[0, 0], grey.images[0, 1])
+
+
+def test_mixed_sizes_need_one_size(folder: Path) -> None:
+    write_image(folder / "bee" / "wide.webp", size=(40, 20))
+    write_image(folder / "bee" / "tall.bmp", size=(9, 30))
+    with pytest.raises(ConfigError, match=r"sizes, from .* give one with data\.size=N"):
+        load_images("folder", "train", path=str(folder))
+    train, test = (load_images("folder", split, path=str(folder), size=16) for split in ("train", "test"))
+    assert train.images.shape[2:] == test.images.shape[2:] == (16, 16)
+    assert len(train) + len(test) == 32
+
+
+def test_unreadable_files_are_all_named(folder: Path) -> None:
+    content = (folder / "ant" / "0.png").read_bytes()
+    (folder / "ant" / "0.png").write_bytes(b"")
+    (folder / "bee" / "1.png").write_bytes(content[: len(content) // 2])
+    for i in range(10):
+        (folder / "cat" / f"{i}.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        for split in ("train", "test"):
+            load_images("folder", split, path=str(folder))
+    assert "cat" in str(caught.value)
+
+
+@pytest.mark.parametrize(("path", "message"), [(None, "needs data.path"), ("/nowhere/at/all", "no folder")])
+def test_a_missing_folder(path: str | None, message: str) -> None:
+    with pytest.raises((ConfigError, MissingFileError), match=message):
+        load_images("folder", "train", path=path)
+
+
+def test_a_folder_without_classes(tmp_path: Path) -> None:
+    write_image(tmp_path / "only" / "0.png")
+    with pytest.raises(MissingFileError, match="at least two sub-folders"):
+        load_images("folder", "train", path=str(tmp_path))

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from purifiers.data import ImageSet, augmented, load_images, shuffled_batches, to_float, to_uint8
+from purifiers.errors import ConfigError, DataError
+
+
+def image_set(count: int = 10) -> ImageSet:
+    images = torch.randint(256, (count, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet("x", images, torch.arange(count) % 3, ("a", "b", "c"))
+
+
+def test_bytes_survive_the_way_to_float_and_back() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_uint8(to_float(every)), every)
+    assert to_float(every).dtype == torch.float32
+    assert (to_float(every).min(), to_float(every).max()) == (0, 1)
+
+
+@given(count=st.integers(1, 300), batch_size=st.integers(1, 100))
+def test_an_epoch_sees_every_image_at_most_once(count: int, batch_size: int) -> None:
+    batches = list(shuffled_batches(count, batch_size, torch.Generator().manual_seed(1)))
+    seen = torch.cat(batches)
+    assert len(seen) == len(seen.unique()) == max(count - count % batch_size, min(count, batch_size))
+    assert len(batches) == max(1, count // batch_size)
+
+
+def test_a_limit_draws_by_seed_and_keeps_pairs() -> None:
+    data = image_set()
+    some = data.limited(4, seed=3)
+    assert len(some) == 4
+    assert some.fingerprint() == data.limited(4, seed=3).fingerprint() != data.limited(4, seed=4).fingerprint()
+    for image, label in zip(some.images, some.labels, strict=True):
+        (place,) = (data.images == image).all(dim=(1, 2, 3)).nonzero().flatten().tolist()
+        assert data.labels[place] == label
+    assert data.limited(None, 0) is data and data.limited(99, 0) is data
+
+
+def test_augmentation_gives_every_shift_and_mirror_and_nothing_else() -> None:
+    image = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3)
+    padded = torch.zeros(5, 5, dtype=torch.uint8)
+    padded[1:4, 1:4] = image
+    allowed = {
+        tuple(view.flatten().tolist())
+        for dy in range(3)
+        for dx in range(3)
+        for view in (padded[dy : dy + 3, dx : dx + 3], padded[dy : dy + 3, dx : dx + 3].flip(1))
+    }
+    result = augmented(image.repeat(600, 1, 1, 1), torch.Generator().manual_seed(0), flip=True, crop=1)
+    assert {tuple(one.flatten().tolist()) for one in result} == allowed
+
+
+def test_stacked_images_move_alike() -> None:
+    data = image_set(50).images
+    pairs = augmented(torch.cat([data, data], 1), torch.Generator().manual_seed(0), flip=True, crop=2)
+    assert torch.equal(pairs[:, :3], pairs[:, 3:])
+    assert not torch.equal(pairs[:, :3], data)
+
+
+def test_nothing_asked_is_nothing_changed() -> None:
+    data = image_set().images
+    assert augmented(data, torch.Generator(), flip=False, crop=0) is data
+
+
+def test_malformed_sets_are_refused() -> None:
+    good = image_set()
+    for images, labels in [
+        (good.images.float(), good.labels),
+        (good.images[:, :1], good.labels),
+        (good.images, good.labels[:3]),
+        (good.images, good.labels.int()),
+        (good.images[:0], good.labels[:0]),
+    ]:
+        with pytest.raises(DataError):
+            ImageSet("x", images, labels, good.classes)
+
+
+def test_sources_are_found_by_name_and_take_only_their_options() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'digits'"):
+        load_images("digit", "train")
+    with pytest.raises(ConfigError, match=r"'digits' takes no data\.path"):
+        load_images("digits", "train", path="x", size=None)

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
+from purifiers.networks import CAE, ResNet, build_network, fingerprint, load_network, load_weights, save_network
+
+
+def small() -> CAE:
+    torch.manual_seed(0)
+    return CAE(widths=[4, 6], blocks=[1, 1], skip_every=1)
+
+
+@pytest.mark.parametrize("make", [small, lambda: ResNet(20, 7, mean=(0.1, 0.2, 0.3))])
+def test_a_saved_network_comes_back_the_same(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    network = make().eval()
+    save_network(tmp_path, network)
+    loaded = load_network(tmp_path)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(loaded(images), network(images))
+    assert fingerprint(loaded) == fingerprint(network)
+    assert not loaded.training
+
+
+def test_fingerprints_see_weights_structure_and_unsaved_buffers() -> None:
+    torch.manual_seed(0)
+    a, b = ResNet(20), ResNet(20, std=(0.5, 0.5, 0.4))
+    b.load_state_dict(a.state_dict())
+    assert fingerprint(a) != fingerprint(b)
+    relu, gelu = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.GELU())
+    gelu.load_state_dict(relu.state_dict())
+    assert fingerprint(relu) != fingerprint(gelu)
+
+
+def test_names_are_suggested() -> None:
+    with pytest.raises(ConfigError, match="no network 'resnett'; did you mean 'resnet'"):
+        build_network("resnett", {})
+    with pytest.raises(ConfigError, match="takes no 'width'; did you mean 'widths'"):
+        build_network("cae", {"width": [3]})
+    with pytest.raises(ConfigError, match="cannot build"):
+        build_network("cae", {"widths": 3})
+
+
+def test_damage_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"holds no config\.json"):
+        load_network(tmp_path)
+    save_network(tmp_path, small())
+    config = json.loads((tmp_path / "config.json").read_text())
+    for content, message in [
+        ("{", "damaged or was not written"),
+        ("[]", "damaged or was not written"),
+        (json.dumps({"a": 1}), "damaged or was not written"),
+        (json.dumps({**config, "format": 99}), "upgrade"),
+        (json.dumps({**config, "network": "cea"}), "did you mean 'cae'"),
+        (json.dumps({**config, "arguments": {**config["arguments"], "widths": [5, 6]}}), "do not fit"),
+    ]:
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=message):
+            load_network(tmp_path)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_weights(ResNet(20), tmp_path / "model.safetensors")
+
+
+def test_networks_that_could_not_be_loaded_again_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot save a Identity"):
+        save_network(tmp_path, nn.Identity())
+    assert not list(tmp_path.iterdir())

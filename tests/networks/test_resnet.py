@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from purifiers.data import load_images
+from purifiers.errors import InputError
+from purifiers.networks import ResNet, load_weights
+from purifiers.training.classifier import accuracy
+from tests.conftest import CIFAR10, REFERENCE, needs_cifar10, needs_reference
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_parameters_are_those_of_the_original_paper(depth: int, millions: float) -> None:
+    """He et al. 2016, table 6."""
+    count = sum(parameter.numel() for parameter in ResNet(depth).parameters())
+    assert round(count / 1e6, 2 if millions < 1 else 1) == millions
+
+
+def test_normalisation_is_inside_and_not_part_of_the_weights() -> None:
+    torch.manual_seed(0)
+    plain = ResNet(20, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    inside = ResNet(20, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)).eval()
+    inside.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    normalised = (images - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
+    torch.testing.assert_close(inside(images), plain(normalised))
+    assert not any(key == "mean" or key == "std" for key in inside.state_dict())
+
+
+@needs_cifar10
+@needs_reference
+def test_reference_weights_load_unchanged_and_give_their_accuracy() -> None:
+    network = ResNet(56, 10, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    load_weights(network, REFERENCE)
+    network.eval().to(memory_format=torch.channels_last)
+    data = load_images("cifar10", "test", path=str(CIFAR10))
+    assert round(accuracy(network, data) * len(data)) == 9339
+
+
+def test_impossible_networks_are_refused() -> None:
+    with pytest.raises(InputError, match="20, 32, 44, 56, 110; got 57"):
+        ResNet(57)
+    with pytest.raises(InputError, match="three channels"):
+        ResNet(20, mean=(0.5,))

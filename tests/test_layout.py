@@ -1,0 +1,73 @@
+"""The house's rules: imports run one way, and what the library promises about itself holds."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import purifiers
+
+SOURCE = Path(purifiers.__file__).parent
+
+# From the top down: a part may import those after it, and its own.
+ORDER = [
+    "cli",
+    "deploy",
+    "reports",
+    "evaluation",
+    "training",
+    "recipes",
+    "attacks",
+    "purifier",
+    "networks",
+    "data",
+    "console",
+    "files",
+    "naming",
+    "seeds",
+    "errors",
+    "version",
+]
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("purifiers.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_run_downward(path: Path) -> None:
+    part = part_of(path)
+    if part == "__init__":
+        return
+    assert part in ORDER, f"{part} has no place in the order of imports"
+    upward = {other for other in imported_parts(path) if ORDER.index(other) < ORDER.index(part)}
+    assert not upward, f"{path.name} imports upward: {upward}"
+
+
+def test_every_public_function_and_class_says_what_it_is() -> None:
+    bare = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                bare.append(f"{path.name}: {node.name}")
+    assert not bare
+
+
+def test_importing_the_library_is_light() -> None:
+    """A service that only purifies does not pay for what trains, attacks and draws."""
+    heavy = "{'matplotlib', 'sklearn', 'foolbox', 'lightning_fabric', 'pyautoattack', 'torchmetrics'}"
+    code = f"import sys, purifiers; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

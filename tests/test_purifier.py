@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from purifiers import PurifiedClassifier, Purifier
+from purifiers.errors import CheckpointError, InputError, MissingFileError
+from purifiers.networks import CAE, ResNet
+
+
+def small() -> Purifier:
+    torch.manual_seed(0)
+    return Purifier(CAE(widths=[4, 6], blocks=[1, 1], skip_every=1))
+
+
+def test_starts_in_evaluation_mode_and_gives_the_same_answer_twice() -> None:
+    purifier = small()
+    images = torch.rand(2, 3, 9, 11)
+    assert not purifier.training
+    assert torch.equal(purifier(images), purifier(images))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(3, 8, 8), r"unsqueeze\(0\)"),
+        (torch.rand(8, 8), r"\(N, C, H, W\)"),
+        (torch.rand(2, 1, 8, 8), "3 channels"),
+        (torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8), "divide by 255"),
+        (torch.rand(1, 3, 8, 8) * 255, "divide by 255"),
+        (torch.randn(1, 3, 8, 8), "do not normalise"),
+        (torch.full((1, 3, 8, 8), float("nan")), "NaN"),
+        (torch.rand(1, 3, 8, 8).double(), "float64"),
+        (torch.rand(1, 3, 8, 8).numpy(), "torch.Tensor; got ndarray"),
+        (torch.empty(1, 3, 8, 8, device="meta"), "images are on meta, the purifier on cpu"),
+    ],
+)
+def test_wrong_images_are_refused_with_the_cure(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small()(images)
+
+
+def test_an_empty_batch_is_an_empty_batch() -> None:
+    assert small()(torch.empty(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    purifier, images = small(), torch.rand(2, 3, 8, 8)
+    purifier.save_pretrained(tmp_path / "p")
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.json", "model.safetensors"]
+    loaded = Purifier.from_pretrained(tmp_path / "p")
+    assert torch.equal(loaded(images), purifier(images))
+    assert not loaded.training
+
+
+def test_what_is_no_purifier_is_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no purifier at 'nowhere'"):
+        Purifier.from_pretrained("nowhere")
+    small().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="damaged"):
+        Purifier.from_pretrained(tmp_path)
+    from purifiers.networks import save_network
+
+    save_network(tmp_path / "classifier", ResNet(20))
+    with pytest.raises(CheckpointError, match="a 'resnet', not a purifier"):
+        Purifier.from_pretrained(tmp_path / "classifier")
+
+
+def test_the_defended_classifier_is_the_composition_and_differentiable() -> None:
+    purifier, classifier = small(), ResNet(20)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    defended = PurifiedClassifier(purifier, classifier)
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    logits = defended(images)
+    torch.testing.assert_close(logits, classifier.eval()(purifier(images)))
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
+    assert gradient.abs().sum() > 0
+    assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
+    assert not classifier.training
+
+
+def test_moves_and_casts_like_any_module() -> None:
+    defended = PurifiedClassifier(small(), nn.Sequential(nn.Flatten(), nn.LazyLinear(4))).to("meta")
+    assert {p.device.type for p in defended.purifier.parameters()} == {"meta"}
+
+
+def test_traces_for_export_and_compilation() -> None:
+    purifier, images = small(), torch.rand(2, 3, 16, 16)
+    program = torch.export.export(purifier, (images,))
+    torch.testing.assert_close(program.module()(images), purifier(images))
