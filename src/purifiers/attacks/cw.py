@@ -37,6 +37,7 @@ class CW(Attack):
             abort_early=False,
         )
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
-        # foolbox keeps zeros where it found nothing; those are not the attack's images.
-        _, adversarial, found = attack(wrapped, images, labels, epsilons=None)
-        return torch.where(found.view(-1, 1, 1, 1), adversarial, images).clamp(0, 1)
+        # foolbox keeps a black image where it found nothing, and calls that a success if black is another class.
+        _, adversarial, _ = attack(wrapped, images, labels, epsilons=None)
+        found = adversarial.flatten(1).any(1).view(-1, 1, 1, 1)
+        return torch.where(found, adversarial, images).clamp(0, 1)

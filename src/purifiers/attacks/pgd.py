@@ -44,7 +44,7 @@ def pgd(
         with torch.enable_grad():
             loss = F.cross_entropy(model(adversarial), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, adversarial)
-        direction = gradient.sign() if norm == "linf" else gradient / _l2(gradient).clamp_min(1e-12)
+        direction = gradient.sign() if norm == "linf" else gradient * (1 / _l2(gradient))
         adversarial = _clip(adversarial.detach() + step_size * direction, images, epsilon, norm)
     return adversarial
 
@@ -54,7 +54,7 @@ def _clip(candidate: Tensor, images: Tensor, epsilon: float, norm: Literal["linf
     if norm == "linf":
         difference = difference.clamp_(-epsilon, epsilon)
     else:
-        difference = difference * (epsilon / _l2(difference).clamp_min(1e-12)).clamp_max(1)
+        difference = difference * (epsilon / _l2(difference)).clamp_max(1)
     return difference.add_(images).clamp_(0, 1)
 
 
@@ -69,7 +69,8 @@ def _random_in_ball(images: Tensor, epsilon: float, norm: Literal["linf", "l2"],
 
 
 def _l2(batch: Tensor) -> Tensor:
-    return batch.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    """Length of each image's vector, (N, 1, 1, 1), never 0 so that it can be divided by."""
+    return batch.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
 
 
 class FGSM(Attack):

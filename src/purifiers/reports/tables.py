@@ -12,7 +12,7 @@ TABLE_2_ROWS = {
     "student_at": "student of AT",
     "student_nt": "student of NT",
     "student": "student of AT and NT",
-    "student_other": "- NT sees",
+    "student_other": "same, NT sees",
 }
 """The purifiers of Table 2 in the paper's order, and a last one with the other reading of equation 5."""
 _OTHER_INPUT = {"adversarial": "clean", "clean": "adversarial"}
@@ -112,7 +112,7 @@ def table_2(results: Results) -> Table:
         title += f" {_OTHER_INPUT[read]}" if stage == "student_other" else ""
         cells = [percent(records[attack].accuracy) + _bracket(results, stage, attack) for attack in attacks]
         rows.append([title, *cells])
-    names = ["clean images" if attack == CLEAN else attack for attack in attacks]
+    names = ["clean" if attack == CLEAN else attack for attack in attacks]
     caption = (
         f"Accuracy in % after purification on {_images(select(results).values())}, view blind. Students start from the "
         f"same weights and see the same batches. Teacher NT sees {read} images, in the last row {_OTHER_INPUT[read]} "

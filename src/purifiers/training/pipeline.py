@@ -1,8 +1,9 @@
 """The paper's training, end to end: classifier -> NT and AT teachers -> student. Every stage resumes and is reused."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from purifiers.attacks.generate import generate
 from purifiers.console import progress, say
 from purifiers.data import ImageSet
+from purifiers.errors import CheckpointError
 from purifiers.files import digest, write_text
 from purifiers.networks import build_network, fingerprint, place, save_network
 from purifiers.purifier import Purifier
-from purifiers.recipes import Recipe, recipe_text
+from purifiers.recipes import Recipe, load_recipe, recipe_text
 from purifiers.recipes.schema import Optimisation
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import build_classifier, load_classifier
@@ -42,8 +44,10 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
     if restart:
         for part in ("checkpoints", "cache"):
             shutil.rmtree(folder / part, ignore_errors=True)
-    run.classifier = _classifier(run, data)
+    else:
+        _refuse_other_training(recipe, folder)
     write_text(folder / RECIPE_FILE, recipe_text(recipe))
+    run.classifier = _classifier(run, data)
 
     clean = data.images
     pairs = torch.cat([clean, _attack_training_images(run, data)], dim=1)
@@ -59,6 +63,27 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents=list(own.values()))
     run.purifiers["student"].save_pretrained(folder)
     return run
+
+
+def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
+    """Before anything is overwritten. Evaluation may differ; what decides the weights may not."""
+    if not (folder / RECIPE_FILE).is_file():
+        return
+    there, now = (_flat(one.model_dump(mode="json")) for one in (load_recipe(folder / RECIPE_FILE), recipe))
+    free = ("evaluation", "data.test_limit", "data.path", "name")
+    differing = [key for key in {**there, **now} if there.get(key) != now.get(key) and not key.startswith(free)]
+    if differing:
+        listed = ", ".join(f"{key} is {there.get(key)} there, {now.get(key)} now" for key in differing)
+        raise CheckpointError(
+            f"{folder} was made with another recipe: {listed}; give another --output, or --restart to discard what is there"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _classifier(run: Run, data: ImageSet) -> nn.Module:

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from purifiers.attacks import FGSM, PGD, Attack, show_fraction
+from purifiers.attacks.base import frozen
+from purifiers.errors import AttackError, InputError
+from purifiers.networks import ResNet
+
+
+class Fixed(Attack):
+    """Returns what it was made with."""
+
+    kind: str = "fixed"
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        return RESULT["it"]
+
+
+RESULT: dict[str, Tensor] = {}
+
+
+def attack_with(result: Tensor, **options: object) -> Tensor:
+    RESULT["it"] = result
+    return Fixed(**options)(nn.Identity(), torch.full((1, 3, 2, 2), 0.5), torch.tensor([0]))
+
+
+def test_results_outside_the_threat_model_are_refused() -> None:
+    inside = torch.full((1, 3, 2, 2), 0.6)
+    assert torch.equal(attack_with(inside, epsilon=0.1), inside)
+    with pytest.raises(AttackError, match="beyond epsilon"):
+        attack_with(inside, epsilon=0.0999)
+    with pytest.raises(AttackError, match="beyond epsilon"):
+        attack_with(inside, epsilon=0.34, norm="l2")  # its length is sqrt(12) * 0.1 = 0.346
+    assert attack_with(inside, epsilon=0.35, norm="l2") is not None
+    for wrong in (inside + 0.5, inside - 0.7, inside * float("nan")):
+        with pytest.raises(AttackError, match=r"outside \[0,1\]"):
+            attack_with(wrong)
+    with pytest.raises(AttackError, match="float64"):
+        attack_with(inside.double())
+
+
+def test_wrong_inputs_are_refused() -> None:
+    model, images, labels = ResNet(20), torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+    attack = FGSM(epsilon=0.1)
+    for bad_images, bad_labels, message in [
+        (images * 2, labels, r"in \[0,1\]"),
+        (images.half(), labels, "float32"),
+        (images, labels.float(), "int64"),
+        (images, labels[:1], r"int64 \(2,\)"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            attack(model, bad_images, bad_labels)
+    assert attack(model, images[:0], labels[:0]).shape == (0, 3, 8, 8)
+
+
+def test_the_model_is_left_as_it_was_found() -> None:
+    model = ResNet(20).train()
+    model.bn1.eval()
+    model.conv1.weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    gradients = [parameter.requires_grad for parameter in model.parameters()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.rand(2, 3, 16, 16)
+    PGD(epsilon=0.1, step_size=0.05, num_steps=2)(model, images, torch.tensor([0, 1]))
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == gradients
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert not images.requires_grad
+
+
+def test_the_model_is_restored_after_an_error_too() -> None:
+    model = ResNet(20).train()
+    with pytest.raises(RuntimeError), frozen(model):
+        raise RuntimeError
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_attacks_run_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    model, images = ResNet(20), torch.rand(4, 3, 16, 16)
+    labels = torch.arange(4)
+    attack = FGSM(epsilon=8 / 255)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = attack(model, images, labels)
+    assert torch.equal(inside, attack(model, images, labels))
+
+
+@given(st.integers(1, 254))
+def test_lengths_are_read_and_written_as_people_do(levels: int) -> None:
+    attack = FGSM.model_validate({"epsilon": f"{levels}/255"})
+    assert attack.epsilon == levels / 255
+    assert FGSM.model_validate(attack.model_dump(mode="json")) == attack
+
+
+def test_lengths_that_are_no_numbers_are_refused() -> None:
+    assert [show_fraction(value) for value in (8 / 255, 0.1, 0.2, 0.0, 1.0, None)] == ["8/255", "0.1", "0.2", "0.0", "1.0", "-"]
+    for wrong in ("8/0", "a lot", "", -0.1):
+        with pytest.raises(ValidationError):
+            FGSM.model_validate({"epsilon": wrong})

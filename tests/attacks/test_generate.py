@@ -1,0 +1,118 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purifiers.attacks import BIM, FGSM, PGD, VIEWS, Attack
+from purifiers.attacks import generate as module
+from purifiers.attacks.generate import generate
+from purifiers.data import ImageSet, to_float
+from purifiers.networks import CAE, ResNet
+from purifiers.purifier import PurifiedClassifier, Purifier
+from tests.conftest import Linear
+
+SHAPE = (3, 4, 4)
+
+
+@pytest.fixture
+def data() -> ImageSet:
+    images = torch.randint(256, (10, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet("x", images, torch.arange(10) % 2, ("a", "b"))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD", 4)
+
+
+class Counting(FGSM):
+    """FGSM that counts its calls and warns as AutoAttack does."""
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        CALLS.append(len(images))
+        logging.getLogger("auto-attack").warning("suspicious")
+        return super().perturb(model, images, labels, seed)
+
+
+CALLS: list[int] = []
+
+
+def test_a_finished_shard_is_never_computed_again(data: ImageSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    CALLS.clear()
+    attack, model = Counting(epsilon=0.1), Linear(2, SHAPE)
+    first = generate(attack, model, data, batch_size=3, cache=tmp_path)
+    assert CALLS == [3, 1, 3, 1, 2]
+    again = generate(attack, model, data, batch_size=3, cache=tmp_path)
+    assert CALLS == [3, 1, 3, 1, 2]
+    assert torch.equal(first.images, again.images)
+    assert first.warnings == again.warnings == ("suspicious",)
+    assert first.seconds == again.seconds > 0
+    assert "suspicious" not in "".join(capfd.readouterr())
+    # A kill in the middle of a later shard, or a damaged file, costs that shard alone.
+    middle = sorted(tmp_path.iterdir())[1]
+    middle.write_bytes(middle.read_bytes()[:-5])
+    assert torch.equal(generate(attack, model, data, batch_size=3, cache=tmp_path).images, first.images)
+    assert len(CALLS) in (6, 7)
+
+
+def test_anything_that_matters_changes_the_key(data: ImageSet, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    attack, model = PGD(epsilon=0.1, step_size=0.05, num_steps=1), Linear(2, SHAPE)
+    generate(attack, model, data, cache=tmp_path)
+    count = len(list(tmp_path.iterdir()))
+    other_data = ImageSet("x", data.images.flip(0), data.labels, data.classes)
+    other_labels = ImageSet("x", data.images, 1 - data.labels, data.classes)
+    variations = [
+        (PGD(epsilon=0.1, step_size=0.05, num_steps=2), model, data, {}),
+        (BIM(epsilon=0.1, step_size=0.05, num_steps=1), model, data, {}),
+        (attack, Linear(2, SHAPE, seed=1), data, {}),
+        (attack, model, other_data, {}),
+        (attack, model, other_labels, {}),
+        (attack, model, data, {"seed": 1}),
+        (attack, model, data, {"quantized": True}),
+    ]
+    for number, (an_attack, a_model, some_data, options) in enumerate(variations, start=2):
+        generate(an_attack, a_model, some_data, cache=tmp_path, **options)
+        assert len(list(tmp_path.iterdir())) == number * count
+
+
+def test_every_image_meets_its_attack(data: ImageSet) -> None:
+    """Sharded and batched, the result is that of one call, for an attack without randomness."""
+    attack, model = FGSM(epsilon=0.1), Linear(2, SHAPE)
+    seen = []
+    result = generate(attack, model, data, batch_size=3, advance=seen.append)
+    torch.testing.assert_close(result.images, attack(model, to_float(data.images), data.labels))
+    assert sum(seen) == len(data)
+
+
+def test_random_starts_differ_between_batches(data: ImageSet) -> None:
+    same = ImageSet("x", data.images[:1].repeat(10, 1, 1, 1), torch.zeros(10, dtype=torch.int64), data.classes)
+    attack = PGD(epsilon=0.1, step_size=0.0, num_steps=1)
+    result = generate(attack, Linear(2, SHAPE), same, batch_size=2)
+    assert len({bytes(image.numpy().tobytes()) for image in result.images}) == 10
+
+
+def test_quantised_examples_stay_within_epsilon_and_keep_whole_levels(data: ImageSet) -> None:
+    model = Linear(2, SHAPE)
+    for levels in (8, 25.5):
+        attack = FGSM(epsilon=levels / 255)
+        quantised = generate(attack, model, data, quantized=True).images
+        moved = (quantised.int() - data.images.int()).abs()
+        assert quantised.dtype == torch.uint8
+        assert moved.max() == int(levels)
+        exact = generate(attack, model, data).images
+        assert (quantised / 255 - exact).abs().max() < 1 / 255
+
+
+def test_views_differ_in_what_the_attacker_knows() -> None:
+    torch.manual_seed(0)
+    defended = PurifiedClassifier(Purifier(CAE(widths=[4], blocks=[2], skip_every=0)), ResNet(20))
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(VIEWS["blind"](defended)(images), defended.classifier(images))
+    torch.testing.assert_close(VIEWS["full"](defended)(images), defended(images))
+    labels = torch.tensor([0, 1])
+    attack: Attack = FGSM(epsilon=0.1)
+    blind, full = (attack(VIEWS[name](defended), images, labels) for name in ("blind", "full"))
+    assert not torch.equal(blind, full)

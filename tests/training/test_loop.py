@@ -1,0 +1,117 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purifiers.errors import CheckpointError, TrainingError
+from purifiers.recipes.schema import Optimisation
+from purifiers.training.loop import Losses, Stage, fit
+from purifiers.training.run import make_fabric
+from purifiers.training.stages import nt_losses
+
+
+def stage(epochs: int = 4, **options: object) -> Stage:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+    images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    defaults = {"batch_size": 16, "learning_rate": 0.01, "schedule": "one_cycle", "flip": True, "crop": 1}
+    optimisation = Optimisation(epochs=epochs, **{**defaults, **options})  # type: ignore[arg-type]
+    return Stage("test", "key", network, images, torch.zeros(40, dtype=torch.int64), nt_losses, optimisation, seed=1)
+
+
+def weights(stage: Stage) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in stage.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
+    tmp_path: Path, optimizer: str, schedule: str
+) -> None:
+    fabric = make_fabric("cpu", "32-true")
+    whole = stage(optimizer=optimizer, schedule=schedule)
+    history = fit(whole, fabric, tmp_path / "whole.safetensors")
+
+    class KillError(Exception):
+        pass
+
+    cut = stage(optimizer=optimizer, schedule=schedule)
+    calls = 0
+
+    def dying(network: nn.Module, images: Tensor, labels: Tensor) -> Losses:
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # in the middle of the third epoch of two steps
+            raise KillError
+        return nt_losses(network, images, labels)
+
+    with pytest.raises(KillError):
+        fit(replace(cut, losses=dying), fabric, tmp_path / "cut.safetensors")
+    fresh = stage(optimizer=optimizer, schedule=schedule)
+    resumed = fit(fresh, fabric, tmp_path / "cut.safetensors")
+    assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(whole).items())
+    assert [record["loss"] for record in resumed] == [record["loss"] for record in history]
+    assert [record["epoch"] for record in resumed] == [1, 2, 3, 4]
+
+
+def test_training_lowers_the_loss_and_is_the_same_twice(tmp_path: Path) -> None:
+    fabric = make_fabric("cpu", "32-true")
+    histories = [fit(stage(epochs=15), fabric, tmp_path / f"{i}.safetensors") for i in range(2)]
+    assert histories[0][-1]["loss"] < 0.5 * histories[0][0]["loss"]
+    assert [record["loss"] for record in histories[0]] == [record["loss"] for record in histories[1]]
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    first = stage()
+    fit(first, fabric, path)
+    written = path.stat().st_mtime_ns
+    second = stage()
+    fit(second, fabric, path)
+    assert path.stat().st_mtime_ns == written
+    assert "is trained already" in capsys.readouterr().out
+    assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())
+    assert not second.network.training
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
+    calls = 0
+
+    def exploding(network: nn.Module, images: Tensor, labels: Tensor) -> Losses:
+        nonlocal calls
+        calls += 1
+        loss = network(images).square().mean()
+        return {"loss": loss * (float("nan") if calls == 6 else 1), "other": loss}
+
+    path = tmp_path / "s.safetensors"
+    with pytest.raises(TrainingError, match=r"test: a loss is not finite at epoch 3, step 2 of 2 \(loss = nan, other = 0\."):
+        fit(replace(stage(), losses=exploding), make_fabric("cpu", "32-true"), path)
+    # What is on disk is the last good epoch: training goes on from there.
+    assert len(fit(stage(), make_fabric("cpu", "32-true"), path)) == 4
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
+    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    fit(stage(epochs=1), fabric, path)
+    content = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"another recipe.*--restart"):
+        fit(replace(stage(epochs=1), fingerprint="other"), fabric, path)
+    assert path.read_bytes() == content
+
+
+def test_nothing_but_the_checkpoint_is_written(tmp_path: Path) -> None:
+    fit(stage(epochs=2), make_fabric("cpu", "32-true"), tmp_path / "deep" / "s.safetensors")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s.safetensors"]
+
+
+def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
+    one = stage(epochs=8)
+    history = fit(one, make_fabric("cpu", "bf16-mixed"), tmp_path / "s.safetensors")
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert {value.dtype for value in one.network.parameters()} == {torch.float32}
+
+
+def test_fewer_images_than_a_batch_still_train(tmp_path: Path) -> None:
+    assert len(fit(stage(epochs=2, batch_size=500), make_fabric("cpu", "32-true"), tmp_path / "s.safetensors")) == 2

@@ -1,0 +1,139 @@
+"""The stages together: what a run leaves behind, that it resumes after a kill, and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from purifiers import Purifier
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError
+from purifiers.files import load_tensors
+from purifiers.networks import fingerprint
+from purifiers.recipes import Recipe, load_recipe, recipe_text
+from purifiers.training.pipeline import train
+from purifiers.training.run import Run, make_fabric, open_run, student_config
+from tests.conftest import TINY
+
+
+def test_a_run_leaves_what_the_design_says(tiny_run: Run) -> None:
+    folder = tiny_run.folder
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
+    stages = ["classifier", "teacher_nt", "teacher_at", "student", "student_at", "student_nt", "student_other"]
+    files = ["config.json", "model.safetensors", "state.safetensors"]
+    expected = {"recipe.yaml", "config.json", "model.safetensors"}
+    assert names == expected | {f"checkpoints/{stage}/{file}" for stage in stages for file in files}
+    assert load_recipe(folder / "recipe.yaml") == tiny_run.recipe
+    images = torch.rand(2, 3, 16, 16)
+    loaded = Purifier.from_pretrained(folder)
+    torch.testing.assert_close(loaded(images), tiny_run.purifiers["student"](images))
+    assert list(tiny_run.histories) == stages
+
+
+def test_students_of_the_ablation_start_alike_and_end_apart(tiny_run: Run) -> None:
+    first_losses = {tiny_run.histories[name][0]["mse"] for name in ("student", "student_at", "student_nt")}
+    assert max(first_losses) - min(first_losses) < 0.01
+    prints = {fingerprint(purifier) for purifier in tiny_run.purifiers.values()}
+    assert len(prints) == len(tiny_run.purifiers) == 6
+
+
+def test_the_other_reading_of_equation_5(tiny_recipe: Callable[..., Recipe]) -> None:
+    recipe = tiny_recipe("student.nt_teacher_input=clean")
+    assert student_config(recipe.student, "student").nt_teacher_input == "clean"
+    assert student_config(recipe.student, "student_other").nt_teacher_input == "adversarial"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    tiny_run: Run, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    again = train(tiny_recipe(), tmp_path / "same", device="cpu")
+    assert fingerprint(again.purifiers["student"]) == fingerprint(tiny_run.purifiers["student"])
+    other = train(tiny_recipe("seed=1"), tmp_path / "other", device="cpu")
+    assert fingerprint(other.purifiers["student"]) != fingerprint(tiny_run.purifiers["student"])
+
+
+def test_an_opened_run_is_the_run(tiny_run: Run) -> None:
+    opened = open_run(tiny_run.recipe, tiny_run.folder, "cpu")
+    assert fingerprint(opened.classifier) == fingerprint(tiny_run.classifier)
+    assert set(opened.purifiers) == set(tiny_run.purifiers)
+    assert opened.histories == tiny_run.histories
+    assert opened.classifier_name == "resnet20"
+
+
+def test_a_second_run_trains_nothing_and_another_recipe_is_refused(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_recipe(), tmp_path, device="cpu")
+    capsys.readouterr()
+    train(tiny_recipe(), tmp_path, device="cpu")
+    out = capsys.readouterr().out
+    assert out.count("is trained already") == 4
+    assert "epoch" not in out
+    with pytest.raises(CheckpointError, match=r"student\.epochs is 2 there, 3 now; .*--restart"):
+        train(tiny_recipe("student.epochs=3", "evaluation.batch_size=7"), tmp_path, device="cpu")
+    assert load_recipe(tmp_path / "recipe.yaml") == tiny_recipe()
+    train(tiny_recipe("student.epochs=3"), tmp_path, device="cpu", restart=True)
+    assert load_tensors(tmp_path / "model.safetensors")
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from purifiers.recipes import load_recipe
+from purifiers.training.pipeline import train
+train(load_recipe("digits", sys.argv[2:]), Path(sys.argv[1]), device="cpu")
+"""
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(folder), *TINY, *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    longer = ("teacher_at.epochs=40", "student.epochs=6")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = train(load_recipe("digits", [*TINY, *longer]), tmp_path / "whole", device="cpu")
+    finally:
+        torch.set_num_threads(threads)
+    cut = tmp_path / "cut"
+    with start(cut, *longer) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("teacher_at") and "epoch 3/40" in line:
+                time.sleep(0.02)
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL, "it was killed in the middle"
+    assert not [path for path in cut.rglob("*.tmp*") if path.suffix == ".json"]
+    output, _ = (second := start(cut, *longer)).communicate()
+    assert second.returncode == 0, output
+    assert "teacher_nt       is trained already" in output
+    assert "teacher_at       goes on after epoch" in output
+    finished = Purifier.from_pretrained(cut)
+    assert fingerprint(finished.network) == fingerprint(whole.purifiers["student"].network)
+
+
+def test_opening_what_is_not_trained(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no trained student"):
+        open_run(tiny_recipe(), tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "cpu:1", ""])
+def test_devices_that_are_not_there(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"no device .* available: auto, cpu"):
+        make_fabric(device, "32-true")
+
+
+def test_the_recipe_is_written_as_people_write_it(tiny_run: Run) -> None:
+    paper = load_recipe("paper")
+    assert "epsilon: 8/255" in recipe_text(paper)
