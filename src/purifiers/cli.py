@@ -166,14 +166,19 @@ def _overrides(parsed: argparse.Namespace) -> list[str]:
     """All ways of changing the recipe as one list; what stands last wins."""
     chosen = list(parsed.overrides)
     if getattr(parsed, "images", None):
-        chosen += ["data.name=folder", f"data.path={parsed.images}"]
+        chosen += ["data.name=folder", f"data.path={_absolute(parsed.images)}"]
     if getattr(parsed, "data_dir", None):
-        chosen.append(f"data.path={parsed.data_dir}")
+        chosen.append(f"data.path={_absolute(parsed.data_dir)}")
     if getattr(parsed, "classifier", None):
-        chosen.append(f"classifier.source={parsed.classifier}")
+        chosen.append(f"classifier.source={_absolute(parsed.classifier)}")
     if parsed.seed is not None:
         chosen.append(f"seed={parsed.seed}")
     return chosen
+
+
+def _absolute(text: str) -> str:
+    """A path that exists, as one that still holds when the run is opened from another folder; other texts as they are."""
+    return str(Path(text).resolve()) if Path(text).exists() else text
 
 
 def _trained(parsed: argparse.Namespace, ablation: bool):  # type: ignore[no-untyped-def]

@@ -63,7 +63,10 @@ def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{source} is no image that can be read here ({', '.join(SUFFIXES)})")
-        return [(source, target / f"{source.stem}.png" if target.is_dir() else target.with_suffix(".png"))]
+        purified = target / f"{source.stem}.png" if target.is_dir() else target.with_suffix(".png")
+        if purified.resolve() == source.resolve():
+            raise ConfigError(f"this would write over {source}; give another name")
+        return [(source, purified)]
     if target.is_file():
         raise ConfigError(f"{source} is a folder, {target} a file; give a folder to write to")
     if target.resolve().is_relative_to(source.resolve()):

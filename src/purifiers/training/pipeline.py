@@ -46,8 +46,12 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
             shutil.rmtree(folder / part, ignore_errors=True)
     else:
         _refuse_other_training(recipe, folder)
+    source = recipe.classifier.source
+    if source is not None:
+        run.classifier = load_classifier(source, recipe.classifier, data)
     write_text(folder / RECIPE_FILE, recipe_text(recipe))
-    run.classifier = _classifier(run, data)
+    if source is None:
+        run.classifier = _train_classifier(run, data)
 
     clean = data.images
     pairs = torch.cat([clean, _attack_training_images(run, data)], dim=1)
@@ -86,10 +90,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _classifier(run: Run, data: ImageSet) -> nn.Module:
+def _train_classifier(run: Run, data: ImageSet) -> nn.Module:
     config = run.recipe.classifier
-    if config.source is not None:
-        return load_classifier(config.source, config, data)
     assert config.training is not None  # the schema asks for a source or a training
     network = _seeded(run, "classifier", lambda: build_classifier(config, len(data.classes)))
     _fit(run, "classifier", "classifier", network, data.images, data.labels, classifier_losses, config.training)

@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purifiers import Purifier
+from purifiers.attacks import FGSM
+from purifiers.data import ImageSet, to_float
+from purifiers.errors import CheckpointError, MissingFileError
+from purifiers.evaluation.evaluate import Evaluator
+from purifiers.evaluation.examples import find_examples
+from purifiers.evaluation.records import Results
+from purifiers.evaluation.run import evaluate_run
+from purifiers.training.run import Run
+
+
+class Brightness(nn.Module):
+    """Class 1 where the mean is above one half."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3))
+        return torch.stack([0.5 - mean, mean - 0.5], dim=1)
+
+
+class Shift(nn.Module):
+    """A purifier that knows the attack: it takes back 0.1."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images + self.by).clamp(0, 1)
+
+
+@pytest.fixture
+def data() -> ImageSet:
+    """Dark images of class 0, the nearest of which is 0.06 from the boundary; the fourth is mislabelled."""
+    levels = torch.tensor([60, 100, 112, 112], dtype=torch.uint8)
+    images = levels.view(4, 1, 1, 1).expand(4, 3, 12, 12).contiguous()
+    return ImageSet("grey", images, torch.tensor([0, 0, 0, 1]), ("dark", "bright"))
+
+
+def test_every_number_of_a_record_is_what_it_says(data: ImageSet) -> None:
+    evaluator = Evaluator(Brightness(), "brightness", data)
+    attack = FGSM(epsilon=0.1)  # adds 0.1 everywhere to class 0, takes 0.1 from the mislabelled image
+    (clean, attacked), warnings = evaluator.evaluate("shift", Purifier(Shift(-0.1)), lambda view: {"FGSM": attack})
+    assert warnings == []
+    assert (clean.view, clean.attack, clean.norm, clean.epsilon) == ("none", "none", None, None)
+    assert (clean.accuracy_undefended, clean.accuracy, clean.agreement) == (0.75, 0.75, 1.0)
+    assert clean.psnr == pytest.approx(20, abs=1e-3)
+    assert clean.l2 == 0
+    assert (attacked.view, attacked.attack, attacked.norm, attacked.epsilon) == ("blind", "FGSM", "linf", 0.1)
+    # With 0.1 more, levels 60, 100 and 112 of 255 become 0.335, 0.492 and 0.539; the mislabelled image goes to 0.339.
+    assert attacked.accuracy_undefended == 0.5
+    assert attacked.accuracy == 0.75
+    assert attacked.agreement == 1.0
+    assert attacked.l2 == pytest.approx(0.1 * (3 * 144) ** 0.5, rel=1e-4)
+    assert attacked.ci95[0] < 0.75 < attacked.ci95[1]
+    assert attacked.n == 4
+
+
+def test_agreement_and_accuracy_are_different_things(data: ImageSet) -> None:
+    """A purifier that makes everything bright is right on the mislabelled image alone, and agrees on nothing."""
+    evaluator = Evaluator(Brightness(), "brightness", data)
+    (clean,), _ = evaluator.evaluate("bright", Purifier(Shift(0.5)), lambda view: {})
+    assert (clean.accuracy, clean.agreement) == (0.25, 0.0)
+
+
+def test_views_decide_what_the_attacker_differentiates(data: ImageSet) -> None:
+    class Mirror(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return 0.9 - images  # takes brightness for darkness: the blind attack goes the wrong way
+
+    evaluator = Evaluator(Brightness(), "brightness", ImageSet("grey", data.images[:3], data.labels[:3], data.classes))
+    records, _ = evaluator.evaluate("mirror", Purifier(Mirror()), lambda view: {"FGSM": FGSM(epsilon=0.05)}, ("blind", "full"))
+    by_view = {record.view: record for record in records}
+    clean = to_float(evaluator.data.images).mean(dim=(1, 2, 3))
+    assert by_view["blind"].accuracy == ((0.9 - (clean + 0.05)) <= 0.5).float().mean().item()
+    assert by_view["full"].accuracy == ((0.9 - (clean - 0.05)) <= 0.5).float().mean().item()
+    assert by_view["full"].accuracy < by_view["blind"].accuracy
+
+
+def test_examples_are_images_that_the_attack_changes(data: ImageSet) -> None:
+    evaluator = Evaluator(Brightness(), "brightness", data)
+    examples = find_examples(evaluator, Purifier(Shift(-0.1)), "FGSM", FGSM(epsilon=0.1))
+    assert all(examples.original.correct)
+    assert not any(examples.adversarial.correct)
+    assert all(examples.purified.correct)
+    assert examples.original.classes == ["dark"] * len(examples.original.classes)
+    assert examples.adversarial.classes == ["bright"] * len(examples.original.classes)
+    nothing = find_examples(evaluator, Purifier(Shift(-0.1)), "FGSM", FGSM(epsilon=0.0))
+    assert len(nothing.original.images) == 3  # where no attack succeeds, images that were right
+
+
+def test_a_whole_run_is_measured_and_read_back(tiny_run: Run, tmp_path: Path) -> None:
+    results, examples = evaluate_run(tiny_run, training_seconds=3.0)
+    rows = {(record.purifier, record.view, record.attack) for record in results.records}
+    purifiers = set(tiny_run.purifiers)
+    assert {(name, "none", "none") for name in purifiers} <= rows
+    assert {(name, "blind", attack) for name in purifiers for attack in ("PGD", "FGSM")} <= rows
+    assert {row for row in rows if row[1] == "full"} == {("student", "full", "PGD")}
+    assert {record.n for record in results.records} == {24}
+    assert results.seconds["training"] == 3.0
+    assert set(results.training) == set(tiny_run.histories)
+    assert 1 <= len(examples.original.images) <= 10
+    results.write(tmp_path)
+    assert Results.read(tmp_path) == results
+    plain = json.loads((tmp_path / "results.json").read_text())
+    assert {"recipe", "seed", "versions", "hardware", "records"} <= set(plain)
+    again, _ = evaluate_run(tiny_run)
+    assert [r.model_dump(exclude={"seconds"}) for r in again.records] == [
+        r.model_dump(exclude={"seconds"}) for r in results.records
+    ]
+
+
+def test_damaged_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"no results\.json"):
+        Results.read(tmp_path)
+    (tmp_path / "results.json").write_text('{"records": ')
+    with pytest.raises(CheckpointError, match="damaged"):
+        Results.read(tmp_path)

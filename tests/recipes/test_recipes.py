@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
+from purifiers.errors import ConfigError, MissingFileError
+from purifiers.recipes import NAMES, load_recipe, recipe_text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipes_are_valid_and_survive_being_written(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+
+
+def test_the_paper_recipe_is_the_paper() -> None:
+    """Section 4.1 of the paper, and the equations."""
+    recipe = load_recipe("paper")
+    assert (recipe.teacher_at.epochs, recipe.teacher_nt.epochs, recipe.student.epochs) == (100, 100, 40)
+    for stage in (recipe.teacher_at, recipe.teacher_nt, recipe.student):
+        assert (stage.optimizer, stage.learning_rate, stage.batch_size) == ("adam", 0.01, 128)
+        assert (stage.schedule, stage.weight_decay, stage.flip, stage.crop) == ("constant", 0.0, False, 0)
+    assert (recipe.student.beta, recipe.student.gamma, recipe.student.nt_teacher_input) == (0.5, 0.5, "adversarial")
+    assert recipe.teacher_at.adversarial_weight == 1.0
+    assert sum(recipe.purifier.arguments["blocks"]) == 15
+    pgd8 = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=20)
+    assert recipe.attack == pgd8
+    assert recipe.evaluation.attacks == {
+        "PGD8": pgd8,
+        "PGD16": PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=20),
+        "FGSM": FGSM(epsilon=8 / 255),
+        "BIM": BIM(epsilon=8 / 255, step_size=2 / 255, num_steps=20),
+        "CW": CW(num_steps=40, learning_rate=0.01),
+        "AA": AutoAttack(epsilon=8 / 255),
+    }
+
+
+def test_overrides_reach_any_depth_and_the_last_wins() -> None:
+    recipe = load_recipe(
+        "digits",
+        [
+            "student.epochs=5",
+            "student.epochs=7",
+            "student.learning_rate=1e-3",
+            "purifier.widths=[4, 8, 16]",
+            "evaluation.attacks.PGD.epsilon=16/255",
+            "evaluation.attacks.mine.kind=fgsm",
+            "evaluation.attacks.mine.epsilon=0.3",
+            "data.limit=null",
+        ],
+    )
+    assert recipe.student.epochs == 7
+    assert recipe.student.learning_rate == 0.001
+    assert recipe.purifier.arguments["widths"] == [4, 8, 16]
+    assert recipe.evaluation.attacks["PGD"].epsilon == 16 / 255
+    assert recipe.evaluation.attacks["mine"] == FGSM(epsilon=0.3)
+    assert recipe.data.limit is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.epoch=5", r"student\.epoch: there is no such key; did you mean 'epochs'"),
+        ("studnet.epochs=5", r"studnet: there is no such key; did you mean 'student'"),
+        ("data.limits=5", "did you mean 'limit'"),
+        ("evaluation.attacks.PGD.steps=5", "did you mean 'num_steps'"),
+        ("attack.epsilonn=5", "did you mean 'epsilon'"),
+        ("classifier.training.epoch=5", "did you mean 'epochs'"),
+        ("purifier.width=[4]", "takes no 'width'; did you mean 'widths'"),
+        ("purifier.network=cea", "did you mean 'cae'"),
+        ("purifier.network=resnet", "takes no 'blocks'"),
+        ("classifier.network={network: cae}", "'cae' is no classifier"),
+        ("purifier={network: resnet, depth: 20}", "does not map images to images"),
+        ("purifier.blocks=[1,2]", "as many widths as blocks"),
+        ("student.epochs=many", r"student\.epochs: Input should be a valid integer"),
+        ("student.epochs=0", "greater than or equal to 1"),
+        ("attack.epsilon=8/0", "write 0.1 or 8/255"),
+        ("data.name=imagenet", r"data\.name: Input should be 'digits', 'cifar10' or 'folder'"),
+        ("evaluation.attacks.PGD.kind=pgdd", "'pgd', 'fgsm', 'bim', 'cw', 'autoattack'"),
+        ("evaluation.views=[blind, ful]", "no view 'ful'; did you mean 'full'"),
+        ("evaluation.adaptive_attacks=[PGT]", "no attack 'PGT'; did you mean 'PGD'"),
+        ("classifier.training=null", "either a source or a group 'training'"),
+        ("student.epochs", "reads key=value"),
+        ("=5", "reads key=value"),
+        ("student..epochs=5", "reads key=value"),
+        ("seed.x=1", "'seed' is a value"),
+        ("student.epochs=[", "cannot read the value"),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_valid_name(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("digits", [override])
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("digits", ["student.epoch=5", "teacher_at.epochs=-1"])
+    assert "student.epoch" in str(caught.value)
+    assert "teacher_at.epochs" in str(caught.value)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no recipe 'paperr'; did you mean 'paper'"):
+        load_recipe("paperr")
+    for content, message in [
+        ("a: [", "not a YAML file"),
+        ("- 1", "should hold"),
+        ("", "should hold"),
+        ("name: x", "student: Field required"),
+    ]:
+        (tmp_path / "r.yaml").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_recipe_is_plain_yaml() -> None:
+    assert yaml.safe_load(recipe_text(load_recipe("paper")))["attack"]["epsilon"] == "8/255"

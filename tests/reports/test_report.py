@@ -1,0 +1,134 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from purifiers.evaluation.examples import Examples, Row
+from purifiers.evaluation.records import AttackWarning, Record, Results
+from purifiers.recipes import load_recipe
+from purifiers.reports import paper
+from purifiers.reports.report import headline, write_report
+from purifiers.reports.tables import TABLE_2_ROWS, all_tables, table_1, table_2, threat_models
+
+ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
+
+
+def record(purifier: str, view: str, attack: str, accuracy: float, dataset: str) -> Record:
+    return Record(
+        dataset=dataset, classifier="resnet56", purifier=purifier, view="none" if attack == "none" else view, attack=attack,
+        norm=None if attack == "none" else "linf", epsilon=ATTACKS[attack], n=1000, accuracy_undefended=0.05,
+        accuracy=accuracy, agreement=0.5, ci95=(accuracy - 0.01, accuracy + 0.01), psnr=30.0, ssim=None, l2=1.2, seconds=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_results() -> Callable[..., Results]:
+    def make(dataset: str = "cifar10", stages: tuple[str, ...] = tuple(TABLE_2_ROWS), full: bool = True) -> Results:
+        records = [
+            record(stage, "blind", attack, 0.6 + 0.01 * i + 0.1 * j, dataset)
+            for i, stage in enumerate(stages)
+            for j, attack in enumerate(ATTACKS)
+        ]
+        if full:
+            records.append(record("student", "full", "PGD8", 0.0123, dataset))
+        return Results(
+            recipe=load_recipe("paper").model_dump(mode="json"), seed=0, versions={"torch": "2"},
+            hardware={"name": "a <fast> machine", "threads": 2, "platform": "x", "device": "cpu"},
+            seconds={"training": 3700.0, "evaluation": 65.0},
+            training={"student": [{"epoch": e, "loss": 1.0 / e, "mse": 0.5 / e, "learning_rate": 0.1, "images_per_second": 1, "seconds": 1} for e in (1, 2, 3)]},
+            parameters=1_290_675, records=records, warnings=[AttackWarning(view="blind", attack="AA", message="it seems <odd>")],
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def examples() -> Examples:
+    def row(correct: bool) -> Row:
+        return Row(torch.rand(4, 3, 16, 16), ["cat", "dog", "a_b", "$x$"], [correct] * 4)
+
+    return Examples("PGD8", row(True), row(False), row(True))
+
+
+def test_table_1_has_the_papers_columns_on_cifar10_alone(make_results: Callable[..., Results]) -> None:
+    table = table_1(make_results())
+    pgd = dict(zip(table.header, table.rows[1], strict=True))
+    assert (pgd["attack"], pgd["epsilon"], pgd["purified"]) == ("PGD8", "8/255", "73.00")
+    assert (pgd["paper"], pgd["paper's NRP"], pgd["paper's SOAP"]) == ("40.20", "35.07", "39.14")
+    assert dict(zip(table.header, table.rows[0], strict=True))["paper"] == "-"
+    assert "89.46" in table.caption
+    other = table_1(make_results("digits"))
+    assert "paper" not in other.header
+    assert "89.46" not in other.caption
+
+
+def test_table_2_has_the_papers_numbers_in_brackets(make_results: Callable[..., Results]) -> None:
+    rows = {row[0]: row for row in table_2(make_results()).rows}
+    assert list(rows) == [
+        "AT, no distillation",
+        "student of AT",
+        "student of NT",
+        "student of AT and NT",
+        "same, NT sees clean",
+    ]
+    assert rows["student of AT"][2] == "71.00 (35.46)"
+    assert rows["student of AT"][1] == "61.00"
+    assert rows["same, NT sees clean"][2] == "74.00"
+
+
+def test_the_papers_numbers_are_the_papers(pytestconfig: pytest.Config) -> None:
+    """Compared with the paper's text where it lies beside the project."""
+    text = Path(pytestconfig.rootpath).parent / "shared" / "paper" / "distillation-based-purification.md"
+    if not text.is_file():
+        pytest.skip(f"the paper's text is not at {text}")
+    content = text.read_text()
+    for i, attack in enumerate(paper.ATTACKS):
+        cells = [f"{paper.TABLE_1[column][attack]:.2f}" for column in ("paper", "paper's NRP", "paper's SOAP")]
+        assert re.search(rf"^{attack}\s+" + r"\s+".join(cells), content, re.M)
+        column = [f"{paper.TABLE_2[row][attack]:.2f}" for row in ("teacher_at", "student_at", "student_nt", "student")]
+        lines = [line for line in content.splitlines() if line.startswith(("\\checkmark", "-\t\\checkmark"))]
+        assert [line.split("\t")[3 + i] for line in lines] == column
+
+
+def test_table_2_needs_all_its_rows(make_results: Callable[..., Results]) -> None:
+    assert len(all_tables(make_results())) == 3
+    assert len(all_tables(make_results(stages=("student",)))) == 2
+
+
+def test_threat_models_stand_side_by_side(make_results: Callable[..., Results]) -> None:
+    rows = threat_models(make_results()).rows
+    assert [row[:2] for row in rows] == [["PGD8", "blind"], ["PGD8", "full"], ["CW", "blind"]]
+    assert rows[1][3] == "1.23"
+
+
+def test_the_headline_never_hides_the_informed_attacker(make_results: Callable[..., Results]) -> None:
+    assert "1.23 %" in headline(make_results())[2]
+    assert "nothing here speaks of an attacker who knows of it" in headline(make_results(full=False))[2]
+
+
+def test_the_report_is_complete_and_self_contained(
+    make_results: Callable[..., Results], examples: Examples, tmp_path: Path
+) -> None:
+    page = write_report(make_results(), examples, tmp_path).read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "<script" not in page
+    assert page.count("data:image/png;base64") == 1
+    assert page.count("data:image/svg+xml;base64") == 2
+    for text in ("Table 1.", "Table 2.", "73.00", "it seems &lt;odd&gt;", "a &lt;fast&gt; machine", "1 h 02 min", "1,290,675"):
+        assert text in page
+    markdown = (tmp_path / "report.md").read_text()
+    for link in re.findall(r"\]\((figures/[^)]+)\)", markdown):
+        assert (tmp_path / link).stat().st_size > 1000
+    assert markdown.count("![") == 3
+    assert "| PGD8 | 8/255 |" in markdown
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["accuracy.svg", "examples.png", "training.svg"]
+
+
+def test_equal_results_give_equal_files(make_results: Callable[..., Results], examples: Examples, tmp_path: Path) -> None:
+    contents = []
+    for name in ("a", "b"):
+        write_report(make_results(), examples, tmp_path / name)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()})
+    assert contents[0] == contents[1]

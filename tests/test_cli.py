@@ -1,0 +1,191 @@
+"""The commands as a user types them."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from purifiers import Purifier
+from purifiers.cli import main
+from purifiers.training.run import Run
+from tests.conftest import CIFAR10, REFERENCE, TINY, needs_cifar10, needs_reference
+
+SETTINGS = [part for override in TINY for part in ("--set", override)]
+
+
+def test_the_demo_from_start_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attacks = "evaluation.attacks.AA={kind: autoattack, epsilon: 0.1}"
+    assert main(["demo", "--output", str(tmp_path / "run"), "--device", "cpu", *SETTINGS, "--set", attacks]) == 0
+    out = capsys.readouterr().out
+    for text in ("Table 1.", "Table 2.", "threat model", "clean images", "same, NT sees adversarial", "report.html"):
+        assert text in out
+    records = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
+    assert {record["attack"] for record in records} == {"none", "PGD", "FGSM", "AA"}
+    assert Purifier.from_pretrained(tmp_path / "run")
+
+
+def test_train_then_evaluate_then_purify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, device = str(tmp_path / "run"), ["--device", "cpu"]
+    assert main(["train", "--recipe", "digits", "--output", run, *device, *SETTINGS, "--seed", "3"]) == 0
+    assert f"purifiers evaluate {run}" in capsys.readouterr().out
+    assert main(["evaluate", run, *device, "--set", "data.test_limit=10"]) == 0
+    out = capsys.readouterr().out
+    assert "Table 1." in out
+    assert "Table 2." not in out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["seed"] == 3
+    assert {record["n"] for record in results["records"]} == {10}
+    other = tmp_path / "other"
+    assert main(["evaluate", run, *device, "--output", str(other), "--set", "evaluation.views=[blind]"]) == 0
+    assert (other / "report.html").is_file()
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "in" / "a.png")
+    assert main(["purify", str(tmp_path / "in"), str(tmp_path / "out"), "--purifier", run, *device]) == 0
+    (tmp_path / "in" / "bad.png").write_text("x")
+    assert main(["purify", str(tmp_path / "in"), str(tmp_path / "out"), "--purifier", run, *device]) == 1
+    captured = capsys.readouterr()
+    assert "0 purified, 1 there already, 1 failed" in captured.out
+    assert "bad.png" in captured.err
+
+
+def test_own_classifier_and_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's third way in: a frozen classifier from a function, images from a folder."""
+    random = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 128)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(random.integers(low, low + 128, (12, 12, 3), dtype=np.uint8)).save(
+                tmp_path / "images" / name / f"{i}.png"
+            )
+    (tmp_path / "own_module.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Mean(nn.Module):\n    def forward(self, x):\n"
+        "        m = x.mean(dim=(1, 2, 3))\n        return 20 * torch.stack([0.5 - m, m - 0.5], 1)\n\ndef build():\n    return Mean()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run = str(tmp_path / "my-purifier")
+    own = ["--classifier", "own_module:build", "--images", "images", "--set", "data.size=null"]
+    assert main(["train", *own, "--output", run, "--device", "cpu", *SETTINGS, "--set", "data.limit=null"]) == 0
+    assert main(["evaluate", run, "--device", "cpu", "--set", "data.test_limit=null"]) == 0
+    results = json.loads((Path(run) / "results.json").read_text())
+    clean = results["records"][0]
+    assert (clean["dataset"], clean["classifier"], clean["n"]) == ("images", "own_module:build", 12)
+    assert clean["accuracy_undefended"] == 1.0
+    assert not (Path(run) / "checkpoints" / "classifier").exists()
+
+
+@needs_cifar10
+@needs_reference
+def test_cifar10_end_to_end_on_a_subset(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    settings = [
+        "data.limit=64", "data.test_limit=16", "attack.num_steps=2", "purifier.widths=[4,6,8]", "teacher_at.epochs=1",
+        "teacher_nt.epochs=1", "student.epochs=1", "evaluation.attacks={PGD8: {kind: pgd, epsilon: 8/255, step_size: 2/255, num_steps: 5}}",
+        "classifier.network.mean=[0.485,0.456,0.406]", "classifier.network.std=[0.229,0.224,0.225]",
+    ]  # fmt: skip
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    own = ["--data-dir", str(CIFAR10), "--classifier", str(REFERENCE)]
+    assert main(["reproduce", "--recipe", "paper", "--output", run, "--device", "cpu", *own, *overrides]) == 0
+    report = (Path(run) / "report.md").read_text()
+    assert "paper's SOAP" in report
+    assert "40.20" in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--recipe", "digit"], "did you mean 'digits'"),
+        (["train", "--set", "student.epoch=1"], "did you mean 'epochs'"),
+        (["demo", "--device", "tpu"], "no device 'tpu'"),
+        (["evaluate", "nowhere"], "holds no recipe.yaml"),
+        (["purify", "a", "b", "--purifier", "nowhere"], "no purifier at 'nowhere'"),
+        (["train", "--images", "nowhere", "--set", "data.size=null"], "no folder nowhere"),
+        (["train", "--classifier", "nowhere.safetensors"], "no weights file"),
+        (["reproduce", "--data-dir", "/nowhere"], "no CIFAR-10 batches in /nowhere"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_status_1(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("purifiers: error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was written"
+
+
+def test_evaluation_cannot_pretend_to_train(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tiny_run.folder), "--set", "student.epochs=9"]) == 1
+    assert "training is over; here only evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--recipee", "x"], "did you mean '--recipe'"),
+        (["purify", "a", "b"], "required: --purifier"),
+        ([], "required: COMMAND"),
+        (["train", "--seed", "x"], "invalid int value"),
+    ],
+)
+def test_mistyped_commands_are_status_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "reproduce", "purify"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out) > 400
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    command = ["train", "--output", str(run), "--device", "cpu", *SETTINGS]
+    assert main(command) == 0
+    state = run / "checkpoints" / "teacher_at" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-20])
+    assert main(command) == 1
+    assert f"{state} is damaged" in capsys.readouterr().err
+    state.unlink()
+    assert main(command) == 0
+
+
+def test_ctrl_c_says_that_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("purifiers.training.pipeline.train", interrupt)
+    assert main(["train", "--output", str(tmp_path)]) == 130
+    assert "goes on from the last finished epoch" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """A file-size limit stands in for the full disk: the first file larger than it cannot be written."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "purifiers.cli", "train", "--output", str(run), "--device", "cpu", *SETTINGS]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "File too large; free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    left = [path for path in run.rglob("*") if path.is_file() and path.name != "recipe.yaml"]
+    assert not left
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
