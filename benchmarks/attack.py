@@ -39,8 +39,9 @@ def main() -> None:
     import foolbox
 
     torch.manual_seed(0)
-    model = place(ResNet(56), options.device).eval()
-    images = torch.rand(options.images, 3, 32, 32, device=options.device).contiguous(memory_format=torch.channels_last)
+    # Without gradients for its parameters: ours turns them off by itself, and foolbox would pay for them.
+    model = place(ResNet(56), options.device).eval().requires_grad_(False)
+    images = torch.rand(options.images, 3, 32, 32, device=options.device)
     labels = torch.randint(10, (options.images,), device=options.device)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=options.device)
     theirs = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=STEP, steps=STEPS, random_start=False)

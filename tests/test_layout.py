@@ -13,6 +13,7 @@ SOURCE = Path(purifiers.__file__).parent
 
 # From the top down: a part may import those after it, and its own.
 ORDER = [
+    "__main__",
     "cli",
     "deploy",
     "reports",

@@ -33,6 +33,7 @@ def test_starts_in_evaluation_mode_and_gives_the_same_answer_twice() -> None:
         (torch.full((1, 3, 8, 8), float("nan")), "NaN"),
         (torch.rand(1, 3, 8, 8).double(), "float64"),
         (torch.rand(1, 3, 8, 8).numpy(), "torch.Tensor; got ndarray"),
+        (torch.rand(1, 3, 8, 8).half(), "images are torch.float16, the purifier torch.float32"),
         (torch.empty(1, 3, 8, 8, device="meta"), "images are on meta, the purifier on cpu"),
     ],
 )
@@ -80,6 +81,21 @@ def test_the_defended_classifier_is_the_composition_and_differentiable() -> None
     assert gradient.abs().sum() > 0
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
     assert not classifier.training
+
+
+def test_training_mode_never_reaches_the_classifier() -> None:
+    classifier = ResNet(20)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    defended = PurifiedClassifier(small(), classifier).train()
+    defended(torch.rand(4, 3, 16, 16))
+    assert defended.purifier.training
+    assert not classifier.training
+    assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
+
+
+def test_half_precision_works_where_both_are_half() -> None:
+    purifier = small().to(torch.bfloat16)
+    assert purifier(torch.rand(1, 3, 8, 8).to(torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_moves_and_casts_like_any_module() -> None:

@@ -12,12 +12,15 @@ from purifiers.version import __version__
 
 # What a command needs is imported in the command, so that --help and mistakes answer at once.
 
-EVALUATION_ONLY = ("evaluation", "data", "classifier", "seed")
+EVALUATION_ONLY = ("evaluation", "data.path", "data.test_limit", "classifier.source", "classifier.network")
+"""What may be set when training is over."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for an error that the user can mend, 130 after Ctrl-C."""
-    parsed = _parser().parse_args(arguments)
+    parsed, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(parsed.command(parsed))
     except PurifiersError as error:
@@ -56,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run, summary: str, description: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
         command = commands.add_parser(name, help=summary, description=description)
-        command.set_defaults(command=run)
+        command.set_defaults(command=run, parser=command)
         return command
 
     demo = add(
@@ -68,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_recipe(demo, default="digits")
     _add_run(demo, output="runs/demo")
-    _add_restart(demo)
+    _add_training(demo)
 
     train = add(
         "train",
@@ -77,21 +80,22 @@ def _parser() -> argparse.ArgumentParser:
         "Train a classifier (or take yours), the two teachers and the student. The output folder can be given to "
         "Purifier.from_pretrained and to 'purifiers evaluate'. Interrupted? The same command goes on where it stopped.",
     )
-    _add_recipe(train)
+    _add_recipe(train, default="digits, or folder with --images")
     _add_run(train)
-    _add_restart(train)
-    _add_own(train)
+    _add_training(train)
+    _add_classifier(train)
+    train.add_argument("--images", metavar="DIR", help="your images, one sub-folder for each class")
 
     evaluate = add(
         "evaluate",
         _evaluate,
         "attack and measure what 'train' made",
-        "Attack the run's classifier, purify, count, and write results.json, report.md and report.html. Only evaluation.*, "
-        "data.*, classifier.* and seed can be overridden here.",
+        "Attack the run's classifier, purify, count, and write results.json, report.md and report.html. Training is over: "
+        f"only {', '.join(EVALUATION_ONLY)} can be set here.",
     )
     evaluate.add_argument("run", metavar="RUN", type=Path, help="the --output of 'purifiers train'")
     _add_run(evaluate, output=None)
-    _add_own(evaluate)
+    _add_classifier(evaluate)
 
     reproduce = add(
         "reproduce",
@@ -102,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_recipe(reproduce, default="paper")
     _add_run(reproduce)
-    _add_restart(reproduce)
-    _add_own(reproduce)
+    _add_training(reproduce)
+    _add_classifier(reproduce)
 
     purify = add(
         "purify",
@@ -115,17 +119,15 @@ def _parser() -> argparse.ArgumentParser:
     purify.add_argument("source", metavar="IN", type=Path, help="an image file, or a folder of them")
     purify.add_argument("target", metavar="OUT", type=Path, help="where to write: a file for a file, a folder for a folder")
     purify.add_argument("--purifier", metavar="DIR", required=True, help="a trained purifier: the --output of 'train'")
+    purify.add_argument("--overwrite", action="store_true", help="purify again what is there already")
     _add_device(purify)
     return parser
 
 
-def _add_recipe(command: argparse.ArgumentParser, default: str | None = None) -> None:
-    command.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        default=default or "digits",
-        help="a shipped recipe (digits, paper) or a YAML file (default: %(default)s)",
-    )
+def _add_recipe(command: argparse.ArgumentParser, default: str) -> None:
+    shipped = "a shipped recipe (digits, folder, paper) or a YAML file"
+    command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
+    command.set_defaults(default_recipe=default.split(",")[0])
 
 
 def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE") -> None:
@@ -140,7 +142,6 @@ def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE
         default=[],
         help="change any value of the recipe, e.g. --set student.epochs=5; may be given many times",
     )
-    command.add_argument("--seed", type=int, default=None, help="seed of all randomness (default: the recipe's)")
     _add_device(command)
 
 
@@ -148,31 +149,32 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
 
 
-def _add_restart(command: argparse.ArgumentParser) -> None:
+def _add_training(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, help="seed of all randomness (default: the recipe's)")
     command.add_argument("--restart", action="store_true", help="discard what an earlier run left in the output folder")
 
 
-def _add_own(command: argparse.ArgumentParser) -> None:
+def _add_classifier(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--classifier",
         metavar="SOURCE",
         help="your classifier, which is only read: module:function, a .safetensors file or a saved folder",
     )
-    command.add_argument("--data-dir", metavar="DIR", help="where the data set lies (CIFAR-10's batches, or your folder)")
-    command.add_argument("--images", metavar="DIR", help="your images, one sub-folder per class: the data set 'folder'")
+    command.add_argument("--data-dir", metavar="DIR", help="where the data set lies: CIFAR-10's batches, or your own folder")
 
 
-def _overrides(parsed: argparse.Namespace) -> list[str]:
+def _overrides(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
     """All ways of changing the recipe as one list; what stands last wins."""
-    chosen = list(parsed.overrides)
-    if getattr(parsed, "images", None):
-        chosen += ["data.name=folder", f"data.path={_absolute(parsed.images)}"]
-    if getattr(parsed, "data_dir", None):
-        chosen.append(f"data.path={_absolute(parsed.data_dir)}")
-    if getattr(parsed, "classifier", None):
-        chosen.append(f"classifier.source={_absolute(parsed.classifier)}")
-    if parsed.seed is not None:
-        chosen.append(f"seed={parsed.seed}")
+    given = vars(parsed)
+    chosen: list[str | tuple[str, object]] = list(parsed.overrides)
+    if given.get("images"):
+        chosen += [("data.name", "folder"), ("data.path", _absolute(parsed.images))]
+    if given.get("data_dir"):
+        chosen.append(("data.path", _absolute(parsed.data_dir)))
+    if given.get("classifier"):
+        chosen.append(("classifier.source", _absolute(parsed.classifier)))
+    if given.get("seed") is not None:
+        chosen.append(("seed", parsed.seed))
     return chosen
 
 
@@ -186,26 +188,28 @@ def _trained(parsed: argparse.Namespace, ablation: bool):  # type: ignore[no-unt
     from purifiers.recipes import load_recipe
     from purifiers.training.pipeline import train
 
-    recipe = load_recipe(parsed.recipe, _overrides(parsed))
+    own_images = vars(parsed).get("images") is not None
+    name = parsed.recipe or ("folder" if own_images else parsed.default_recipe)
+    recipe = load_recipe(name, _overrides(parsed))
     folder = parsed.output or Path(parsed.default_output.replace("RECIPE", recipe.name))
     watch = Stopwatch()
     run = train(recipe, folder, device=parsed.device, ablation=ablation, restart=parsed.restart)
     say(f"trained in {duration(watch.seconds)}")
-    return run, watch.seconds
+    return run
 
 
 def _train(parsed: argparse.Namespace) -> int:
     from purifiers.console import say
 
-    run, _ = _trained(parsed, ablation=False)
+    run = _trained(parsed, ablation=False)
     say(f"\nThe purifier is in {run.folder}. Measure it:  purifiers evaluate {run.folder}")
     say(f'In Python:  Purifier.from_pretrained("{run.folder}")')
     return 0
 
 
 def _reproduce(parsed: argparse.Namespace) -> int:
-    run, seconds = _trained(parsed, ablation=True)
-    _report(run, run.folder, seconds)
+    run = _trained(parsed, ablation=True)
+    _report(run, run.folder)
     return 0
 
 
@@ -216,22 +220,21 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     recipe_file = parsed.run / RECIPE_FILE
     if not recipe_file.is_file():
         raise MissingFileError(f"{parsed.run} holds no {RECIPE_FILE}; give the --output of 'purifiers train'")
-    overrides = _overrides(parsed)
-    for override in overrides:
-        if override.partition("=")[0].split(".")[0] not in EVALUATION_ONLY:
+    for override in parsed.overrides:
+        if not override.startswith(EVALUATION_ONLY):
             raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
-    run = open_run(load_recipe(recipe_file, overrides), parsed.run, parsed.device)
-    _report(run, parsed.output or parsed.run, 0.0)
+    run = open_run(load_recipe(recipe_file, _overrides(parsed)), parsed.run, parsed.device)
+    _report(run, parsed.output or parsed.run)
     return 0
 
 
-def _report(run, folder: Path, training_seconds: float) -> None:  # type: ignore[no-untyped-def]
+def _report(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
     from purifiers.console import duration, say, show_table
     from purifiers.evaluation.run import evaluate_run
     from purifiers.reports.report import headline, write_report
     from purifiers.reports.tables import all_tables
 
-    results, examples = evaluate_run(run, training_seconds)
+    results, examples = evaluate_run(run)
     results.write(folder)
     page = write_report(results, examples, folder)
     for table in all_tables(results):
@@ -251,7 +254,7 @@ def _purify(parsed: argparse.Namespace) -> int:
     from purifiers.training.run import make_fabric
 
     purifier = Purifier.from_pretrained(parsed.purifier).to(make_fabric(parsed.device, "32-true").device)
-    result = purify_files(purifier, parsed.source, parsed.target)
+    result = purify_files(purifier, parsed.source, parsed.target, overwrite=parsed.overwrite)
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     for failure in result.failed:
         _fail(failure)

@@ -65,6 +65,8 @@ class Purifier(nn.Module):
         if channels is not None and images.shape[1] != channels:
             raise InputError(f"this purifier takes images of {channels} channels; got shape {tuple(images.shape)}")
         weight = next(self.parameters(), None)
+        if weight is not None and weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+            raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; convert one with .to(dtype)")
         if weight is not None and weight.device != images.device:
             raise InputError(f"images are on {images.device}, the purifier on {weight.device}; move one with .to(device)")
         # While a graph is traced for export or compilation there are no values to look at.
@@ -104,7 +106,8 @@ class PurifiedClassifier(nn.Module):
     """A frozen classifier behind a purifier: images in [0,1] -> the classifier's logits of the purified images.
 
     Differentiable end to end, so an attack on this module is an attack by somebody who knows the purifier.
-    The classifier is never changed; both parts start in evaluation mode.
+    The classifier stays in evaluation mode whatever mode the whole is put in, so that no running statistics change;
+    both parts start in it.
 
     Args:
         purifier: images -> images.
@@ -116,6 +119,12 @@ class PurifiedClassifier(nn.Module):
         self.purifier = purifier
         self.classifier = classifier
         self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the purifier into training mode; never the classifier."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of ``images`` (N, C, H, W), float32, in [0,1]; raises as :class:`Purifier` does."""

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from purifiers.attacks import FGSM, PGD, Attack, show_fraction
+from purifiers.attacks import CW, FGSM, PGD, Attack, AutoAttack, show_fraction
 from purifiers.attacks.base import frozen
 from purifiers.errors import AttackError, InputError
 from purifiers.networks import ResNet
@@ -79,6 +79,28 @@ def test_the_model_is_restored_after_an_error_too() -> None:
         raise RuntimeError
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class Viewing(nn.Module):
+    """A classifier as people write them: view() fails on images that are not dense in the default layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last)
+        self.linear = nn.Linear(3 * 64, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        gradient_layout = self.convolution(images).mean()
+        return self.linear(images.view(len(images), -1)) + gradient_layout
+
+
+@pytest.mark.parametrize(
+    "attack", [FGSM(epsilon=0.1), PGD(epsilon=0.1, step_size=0.05, num_steps=2), CW(num_steps=2), AutoAttack(epsilon=0.01)]
+)
+def test_models_that_flatten_with_view_can_be_attacked(attack: Attack) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert attack(Viewing(), images, torch.tensor([0, 1, 2])).shape == images.shape
 
 
 def test_attacks_run_in_float32_under_autocast() -> None:

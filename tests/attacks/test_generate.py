@@ -9,6 +9,7 @@ from purifiers.attacks import BIM, FGSM, PGD, VIEWS, Attack
 from purifiers.attacks import generate as module
 from purifiers.attacks.generate import generate
 from purifiers.data import ImageSet, to_float
+from purifiers.errors import InputError
 from purifiers.networks import CAE, ResNet
 from purifiers.purifier import PurifiedClassifier, Purifier
 from tests.conftest import Linear
@@ -32,7 +33,7 @@ class Counting(FGSM):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         CALLS.append(len(images))
-        logging.getLogger("auto-attack").warning("suspicious")
+        logging.getLogger("auto-attack").warning(f"suspicious: {len(images)} %")
         return super().perturb(model, images, labels, seed)
 
 
@@ -47,7 +48,8 @@ def test_a_finished_shard_is_never_computed_again(data: ImageSet, tmp_path: Path
     again = generate(attack, model, data, batch_size=3, cache=tmp_path)
     assert CALLS == [3, 1, 3, 1, 2]
     assert torch.equal(first.images, again.images)
-    assert first.warnings == again.warnings == ("suspicious",)
+    assert first.warnings == again.warnings == {"suspicious: 3 %": 5}
+    assert first.batches == again.batches == 5
     assert first.seconds == again.seconds > 0
     assert "suspicious" not in "".join(capfd.readouterr())
     # A kill in the middle of a later shard, or a damaged file, costs that shard alone.
@@ -55,6 +57,27 @@ def test_a_finished_shard_is_never_computed_again(data: ImageSet, tmp_path: Path
     middle.write_bytes(middle.read_bytes()[:-5])
     assert torch.equal(generate(attack, model, data, batch_size=3, cache=tmp_path).images, first.images)
     assert len(CALLS) in (6, 7)
+
+
+def test_a_model_that_differs_in_an_attribute_alone_is_another(data: ImageSet, tmp_path: Path) -> None:
+    class Scaled(Linear):
+        scale = 1.0
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) * self.scale
+
+    model = Scaled(2, SHAPE)
+    generate(FGSM(epsilon=0.1), model, data, cache=tmp_path)
+    count = len(list(tmp_path.iterdir()))
+    model.scale = -1.0
+    generate(FGSM(epsilon=0.1), model, data, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2 * count
+
+
+def test_labels_beyond_the_models_classes_are_refused(data: ImageSet) -> None:
+    labels = ImageSet("x", data.images, data.labels + 1, ("a", "b", "c"))
+    with pytest.raises(InputError, match="labels go from 1 to 2, the model has 2 classes"):
+        generate(FGSM(epsilon=0.1), Linear(2, SHAPE), labels)
 
 
 def test_anything_that_matters_changes_the_key(data: ImageSet, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ def test_a_second_run_does_only_what_is_new(purifier: Purifier, tmp_path: Path) 
     os.utime(tmp_path / "in" / "a.png", (later, later))
     result = purify_files(purifier, tmp_path / "in", tmp_path / "out")
     assert (result.purified, result.skipped) == (2, 1)
+    assert purify_files(purifier, tmp_path / "in", tmp_path / "out", overwrite=True).purified == 3
 
 
 def test_bad_files_stop_nothing_and_are_listed(purifier: Purifier, tmp_path: Path) -> None:
@@ -92,6 +93,8 @@ def test_mistakes_are_explained_before_anything_is_written(purifier: Purifier, t
     write(tmp_path / "in" / "a.jpg")
     with pytest.raises(ConfigError, match="both become"):
         purify_files(purifier, tmp_path / "in", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"must end in \.png"):
+        purify_files(purifier, tmp_path / "in" / "a.png", tmp_path / "v1.2")
     with pytest.raises(ConfigError, match="write over"):
         purify_files(purifier, tmp_path / "in" / "a.png", tmp_path / "in" / "a.png")
     assert not (tmp_path / "out").exists()

@@ -78,8 +78,8 @@ def test_views_decide_what_the_attacker_differentiates(data: ImageSet) -> None:
     records, _ = evaluator.evaluate("mirror", Purifier(Mirror()), lambda view: {"FGSM": FGSM(epsilon=0.05)}, ("blind", "full"))
     by_view = {record.view: record for record in records}
     clean = to_float(evaluator.data.images).mean(dim=(1, 2, 3))
-    assert by_view["blind"].accuracy == ((0.9 - (clean + 0.05)) <= 0.5).float().mean().item()
-    assert by_view["full"].accuracy == ((0.9 - (clean - 0.05)) <= 0.5).float().mean().item()
+    assert by_view["blind"].accuracy == ((0.9 - (clean + 0.05)) <= 0.5).sum().item() / 3
+    assert by_view["full"].accuracy == ((0.9 - (clean - 0.05)) <= 0.5).sum().item() / 3
     assert by_view["full"].accuracy < by_view["blind"].accuracy
 
 
@@ -96,14 +96,15 @@ def test_examples_are_images_that_the_attack_changes(data: ImageSet) -> None:
 
 
 def test_a_whole_run_is_measured_and_read_back(tiny_run: Run, tmp_path: Path) -> None:
-    results, examples = evaluate_run(tiny_run, training_seconds=3.0)
+    results, examples = evaluate_run(tiny_run)
     rows = {(record.purifier, record.view, record.attack) for record in results.records}
     purifiers = set(tiny_run.purifiers)
     assert {(name, "none", "none") for name in purifiers} <= rows
     assert {(name, "blind", attack) for name in purifiers for attack in ("PGD", "FGSM")} <= rows
     assert {row for row in rows if row[1] == "full"} == {("student", "full", "PGD")}
     assert {record.n for record in results.records} == {24}
-    assert results.seconds["training"] == 3.0
+    spent = [record["seconds"] for history in tiny_run.histories.values() for record in history]
+    assert results.seconds["training"] == sum(spent) > 0
     assert set(results.training) == set(tiny_run.histories)
     assert 1 <= len(examples.original.images) <= 10
     results.write(tmp_path)

@@ -44,6 +44,13 @@ def test_padding_is_cropped_on_the_side_where_it_was_added() -> None:
     torch.testing.assert_close(network(images), images)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (14, 15)])
+def test_output_is_dense_in_the_default_layout(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 3, *size)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert CAE(**SMALL).to(memory_format=layout).eval()(images).is_contiguous()
+
+
 def test_resolution_halves_once_for_each_further_stage() -> None:
     network = CAE(**SMALL).eval()
     features = torch.rand(1, 3, 16, 16)

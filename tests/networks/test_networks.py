@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
-from purifiers.networks import CAE, ResNet, build_network, fingerprint, load_network, load_weights, save_network
+from purifiers.networks import CAE, ResNet, build_network, fingerprint, load_network, load_weights, place, save_network
 
 
 def small() -> CAE:
@@ -35,6 +35,19 @@ def test_fingerprints_see_weights_structure_and_unsaved_buffers() -> None:
     assert fingerprint(relu) != fingerprint(gelu)
 
 
+def test_fingerprints_see_what_a_forward_pass_depends_on_without_weights() -> None:
+    a, b = (CAE(widths=[4], blocks=[2], skip_every=skip_every) for skip_every in (0, 1))
+    b.load_state_dict(a.state_dict())
+    assert fingerprint(a) != fingerprint(b)
+
+
+def test_own_networks_get_the_fast_layout_and_foreign_ones_keep_theirs() -> None:
+    own = place(small(), "cpu")
+    assert own.encoder[1][0].weight.is_contiguous(memory_format=torch.channels_last)
+    foreign = place(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv3d(3, 3, 3)), "cpu")
+    assert foreign[0].weight.is_contiguous()
+
+
 def test_names_are_suggested() -> None:
     with pytest.raises(ConfigError, match="no network 'resnett'; did you mean 'resnet'"):
         build_network("resnett", {})
@@ -55,6 +68,8 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         (json.dumps({"a": 1}), "damaged or was not written"),
         (json.dumps({**config, "format": 99}), "upgrade"),
         (json.dumps({**config, "network": "cea"}), "did you mean 'cae'"),
+        (json.dumps({**config, "network": []}), "describes no network"),
+        (json.dumps({**config, "arguments": None}), "damaged or was not written"),
         (json.dumps({**config, "arguments": {**config["arguments"], "widths": [5, 6]}}), "do not fit"),
     ]:
         (tmp_path / "config.json").write_text(content)

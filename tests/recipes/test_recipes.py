@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
@@ -66,12 +67,20 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("student.epoch=5", r"student\.epoch: there is no such key; did you mean 'epochs'"),
         ("studnet.epochs=5", r"studnet: there is no such key; did you mean 'student'"),
         ("data.limits=5", "did you mean 'limit'"),
-        ("evaluation.attacks.PGD.steps=5", "did you mean 'num_steps'"),
+        ("evaluation.attacks.PGD.num_step=5", r"attacks\.PGD\.num_step: there is no such key; did you mean 'num_steps'"),
+        ("evaluation.attacks.PDG.epsilon=0.1", r"attacks\.PDG: there is no such attack in the recipe; a new one needs a kind"),
+        ("evaluation.attacks={}", "at least 1 item"),
+        ("evaluation.views=[]", "at least 1 item"),
+        ("attack.epsilon=8", r"in \[0,1\] units: 8 would be everything; write 8/255"),
+        ("attack.epsilon=.inf", "finite number"),
+        ("student.learning_rate=.inf", "finite number"),
+        ("purifier.channels=1", "every data set has 3 channels"),
+        ("classifier.network.num_classes=-1", "at least 2 classes"),
         ("attack.epsilonn=5", "did you mean 'epsilon'"),
         ("classifier.training.epoch=5", "did you mean 'epochs'"),
         ("purifier.width=[4]", "takes no 'width'; did you mean 'widths'"),
         ("purifier.network=cea", "did you mean 'cae'"),
-        ("purifier.network=resnet", "takes no 'blocks'"),
+        ("purifier.network=resnet", "takes no 'widths'"),
         ("classifier.network={network: cae}", "'cae' is no classifier"),
         ("purifier={network: resnet, depth: 20}", "does not map images to images"),
         ("purifier.blocks=[1,2]", "as many widths as blocks"),
@@ -114,6 +123,19 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         (tmp_path / "r.yaml").write_text(content)
         with pytest.raises(ConfigError, match=message):
             load_recipe(tmp_path / "r.yaml")
+
+
+def test_values_that_are_no_text_are_not_parsed() -> None:
+    """A path may hold what YAML takes for a comment or a key."""
+    recipe = load_recipe("folder", [("data.path", "/tmp/My: Photos #1")])
+    assert recipe.data.path == "/tmp/My: Photos #1"
+
+
+def test_reading_a_recipe_spends_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    load_recipe("paper")
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_recipe_is_plain_yaml() -> None:

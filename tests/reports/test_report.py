@@ -36,7 +36,7 @@ def make_results() -> Callable[..., Results]:
         return Results(
             recipe=load_recipe("paper").model_dump(mode="json"), seed=0, versions={"torch": "2"},
             hardware={"name": "a <fast> machine", "threads": 2, "platform": "x", "device": "cpu"},
-            seconds={"training": 3700.0, "evaluation": 65.0},
+            seconds={"training": 3725.0, "evaluation": 65.0},
             training={"student": [{"epoch": e, "loss": 1.0 / e, "mse": 0.5 / e, "learning_rate": 0.1, "images_per_second": 1, "seconds": 1} for e in (1, 2, 3)]},
             parameters=1_290_675, records=records, warnings=[AttackWarning(view="blind", attack="AA", message="it seems <odd>")],
         )  # fmt: skip
@@ -59,9 +59,23 @@ def test_table_1_has_the_papers_columns_on_cifar10_alone(make_results: Callable[
     assert (pgd["paper"], pgd["paper's NRP"], pgd["paper's SOAP"]) == ("40.20", "35.07", "39.14")
     assert dict(zip(table.header, table.rows[0], strict=True))["paper"] == "-"
     assert "89.46" in table.caption
-    other = table_1(make_results("digits"))
+    results = make_results("digits")
+    results.recipe["data"]["name"] = "digits"
+    other = table_1(results)
     assert "paper" not in other.header
     assert "89.46" not in other.caption
+
+
+def test_the_papers_numbers_stand_beside_the_papers_attacks_alone(make_results: Callable[..., Results]) -> None:
+    """Not beside another epsilon under the same name, nor a folder of images that happens to be called cifar10."""
+    results = make_results()
+    results.recipe["evaluation"]["attacks"]["PGD8"]["epsilon"] = "4/255"
+    table = table_1(results)
+    pgd, cw = (dict(zip(table.header, row, strict=True)) for row in table.rows[1:])
+    assert (pgd["paper"], cw["paper"]) == ("-", "56.87")
+    assert table_2(results).rows[1][2] == "71.00"
+    results.recipe["data"]["name"] = "folder"
+    assert "paper" not in table_1(results).header
 
 
 def test_table_2_has_the_papers_numbers_in_brackets(make_results: Callable[..., Results]) -> None:
@@ -104,7 +118,7 @@ def test_threat_models_stand_side_by_side(make_results: Callable[..., Results]) 
 
 
 def test_the_headline_never_hides_the_informed_attacker(make_results: Callable[..., Results]) -> None:
-    assert "1.23 %" in headline(make_results())[2]
+    assert "at most 1.23 %" in headline(make_results())[2]
     assert "nothing here speaks of an attacker who knows of it" in headline(make_results(full=False))[2]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.errors import CheckpointError, TrainingError
+from purifiers.networks import CAE, place
 from purifiers.recipes.schema import Optimisation
 from purifiers.training.loop import Losses, Stage, fit
 from purifiers.training.run import make_fabric
@@ -14,7 +15,7 @@ from purifiers.training.stages import nt_losses
 
 def stage(epochs: int = 4, **options: object) -> Stage:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+    network = place(CAE(widths=[4, 6], blocks=[1, 2], skip_every=1), "cpu")
     images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     defaults = {"batch_size": 16, "learning_rate": 0.01, "schedule": "one_cycle", "flip": True, "crop": 1}
     optimisation = Optimisation(epochs=epochs, **{**defaults, **options})  # type: ignore[arg-type]
@@ -104,6 +105,28 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> N
 def test_nothing_but_the_checkpoint_is_written(tmp_path: Path) -> None:
     fit(stage(epochs=2), make_fabric("cpu", "32-true"), tmp_path / "deep" / "s.safetensors")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s.safetensors"]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """The loss of the last step is measured before its update: it can be fine and the weights lost."""
+    path = tmp_path / "s.safetensors"
+    exploding = stage(epochs=1, batch_size=40, optimizer="sgd", learning_rate=1e20, weight_decay=1e20, schedule="constant")
+    with pytest.raises(TrainingError, match="left weights that are not finite"):
+        fit(exploding, make_fabric("cpu", "32-true"), path)
+    assert not path.exists()
+
+
+def test_stages_of_one_seed_see_the_same_batches_in_the_same_order(tmp_path: Path) -> None:
+    seen: dict[str, list[Tensor]] = {}
+    for name in ("one", "other"):
+
+        def recording(network: nn.Module, images: Tensor, labels: Tensor, name: str = name) -> Losses:
+            seen.setdefault(name, []).append(images.clone())
+            return nt_losses(network, images, labels)
+
+        fit(replace(stage(), name=name, losses=recording), make_fabric("cpu", "32-true"), tmp_path / f"{name}.safetensors")
+    assert len(seen["one"]) == 8
+    assert all(torch.equal(a, b) for a, b in zip(seen["one"], seen["other"], strict=True))
 
 
 def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The stages together: what a run leaves behind, that it resumes after a kill, and what it refuses."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from purifiers import Purifier
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 from purifiers.files import load_tensors
-from purifiers.networks import fingerprint
+from purifiers.networks import ResNet, fingerprint, save_network
 from purifiers.recipes import Recipe, load_recipe, recipe_text
 from purifiers.training.pipeline import train
 from purifiers.training.run import Run, make_fabric, open_run, student_config
@@ -121,6 +123,60 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> 
     assert "teacher_at       goes on after epoch" in output
     finished = Purifier.from_pretrained(cut)
     assert fingerprint(finished.network) == fingerprint(whole.purifiers["student"].network)
+
+
+def test_a_deleted_cache_is_made_again_and_no_training_is_lost(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_recipe(), tmp_path, device="cpu")
+    shutil.rmtree(tmp_path / "cache")
+    capsys.readouterr()
+    train(tiny_recipe(), tmp_path, device="cpu")
+    assert capsys.readouterr().out.count("is trained already") == 4
+
+
+def test_restart_discards_all_of_a_run_and_nothing_else(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Neither what is not ours, nor anything before the new command has proved usable."""
+    foreign = tmp_path / "photos"
+    (foreign / "cache").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="was not made by a run"):
+        train(tiny_recipe(), foreign, device="cpu", restart=True)
+    assert (foreign / "cache").is_dir()
+    run = tmp_path / "run"
+    train(tiny_recipe(), run, device="cpu")
+    (run / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="cannot load a classifier"):
+        train(tiny_recipe("classifier.source=nothing"), run, device="cpu", restart=True)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+    train(tiny_recipe("seed=5"), run, device="cpu", restart=True)
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_other_images_are_another_run(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    for folder in ("a", "b"):
+        for name in ("x", "y"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(20):
+                pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=random)
+                Image.fromarray(pixels.numpy()).save(tmp_path / folder / name / f"{i}.png")
+    own = ["data.name=folder", "data.size=null", "data.limit=null"]
+    train(tiny_recipe(*own, f"data.path={tmp_path / 'a'}"), tmp_path / "run", device="cpu")
+    written = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(CheckpointError, match=r"data\.path is .*a there, .*b now"):
+        train(tiny_recipe(*own, f"data.path={tmp_path / 'b'}"), tmp_path / "run", device="cpu")
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == written
+
+
+def test_a_classifier_that_guesses_is_pointed_out(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier = ResNet(20, 10)
+    torch.nn.init.zeros_(classifier.linear.weight)
+    save_network(tmp_path / "guess", classifier)
+    train(tiny_recipe(f"classifier.source={tmp_path / 'guess'}"), tmp_path / "run", device="cpu")
+    assert "hardly better than guessing" in capsys.readouterr().out
 
 
 def test_opening_what_is_not_trained(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -45,8 +45,10 @@ class AutoAttack(Attack):
                 logging.getLogger(LOGGER).warning("%d classes: %d targets instead of 9", classes, classes - 1)
         # Its check for dynamic defences ends with sys.settrace(None), which would cut off a debugger or coverage.
         tracer = sys.gettrace()
+        devices = [images.device] if images.device.type == "cuda" else []
         try:
-            adversarial, _ = reference.run_standard_evaluation(images, labels, batch_size=self.batch_size)
+            with torch.random.fork_rng(devices):  # it seeds torch's own generator, which is not ours to change
+                adversarial, _ = reference.run_standard_evaluation(images, labels, batch_size=self.batch_size)
         finally:
             sys.settrace(tracer)
         return adversarial

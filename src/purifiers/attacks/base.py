@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from torch import Tensor, nn
 
 from purifiers.errors import AttackError, InputError
@@ -38,7 +38,7 @@ def show_fraction(value: float | None) -> str:
 Length = Annotated[
     float,
     BeforeValidator(_parse_fraction),
-    Field(ge=0),
+    Field(ge=0, allow_inf_nan=False),
     PlainSerializer(show_fraction, return_type=str, when_used="json"),
 ]
 """A distance in [0,1] units; recipes may write ``8/255``."""
@@ -74,6 +74,12 @@ class Attack(BaseModel, ABC):
     norm: Literal["linf", "l2"] = "linf"
     epsilon: Length | None = None
 
+    @model_validator(mode="after")
+    def _in_unit_range(self) -> Self:
+        if self.norm == "linf" and (self.epsilon or 0) > 1:
+            raise ValueError(f"epsilon is in [0,1] units: {self.epsilon:g} would be everything; write 8/255, not 8")
+        return self
+
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         """Adversarial versions of ``images``; the model is frozen and inputs are checked already."""
@@ -102,7 +108,7 @@ class Attack(BaseModel, ABC):
         if not len(images):
             return images.clone()
         with frozen(model), torch.autocast(images.device.type, enabled=False):
-            adversarial = self.perturb(model, images.detach(), labels, seed).detach()
+            adversarial = self.perturb(_Dense(model), images.detach().contiguous(), labels, seed).detach()
         self._check_result(images, adversarial)
         return adversarial
 
@@ -119,6 +125,22 @@ class Attack(BaseModel, ABC):
                 raise AttackError(
                     f"{self.kind} moved an image by {largest:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}"
                 )
+
+
+class _Dense(nn.Module):
+    """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view()."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous()
+        if images.requires_grad:
+            images = images.view_as(images)
+            images.register_hook(lambda gradient: gradient.contiguous())
+        return self.model(images)
 
 
 def distances(images: Tensor, others: Tensor, norm: Literal["linf", "l2"]) -> Tensor:

@@ -1,24 +1,27 @@
 """Attacking a whole data set: in shards, each cached on disk, so that a kill loses one shard and a rerun none."""
 
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.autoattack import LOGGER
-from purifiers.attacks.base import Attack
+from purifiers.attacks.base import Attack, frozen
 from purifiers.data import ImageSet, slices, to_float
-from purifiers.errors import CheckpointError
+from purifiers.errors import CheckpointError, InputError
 from purifiers.files import digest, load_tensors, save_tensors
 from purifiers.networks import fingerprint
 from purifiers.seeds import seed_for
 
 SHARD = 1000
+LIBRARIES = ("torch", "foolbox", "pyautoattack")
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,15 @@ class Adversarial:
 
     Attributes:
         images: (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 where ``quantized`` was asked for.
-        warnings: what the attack's library said against the result's trustworthiness, each once.
+        warnings: what the attack's library said against the result's trustworthiness -> in how many batches. Numbers
+            in the text are those of the first batch that said it.
+        batches: the number of batches.
         seconds: time that the attack took when it was run, also where it came from the cache now.
     """
 
     images: Tensor
-    warnings: tuple[str, ...]
+    warnings: Mapping[str, int]
+    batches: int
     seconds: float
 
 
@@ -55,18 +61,30 @@ def generate(
         data: the images, on the model's device.
         seed: decides every random choice, together with the place of a batch in the data.
         batch_size: images attacked at once.
-        cache: folder of finished shards, found again by weights, attack, data and seed; None keeps nothing.
+        cache: folder of finished shards, found again by weights, the model's outputs on the first images, attack, data,
+            seed and the libraries' versions; None keeps nothing.
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay
             within epsilon. For training only: rounding may undo an attack, so results are measured on float.
         advance: called with the number of images after each batch.
+
+    Raises:
+        InputError: a label is not one of the model's classes, or see :class:`Attack`.
+        AttackError: the attack left its threat model.
     """
     parts: list[Tensor] = []
-    warnings: dict[str, None] = {}
-    seconds = 0.0
-    weights = fingerprint(model)
+    warnings: dict[str, int] = {}
+    batches, seconds = 0, 0.0
+    # The outputs tell models apart that differ in plain Python attributes only, which no fingerprint of weights sees.
+    with torch.no_grad(), frozen(model):
+        outputs = model(to_float(data.images[:2]))
+    if int(data.labels.max()) >= outputs.shape[-1] or int(data.labels.min()) < 0:
+        raise InputError(
+            f"labels go from {int(data.labels.min())} to {int(data.labels.max())}, the model has {outputs.shape[-1]} classes"
+        )
+    identity = digest(fingerprint(model), outputs, [version(library) for library in LIBRARIES])
     for shard in slices(len(data), SHARD):
         images, labels = data.images[shard], data.labels[shard]
-        key = digest(weights, attack.model_dump(), images, labels, seed, shard.start, batch_size, quantized)
+        key = digest(identity, attack.model_dump(), images, labels, seed, shard.start, batch_size, quantized)
         path = None if cache is None else cache / f"{attack.kind}-{key[:32]}.safetensors"
         found = _read(path)
         if found is None:
@@ -75,15 +93,19 @@ def generate(
                 attacked = _attack_shard(
                     attack, model, images, labels, seed_for(seed, shard.start), batch_size, quantized, advance
                 )
-            found = Adversarial(attacked, tuple(noted), time.perf_counter() - begun)
+            count = -(-len(images) // batch_size)
+            found = Adversarial(attacked, noted, count, time.perf_counter() - begun)
             if path is not None:
-                save_tensors(path, {"images": found.images}, {"warnings": found.warnings, "seconds": found.seconds})
+                about = {"warnings": found.warnings, "batches": found.batches, "seconds": found.seconds}
+                save_tensors(path, {"images": found.images}, about)
         else:
             advance(len(images))
         parts.append(found.images.to(data.images.device))
-        warnings |= dict.fromkeys(found.warnings)
+        for text, times in found.warnings.items():
+            _count(warnings, text, times)
+        batches += found.batches
         seconds += found.seconds
-    return Adversarial(torch.cat(parts), tuple(warnings), seconds)
+    return Adversarial(torch.cat(parts), warnings, batches, seconds)
 
 
 def _attack_shard(
@@ -118,17 +140,27 @@ def _read(path: Path | None) -> Adversarial | None:
         tensors, metadata = load_tensors(path)
     except CheckpointError:
         return None  # a damaged shard costs its time again, nothing else: it is computed and replaced
-    return Adversarial(tensors["images"], tuple(metadata["warnings"]), metadata["seconds"])
+    return Adversarial(tensors["images"], metadata["warnings"], metadata["batches"], metadata["seconds"])
+
+
+def _count(warnings: dict[str, int], text: str, times: int) -> None:
+    """Add to a warning's count; it is the same one where only the figures in it differ."""
+
+    def pattern(message: str) -> str:
+        return re.sub(r"[\d.]+", "#", message)
+
+    known = next((other for other in warnings if pattern(other) == pattern(text)), text)
+    warnings[known] = warnings.get(known, 0) + times
 
 
 @contextmanager
-def _collected() -> Iterator[dict[str, None]]:
-    """Collect AutoAttack's warnings, each once, instead of printing them: they belong into the results."""
-    noted: dict[str, None] = {}
+def _collected() -> Iterator[dict[str, int]]:
+    """Count AutoAttack's warnings instead of printing them: they belong into the results."""
+    noted: dict[str, int] = {}
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            noted.setdefault(record.getMessage())
+            _count(noted, record.getMessage(), 1)
 
     logger, handler = logging.getLogger(LOGGER), Collector(logging.WARNING)
     propagate = logger.propagate

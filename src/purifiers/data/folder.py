@@ -5,21 +5,23 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from purifiers.data.images import ImageSet
 from purifiers.errors import ConfigError, DataError, MissingFileError
-from purifiers.seeds import generator_for
+from purifiers.seeds import seed_for
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TEST_SHARE = 0.2
+TEST_FOLDERS = ("test", "val")
 
 
 def load_folder(split: Literal["train", "test"], path: str | None = None, size: int | None = None) -> ImageSet:
-    """Images from ``path/<class>/*`` or, if it has them, ``path/train/<class>/*`` and ``path/test/<class>/*``.
+    """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``).
 
-    Without folders of its own for the two splits, a fifth of every class, chosen once and for all by a fixed seed, is
-    the test split. Classes are numbered in the alphabetical order of their folders; grey images become RGB.
+    Without folders of its own for the two splits, about a fifth of every class is the test split. Each file's name
+    decides for itself, so that files added later never move an image from one split to the other.
+    Classes are numbered in the alphabetical order of their folders; see :func:`read_rgb` for what becomes of pixels.
 
     Args:
         split: which of the two.
@@ -36,14 +38,9 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     root = Path(path)
     if not root.is_dir():
         raise MissingFileError(f"there is no folder {root}")
-    own_splits = (root / "train").is_dir() and (root / "test").is_dir()
-    home = root / split if own_splits else root
+    home, own_splits = _home(root, split)
     classes = _class_names(home)
-    if own_splits and classes != _class_names(root / "train"):
-        raise DataError(f"{root / 'train'} and {root / 'test'} do not have the same class folders")
     chosen = [(file, label) for label, name in enumerate(classes) for file in _class_files(home / name, split, own_splits)]
-    if not chosen:
-        raise MissingFileError(f"no image for the {split} split in {home} ({', '.join(SUFFIXES)})")
     return ImageSet(
         name=root.name,
         images=_read_all([file for file, _ in chosen], size),
@@ -58,16 +55,39 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_rgb(file: Path) -> Image.Image:
-    """Read one image file as RGB.
+    """Read one image file as 8-bit RGB, the way it is meant to be seen.
+
+    Turned upright by its EXIF orientation; 16-bit grey scaled, not cut off; transparency shown over white; of an
+    animation the first frame.
 
     Raises:
         DataError: it is not an image, or a damaged one.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):
+                levels = np.asarray(image).astype(np.float64) / 257
+                image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: {error}") from error
+
+
+def _home(root: Path, split: str) -> tuple[Path, bool]:
+    """The folder that holds the class folders of a split, and whether it is that split's own."""
+    train, tests = root / "train", [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
+    if not train.is_dir() and not tests:
+        return root, False
+    if not train.is_dir() or not tests:
+        found = train if train.is_dir() else tests[0]
+        raise DataError(f"{root} has a folder {found.name} of its own; it needs both train and {' or '.join(TEST_FOLDERS)}")
+    if _class_names(train) != _class_names(tests[0]):
+        raise DataError(f"{train} and {tests[0]} do not have the same class folders")
+    return (train if split == "train" else tests[0]), True
 
 
 def _class_names(home: Path) -> tuple[str, ...]:
@@ -81,9 +101,13 @@ def _class_files(folder: Path, split: str, own_splits: bool) -> list[Path]:
     files = image_files(folder)
     if own_splits:
         return files
-    order = torch.randperm(len(files), generator=generator_for(0, "folder split", folder.name)).tolist()
-    cut = round(len(files) * TEST_SHARE)
-    return [files[i] for i in sorted(order[:cut] if split == "test" else order[cut:])]
+    if len(files) < 2:
+        raise DataError(f"{folder} has one image; a class needs at least 2, one to train on and one to test on")
+    draws = {file: seed_for(0, folder.name, str(file.relative_to(folder))) / 2**32 for file in files}
+    ranked = sorted(files, key=draws.__getitem__)
+    # The lowest draw is for testing and the highest for training, so that no split of a small class is empty.
+    tests = {ranked[0], *(file for file in ranked[:-1] if draws[file] < TEST_SHARE)}
+    return [file for file in files if (file in tests) == (split == "test")]
 
 
 def _read_all(files: list[Path], size: int | None) -> torch.Tensor:

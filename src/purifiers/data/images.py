@@ -56,8 +56,8 @@ class ImageSet:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 [0,1], channels last in memory (the fast layout for convolutions)."""
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    """uint8 0..255 -> float32 [0,1], in the default memory layout, which any classifier takes."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -108,5 +108,5 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: i
         images = F.pad(images, (crop,) * 4)
         columns, rows = columns + draw(2 * crop + 1), rows + draw(2 * crop + 1)
     which = torch.arange(count, device=device)[:, None, None]
-    # Indexing around the channel slice puts the channels last: (N, H, W, C), already the fast layout.
+    # Indexing around the channel slice puts the channels last: (N, H, W, C).
     return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

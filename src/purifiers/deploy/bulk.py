@@ -24,7 +24,7 @@ class BulkResult:
     failed: list[str] = field(default_factory=list)
 
 
-def purify_files(purifier: Purifier, source: Path, target: Path) -> BulkResult:
+def purify_files(purifier: Purifier, source: Path, target: Path, *, overwrite: bool = False) -> BulkResult:
     """Purify an image file, or every image below a folder, into PNG files of the same names and tree.
 
     PNG because it loses nothing. One image at a time, so that sizes may differ and memory stays small. Files that are
@@ -33,7 +33,8 @@ def purify_files(purifier: Purifier, source: Path, target: Path) -> BulkResult:
     Args:
         purifier: on its device.
         source: a file (png, jpg, jpeg, webp, bmp) or a folder.
-        target: a file for a file, a folder for a folder; made if missing.
+        target: a .png file or a folder for a file, a folder for a folder; made if missing.
+        overwrite: purify again what is there already, for example after the purifier has changed.
 
     Raises:
         MissingFileError: ``source`` does not exist, or holds no image.
@@ -45,7 +46,7 @@ def purify_files(purifier: Purifier, source: Path, target: Path) -> BulkResult:
     result = BulkResult()
     with progress("purifying", len(pairs)) as advance:
         for original, purified in pairs:
-            if purified.exists() and purified.stat().st_mtime >= original.stat().st_mtime:
+            if not overwrite and purified.exists() and purified.stat().st_mtime >= original.stat().st_mtime:
                 result.skipped += 1
             else:
                 try:
@@ -63,7 +64,9 @@ def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.is_file():
         if source.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"{source} is no image that can be read here ({', '.join(SUFFIXES)})")
-        purified = target / f"{source.stem}.png" if target.is_dir() else target.with_suffix(".png")
+        if not target.is_dir() and target.suffix.lower() != ".png":
+            raise ConfigError(f"{target} must end in .png, or be a folder that is there: PNG is what is written")
+        purified = target / f"{source.stem}.png" if target.is_dir() else target
         if purified.resolve() == source.resolve():
             raise ConfigError(f"this would write over {source}; give another name")
         return [(source, purified)]

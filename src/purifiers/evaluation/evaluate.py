@@ -53,7 +53,7 @@ class Evaluator:
         """
         defended = PurifiedClassifier(purifier, self.classifier)
         originals = self._predictions()
-        clean = Adversarial(self.data.images, (), 0.0)
+        clean = Adversarial(self.data.images, {}, 0, 0.0)
         records = [self._measure(name, defended, CLEAN, CLEAN, None, clean, originals)]
         warnings: list[AttackWarning] = []
         for view in views:
@@ -69,7 +69,9 @@ class Evaluator:
                         advance=advance,
                     )
                 records.append(self._measure(name, defended, view, attack_name, attack, found, originals))
-                warnings += [AttackWarning(view=view, attack=attack_name, message=text) for text in found.warnings]
+                for text, count in found.warnings.items():
+                    said = f"{text} (in {count} of {found.batches} batches of up to {self.batch_size} images)"
+                    warnings.append(AttackWarning(view=view, attack=attack_name, message=said))
         return records, warnings
 
     def _predictions(self) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import generate
-from purifiers.data import to_float
+from purifiers.data import slices, to_float
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.purifier import PurifiedClassifier, Purifier
 
@@ -43,13 +43,15 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
     attacked = generate(
         attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=evaluator.batch_size, cache=evaluator.cache
     )
-    pool = slice(0, POOL)
-    images, labels, adversarial = to_float(data.images[pool]), data.labels[pool], attacked.images[pool]
+    labels = data.labels[:POOL]
     with torch.no_grad():
-        right = defended.classifier(images).argmax(1) == labels
-        changed = right & (defended.classifier(adversarial).argmax(1) != labels)
+        batches = list(slices(len(labels), evaluator.batch_size))
+        classes = torch.cat([defended.classifier(to_float(data.images[batch])).argmax(1) for batch in batches])
+        attacked_classes = torch.cat([defended.classifier(attacked.images[batch]).argmax(1) for batch in batches])
+        right = classes == labels
+        changed = right & (attacked_classes != labels)
         chosen = _spread(labels, changed if changed.any() else right, count)
-        images, labels, adversarial = images[chosen], labels[chosen], adversarial[chosen]
+        images, labels, adversarial = to_float(data.images[chosen]), labels[chosen], attacked.images[chosen]
         purified = defended.purifier(adversarial)
 
         def row(shown: Tensor) -> Row:

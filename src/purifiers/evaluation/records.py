@@ -73,7 +73,8 @@ class Results(_Result):
         recipe: the recipe, resolved.
         seed: its seed.
         versions, hardware: what it ran with.
-        seconds: wall-clock time of each part in this run; parts that were reused count next to nothing.
+        seconds: wall-clock time: of all epochs of training, whenever they were run, and of this evaluation, in which
+            attacks that were found in the cache count next to nothing.
         training: stage -> a record for each epoch.
         parameters: number of parameters of the purifier.
         records: flat list.

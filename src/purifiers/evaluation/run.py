@@ -8,12 +8,11 @@ from purifiers.seeds import seed_for
 from purifiers.training.run import Run
 
 
-def evaluate_run(run: Run, training_seconds: float = 0.0) -> tuple[Results, Examples]:
+def evaluate_run(run: Run) -> tuple[Results, Examples]:
     """Measure all that the run trained on the recipe's test images and attacks; the student under every view.
 
     Args:
         run: with a classifier and trained purifiers.
-        training_seconds: goes into the results.
     """
     watch = Stopwatch()
     config = run.recipe.evaluation
@@ -40,7 +39,10 @@ def evaluate_run(run: Run, training_seconds: float = 0.0) -> tuple[Results, Exam
         seed=run.recipe.seed,
         versions=versions(),
         hardware=hardware(run.fabric.device),
-        seconds={"training": training_seconds, "evaluation": watch.seconds},
+        seconds={
+            "training": sum(record["seconds"] for history in run.histories.values() for record in history),
+            "evaluation": watch.seconds,
+        },
         training=run.histories,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         records=records,

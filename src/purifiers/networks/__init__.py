@@ -49,7 +49,7 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     Raises:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
     """
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ConfigError(f"there is no network '{name}'{nearest(name, NETWORKS)}")
     valid = inspect.signature(NETWORKS[name]).parameters
     for argument in arguments:
@@ -57,12 +57,17 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
     try:
         return NETWORKS[name](**arguments)
-    except (InputError, TypeError) as error:
+    except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build the network '{name}': {error}") from error
 
 
 def place(network: Module, device: torch.device | str) -> Module:
-    """``network`` on ``device``, its weights with channels last in memory: the fast layout for convolutions."""
+    """``network`` on ``device``; weights of our own networks get channels last in memory, which convolutions are fast in.
+
+    Others keep their layout: channels last would reach code of the user's such as ``x.view(len(x), -1)``, which then fails.
+    """
+    if type(network) not in NETWORKS.values():
+        return network.to(device)
     placed: Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
 
@@ -71,10 +76,11 @@ def fingerprint(module: nn.Module) -> str:
     """SHA-256 (hex) of everything that decides a module's outputs: structure, parameters and all buffers.
 
     Buffers that are not saved, such as a normalisation, count too: without them two different functions of the same
-    weights would share cached adversarial examples.
+    weights would share cached adversarial examples. What a foreign module keeps in plain attributes is not seen.
     """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    return digest(repr(module), {name: tensor.detach() for name, tensor in tensors.items()})
+    configs = [getattr(part, "config", None) for part in module.modules() if type(part) in NETWORKS.values()]
+    return digest(repr(module), configs, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -123,7 +129,7 @@ def load_network(folder: Path) -> nn.Module:
         )
     try:
         config = json.loads(path.read_text())
-        version, name, arguments = config["format"], config["network"], config["arguments"]
+        version, name, arguments = config["format"], str(config["network"]), dict(config["arguments"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by this library ({error!r})") from error
     if version != FORMAT:

@@ -90,7 +90,8 @@ class CAE(nn.Module):
         output = torch.tanh(features)
         if self.residual:
             output = (padded + output).clamp(-1, 1)
-        return ((output + 1) / 2)[..., :height, :width]
+        # In the default layout, as a classifier may want to flatten it with view().
+        return ((output + 1) / 2)[..., :height, :width].contiguous()
 
 
 def _encoder_block(fan_in: int, fan_out: int, stride: int) -> nn.Module:

@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         mean, std: per-channel normalisation, in [0,1] units.
 
     Raises:
-        InputError: another depth, or a mean and std not of three channels.
+        InputError: another depth, fewer than 2 classes, or a mean and std not of three channels.
     """
 
     mean: Tensor
@@ -59,6 +59,8 @@ class ResNet(nn.Module):
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise InputError(f"a classifier needs at least 2 classes; got {num_classes}")
         if depth not in DEPTHS:
             raise InputError(f"a CIFAR ResNet has depth {', '.join(map(str, DEPTHS))}; got {depth}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:

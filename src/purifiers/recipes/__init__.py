@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from purifiers.attacks import AnyAttack
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.naming import nearest
 from purifiers.recipes.schema import Recipe
@@ -18,8 +19,8 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 """The recipes that come with the library."""
 
 
-def load_recipe(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or from a YAML file, with overrides such as ``student.epochs=5``.
+def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()) -> Recipe:
+    """Read a recipe by name or from a YAML file, with overrides such as ``student.epochs=5`` or ``("data.path", path)``.
 
     Raises:
         MissingFileError: neither a shipped recipe nor a file.
@@ -37,7 +38,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Reci
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
     for override in overrides:
-        _override(content, override)
+        _set(content, *(_parse(override) if isinstance(override, str) else override))
     return parse_recipe(content, where=str(name_or_file))
 
 
@@ -55,11 +56,18 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
-    *parents, last = key.strip().split(".")
-    if not equals or not all([*parents, last]):
+    if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override}'")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value in '{override}': {error}") from error
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
     place = content
     for name in parents:
         if place.get(name) is None:
@@ -67,18 +75,23 @@ def _override(content: dict[str, Any], override: str) -> None:
         place = place[name]
         if not isinstance(place, dict):
             raise ConfigError(f"cannot set {key}: '{name}' is a value, not a group of values")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read the value in '{override}': {error}") from error
+    place[last] = value
 
 
 def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
     dotted = ".".join(map(str, location))
     if kind == "extra_forbidden":
+        # The kind of a union's member stands in the location, but in no file.
         *parents, key = location
+        shown = parents[:-1] if parents and parents[-1] in _KINDS else parents
+        dotted = ".".join(map(str, [*shown, key]))
         return f"{dotted}: there is no such key{nearest(str(key), _keys_at(parents))}"
+    if kind == "union_tag_not_found":
+        return f"{dotted}: there is no such attack in the recipe; a new one needs a kind (pgd, fgsm, bim, cw, autoattack)"
     return f"{dotted or 'recipe'}: {message.removeprefix('Value error, ')}"
+
+
+_KINDS = {member.model_fields["kind"].default for member in get_args(get_args(AnyAttack)[0])}
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from purifiers.attacks import PGD, VIEWS, AnyAttack
@@ -48,7 +49,10 @@ class Network(BaseModel):
     @model_validator(mode="after")
     def _buildable(self) -> "Network":
         try:
-            build_network(self.network, self.arguments)
+            with torch.device("meta"):  # neither memory nor random numbers are spent on a check
+                network = build_network(self.network, self.arguments)
+            if getattr(network, "config", {}).get("channels", 3) != 3:
+                raise ConfigError("every data set has 3 channels (grey images become RGB)")
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
@@ -64,7 +68,7 @@ class Optimisation(Group):
     epochs: Positive
     batch_size: Positive = 128
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(default=0.01, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "one_cycle"] = "constant"
     flip: bool = False
@@ -121,8 +125,8 @@ class Evaluation(Group):
     views than ``blind`` too (all if empty): an attack through the purifier costs a pass through both networks.
     """
 
-    attacks: dict[str, AnyAttack]
-    views: tuple[str, ...] = ("blind",)
+    attacks: dict[str, AnyAttack] = Field(min_length=1)
+    views: tuple[str, ...] = Field(default=("blind",), min_length=1)
     adaptive_attacks: tuple[str, ...] = ()
     batch_size: Positive = 250
 

@@ -1,6 +1,16 @@
 """The numbers of Koo, Chae and Lee 2023 (accuracy in %, CIFAR-10 test set, ResNet-56), to stand beside ours."""
 
-ATTACKS = ("PGD8", "PGD16", "FGSM", "BIM", "CW", "AA")
+from purifiers.attacks import BIM, CW, FGSM, PGD, Attack, AutoAttack
+
+ATTACKS: dict[str, Attack] = {
+    "PGD8": PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=20),
+    "PGD16": PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=20),
+    "FGSM": FGSM(epsilon=8 / 255),
+    "BIM": BIM(epsilon=8 / 255, step_size=2 / 255, num_steps=20),
+    "CW": CW(num_steps=40, learning_rate=0.01),
+    "AA": AutoAttack(epsilon=8 / 255),
+}
+"""The attacks of section 4.1."""
 
 CLEAN_UNDEFENDED = 89.46
 """Table 1's row "Original", the same in its three columns: the classifier without a purifier."""

@@ -59,8 +59,8 @@ def headline(results: Results) -> list[str]:
     if full:
         worst = _weakest(full)
         lines.append(
-            f"An attacker who knows the purifier too and differentiates through both leaves {percent(worst.accuracy)} % "
-            f"({worst.attack}): this is the number to expect against an informed attacker, and it may be lower still."
+            "An attacker who knows the purifier too and differentiates through both leaves at most "
+            f"{percent(worst.accuracy)} % ({worst.attack}): a stronger attack may leave less."
         )
     else:
         lines.append("No attack through the purifier was measured: nothing here speaks of an attacker who knows of it.")
@@ -84,7 +84,7 @@ def _facts(results: Results) -> dict[str, str]:
         "purifier": f"{results.parameters:,} parameters",
         "machine": f"{machine['name']}, {machine['threads']} threads, {machine['platform']} ({machine['device']})",
         "versions": ", ".join(f"{name} {number}" for name, number in results.versions.items()),
-        "time in this run": ", ".join(f"{part} {duration(seconds)}" for part, seconds in results.seconds.items()),
+        "time": ", ".join(f"{part} {duration(seconds)}" for part, seconds in results.seconds.items()),
     }
 
 

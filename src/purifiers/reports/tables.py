@@ -72,7 +72,8 @@ def all_tables(results: Results) -> list[Table]:
 def table_1(results: Results) -> Table:
     """The paper's Table 1: this purifier against every attack of an attacker who does not know of it."""
     records = select(results)
-    compared = _compared(results)
+    comparable = _comparable(results)
+    compared = paper.TABLE_1 if comparable else {}
     header = ["attack", "epsilon", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM"]
     rows = []
     for attack, record in records.items():
@@ -81,12 +82,12 @@ def table_1(results: Results) -> Table:
             show_fraction(record.epsilon),
             percent(record.accuracy_undefended),
             percent(record.accuracy),
-            f"{percent(record.ci95[0])} to {percent(record.ci95[1])}",
+            _interval(record),
             percent(record.agreement),
             f"{record.psnr:.1f}",
             "-" if record.ssim is None else f"{record.ssim:.3f}",
         ]
-        theirs = [_paper_cell(column, attack) for column in compared.values()]
+        theirs = [f"{column[attack]:.2f}" if attack in comparable else "-" for column in compared.values()]
         rows.append(ours + theirs)
     caption = (
         f"Accuracy in % on {_images(records.values())}. The attacker knows the classifier but not the purifier (view "
@@ -95,8 +96,8 @@ def table_1(results: Results) -> Table:
     )
     if compared:
         caption += (
-            f" The paper's classifier has {paper.CLEAN_UNDEFENDED} % on clean images without a purifier; it does not "
-            "report clean accuracy after purification."
+            f" The paper's numbers are on all 10,000 test images, behind a classifier of {paper.CLEAN_UNDEFENDED} % on clean "
+            "images without a purifier; it does not report clean accuracy after purification."
         )
     details = ("95 % interval", "PSNR (dB)", "SSIM")
     return Table("Table 1. Purification against each attack", caption, header + list(compared), rows, details)
@@ -118,7 +119,12 @@ def table_2(results: Results) -> Table:
         f"same weights and see the same batches. Teacher NT sees {read} images, in the last row {_OTHER_INPUT[read]} "
         "ones: equation 5 of the paper has adversarial ones, its text has pure ones."
     )
-    if _compared(results):
+    width = max(record.ci95[1] - record.ci95[0] for record in select(results).values()) / 2
+    caption += (
+        f" One training seed; a 95 % interval reaches up to {100 * width:.1f} points to each side, so that smaller "
+        "differences between rows say nothing."
+    )
+    if _comparable(results):
         caption += " In brackets: the paper's Table 2."
     return Table("Table 2. What each teacher brings", caption, ["purifier", *names], rows)
 
@@ -126,15 +132,32 @@ def table_2(results: Results) -> Table:
 def threat_models(results: Results) -> Table:
     """The same purifier under every view that was measured, side by side."""
     records = [record for record in results.records if record.purifier == "student" and record.view != CLEAN]
+    order = list(results.recipe["evaluation"]["attacks"])
     rows = [
-        [record.attack, record.view, show_fraction(record.epsilon), percent(record.accuracy), f"{record.l2:.2f}"]
-        for record in sorted(records, key=lambda r: (list(select(results)).index(r.attack), r.view))
+        [
+            record.attack,
+            record.view,
+            show_fraction(record.epsilon),
+            percent(record.accuracy),
+            _interval(record),
+            f"{record.l2:.2f}",
+        ]
+        for record in sorted(records, key=lambda r: (order.index(r.attack), r.view))
     ]
     caption = (
         "Accuracy in % after purification. blind: the attacker differentiates the classifier alone. full: the attacker "
         "knows the purifier too and differentiates both. L2: median length of the perturbation."
     )
-    return Table("The same purifier under each threat model", caption, ["attack", "view", "epsilon", "accuracy", "L2"], rows)
+    return Table(
+        "The same purifier under each threat model",
+        caption,
+        ["attack", "view", "epsilon", "accuracy", "95 % interval", "L2"],
+        rows,
+    )
+
+
+def _interval(record: Record) -> str:
+    return f"{percent(record.ci95[0])} to {percent(record.ci95[1])}"
 
 
 def _images(records: Iterable[Record]) -> str:
@@ -142,14 +165,14 @@ def _images(records: Iterable[Record]) -> str:
     return f"{first.n:,} test images of {first.dataset}, classifier {first.classifier}"
 
 
-def _compared(results: Results) -> dict[str, dict[str, float]]:
-    return paper.TABLE_1 if results.records and results.records[0].dataset == "cifar10" else {}
-
-
-def _paper_cell(column: dict[str, float], attack: str) -> str:
-    return f"{column[attack]:.2f}" if attack in column else "-"
+def _comparable(results: Results) -> set[str]:
+    """The attacks that are the paper's, by their parameters and not by name alone, on the paper's data set."""
+    if results.recipe["data"]["name"] != "cifar10":
+        return set()
+    attacks = results.recipe["evaluation"]["attacks"]
+    return {name for name, attack in paper.ATTACKS.items() if attacks.get(name) == attack.model_dump(mode="json")}
 
 
 def _bracket(results: Results, stage: str, attack: str) -> str:
-    column = paper.TABLE_2.get(stage, {}) if _compared(results) else {}
-    return f" ({column[attack]:.2f})" if attack in column else ""
+    column = paper.TABLE_2.get(stage, {})
+    return f" ({column[attack]:.2f})" if attack in _comparable(results) and attack in column else ""

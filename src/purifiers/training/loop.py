@@ -32,7 +32,7 @@ class Stage:
         labels: int64 (N,).
         losses: (network, float images, labels) -> losses.
         optimisation: epochs, batch size, optimiser, schedule, augmentation.
-        seed: the recipe's.
+        seed: decides order and augmentation: stages of one seed see the same batches.
     """
 
     name: str
@@ -62,7 +62,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]
     steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
     optimizer = _optimizer(optimisation, stage.network)
     scheduler = _scheduler(optimisation, optimizer, steps)
-    generator = generator_for(stage.seed, stage.name, "order", device=device)
+    generator = generator_for(stage.seed, "order", device=device)
     model, optimizer = fabric.setup(stage.network, optimizer)
     history: list[dict[str, float]] = []
     if checkpoint.exists():
@@ -90,6 +90,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]
                 records.append({name: value.detach() for name, value in losses.items()})
                 advance(len(chosen))
             means = _mean_losses(records, stage.name, epoch)
+            _check_weights(stage, epoch)
             history.append(
                 {
                     "epoch": epoch,
@@ -145,9 +146,19 @@ def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, floa
         values = ", ".join(f"{key} = {value[step].item()}" for key, value in table.items())
         raise TrainingError(
             f"{name}: a loss is not finite at epoch {epoch}, step {step + 1} of {len(records)} ({values}); "
-            "the last good epoch is kept: try a smaller learning rate"
+            "this epoch is not saved: try a smaller learning rate"
         )
     return {key: value.mean().item() for key, value in table.items()}
+
+
+def _check_weights(stage: Stage, epoch: int) -> None:
+    # The last step's loss was measured before its update: only the weights tell what that did.
+    broken = [name for name, value in stage.network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise TrainingError(
+            f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken[0]}); "
+            "this epoch is not saved: try a smaller learning rate"
+        )
 
 
 def _optimizer(optimisation: Optimisation, network: nn.Module) -> torch.optim.Optimizer:

@@ -11,17 +11,20 @@ from torch import Tensor, nn
 from purifiers.attacks.generate import generate
 from purifiers.console import progress, say
 from purifiers.data import ImageSet
-from purifiers.errors import CheckpointError
+from purifiers.errors import CheckpointError, ConfigError
 from purifiers.files import digest, write_text
 from purifiers.networks import build_network, fingerprint, place, save_network
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, load_recipe, recipe_text
 from purifiers.recipes.schema import Optimisation
 from purifiers.seeds import seed_for
-from purifiers.training.classifier import build_classifier, load_classifier
+from purifiers.training.classifier import accuracy, build_classifier, load_classifier
 from purifiers.training.loop import Stage, fit
-from purifiers.training.run import RECIPE_FILE, STATE_FILE, STUDENTS, Run, make_fabric, student_config
+from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STATE_FILE, STUDENTS, Run, make_fabric, student_config
 from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
+
+GLANCE = 1000
+"""Images on which the classifier is looked at before it is defended."""
 
 
 def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool = False, restart: bool = False) -> Run:
@@ -32,26 +35,27 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
         folder: the run's folder.
         device: see :func:`make_fabric`.
         ablation: also train the other students of Table 2: of one teacher, and with the other input for teacher NT.
-        restart: discard the checkpoints and cached attacks of an earlier run first.
+        restart: discard everything that an earlier run left in ``folder`` first.
 
     Raises:
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
         TrainingError: a loss is not finite.
         ConfigError, DataError, MissingFileError: see the parts.
     """
+    # Whatever can be wrong with what the user gave is found before anything is written or discarded.
     run = Run(recipe, folder, make_fabric(device, recipe.precision))
     data = run.images("train")
-    if restart:
-        for part in ("checkpoints", "cache"):
-            shutil.rmtree(folder / part, ignore_errors=True)
-    else:
-        _refuse_other_training(recipe, folder)
     source = recipe.classifier.source
     if source is not None:
         run.classifier = load_classifier(source, recipe.classifier, data)
+    if restart:
+        _discard(folder)
+    else:
+        _refuse_other_training(recipe, folder)
     write_text(folder / RECIPE_FILE, recipe_text(recipe))
     if source is None:
         run.classifier = _train_classifier(run, data)
+    _look_at(run, data)
 
     clean = data.images
     pairs = torch.cat([clean, _attack_training_images(run, data)], dim=1)
@@ -69,12 +73,35 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
     return run
 
 
+def _discard(folder: Path) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / RECIPE_FILE).is_file():
+        raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}); --restart discards nothing there")
+    for name in MADE_BY_A_RUN:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _look_at(run: Run, data: ImageSet) -> None:
+    """Say how good the classifier is: one that guesses is a mistake in the order of classes, or in normalisation."""
+    sample = data.limited(GLANCE, seed_for(run.recipe.seed, "glance"))
+    right = accuracy(run.classifier, sample, run.recipe.evaluation.batch_size)
+    say(f"{'classifier':<16} {right:.1%} right on {len(sample):,} training images")
+    if right < 2 / len(data.classes) and right < 0.5:
+        say(
+            "warning: the classifier is hardly better than guessing. Classes are numbered in alphabetical order of their "
+            "folders, and it gets images in [0,1]: is that what it was trained with?"
+        )
+
+
 def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
     """Before anything is overwritten. Evaluation may differ; what decides the weights may not."""
     if not (folder / RECIPE_FILE).is_file():
         return
     there, now = (_flat(one.model_dump(mode="json")) for one in (load_recipe(folder / RECIPE_FILE), recipe))
-    free = ("evaluation", "data.test_limit", "data.path", "name")
+    # CIFAR-10 is the same wherever it lies; another folder is other images.
+    free = ("evaluation", "data.test_limit", "name", *(["data.path"] if recipe.data.name == "cifar10" else []))
     differing = [key for key in {**there, **now} if there.get(key) != now.get(key) and not key.startswith(free)]
     if differing:
         listed = ", ".join(f"{key} is {there.get(key)} there, {now.get(key)} now" for key in differing)
@@ -150,8 +177,11 @@ def _fit(
     optimisation: Optimisation,
     parents: Sequence[nn.Module] = (),
 ) -> None:
+    # The images are keyed by what they are made from, not by their pixels: adversarial examples that are made again, on
+    # another machine or after the cache was deleted, may differ in a bit, and need not throw away a training.
+    made_from = [run.recipe.attack.model_dump(), fingerprint(run.classifier)] if images.shape[1] > 3 else []
     key = digest(
-        repr(network), images, labels, optimisation.model_dump(), run.recipe.precision, run.recipe.seed,
+        repr(network), images[:, :3], labels, made_from, optimisation.model_dump(), run.recipe.precision, run.recipe.seed,
         [fingerprint(parent) for parent in parents],
     )  # fmt: skip
     stage = Stage(name, key, network, images, labels, losses, optimisation, seed_for(run.recipe.seed, stream))

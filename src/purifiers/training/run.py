@@ -20,6 +20,11 @@ from purifiers.training.classifier import load_classifier
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
+MADE_BY_A_RUN = (
+    *("checkpoints", "cache", "figures", "recipe.yaml", "config.json", "model.safetensors"),
+    *("results.json", "report.md", "report.html"),
+)
+"""Everything that a run writes into its folder."""
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "student": ("AT", "NT"),
@@ -97,6 +102,11 @@ def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fab
     if not (index or "0").isdigit() or int(index or 0) >= available.get(kind, 0):
         usable = ", ".join(name for name, count in available.items() if count)
         raise ConfigError(f"there is no device '{device}' on this machine; available: auto, {usable}")
+    if kind == "cuda":
+        # The same numbers for the same seed, and float32 that is float32: attacks need it.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
     return Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1, precision=precision)
 
 

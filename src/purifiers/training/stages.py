@@ -71,5 +71,5 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], fabric: F
 
 
 def _split(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    images, adversarial = (half.contiguous(memory_format=torch.channels_last) for half in pairs.chunk(2, dim=1))
+    images, adversarial = (half.contiguous() for half in pairs.chunk(2, dim=1))
     return images, adversarial
