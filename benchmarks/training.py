@@ -37,6 +37,8 @@ def main() -> None:
     images = torch.randint(256, shape, dtype=torch.uint8, device=fabric.device)
     labels = torch.zeros(count, dtype=torch.int64, device=fabric.device)
 
+    generator = torch.Generator(fabric.device)
+
     def network() -> CAE:
         torch.manual_seed(0)
         return place(CAE(**recipe.purifier.arguments), fabric.device)
@@ -45,7 +47,7 @@ def main() -> None:
         begun = time.perf_counter()
         for _ in range(count // batch_size):
             model.zero_grad()
-            nt_losses(model, batch, labels)["loss"].backward()
+            nt_losses(model, batch, labels, generator)["loss"].backward()
         if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - begun

@@ -41,12 +41,12 @@ def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
     cut = stage(optimizer=optimizer, schedule=schedule)
     calls = 0
 
-    def dying(network: nn.Module, images: Tensor, labels: Tensor) -> Losses:
+    def dying(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         nonlocal calls
         calls += 1
         if calls == 6:  # in the middle of the third epoch of two steps
             raise KillError
-        return nt_losses(network, images, labels)
+        return nt_losses(network, images, labels, generator)
 
     with pytest.raises(KillError):
         fit(replace(cut, losses=dying), fabric, tmp_path / "cut.safetensors")
@@ -80,7 +80,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path, capsys: pytest.Ca
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
     calls = 0
 
-    def exploding(network: nn.Module, images: Tensor, labels: Tensor) -> Losses:
+    def exploding(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         nonlocal calls
         calls += 1
         loss = network(images).square().mean()
@@ -120,9 +120,11 @@ def test_stages_of_one_seed_see_the_same_batches_in_the_same_order(tmp_path: Pat
     seen: dict[str, list[Tensor]] = {}
     for name in ("one", "other"):
 
-        def recording(network: nn.Module, images: Tensor, labels: Tensor, name: str = name) -> Losses:
+        def recording(
+            network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, name: str = name
+        ) -> Losses:
             seen.setdefault(name, []).append(images.clone())
-            return nt_losses(network, images, labels)
+            return nt_losses(network, images, labels, generator)
 
         fit(replace(stage(), name=name, losses=recording), make_fabric("cpu", "32-true"), tmp_path / f"{name}.safetensors")
     assert len(seen["one"]) == 8

@@ -100,13 +100,36 @@ class Classifier(Group):
         return self
 
 
-class TeacherAT(Optimisation):
-    """Equation 2. ``adversarial_weight`` is the weight of its second term (1 in the paper)."""
+class OnAttacked(Optimisation):
+    """A training on adversarial images, with what the paper does not have and the defaults leave out.
 
+    ``strength_low`` and ``strength_high``: each perturbation is scaled by a factor drawn between them (clipped to [0,1]).
+    ``clean_share``: with this probability an image comes without its perturbation.
+    ``classification_weight``, ``logits_weight``: guidance by the frozen classifier C, added to the loss: cross-entropy of
+    C on the purified image, and the mean absolute difference of C's logits on the purified and on the original image.
+    """
+
+    strength_low: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    strength_high: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    clean_share: float = Field(default=0.0, ge=0, le=1)
+    classification_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    logits_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "OnAttacked":
+        if self.strength_low > self.strength_high:
+            raise ValueError(f"strength_low {self.strength_low:g} is above strength_high {self.strength_high:g}")
+        return self
+
+
+class TeacherAT(OnAttacked):
+    """Equation 2. The weights of its two terms are 1 in the paper."""
+
+    reconstruction_weight: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
 
 
-class Student(Optimisation):
+class Student(OnAttacked):
     """Equations 4 to 6. ``beta`` and ``gamma`` weigh reconstruction and distillation (0.5 each in the paper).
 
     ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure

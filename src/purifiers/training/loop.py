@@ -30,7 +30,7 @@ class Stage:
         network: what is trained, on the device.
         images: uint8 (N, C, H, W), on the device; an image and its adversarial example are stacked along C.
         labels: int64 (N,).
-        losses: (network, float images, labels) -> losses.
+        losses: (network, float images, labels, source of randomness on the device) -> losses.
         optimisation: epochs, batch size, optimiser, schedule, augmentation.
         seed: decides order and augmentation: stages of one seed see the same batches.
     """
@@ -40,7 +40,7 @@ class Stage:
     network: nn.Module
     images: Tensor
     labels: Tensor
-    losses: Callable[[nn.Module, Tensor, Tensor], Losses]
+    losses: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
     optimisation: Optimisation
     seed: int
 
@@ -82,7 +82,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]
             records: list[Losses] = []
             for chosen in shuffled_batches(len(stage.images), optimisation.batch_size, generator):
                 batch = augmented(stage.images[chosen], generator, flip=optimisation.flip, crop=optimisation.crop)
-                losses = stage.losses(model, to_float(batch), stage.labels[chosen])
+                losses = stage.losses(model, to_float(batch), stage.labels[chosen], generator)
                 fabric.backward(losses["loss"])
                 optimizer.step()
                 optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Equations 2 to 6 of Koo, Chae and Lee 2023, one pure function each.
+"""Equations 2 to 6 of Koo, Chae and Lee 2023, one pure function each, and guidance by the frozen classifier.
 
 Images are float (N, C, H, W) in [0,1]; logits are (N, classes); every loss is a scalar, the mean over the batch.
 """
@@ -56,3 +56,13 @@ def distillation_loss(student: Tensor, teachers: Sequence[Tensor]) -> Tensor:
 def student_loss(reconstruction: Tensor, distillation: Tensor, beta: float = 0.5, gamma: float = 0.5) -> Tensor:
     """Equation 6: beta * L_s + gamma * L_kd."""
     return beta * reconstruction + gamma * distillation
+
+
+def classification_guidance(purified_logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the frozen classifier on purified images (Liao et al. 2018, class-label guidance)."""
+    return F.cross_entropy(purified_logits, labels)
+
+
+def logits_guidance(purified_logits: Tensor, clean_logits: Tensor) -> Tensor:
+    """Mean absolute difference of the frozen classifier's logits on purified and original images (Liao et al. 2018)."""
+    return F.l1_loss(purified_logits, clean_logits)

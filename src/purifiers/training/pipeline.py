@@ -67,7 +67,7 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
         if name == "student" or ablation:
             own = {teacher: teachers[teacher] for teacher in chosen}
             config = student_config(recipe.student, name)
-            distilled = student_losses(config, own, run.fabric)
+            distilled = student_losses(config, own, run.classifier, run.fabric)
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents=list(own.values()))
     run.purifiers["student"].save_pretrained(folder)
     return run

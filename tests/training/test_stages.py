@@ -1,0 +1,121 @@
+"""What each stage feeds its losses: pairs split and scaled, the classifier asked only where it is wanted."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
+from purifiers.training.losses import classification_guidance, logits_guidance
+from purifiers.training.run import make_fabric
+from purifiers.training.stages import at_losses, attacked, student_losses
+from tests.conftest import Linear
+
+SHAPE = (3, 4, 4)
+COUNT = 400
+
+
+def pairs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = 0.3 + 0.4 * torch.rand(COUNT, *SHAPE, generator=generator)
+    return images, images + 0.1 * torch.randn(COUNT, *SHAPE, generator=generator).sign()
+
+
+def draw(**options: float) -> tuple[Tensor, Tensor]:
+    images, adversarial = pairs()
+    config = OnAttacked(epochs=1, **options)  # type: ignore[arg-type]
+    return attacked(torch.cat([images, adversarial], 1), config, torch.Generator().manual_seed(3))
+
+
+def test_by_default_pairs_are_only_split() -> None:
+    images, adversarial = pairs()
+    assert torch.equal(draw()[0], images)
+    assert torch.equal(draw()[1], adversarial)
+
+
+def test_strengths_fill_their_range_and_some_images_stay_clean() -> None:
+    images, result = draw(strength_low=0.5, strength_high=1.5, clean_share=0.25)
+    assert torch.equal(images, pairs()[0])
+    strength = (result - images).abs().amax(dim=(1, 2, 3)) / 0.1
+    clean = strength == 0
+    assert 0.18 < clean.float().mean() < 0.32
+    assert strength[~clean].min() == pytest.approx(0.5, abs=0.02)
+    assert strength[~clean].max() == pytest.approx(1.5, abs=0.02)
+    spread = (result - images).abs().flatten(1)
+    torch.testing.assert_close(spread.amin(1), spread.amax(1), rtol=0, atol=1e-5)  # one strength for a whole image
+    assert torch.equal(result, draw(strength_low=0.5, strength_high=1.5, clean_share=0.25)[1])
+
+
+def test_results_stay_images() -> None:
+    _, result = draw(strength_high=20.0)
+    assert result.min() == 0
+    assert result.max() == 1
+
+
+def test_guidance_is_what_its_formulas_say() -> None:
+    random = np.random.default_rng(0)
+    purified, clean, labels = random.normal(size=(5, 7)), random.normal(size=(5, 7)), random.integers(0, 7, 5)
+    shares = np.exp(purified) / np.exp(purified).sum(1, keepdims=True)
+    expected = -np.log(shares[np.arange(5), labels]).mean()
+    found = classification_guidance(torch.from_numpy(purified), torch.from_numpy(labels))
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    found = logits_guidance(torch.from_numpy(purified), torch.from_numpy(clean))
+    assert found.item() == pytest.approx(np.abs(purified - clean).mean(), rel=1e-12)
+
+
+class Refusing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise AssertionError("the classifier was asked")
+
+
+class Same(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_the_paper_s_student_never_asks_the_classifier() -> None:
+    fabric, batch = make_fabric("cpu", "32-true"), torch.cat(pairs(), 1)
+    compute = student_losses(Student(epochs=1), {"AT": Same()}, Refusing(), fabric)
+    found = compute(Same(), batch, torch.zeros(COUNT, dtype=torch.int64), torch.Generator())
+    assert set(found) == {"loss", "mse", "distillation"}
+    guided = Student(epochs=1, logits_weight=0.1)
+    with pytest.raises(AssertionError, match="was asked"):
+        student_losses(guided, {"AT": Same()}, Refusing(), fabric)(Same(), batch, torch.zeros(COUNT), torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_the_total_is_the_weighted_sum_of_the_recorded_parts(kind: str) -> None:
+    fabric, (images, adversarial) = make_fabric("cpu", "32-true"), pairs()
+    classifier, labels = Linear(5, SHAPE), torch.arange(COUNT) % 5
+    guidance = {"classification_weight": 0.5, "logits_weight": 0.3}
+    if kind == "teacher":
+        at = TeacherAT(epochs=1, reconstruction_weight=30.0, adversarial_weight=2.0, **guidance)  # type: ignore[arg-type]
+        compute, weights = at_losses(at, classifier, fabric), {"mse": 30.0, "adversarial": 1.0}  # 2.0 is inside that part
+    else:
+        config = Student(epochs=1, beta=30.0, gamma=0.7, **guidance)  # type: ignore[arg-type]
+        compute = student_losses(config, {"AT": Same(), "NT": Same()}, classifier, fabric)
+        weights = {"mse": 30.0, "distillation": 0.7}
+    found = compute(Same(), torch.cat([images, adversarial], 1), labels, torch.Generator())
+    weights |= {"classification": 0.5, "logits": 0.3}
+    assert set(found) == {"loss", *weights}
+    total = sum(weight * found[name].item() for name, weight in weights.items())
+    assert found["loss"].item() == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(found["mse"], (adversarial - images).square().mean())
+    expected = nn.functional.cross_entropy(classifier(adversarial), labels)
+    torch.testing.assert_close(found["classification"], expected)
+
+
+@pytest.mark.parametrize("shown", ["adversarial", "clean"])
+def test_teacher_nt_sees_what_the_recipe_says(shown: str) -> None:
+    images, adversarial = pairs()
+    seen = []
+
+    class Recording(nn.Module):
+        def forward(self, given: Tensor) -> Tensor:
+            seen.append(given)
+            return given
+
+    config = Student(epochs=1, nt_teacher_input=shown)  # type: ignore[arg-type]
+    compute = student_losses(config, {"NT": Recording()}, Refusing(), make_fabric("cpu", "32-true"))
+    compute(Same(), torch.cat([images, adversarial], 1), torch.zeros(COUNT), torch.Generator())
+    assert torch.equal(seen[0], images if shown == "clean" else adversarial)
