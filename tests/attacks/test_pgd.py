@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purifiers.attacks import BIM, FGSM, PGD, distances
+from purifiers.attacks import BIM, FGSM, MIFGSM, PGD, distances
 from purifiers.attacks.pgd import pgd
 from purifiers.networks import ResNet
 from tests.conftest import Linear
@@ -29,6 +29,7 @@ def two_classes() -> tuple[Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
     [
         FGSM(epsilon=0.1),
         BIM(epsilon=0.1, step_size=0.03, num_steps=4),
+        MIFGSM(epsilon=0.1, step_size=0.01, num_steps=10),
         PGD(epsilon=0.1, step_size=0.05, num_steps=5),  # 0.25 crosses the whole ball from wherever it starts
     ],
 )
@@ -59,7 +60,7 @@ def test_l2_from_a_random_start_nears_the_optimum() -> None:
     epsilon=st.floats(0, 1),
     step_size=st.floats(0, 1),
     norm=st.sampled_from(["linf", "l2"]),
-    kind=st.sampled_from([PGD, BIM]),
+    kind=st.sampled_from([PGD, BIM, MIFGSM]),
     seed=st.integers(0, 5),
 )
 def test_every_result_is_in_the_ball_and_in_range(epsilon: float, step_size: float, norm: str, kind: type, seed: int) -> None:
@@ -85,6 +86,33 @@ def test_the_random_start_fills_the_ball_and_depends_on_the_seed_alone() -> None
         assert radii.max() <= 0.2 + 1e-6
         assert radii.mean() > 0.18  # most of a high-dimensional ball lies near its surface
         assert (first - images).mean().abs() < 0.005
+
+
+def test_momentum_is_that_of_dong_et_al() -> None:
+    """Equations 6 and 7 of their paper, step by step in float64, on a model whose gradient changes on the way."""
+
+    class Bowl(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            bowl = ((images - centre.to(images)) ** 2 * scale.to(images)).flatten(1).sum(1)
+            return torch.stack([bowl, -bowl], 1)
+
+    generator = torch.Generator().manual_seed(0)
+    centre, scale = torch.rand(2, 1, *SHAPE, generator=generator) * 0.1 + 0.45
+    scale = scale * torch.randn(1, *SHAPE, generator=generator).sign()
+    images, labels = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 1])
+    for momentum in (1.0, 0.5):
+        x, gathered = images.double(), torch.zeros(2, *SHAPE, dtype=torch.float64)
+        for _ in range(6):
+            x = x.requires_grad_(True)
+            loss = torch.nn.functional.cross_entropy(Bowl()(x), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, x)
+            l1 = gradient.abs().flatten(1).sum(1).view(-1, 1, 1, 1)
+            gathered = momentum * gathered + gradient / l1
+            x = (x.detach() + 0.02 * gathered.sign()).clamp(0.45, 0.55).clamp(0, 1)
+        ours = MIFGSM(epsilon=0.05, step_size=0.02, num_steps=6, momentum=momentum)(Bowl(), images, labels)
+        torch.testing.assert_close(ours.double(), x, rtol=0, atol=1e-6)
+    plain = BIM(epsilon=0.05, step_size=0.02, num_steps=6)(Bowl(), images, labels)
+    assert not torch.allclose(plain, ours)
 
 
 def test_more_steps_never_leave_the_graph_behind() -> None:

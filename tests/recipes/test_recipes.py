@@ -88,7 +88,7 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("student.epochs=0", "greater than or equal to 1"),
         ("attack.epsilon=8/0", "write 0.1 or 8/255"),
         ("data.name=imagenet", r"data\.name: Input should be 'digits', 'cifar10' or 'folder'"),
-        ("evaluation.attacks.PGD.kind=pgdd", "'pgd', 'fgsm', 'bim', 'cw', 'autoattack'"),
+        ("evaluation.attacks.PGD.kind=pgdd", "'pgd', 'fgsm', 'bim', 'mifgsm', 'cw', 'autoattack'"),
         ("evaluation.views=[blind, ful]", "no view 'ful'; did you mean 'full'"),
         ("evaluation.adaptive_attacks=[PGT]", "no attack 'PGT'; did you mean 'PGD'"),
         ("classifier.training=null", "either a source or a group 'training'"),

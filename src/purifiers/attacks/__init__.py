@@ -7,13 +7,14 @@ from pydantic import Field
 from purifiers.attacks.autoattack import AutoAttack
 from purifiers.attacks.base import Attack, Length, distances, show_fraction
 from purifiers.attacks.cw import CW
-from purifiers.attacks.pgd import BIM, FGSM, PGD
+from purifiers.attacks.pgd import BIM, FGSM, MIFGSM, PGD
 from purifiers.attacks.views import VIEWS
 
 __all__ = [
     "BIM",
     "CW",
     "FGSM",
+    "MIFGSM",
     "PGD",
     "VIEWS",
     "AnyAttack",
@@ -24,5 +25,5 @@ __all__ = [
     "show_fraction",
 ]
 
-AnyAttack = Annotated[PGD | FGSM | BIM | CW | AutoAttack, Field(discriminator="kind")]
+AnyAttack = Annotated[PGD | FGSM | BIM | MIFGSM | CW | AutoAttack, Field(discriminator="kind")]
 """The registry: what a recipe may name as an attack's ``kind``."""

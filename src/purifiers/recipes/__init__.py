@@ -87,7 +87,7 @@ def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
         dotted = ".".join(map(str, [*shown, key]))
         return f"{dotted}: there is no such key{nearest(str(key), _keys_at(parents))}"
     if kind == "union_tag_not_found":
-        return f"{dotted}: there is no such attack in the recipe; a new one needs a kind (pgd, fgsm, bim, cw, autoattack)"
+        return f"{dotted}: there is no such attack in the recipe; a new one needs a kind ({', '.join(sorted(_KINDS))})"
     return f"{dotted or 'recipe'}: {message.removeprefix('Value error, ')}"
 
 
