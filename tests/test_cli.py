@@ -157,6 +157,38 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert len(capsys.readouterr().out) > 400
 
 
+def test_results_of_another_run_are_never_replaced(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: other")
+    assert main(["evaluate", str(tiny_run.folder), "--output", str(tmp_path)]) == 1
+    assert "is a run of its own" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    for command in (["evaluate", str(tiny_run.folder)], ["train"]):
+        assert main([*command, "--output", str(tmp_path / "file")]) == 1
+        assert "is a file; give a folder" in capsys.readouterr().err
+
+
+def test_a_broken_test_image_is_found_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "images" / split / name / "0.png")
+    (tmp_path / "images" / "test" / "a" / "0.png").write_text("broken")
+    assert main(["train", "--images", str(tmp_path / "images"), "--output", str(tmp_path / "run")]) == 1
+    assert "1 of 2 images cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_the_data_lay_is_kept_in_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "purifiers.training.pipeline.train", lambda recipe, *_, **__: seen.append(recipe.data.path) or sys.exit(0)
+    )
+    monkeypatch.setenv("PURIFIERS_DATA", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(["train", "--recipe", "paper"])
+    assert seen == [str(tmp_path)]
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     command = ["train", "--output", str(run), "--device", "cpu", *SETTINGS]
@@ -177,7 +209,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
 
     monkeypatch.setattr("purifiers.training.pipeline.train", interrupt)
     assert main(["train", "--output", str(tmp_path)]) == 130
-    assert "goes on from the last finished epoch" in capsys.readouterr().err
+    assert "nothing finished is lost" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -66,9 +66,17 @@ def test_every_public_function_and_class_says_what_it_is() -> None:
     assert not bare
 
 
+def test_the_command_line_answers_before_torch_has_loaded() -> None:
+    code = "import sys, purifiers.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    with pytest.raises(AttributeError, match="no attribute 'Purifyer'"):
+        purifiers.Purifyer  # noqa: B018
+
+
 def test_importing_the_library_is_light() -> None:
     """A service that only purifies does not pay for what trains, attacks and draws."""
     heavy = "{'matplotlib', 'sklearn', 'foolbox', 'lightning_fabric', 'pyautoattack', 'torchmetrics'}"
-    code = f"import sys, purifiers; print(sorted({heavy} & set(sys.modules)))"
+    code = f"from purifiers import Purifier; import sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

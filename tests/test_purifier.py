@@ -27,6 +27,7 @@ def test_starts_in_evaluation_mode_and_gives_the_same_answer_twice() -> None:
         (torch.rand(3, 8, 8), r"unsqueeze\(0\)"),
         (torch.rand(8, 8), r"\(N, C, H, W\)"),
         (torch.rand(2, 1, 8, 8), "3 channels"),
+        (torch.rand(2, 8, 8, 3), r"permute\(0, 3, 1, 2\)"),
         (torch.randint(256, (1, 3, 8, 8), dtype=torch.uint8), "divide by 255"),
         (torch.rand(1, 3, 8, 8) * 255, "divide by 255"),
         (torch.randn(1, 3, 8, 8), "do not normalise"),
@@ -81,6 +82,16 @@ def test_the_defended_classifier_is_the_composition_and_differentiable() -> None
     assert gradient.abs().sum() > 0
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
     assert not classifier.training
+
+
+def test_parts_in_the_wrong_place_are_refused() -> None:
+    for purifier, classifier, message in [
+        ("runs/demo", ResNet(20), "purifier must be a torch.nn.Module; got str"),
+        (small(), lambda x: x, "classifier must be a torch.nn.Module; got function"),
+        (ResNet(20), small(), "the order is PurifiedClassifier"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            PurifiedClassifier(purifier, classifier)  # type: ignore[arg-type]
 
 
 def test_training_mode_never_reaches_the_classifier() -> None:

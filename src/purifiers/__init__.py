@@ -1,6 +1,19 @@
 """purifiers: make an image classifier withstand adversarial examples without touching it."""
 
-from purifiers.purifier import PurifiedClassifier, Purifier
+from typing import TYPE_CHECKING, Any
+
 from purifiers.version import __version__
 
+if TYPE_CHECKING:
+    from purifiers.purifier import PurifiedClassifier, Purifier
+
 __all__ = ["PurifiedClassifier", "Purifier", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that the command line answers before torch has loaded.
+    if name in __all__:
+        from purifiers import purifier
+
+        return getattr(purifier, name)
+    raise AttributeError(f"module 'purifiers' has no attribute '{name}'")

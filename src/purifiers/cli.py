@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from purifiers.version import __version__
 
 # What a command needs is imported in the command, so that --help and mistakes answer at once.
 
-EVALUATION_ONLY = ("evaluation", "data.path", "data.test_limit", "classifier.source", "classifier.network")
+EVALUATION_ONLY = ("evaluation", "data.path", "data.size", "data.test_limit", "classifier.source", "classifier.network")
 """What may be set when training is over."""
 
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; free some space and run the same command again: it goes on where it stopped" if full else ""
         return _fail(f"{error}{advice}")
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last finished epoch")
+        _fail("stopped; nothing finished is lost: the same command goes on from there")
         return 130
 
 
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "are skipped; unreadable ones are listed at the end, with exit status 1.",
     )
     purify.add_argument("source", metavar="IN", type=Path, help="an image file, or a folder of them")
-    purify.add_argument("target", metavar="OUT", type=Path, help="where to write: a file for a file, a folder for a folder")
+    purify.add_argument("target", metavar="OUT", help="where to write: a file for a file, a folder for a folder")
     purify.add_argument("--purifier", metavar="DIR", required=True, help="a trained purifier: the --output of 'train'")
     purify.add_argument("--overwrite", action="store_true", help="purify again what is there already")
     _add_device(purify)
@@ -190,8 +191,13 @@ def _trained(parsed: argparse.Namespace, ablation: bool):  # type: ignore[no-unt
 
     own_images = vars(parsed).get("images") is not None
     name = parsed.recipe or ("folder" if own_images else parsed.default_recipe)
-    recipe = load_recipe(name, _overrides(parsed))
+    overrides = _overrides(parsed)
+    recipe = load_recipe(name, overrides)
+    if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
+        # Kept in the run, so that it can be evaluated where the variable is not set.
+        recipe = load_recipe(name, [*overrides, ("data.path", _absolute(os.environ["PURIFIERS_DATA"]))])
     folder = parsed.output or Path(parsed.default_output.replace("RECIPE", recipe.name))
+    _refuse_file(folder)
     watch = Stopwatch()
     run = train(recipe, folder, device=parsed.device, ablation=ablation, restart=parsed.restart)
     say(f"trained in {duration(watch.seconds)}")
@@ -223,9 +229,18 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     for override in parsed.overrides:
         if not override.startswith(EVALUATION_ONLY):
             raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
+    output = parsed.output or parsed.run
+    _refuse_file(output)
+    if output.resolve() != parsed.run.resolve() and (output / RECIPE_FILE).is_file():
+        raise ConfigError(f"{output} is a run of its own, whose results would be replaced; give another --output")
     run = open_run(load_recipe(recipe_file, _overrides(parsed)), parsed.run, parsed.device)
-    _report(run, parsed.output or parsed.run)
+    _report(run, output)
     return 0
+
+
+def _refuse_file(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; give a folder")
 
 
 def _report(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
@@ -254,7 +269,10 @@ def _purify(parsed: argparse.Namespace) -> int:
     from purifiers.training.run import make_fabric
 
     purifier = Purifier.from_pretrained(parsed.purifier).to(make_fabric(parsed.device, "32-true").device)
-    result = purify_files(purifier, parsed.source, parsed.target, overwrite=parsed.overwrite)
+    target = Path(parsed.target)
+    if parsed.target.endswith(("/", os.sep)) and parsed.source.is_file():
+        target = target / f"{parsed.source.stem}.png"
+    result = purify_files(purifier, parsed.source, target, overwrite=parsed.overwrite)
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     for failure in result.failed:
         _fail(failure)

@@ -12,8 +12,8 @@ from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
-"""Where results and messages for the user go: standard output."""
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+"""Where results and messages for the user go: standard output. Logs are wide enough for every table."""
 
 
 class _Rate(ProgressColumn):

@@ -63,7 +63,8 @@ class Purifier(nn.Module):
         check_images(images, values=False)
         channels = getattr(self.network, "config", {}).get("channels")
         if channels is not None and images.shape[1] != channels:
-            raise InputError(f"this purifier takes images of {channels} channels; got shape {tuple(images.shape)}")
+            hint = "; put the channels first with .permute(0, 3, 1, 2)" if images.shape[3] == channels else ""
+            raise InputError(f"this purifier takes images of {channels} channels; got shape {tuple(images.shape)}{hint}")
         weight = next(self.parameters(), None)
         if weight is not None and weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
             raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; convert one with .to(dtype)")
@@ -111,11 +112,20 @@ class PurifiedClassifier(nn.Module):
 
     Args:
         purifier: images -> images.
-        classifier: images in [0,1] -> logits (N, classes), with its normalisation inside.
+        classifier: images in [0,1] -> logits (N, classes), with its normalisation inside. Its parameters are left as they
+            are: give an optimiser those of the purifier alone.
+
+    Raises:
+        InputError: one of them is not a module, or they are in the wrong order.
     """
 
     def __init__(self, purifier: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
+        for name, part in (("purifier", purifier), ("classifier", classifier)):
+            if not isinstance(part, nn.Module):
+                raise InputError(f"the {name} must be a torch.nn.Module; got {type(part).__name__}")
+        if isinstance(classifier, Purifier):
+            raise InputError("the classifier is a Purifier: the order is PurifiedClassifier(purifier, classifier)")
         self.purifier = purifier
         self.classifier = classifier
         self.eval()

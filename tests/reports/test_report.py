@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def examples() -> Examples:
     def row(correct: bool) -> Row:
         return Row(torch.rand(4, 3, 16, 16), ["cat", "dog", "a_b", "$x$"], [correct] * 4)
 
-    return Examples("PGD8", row(True), row(False), row(True))
+    return Examples("PGD8", True, row(True), row(False), row(True))
 
 
 def test_table_1_has_the_papers_columns_on_cifar10_alone(make_results: Callable[..., Results]) -> None:
@@ -120,6 +121,36 @@ def test_threat_models_stand_side_by_side(make_results: Callable[..., Results]) 
 def test_the_headline_never_hides_the_informed_attacker(make_results: Callable[..., Results]) -> None:
     assert "at most 1.23 %" in headline(make_results())[2]
     assert "nothing here speaks of an attacker who knows of it" in headline(make_results(full=False))[2]
+
+
+def test_the_headline_says_what_makes_numbers_worthless(make_results: Callable[..., Results]) -> None:
+    """An attack that changes nothing, a classifier that guesses, a purifier that ruins clean images."""
+    text = " ".join(headline(make_results()))  # the fixture's classifier is right on 5 % of everything
+    assert "Not tested: PGD8, CW had no effect" in text
+    assert "right on less than every second clean image" in text
+    assert "The purifier costs" not in text
+    results = make_results()
+    clean = {"accuracy_undefended": 0.95}
+    records = [r.model_copy(update=clean) if r.attack == "none" else r for r in results.records]
+    text = " ".join(headline(results.model_copy(update={"records": records})))
+    assert "Not tested" not in text
+    assert "less than every second" not in text
+    assert "The purifier costs 32.00 points" in text
+
+
+def test_the_picture_says_when_the_attack_changed_nothing(
+    make_results: Callable[..., Results], examples: Examples, tmp_path: Path
+) -> None:
+    write_report(make_results(), examples, tmp_path / "a")
+    write_report(make_results(), replace(examples, changed=False), tmp_path / "b")
+    assert "that the attack changes the class of" in (tmp_path / "a" / "report.html").read_text()
+    assert "the attack changed the class of none" in (tmp_path / "b" / "report.html").read_text()
+
+
+def test_table_2_bounds_its_intervals_by_their_longer_side(make_results: Callable[..., Results]) -> None:
+    results = make_results()
+    records = [r.model_copy(update={"ci95": (r.accuracy - 0.002, r.accuracy + 0.0731)}) for r in results.records]
+    assert "up to 7.3 points" in table_2(results.model_copy(update={"records": records})).caption
 
 
 def test_the_report_is_complete_and_self_contained(

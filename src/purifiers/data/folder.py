@@ -11,7 +11,7 @@ from purifiers.data.images import ImageSet
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEST_SHARE = 0.2
 TEST_FOLDERS = ("test", "val")
 
@@ -125,7 +125,9 @@ def _read_all(files: list[Path], size: int | None) -> torch.Tensor:
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read; mend or remove them:\n  {listed}")
     shapes = sorted({array.shape[:2] for array in arrays})
     if len(shapes) > 1:
-        raise ConfigError(f"the images have {len(shapes)} sizes, from {shapes[0]} to {shapes[-1]}; give one with data.size=N")
+        raise ConfigError(
+            f"the images have {len(shapes)} sizes, from {shapes[0]} to {shapes[-1]}; give one with --set data.size=N"
+        )
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -32,18 +32,18 @@ def purify_files(purifier: Purifier, source: Path, target: Path, *, overwrite: b
 
     Args:
         purifier: on its device.
-        source: a file (png, jpg, jpeg, webp, bmp) or a folder.
+        source: a file (png, jpg, webp, bmp, gif, tif) or a folder.
         target: a .png file or a folder for a file, a folder for a folder; made if missing.
         overwrite: purify again what is there already, for example after the purifier has changed.
 
     Raises:
         MissingFileError: ``source`` does not exist, or holds no image.
-        ConfigError: ``target`` lies inside ``source`` or is of the other sort; two sources would become one file.
+        ConfigError: ``target`` lies inside ``source`` or is of the other sort.
     """
-    pairs = _pairs(source, target)
+    result = BulkResult()
+    pairs = _pairs(source, target, result)
     weight = next(purifier.parameters(), None)
     device = weight.device if weight is not None else torch.device("cpu")
-    result = BulkResult()
     with progress("purifying", len(pairs)) as advance:
         for original, purified in pairs:
             if not overwrite and purified.exists() and purified.stat().st_mtime >= original.stat().st_mtime:
@@ -58,7 +58,7 @@ def purify_files(purifier: Purifier, source: Path, target: Path, *, overwrite: b
     return result
 
 
-def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+def _pairs(source: Path, target: Path, result: BulkResult) -> list[tuple[Path, Path]]:
     if not source.exists():
         raise MissingFileError(f"there is no file or folder {source}")
     if source.is_file():
@@ -77,13 +77,12 @@ def _pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     files = image_files(source)
     if not files:
         raise MissingFileError(f"no image below {source} ({', '.join(SUFFIXES)})")
-    pairs = [(file, (target / file.relative_to(source)).with_suffix(".png")) for file in files]
     taken: dict[Path, Path] = {}
-    for original, purified in pairs:
-        if purified in taken:
-            raise ConfigError(f"{taken[purified]} and {original} would both become {purified}; rename one")
-        taken[purified] = original
-    return pairs
+    for file in files:
+        purified = (target / file.relative_to(source)).with_suffix(".png")
+        if taken.setdefault(purified, file) != file:
+            result.failed.append(f"{file}: would become {purified}, like {taken[purified].name}; rename one")
+    return [(file, purified) for purified, file in taken.items()]
 
 
 def _purify_file(purifier: Purifier, original: Path, purified: Path, device: torch.device) -> None:

@@ -26,9 +26,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Examples:
-    """The same N images three times, and the name of the attack."""
+    """The same N images three times, the name of the attack, and whether it changed their class."""
 
     attack: str
+    changed: bool
     original: Row
     adversarial: Row
     purified: Row
@@ -58,7 +59,7 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
             predicted = defended.classifier(shown).argmax(1)
             return Row(shown.cpu(), [data.classes[i] for i in predicted.tolist()], (predicted == labels).tolist())
 
-        return Examples(name, row(images), row(adversarial), row(purified))
+        return Examples(name, bool(changed.any()), row(images), row(adversarial), row(purified))
 
 
 def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Recipes: every number of a run in one file. Read, checked, overridden and written here."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -86,6 +87,9 @@ def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
         shown = parents[:-1] if parents and parents[-1] in _KINDS else parents
         dotted = ".".join(map(str, [*shown, key]))
         return f"{dotted}: there is no such key{nearest(str(key), _keys_at(parents))}"
+    if kind == "union_tag_invalid":
+        given = re.findall(r"'([^']*)'", message)[0]
+        return f"{dotted}.kind: there is no kind '{given}'{nearest(given, _KINDS)}"
     if kind == "union_tag_not_found":
         return f"{dotted}: there is no such attack in the recipe; a new one needs a kind ({', '.join(sorted(_KINDS))})"
     return f"{dotted or 'recipe'}: {message.removeprefix('Value error, ')}"

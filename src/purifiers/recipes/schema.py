@@ -153,6 +153,11 @@ class Evaluation(Group):
     adaptive_attacks: tuple[str, ...] = ()
     batch_size: Positive = 250
 
+    @field_validator("views", "adaptive_attacks", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
     @field_validator("views")
     @classmethod
     def _known_views(cls, views: tuple[str, ...]) -> tuple[str, ...]:
@@ -165,7 +170,8 @@ class Evaluation(Group):
     def _known_attacks(self) -> "Evaluation":
         for name in self.adaptive_attacks:
             if name not in self.attacks:
-                raise ValueError(f"adaptive_attacks: there is no attack '{name}'{nearest(name, self.attacks)}")
+                known = ", ".join(self.attacks)
+                raise ValueError(f"adaptive_attacks names '{name}', but the attacks are {known}; set adaptive_attacks too")
         return self
 
     def attacks_under(self, view: str) -> dict[str, AnyAttack]:

@@ -8,6 +8,7 @@ matplotlib.use("Agg")  # files only: no display is needed, and none is opened
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from purifiers.evaluation.examples import Examples
@@ -52,7 +53,7 @@ def accuracy_figure(results: Results) -> Figure:
         present = [i for i, name in enumerate(names) if name in values]
         heights = [100 * values[names[i]] for i in present]
         bars = axes.bar(place[present] + (offset - 1) * width, heights, width, label=label, color=colour)
-        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
     axes.set_xticks(place, ["clean" if name == CLEAN else name for name in names])
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(0, 109)
@@ -99,8 +100,14 @@ def training_figure(results: Results) -> Figure:
         parts = [key for key in history[0] if key not in ("epoch", "learning_rate", "images_per_second", "seconds")]
         epochs = [record["epoch"] for record in history]
         for part, colour in zip(parts, (BLUE, ORANGE, GREEN), strict=False):
-            axes.plot(epochs, [record[part] for record in history], color=colour, label=part, linewidth=1.4)
+            marker = "o" if len(epochs) == 1 else None
+            values = [record[part] for record in history]
+            axes.plot(epochs, values, color=colour, label=part, linewidth=1.4, marker=marker)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=6))
         axes.set_title(name, fontsize=10)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25)

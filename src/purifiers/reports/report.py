@@ -15,6 +15,10 @@ from purifiers.files import write_text
 from purifiers.reports.figures import save_figures
 from purifiers.reports.tables import Table, all_tables, percent, select
 
+GUESSING = 0.5
+"""Clean accuracy of a classifier below which the report says so."""
+COSTLY = 0.1
+"""Loss of clean accuracy through the purifier above which the report says so."""
 NOTES = (
     "BIM is the standard method of Kurakin et al. (2017). The paper's text has it take every gradient at the original "
     "image, which would make it one step of FGSM.",
@@ -24,9 +28,8 @@ NOTES = (
     "attacker who knows it; those under the view full do, and are upper bounds: stronger attacks may exist.",
 )
 CAPTIONS = {
-    "examples": "Figure 5 of the paper, on the first test images that the attack changes the class of, one of each class "
-    "where there are enough. Under each image: the classifier's class, green if right. The last two rows show "
-    "differences to the original around grey, amplified.",
+    "examples": "Figure 5 of the paper, on {chosen}, one of each class where there are enough. Under each image: the "
+    "classifier's class, green if right. The last two rows show differences to the original around grey, amplified.",
     "accuracy": "Accuracy by attack: without a purifier, with it, and with it against an attacker who knows it.",
     "training": "Losses of every stage.",
 }
@@ -36,8 +39,12 @@ def write_report(results: Results, examples: Examples, folder: Path) -> Path:
     """Write ``figures/``, ``report.md`` and ``report.html`` into ``folder``; returns the latter's path."""
     figures = {path.stem: path for path in save_figures(results, examples, folder / "figures")}
     tables = all_tables(results)
-    write_text(folder / "report.md", _markdown(results, tables, figures))
-    write_text(folder / "report.html", _html(results, tables, figures))
+    chosen = "the first test images that the attack changes the class of"
+    if not examples.changed:
+        chosen = "the first test images that are classified right (the attack changed the class of none)"
+    captions = CAPTIONS | {"examples": CAPTIONS["examples"].format(chosen=chosen)}
+    write_text(folder / "report.md", _markdown(results, tables, figures, captions))
+    write_text(folder / "report.html", _html(results, tables, figures, captions))
     return folder / "report.html"
 
 
@@ -53,18 +60,35 @@ def headline(results: Results) -> list[str]:
     if blind:
         worst = _weakest(blind)
         lines.append(
-            f"Attacks on the classifier alone leave it between {_range(r.accuracy_undefended for r in blind.values())} %; "
+            f"Attacks on the classifier alone leave it {_range(r.accuracy_undefended for r in blind.values())} %; "
             f"after purification it has {_range(r.accuracy for r in blind.values())} % (lowest: {worst.attack})."
         )
     if full:
         worst = _weakest(full)
         lines.append(
-            "An attacker who knows the purifier too and differentiates through both leaves at most "
-            f"{percent(worst.accuracy)} % ({worst.attack}): a stronger attack may leave less."
+            "An attacker who knows the purifier too and differentiates through both leaves "
+            + (
+                f"at most {percent(worst.accuracy)} % ({worst.attack}): a stronger attack may leave less."
+                if worst.accuracy
+                else f"nothing: 0.00 % ({worst.attack})."
+            )
         )
     else:
         lines.append("No attack through the purifier was measured: nothing here speaks of an attacker who knows of it.")
-    return lines
+    return lines + _remarks(clean, blind)
+
+
+def _remarks(clean: Record, blind: dict[str, Record]) -> list[str]:
+    """What makes the numbers above worth less than they seem."""
+    idle = [name for name, record in blind.items() if record.accuracy_undefended >= clean.accuracy_undefended]
+    remarks = []
+    if idle:
+        remarks.append(f"Not tested: {', '.join(idle)} had no effect on the classifier even without the purifier.")
+    if clean.accuracy_undefended < GUESSING:
+        remarks.append("The classifier itself is right on less than every second clean image: train that first.")
+    if (cost := clean.accuracy_undefended - clean.accuracy) > COSTLY:
+        remarks.append(f"The purifier costs {percent(cost)} points on clean images: it is of little use as it is.")
+    return remarks
 
 
 def _weakest(records: dict[str, Record]) -> Record:
@@ -73,7 +97,8 @@ def _weakest(records: dict[str, Record]) -> Record:
 
 def _range(shares: Iterable[float]) -> str:
     values = sorted(shares)
-    return f"{percent(values[0])} and {percent(values[-1])}"
+    low, high = percent(values[0]), percent(values[-1])
+    return low if low == high else f"between {low} and {high}"
 
 
 def _facts(results: Results) -> dict[str, str]:
@@ -92,12 +117,12 @@ def _warnings(results: Results) -> list[str]:
     return [f"{w.attack}, view {w.view}: {w.message}" for w in results.warnings]
 
 
-def _markdown(results: Results, tables: list[Table], figures: dict[str, Path]) -> str:
+def _markdown(results: Results, tables: list[Table], figures: dict[str, Path], captions: dict[str, str]) -> str:
     parts = [f"# purifiers: {results.recipe['name']}", *headline(results)]
     for name, path in figures.items():
         if name == "training":
             continue
-        parts.append(f"![{name}](figures/{path.name})\n\n{CAPTIONS[name]}")
+        parts.append(f"![{name}](figures/{path.name})\n\n{captions[name]}")
     parts += [table.markdown() for table in tables]
     parts.append("## Read this before you quote a number\n\n" + "\n".join(f"- {note}" for note in NOTES))
     warnings = _warnings(results) or ["none"]
@@ -108,7 +133,7 @@ def _markdown(results: Results, tables: list[Table], figures: dict[str, Path]) -
     return "\n\n".join(parts) + "\n"
 
 
-def _html(results: Results, tables: list[Table], figures: dict[str, Path]) -> str:
+def _html(results: Results, tables: list[Table], figures: dict[str, Path], captions: dict[str, str]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("purifiers.reports", "."),
         autoescape=True,
@@ -121,7 +146,7 @@ def _html(results: Results, tables: list[Table], figures: dict[str, Path]) -> st
         headline=headline(results),
         tables=tables,
         figures={name: _embedded(path, name) for name, path in figures.items()},
-        captions=CAPTIONS,
+        captions=captions,
         notes=NOTES,
         warnings=_warnings(results),
         facts=_facts(results),

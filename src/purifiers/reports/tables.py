@@ -119,7 +119,8 @@ def table_2(results: Results) -> Table:
         f"same weights and see the same batches. Teacher NT sees {read} images, in the last row {_OTHER_INPUT[read]} "
         "ones: equation 5 of the paper has adversarial ones, its text has pure ones."
     )
-    width = max(record.ci95[1] - record.ci95[0] for record in select(results).values()) / 2
+    shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
+    width = max(max(record.accuracy - record.ci95[0], record.ci95[1] - record.accuracy) for record in shown)
     caption += (
         f" One training seed; a 95 % interval reaches up to {100 * width:.1f} points to each side, so that smaller "
         "differences between rows say nothing."

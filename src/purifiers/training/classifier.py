@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -58,11 +59,22 @@ def _call(source: str) -> nn.Module:
         sys.path.insert(0, str(Path.cwd()))
     try:
         classifier = getattr(importlib.import_module(module_name), function_name)()
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"cannot import the classifier '{source}' ({error}); give the command in the folder that holds the module, "
+            "or put that folder on PYTHONPATH"
+        ) from error
     except Exception as error:
-        raise ConfigError(f"calling the classifier '{source}' failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"calling the classifier '{source}' failed: {_told(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
     return classifier
+
+
+def _told(error: Exception) -> str:
+    """An error in the user's own code, with the place to look at."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
 def _check(classifier: nn.Module, source: str, data: ImageSet) -> None:
@@ -72,7 +84,7 @@ def _check(classifier: nn.Module, source: str, data: ImageSet) -> None:
             logits = classifier(images)
         except Exception as error:
             shape = tuple(images.shape)
-            raise ConfigError(f"the classifier '{source}' fails on images {shape}: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"the classifier '{source}' fails on images {shape}: {_told(error)}") from error
         if not isinstance(logits, Tensor):
             raise ConfigError(f"the classifier '{source}' returns a {type(logits).__name__}; it must return a tensor of logits")
         expected = (len(images), len(data.classes))

@@ -44,6 +44,7 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
     """
     # Whatever can be wrong with what the user gave is found before anything is written or discarded.
     run = Run(recipe, folder, make_fabric(device, recipe.precision))
+    run.images("test")
     data = run.images("train")
     source = recipe.classifier.source
     if source is not None:
@@ -89,10 +90,16 @@ def _look_at(run: Run, data: ImageSet) -> None:
     right = accuracy(run.classifier, sample, run.recipe.evaluation.batch_size)
     say(f"{'classifier':<16} {right:.1%} right on {len(sample):,} training images")
     if right < 2 / len(data.classes) and right < 0.5:
-        say(
-            "warning: the classifier is hardly better than guessing. Classes are numbered in alphabetical order of their "
-            "folders, and it gets images in [0,1]: is that what it was trained with?"
-        )
+        say(f"warning: the classifier is hardly better than guessing; {_advice(run)}")
+
+
+def _advice(run: Run) -> str:
+    if run.recipe.classifier.source is None:
+        return "train it on more images or for longer (classifier.training.epochs)"
+    return (
+        "classes are numbered in the alphabetical order of their folders, and images are in [0,1]: "
+        "is that what it was trained with?"
+    )
 
 
 def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
@@ -104,7 +111,8 @@ def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
     free = ("evaluation", "data.test_limit", "name", *(["data.path"] if recipe.data.name == "cifar10" else []))
     differing = [key for key in {**there, **now} if there.get(key) != now.get(key) and not key.startswith(free)]
     if differing:
-        listed = ", ".join(f"{key} is {there.get(key)} there, {now.get(key)} now" for key in differing)
+        listed = ", ".join(f"{key} is {there.get(key)} there, {now.get(key)} now" for key in differing[:5])
+        listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise CheckpointError(
             f"{folder} was made with another recipe: {listed}; give another --output, or --restart to discard what is there"
         )
