@@ -32,6 +32,7 @@ def test_starts_in_evaluation_mode_and_gives_the_same_answer_twice() -> None:
         (torch.rand(1, 3, 8, 8) * 255, "divide by 255"),
         (torch.randn(1, 3, 8, 8), "do not normalise"),
         (torch.full((1, 3, 8, 8), float("nan")), "NaN"),
+        (torch.full((1, 3, 8, 8), float("inf")), "infinite"),
         (torch.rand(1, 3, 8, 8).double(), "float64"),
         (torch.rand(1, 3, 8, 8).numpy(), "torch.Tensor; got ndarray"),
         (torch.rand(1, 3, 8, 8).half(), "images are torch.float16, the purifier torch.float32"),

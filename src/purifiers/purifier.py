@@ -1,5 +1,6 @@
 """The two classes that a user holds: a purifier, and a classifier with a purifier in front."""
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +19,7 @@ def check_images(images: Tensor, *, values: bool = True) -> None:
 
     Args:
         images: what the user passed.
-        values: look at the values too (range and NaN); this waits for the device.
+        values: look at the values too (range, NaN, infinity); this waits for the device.
 
     Raises:
         InputError: says which of type, shape, dtype, range or NaN is wrong, and how to mend it.
@@ -33,8 +34,8 @@ def check_images(images: Tensor, *, values: bool = True) -> None:
         raise InputError(f"images must be float32 in [0,1]; got {images.dtype}{hint}")
     if values and images.numel():
         low, high = torch.stack(torch.aminmax(images.detach())).tolist()
-        if low != low or high != high:
-            raise InputError("images contain NaN")
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError("images contain NaN or infinite values")
         if low < -TOLERANCE or high > 1 + TOLERANCE:
             hint = "divide by 255" if low >= 0 and high > 2 else "do not normalise: that belongs inside the classifier"
             raise InputError(f"images must be in [0,1]; got values from {low:.4g} to {high:.4g}; {hint}")
