@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from purifiers.recipes import Recipe, load_recipe
@@ -14,6 +15,10 @@ from purifiers.training.run import Run
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker per core: more threads would only fight
+
+# No test gates on a wall clock: a busy machine is not a defect.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 SHARED = Path(__file__).parents[2] / "shared"
 CIFAR10 = SHARED / "data" / "cifar-10-batches-py"

@@ -55,7 +55,7 @@ def test_l2_from_a_random_start_nears_the_optimum() -> None:
     torch.testing.assert_close(attack(model, images, labels), optimum, rtol=0, atol=1e-3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     epsilon=st.floats(0, 1),
     step_size=st.floats(0, 1),

@@ -19,7 +19,7 @@ def test_the_default_is_the_papers_fifteen_and_fifteen_blocks_with_tanh() -> Non
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.decoder.modules()) == 14  # the last block ends in Tanh
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 41),
     width=st.integers(1, 41),
