@@ -20,7 +20,8 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``).
 
     Without folders of its own for the two splits, about a fifth of every class is the test split. Each file's name
-    decides for itself, so that files added later never move an image from one split to the other.
+    decides for itself, so that files added later move no image from one split to the other. The exception is the one
+    image that keeps a split of a very small class from being empty: it is given back when the split has another.
     Classes are numbered in the alphabetical order of their folders; see :func:`read_rgb` for what becomes of pixels.
 
     Args:

@@ -108,11 +108,12 @@ def table_2(results: Results) -> Table:
     attacks = list(select(results))
     rows = []
     read = results.recipe["student"]["nt_teacher_input"]
+    comparable = _comparable(results)
     for stage, title in TABLE_2_ROWS.items():
         records = select(results, stage)
         title += f" {_OTHER_INPUT[read]}" if stage == "student_other" else ""
-        cells = [percent(records[attack].accuracy) + _bracket(results, stage, attack) for attack in attacks]
-        rows.append([title, *cells])
+        theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(stage, {}).items() if attack in comparable}
+        rows.append([title, *(percent(records[attack].accuracy) + theirs.get(attack, "") for attack in attacks)])
     names = ["clean" if attack == CLEAN else attack for attack in attacks]
     caption = (
         f"Accuracy in % after purification on {_images(select(results).values())}, view blind. Students start from the "
@@ -125,7 +126,7 @@ def table_2(results: Results) -> Table:
         f" One training seed; a 95 % interval reaches up to {100 * width:.1f} points to each side, so that smaller "
         "differences between rows say nothing."
     )
-    if _comparable(results):
+    if comparable:
         caption += " In brackets: the paper's Table 2."
     return Table("Table 2. What each teacher brings", caption, ["purifier", *names], rows)
 
@@ -172,8 +173,3 @@ def _comparable(results: Results) -> set[str]:
         return set()
     attacks = results.recipe["evaluation"]["attacks"]
     return {name for name, attack in paper.ATTACKS.items() if attacks.get(name) == attack.model_dump(mode="json")}
-
-
-def _bracket(results: Results, stage: str, attack: str) -> str:
-    column = paper.TABLE_2.get(stage, {})
-    return f" ({column[attack]:.2f})" if attack in _comparable(results) and attack in column else ""

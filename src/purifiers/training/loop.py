@@ -138,7 +138,7 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
 
 
 def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, float]:
-    # The epoch's one wait for the device: all its losses at once.
+    # One wait for the device, at the end of the epoch: all its losses at once.
     table = {key: torch.stack([record[key] for record in records]) for key in records[0]}
     finite = torch.stack([values.isfinite() for values in table.values()]).all(0).tolist()
     if not all(finite):
@@ -152,11 +152,13 @@ def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, floa
 
 
 def _check_weights(stage: Stage, epoch: int) -> None:
-    # The last step's loss was measured before its update: only the weights tell what that did.
-    broken = [name for name, value in stage.network.state_dict().items() if not value.isfinite().all()]
-    if broken:
+    # The last step's loss was measured before its update: only the weights tell what that did. One wait here too.
+    state = stage.network.state_dict()
+    finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
+    if not all(finite):
+        broken = list(state)[finite.index(False)]
         raise TrainingError(
-            f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken[0]}); "
+            f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken}); "
             "this epoch is not saved: try a smaller learning rate"
         )
 

@@ -44,7 +44,7 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
     """
     # Whatever can be wrong with what the user gave is found before anything is written or discarded.
     run = Run(recipe, folder, make_fabric(device, recipe.precision))
-    run.images("test")
+    run.images("test")  # kept for the evaluation
     data = run.images("train")
     source = recipe.classifier.source
     if source is not None:

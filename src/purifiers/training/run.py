@@ -55,6 +55,7 @@ class Run:
         classifier: frozen, in evaluation mode; set by the first stage.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
         histories: stage -> one record for each epoch.
+        splits: the images that were read so far; use :meth:`images`.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Run:
     classifier: nn.Module = field(init=False)
     purifiers: dict[str, Purifier] = field(default_factory=dict)
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    splits: dict[str, ImageSet] = field(default_factory=dict)
 
     def checkpoint(self, stage: str) -> Path:
         """The folder of a stage: its training state and, once it is finished, the trained network."""
@@ -82,11 +84,13 @@ class Run:
         return config.network.network + str(config.network.arguments.get("depth", ""))
 
     def images(self, split: Literal["train", "test"]) -> ImageSet:
-        """The recipe's training or test images, limited as it says, on the device."""
-        config = self.recipe.data
-        limit = config.limit if split == "train" else config.test_limit
-        data = load_images(config.name, split, **config.source())
-        return data.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.fabric.device)
+        """The recipe's training or test images, limited as it says, on the device; read once."""
+        if split not in self.splits:
+            config = self.recipe.data
+            limit = config.limit if split == "train" else config.test_limit
+            data = load_images(config.name, split, **config.source())
+            self.splits[split] = data.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.fabric.device)
+        return self.splits[split]
 
 
 def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
