@@ -77,7 +77,7 @@ def test_own_classifier_and_own_images(tmp_path: Path, monkeypatch: pytest.Monke
     clean = results["records"][0]
     assert (clean["dataset"], clean["classifier"]) == ("images", "own_module:build")
     assert 2 <= clean["n"] <= 30
-    assert results["recipe"]["attack"]["epsilon"] == "8/255"
+    assert results["recipe"]["training_attacks"]["PGD"]["epsilon"] == "8/255"
     assert results["recipe"]["data"]["size"] is None
     assert clean["accuracy_undefended"] == 1.0
     assert not (Path(run) / "checkpoints" / "classifier").exists()
@@ -88,7 +88,7 @@ def test_own_classifier_and_own_images(tmp_path: Path, monkeypatch: pytest.Monke
 def test_cifar10_end_to_end_on_a_subset(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     settings = [
-        "data.limit=64", "data.test_limit=16", "attack.num_steps=2", "purifier.widths=[4,6,8]", "teacher_at.epochs=1",
+        "data.limit=64", "data.test_limit=16", "training_attacks.PGD.num_steps=2", "purifier.widths=[4,6,8]", "teacher_at.epochs=1",
         "teacher_nt.epochs=1", "student.epochs=1", "evaluation.attacks={PGD8: {kind: pgd, epsilon: 8/255, step_size: 2/255, num_steps: 20}}",
         "classifier.network.mean=[0.485,0.456,0.406]", "classifier.network.std=[0.229,0.224,0.225]",
     ]  # fmt: skip

@@ -26,6 +26,7 @@ ORDER = [
     "data",
     "console",
     "files",
+    "weights",
     "naming",
     "seeds",
     "errors",

@@ -12,6 +12,8 @@ from rich.progress import Task as ProgressTask
 from rich.table import Table
 from rich.text import Text
 
+from purifiers.errors import OutOfTime
+
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """Where results and messages for the user go: standard output. Logs are wide enough for every table."""
 
@@ -65,6 +67,28 @@ class Stopwatch:
     def seconds(self) -> float:
         """Elapsed wall-clock seconds."""
         return time.perf_counter() - self._begun
+
+
+class Deadline:
+    """A time limit for a piece of a long work; None for no limit.
+
+    Args:
+        minutes: from now.
+    """
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._watch = Stopwatch()
+        self._limit = None if minutes is None else 60 * minutes
+
+    def check(self, done: str, next_seconds: float = 0.0) -> None:
+        """Stop here if the next piece, which will take ``next_seconds``, would not fit.
+
+        Raises:
+            OutOfTime: with ``done`` as the last thing that was finished.
+        """
+        if self._limit is not None and self._watch.seconds + next_seconds > self._limit:
+            limit = duration(self._limit)
+            raise OutOfTime(f"stopped for the time limit of {limit} after {done}; the same command goes on from there")
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -33,5 +33,9 @@ class TrainingError(PurifiersError, RuntimeError):
     """Training cannot go on, for example because a loss is not finite."""
 
 
+class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (nothing is wrong)
+    """The time limit that was asked for is reached. Everything finished is kept; the same call goes on from there."""
+
+
 class AttackError(PurifiersError, RuntimeError):
     """An attack returned images outside its own threat model."""

@@ -7,7 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from purifiers import weights
 from purifiers.errors import CheckpointError, InputError, MissingFileError
+from purifiers.naming import nearest
 from purifiers.networks import CONFIG_FILE, PURIFIERS, load_network, save_network
 
 TOLERANCE = 1e-4
@@ -78,20 +80,22 @@ class Purifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path) -> Self:
-        """Load a purifier from a folder written by :meth:`save_pretrained`, or by ``purifiers train --output``.
+        """Load a purifier that comes with the library, or one that was trained or saved with it.
 
         Args:
-            name_or_folder: the folder.
+            name_or_folder: a name in :data:`purifiers.weights.NAMES`, such as ``cifar10``, or a folder written by
+                :meth:`save_pretrained` or by ``purifiers train --output``.
 
         Raises:
-            MissingFileError: no such folder.
-            CheckpointError: its files are damaged, or were written by a newer version.
+            MissingFileError: neither such a name nor such a folder.
+            CheckpointError: the files are damaged, were written by a newer version, or hold no purifier.
         """
-        folder = Path(name_or_folder)
+        folder = weights.locate(name_or_folder)
         if not (folder / CONFIG_FILE).is_file():
             raise MissingFileError(
-                f"no purifier at '{name_or_folder}': give a folder that holds {CONFIG_FILE} and model.safetensors, "
-                "for example the --output of 'purifiers train'"
+                f"no purifier at '{name_or_folder}'{nearest(str(name_or_folder), weights.NAMES)}: give a name "
+                f"({', '.join(weights.NAMES)}) or a folder that holds {CONFIG_FILE} and model.safetensors, for example "
+                "the --output of 'purifiers train'"
             )
         network = load_network(folder)
         if not isinstance(network, tuple(PURIFIERS.values())):

@@ -28,7 +28,7 @@ def test_the_paper_recipe_is_the_paper() -> None:
     assert recipe.teacher_at.adversarial_weight == 1.0
     assert sum(recipe.purifier.arguments["blocks"]) == 15
     pgd8 = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=20)
-    assert recipe.attack == pgd8
+    assert recipe.training_attacks == {"PGD": pgd8}
     assert recipe.evaluation.attacks == {
         "PGD8": pgd8,
         "PGD16": PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=20),
@@ -71,12 +71,12 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("evaluation.attacks.PDG.epsilon=0.1", r"attacks\.PDG: there is no such attack in the recipe; a new one needs a kind"),
         ("evaluation.attacks={}", "at least 1 item"),
         ("evaluation.views=[]", "at least 1 item"),
-        ("attack.epsilon=8", r"in \[0,1\] units: 8 would be everything; write 8/255"),
-        ("attack.epsilon=.inf", "finite number"),
+        ("training_attacks.PGD.epsilon=8", r"in \[0,1\] units: 8 would be everything; write 8/255"),
+        ("training_attacks.PGD.epsilon=.inf", "finite number"),
         ("student.learning_rate=.inf", "finite number"),
         ("purifier.channels=1", "every data set has 3 channels"),
         ("classifier.network.num_classes=-1", "at least 2 classes"),
-        ("attack.epsilonn=5", "did you mean 'epsilon'"),
+        ("training_attacks.PGD.epsilonn=5", "did you mean 'epsilon'"),
         ("classifier.training.epoch=5", "did you mean 'epochs'"),
         ("purifier.width=[4]", "takes no 'width'; did you mean 'widths'"),
         ("purifier.network=cea", "did you mean 'cae'"),
@@ -86,7 +86,7 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("purifier.blocks=[1,2]", "as many widths as blocks"),
         ("student.epochs=many", r"student\.epochs: Input should be a valid integer"),
         ("student.epochs=0", "greater than or equal to 1"),
-        ("attack.epsilon=8/0", "write 0.1 or 8/255"),
+        ("training_attacks.PGD.epsilon=8/0", "write 0.1 or 8/255"),
         ("data.name=imagenet", r"data\.name: Input should be 'digits', 'cifar10' or 'folder'"),
         ("evaluation.attacks.PGD.kind=pgdd", r"PGD\.kind: there is no kind 'pgdd'; did you mean 'pgd'"),
         ("evaluation.views=[blind, ful]", "no view 'ful'; did you mean 'full'"),
@@ -146,4 +146,4 @@ def test_reading_a_recipe_spends_no_random_numbers() -> None:
 
 
 def test_a_recipe_is_plain_yaml() -> None:
-    assert yaml.safe_load(recipe_text(load_recipe("paper")))["attack"]["epsilon"] == "8/255"
+    assert yaml.safe_load(recipe_text(load_recipe("paper")))["training_attacks"]["PGD"]["epsilon"] == "8/255"

@@ -39,7 +39,7 @@ def make_results() -> Callable[..., Results]:
             hardware={"name": "a <fast> machine", "threads": 2, "platform": "x", "device": "cpu"},
             seconds={"training": 3725.0, "evaluation": 65.0},
             training={"student": [{"epoch": e, "loss": 1.0 / e, "mse": 0.5 / e, "learning_rate": 0.1, "images_per_second": 1, "seconds": 1} for e in (1, 2, 3)]},
-            parameters=1_290_675, records=records, warnings=[AttackWarning(view="blind", attack="AA", message="it seems <odd>")],
+            parameters=1_290_675, peak_flops=2e12, records=records, warnings=[AttackWarning(view="blind", attack="AA", message="it seems <odd>")],
         )  # fmt: skip
 
     return make
@@ -115,7 +115,7 @@ def test_table_2_needs_all_its_rows(make_results: Callable[..., Results]) -> Non
 def test_threat_models_stand_side_by_side(make_results: Callable[..., Results]) -> None:
     rows = threat_models(make_results()).rows
     assert [row[:2] for row in rows] == [["PGD8", "blind"], ["PGD8", "full"], ["CW", "blind"]]
-    assert rows[1][3] == "1.23"
+    assert rows[1][3:5] == ["1,000", "1.23"]
 
 
 def test_the_headline_never_hides_the_informed_attacker(make_results: Callable[..., Results]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training.losses import classification_guidance, logits_guidance
+from purifiers.training.panel import Panel
 from purifiers.training.run import make_fabric
 from purifiers.training.stages import at_losses, attacked, student_losses
 from tests.conftest import Linear
@@ -75,12 +76,14 @@ class Same(nn.Module):
 
 def test_the_paper_s_student_never_asks_the_classifier() -> None:
     fabric, batch = make_fabric("cpu", "32-true"), torch.cat(pairs(), 1)
-    compute = student_losses(Student(epochs=1), {"AT": Same()}, Refusing(), fabric)
+    compute = student_losses(Student(epochs=1), {"AT": Same()}, Panel([Refusing()], fabric))
     found = compute(Same(), batch, torch.zeros(COUNT, dtype=torch.int64), torch.Generator())
     assert set(found) == {"loss", "mse", "distillation"}
     guided = Student(epochs=1, logits_weight=0.1)
     with pytest.raises(AssertionError, match="was asked"):
-        student_losses(guided, {"AT": Same()}, Refusing(), fabric)(Same(), batch, torch.zeros(COUNT), torch.Generator())
+        student_losses(guided, {"AT": Same()}, Panel([Refusing()], fabric))(
+            Same(), batch, torch.zeros(COUNT), torch.Generator()
+        )
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
@@ -90,10 +93,13 @@ def test_the_total_is_the_weighted_sum_of_the_recorded_parts(kind: str) -> None:
     guidance = {"classification_weight": 0.5, "logits_weight": 0.3}
     if kind == "teacher":
         at = TeacherAT(epochs=1, reconstruction_weight=30.0, adversarial_weight=2.0, **guidance)  # type: ignore[arg-type]
-        compute, weights = at_losses(at, classifier, fabric), {"mse": 30.0, "adversarial": 1.0}  # 2.0 is inside that part
+        compute, weights = (
+            at_losses(at, Panel([classifier], fabric)),
+            {"mse": 30.0, "adversarial": 1.0},
+        )  # 2.0 is inside that part
     else:
         config = Student(epochs=1, beta=30.0, gamma=0.7, **guidance)  # type: ignore[arg-type]
-        compute = student_losses(config, {"AT": Same(), "NT": Same()}, classifier, fabric)
+        compute = student_losses(config, {"AT": Same(), "NT": Same()}, Panel([classifier], fabric))
         weights = {"mse": 30.0, "distillation": 0.7}
     found = compute(Same(), torch.cat([images, adversarial], 1), labels, torch.Generator())
     weights |= {"classification": 0.5, "logits": 0.3}
@@ -116,6 +122,6 @@ def test_teacher_nt_sees_what_the_recipe_says(shown: str) -> None:
             return given
 
     config = Student(epochs=1, nt_teacher_input=shown)  # type: ignore[arg-type]
-    compute = student_losses(config, {"NT": Recording()}, Refusing(), make_fabric("cpu", "32-true"))
+    compute = student_losses(config, {"NT": Recording()}, Panel([Refusing()], make_fabric("cpu", "32-true")))
     compute(Same(), torch.cat([images, adversarial], 1), torch.zeros(COUNT), torch.Generator())
     assert torch.equal(seen[0], images if shown == "clean" else adversarial)

@@ -21,7 +21,8 @@ def _parse_fraction(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return float(Fraction(value.replace(" ", "")))
+        numerator, _, denominator = value.partition("/")
+        return float(Fraction(numerator.strip()) / Fraction(denominator.strip() or 1))  # so that 0.8/255 is one too
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"'{value}' is not a number; write 0.1 or 8/255") from error
 

@@ -47,7 +47,10 @@ class ImageSet:
         if count is None or count >= len(self):
             return self
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.images.device)
+        return self.subset(torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.images.device))
+
+    def subset(self, chosen: Tensor) -> "ImageSet":
+        """The images at the indices ``chosen``, int64 (M,), in that order."""
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from purifiers.attacks import VIEWS, Attack, distances
 from purifiers.attacks.generate import Adversarial, generate
@@ -14,6 +14,7 @@ from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier, Purifier
+from purifiers.seeds import seed_for
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Evaluator:
         purifier: Purifier,
         attacks: Callable[[str], Mapping[str, Attack]],
         views: Sequence[str] = ("blind",),
+        limit: Callable[[str, str], int | None] = lambda view, attack: None,
     ) -> tuple[list[Record], list[AttackWarning]]:
         """Measure one purifier: on clean images, then under every view and attack.
 
@@ -50,34 +52,30 @@ class Evaluator:
             purifier: on the classifier's device.
             attacks: the attacks by name, for each view.
             views: names in :data:`purifiers.attacks.VIEWS`.
+            limit: of (view, attack): on how many random images of the data; None for all.
         """
         defended = PurifiedClassifier(purifier, self.classifier)
-        originals = self._predictions()
         clean = Adversarial(self.data.images, {}, 0, 0.0)
-        records = [self._measure(name, defended, CLEAN, CLEAN, None, clean, originals)]
+        records = [self._measure(name, defended, CLEAN, CLEAN, None, clean, self.data)]
         warnings: list[AttackWarning] = []
         for view in views:
             for attack_name, attack in attacks(view).items():
-                with progress(f"{name}: {attack_name} ({view})", len(self.data)) as advance:
+                data = self.data.limited(limit(view, attack_name), seed_for(self.seed, "limit"))
+                with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
                     found = generate(
                         attack,
                         VIEWS[view](defended),
-                        self.data,
+                        data,
                         seed=self.seed,
                         batch_size=self.batch_size,
                         cache=self.cache,
                         advance=advance,
                     )
-                records.append(self._measure(name, defended, view, attack_name, attack, found, originals))
+                records.append(self._measure(name, defended, view, attack_name, attack, found, data))
                 for text, count in found.warnings.items():
                     said = f"{text} (in {count} of {found.batches} batches of up to {self.batch_size} images)"
                     warnings.append(AttackWarning(view=view, attack=attack_name, message=said))
         return records, warnings
-
-    def _predictions(self) -> Tensor:
-        batches = slices(len(self.data), self.batch_size)
-        with torch.no_grad():
-            return torch.cat([self.classifier(to_float(self.data.images[batch])).argmax(1) for batch in batches])
 
     def _measure(
         self,
@@ -87,21 +85,22 @@ class Evaluator:
         attack_name: str,
         attack: Attack | None,
         attacked: Adversarial,
-        originals: Tensor,
+        data: ImageSet,
     ) -> Record:
-        undefended, purified_classes, psnrs, ssims, l2 = [], [], [], [], []
+        originals, undefended, purified_classes, psnrs, ssims, l2 = [], [], [], [], [], []
         with torch.no_grad():
-            for batch in slices(len(self.data), self.batch_size):
-                images, given = to_float(self.data.images[batch]), attacked.images[batch]
+            for batch in slices(len(data), self.batch_size):
+                images, given = to_float(data.images[batch]), attacked.images[batch]
                 given = to_float(given) if given.dtype == torch.uint8 else given
                 purified = defended.purifier(given)
+                originals.append(defended.classifier(images).argmax(1))
                 undefended.append(defended.classifier(given).argmax(1))
                 purified_classes.append(defended.classifier(purified).argmax(1))
                 psnrs.append(metrics.psnr(purified, images))
                 ssims.append(metrics.ssim(purified, images))
                 l2.append(distances(images, given, "l2"))
-        n, predicted = len(self.data), torch.cat(purified_classes)
-        right = metrics.matches(predicted, self.data.labels)
+        n, predicted = len(data), torch.cat(purified_classes)
+        right = metrics.matches(predicted, data.labels)
         similarities = [value for value in ssims if value is not None]
         return Record(
             dataset=self.data.name,
@@ -112,9 +111,9 @@ class Evaluator:
             norm=None if attack is None else attack.norm,
             epsilon=None if attack is None else attack.epsilon,
             n=n,
-            accuracy_undefended=metrics.matches(torch.cat(undefended), self.data.labels) / n,
+            accuracy_undefended=metrics.matches(torch.cat(undefended), data.labels) / n,
             accuracy=right / n,
-            agreement=metrics.matches(predicted, originals) / n,
+            agreement=metrics.matches(predicted, torch.cat(originals)) / n,
             ci95=metrics.wilson_interval(right, n),
             psnr=torch.cat(psnrs).mean().item(),
             ssim=torch.cat(similarities).mean().item() if similarities else None,

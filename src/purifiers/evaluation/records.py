@@ -1,6 +1,7 @@
 """The results of a run, as typed records in ``results.json``. Tables, figures and the report read only these."""
 
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.files import write_text
 
 RESULTS_FILE = "results.json"
+VARIANT = "variant: "
+"""Before the title of a recipe's variant, in ``purifier``."""
 CLEAN = "none"
 """The ``attack`` and the ``view`` of a row of clean images."""
 _PACKAGES = ("purifiers", "torch", "numpy", "lightning-fabric", "foolbox", "pyautoattack", "torchmetrics", "scikit-learn")
@@ -77,6 +80,8 @@ class Results(_Result):
             attacks that were found in the cache count next to nothing.
         training: stage -> a record for each epoch.
         parameters: number of parameters of the purifier.
+        peak_flops: floating-point operations a second of a large matrix product on this device, in the precision of the
+            training; what the training achieved is ``images_per_second * flops_per_image`` of its epochs.
         records: flat list.
         warnings: from the attacks.
     """
@@ -88,6 +93,7 @@ class Results(_Result):
     seconds: dict[str, float]
     training: dict[str, list[dict[str, float]]]
     parameters: int
+    peak_flops: float
     records: list[Record]
     warnings: list[AttackWarning]
 
@@ -114,13 +120,22 @@ class Results(_Result):
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that decide numbers."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "commit": _commit()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # used from a source tree without being installed
             found[package] = "not installed"
     return found
+
+
+def _commit() -> str:
+    """The commit of the source tree that runs, marked where files differ from it; how else to know what was run?"""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "none (installed from a package)"
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:

@@ -1,11 +1,20 @@
 """Evaluate everything that a run trained."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from purifiers.attacks import Attack
+from purifiers.attacks.generate import SHARD
 from purifiers.console import Stopwatch
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
-from purifiers.evaluation.records import AttackWarning, Record, Results, hardware, versions
+from purifiers.evaluation.records import VARIANT, AttackWarning, Record, Results, hardware, versions
+from purifiers.recipes.schema import Evaluation
 from purifiers.seeds import seed_for
 from purifiers.training.run import Run
+from purifiers.training.throughput import peak_flops
 
 
 def evaluate_run(run: Run) -> tuple[Results, Examples]:
@@ -28,9 +37,14 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     warnings: list[AttackWarning] = []
     for name, purifier in run.purifiers.items():
         views = config.views if name == "student" else ("blind",)
-        found, noted = evaluator.evaluate(name, purifier, config.attacks_under, views)
+        found, noted = evaluator.evaluate(name, purifier, config.attacks_under, views, config.limit_of)
         records += found
         warnings += [warning for warning in noted if warning not in warnings]
+    # Blind attacks on the first images are in the cache already, in shards.
+    data = evaluator.data
+    few = replace(evaluator, data=data.subset(torch.arange(min(SHARD, len(data)), device=data.images.device)))
+    for title, purifier in run.variants.items():
+        records += few.evaluate(VARIANT + title, purifier, lambda view: quick_attacks(config))[0]
     student = run.purifiers["student"]
     attack_name, attack = next(iter(config.attacks.items()))
     examples = find_examples(evaluator, student, attack_name, attack)
@@ -45,7 +59,13 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         },
         training=run.histories,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
+        peak_flops=peak_flops(run.fabric.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16),
         records=records,
         warnings=warnings,
     )
     return results, examples
+
+
+def quick_attacks(config: Evaluation) -> Mapping[str, Attack]:
+    """The attacks that are run on all images: those with a limit are on others than the first."""
+    return {name: attack for name, attack in config.attacks.items() if name not in config.limits}

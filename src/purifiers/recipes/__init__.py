@@ -13,7 +13,7 @@ from purifiers.errors import ConfigError, MissingFileError
 from purifiers.naming import nearest
 from purifiers.recipes.schema import Recipe
 
-__all__ = ["NAMES", "Recipe", "load_recipe", "parse_recipe", "recipe_text"]
+__all__ = ["NAMES", "Recipe", "changed", "load_recipe", "parse_recipe", "recipe_text"]
 
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -50,6 +50,14 @@ def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recip
     except ValidationError as error:
         faults = "\n  ".join(_explain(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors())
         raise ConfigError(f"{where} is not valid:\n  {faults}") from error
+
+
+def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """``recipe`` with other values by dotted key, checked again; raises as :func:`parse_recipe` does."""
+    content = recipe.model_dump(mode="json")
+    for key, value in overrides.items():
+        _set(content, key, value)
+    return parse_recipe(content, where=f"the recipe '{recipe.name}', changed")
 
 
 def recipe_text(recipe: Recipe) -> str:

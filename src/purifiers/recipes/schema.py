@@ -6,12 +6,16 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from purifiers.attacks import PGD, VIEWS, AnyAttack
+from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.errors import ConfigError
 from purifiers.naming import nearest
 from purifiers.networks import CLASSIFIERS, PURIFIERS, build_network
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+ADAPTIVE = "adaptive"
+"""In ``evaluation.limits``: all attacks by an attacker who knows of the purifier."""
 
 
 class Group(BaseModel):
@@ -103,10 +107,12 @@ class Classifier(Group):
 class OnAttacked(Optimisation):
     """A training on adversarial images, with what the paper does not have and the defaults leave out.
 
+    C stands for the frozen classifiers: the one to protect and its companions, each asked about its share of a batch.
+
     ``strength_low`` and ``strength_high``: each perturbation is scaled by a factor drawn between them (clipped to [0,1]).
     ``clean_share``: with this probability an image comes without its perturbation.
-    ``classification_weight``, ``logits_weight``: guidance by the frozen classifier C, added to the loss: cross-entropy of
-    C on the purified image, and the mean absolute difference of C's logits on the purified and on the original image.
+    ``classification_weight``, ``logits_weight``: guidance by C, added to the loss: cross-entropy of C on the purified
+    image, and the mean absolute difference of C's logits on the purified and on the original image.
     """
 
     strength_low: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -134,8 +140,10 @@ class Student(OnAttacked):
 
     ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure
     images. The equation is the default.
+    ``start``: from random weights, as in the paper, or from those of teacher AT, which has the same structure.
     """
 
+    start: Literal["scratch", "teacher_at"] = "scratch"
     beta: float = Field(default=0.5, ge=0)
     gamma: float = Field(default=0.5, ge=0)
     nt_teacher_input: Literal["adversarial", "clean"] = "adversarial"
@@ -146,11 +154,14 @@ class Evaluation(Group):
 
     Every attack runs under every view in ``views``; ``adaptive_attacks`` names the attacks that are run under the other
     views than ``blind`` too (all if empty): an attack through the purifier costs a pass through both networks.
+    ``limits``: an attack's name -> on how many random test images it is run, where it is too slow for all; the name
+    ``adaptive`` stands for all attacks under the other views than ``blind``.
     """
 
     attacks: dict[str, AnyAttack] = Field(min_length=1)
     views: tuple[str, ...] = Field(default=("blind",), min_length=1)
     adaptive_attacks: tuple[str, ...] = ()
+    limits: dict[str, Positive] = {}
     batch_size: Positive = 250
 
     @field_validator("views", "adaptive_attacks", mode="before")
@@ -172,6 +183,9 @@ class Evaluation(Group):
             if name not in self.attacks:
                 known = ", ".join(self.attacks)
                 raise ValueError(f"adaptive_attacks names '{name}', but the attacks are {known}; set adaptive_attacks too")
+        for name in self.limits:
+            if name not in self.attacks and name != ADAPTIVE:
+                raise ValueError(f"limits names '{name}'{nearest(name, [*self.attacks, ADAPTIVE])}; set limits too")
         return self
 
     def attacks_under(self, view: str) -> dict[str, AnyAttack]:
@@ -180,21 +194,43 @@ class Evaluation(Group):
             return dict(self.attacks)
         return {name: self.attacks[name] for name in self.adaptive_attacks}
 
+    def limit_of(self, view: str, attack: str) -> int | None:
+        """On how many test images ``attack`` is run under ``view``; None for all."""
+        limits = [self.limits.get(attack), None if view == "blind" else self.limits.get(ADAPTIVE)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
 
 class Recipe(Group):
-    """A whole run: data, classifier, purifier, the attack that is trained against, three trainings, the evaluation."""
+    """A whole run: data, classifier, purifier, the attacks that are trained against, three trainings, the evaluation.
+
+    ``companions``: further classifiers, so that the purifier does not lean on the errors of one: they are attacked for
+    training images and asked for guidance in equal shares, and never evaluated.
+    ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
+    of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random.
+    ``precision``: of networks in training, and of classifiers under training attacks, whose images stay float32; attacks
+    of the evaluation are float32 throughout.
+    ``compiled``: train with ``torch.compile``; it pays on a GPU, not on a CPU.
+    ``weights``: names of shipped weights that were trained with this recipe, by stage.
+    ``variants``: for a table of what each ingredient brings: title -> what is set otherwise. The first is the base of the
+    others: they take its settings too.
+    """
 
     name: str
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compiled: bool = False
     data: Data
     classifier: Classifier
+    companions: tuple[Classifier, ...] = ()
     purifier: Network
-    attack: PGD
+    training_attacks: dict[str, AnyAttack] = Field(min_length=1)
+    attack_rounds: Positive = 1
     teacher_at: TeacherAT
     teacher_nt: Optimisation
     student: Student
     evaluation: Evaluation
+    weights: dict[Literal["classifier", "student"], str] = {}
+    variants: dict[str, dict[str, Any]] = {}
 
     @field_validator("purifier")
     @classmethod

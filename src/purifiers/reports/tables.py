@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from purifiers.attacks import show_fraction
-from purifiers.evaluation.records import CLEAN, Record, Results
+from purifiers.console import duration
+from purifiers.evaluation.records import CLEAN, VARIANT, Record, Results
 from purifiers.reports import paper
 
 TABLE_2_ROWS = {
@@ -63,9 +64,14 @@ def select(results: Results, purifier: str = "student", view: str = "blind") -> 
 
 def all_tables(results: Results) -> list[Table]:
     """Every table that these results can fill."""
-    tables = [table_1(results), threat_models(results)]
+    tables = [table_1(results)]
     if all(select(results, stage) for stage in TABLE_2_ROWS):
-        tables.insert(1, table_2(results))
+        tables.append(table_2(results))
+    if any(record.purifier.startswith(VARIANT) for record in results.records):
+        tables.append(table_3(results))
+    tables.append(threat_models(results))
+    if results.training:
+        tables.append(training(results))
     return tables
 
 
@@ -74,12 +80,13 @@ def table_1(results: Results) -> Table:
     records = select(results)
     comparable = _comparable(results)
     compared = paper.TABLE_1 if comparable else {}
-    header = ["attack", "epsilon", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM"]
+    header = ["attack", "epsilon", "images", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM"]
     rows = []
     for attack, record in records.items():
         ours = [
             "clean images" if attack == CLEAN else attack,
             show_fraction(record.epsilon),
+            f"{record.n:,}",
             percent(record.accuracy_undefended),
             percent(record.accuracy),
             _interval(record),
@@ -89,8 +96,9 @@ def table_1(results: Results) -> Table:
         ]
         theirs = [f"{column[attack]:.2f}" if attack in comparable else "-" for column in compared.values()]
         rows.append(ours + theirs)
+    limited = "; fewer, drawn at random, where the column says so" if len({r.n for r in records.values()}) > 1 else ""
     caption = (
-        f"Accuracy in % on {_images(records.values())}. The attacker knows the classifier but not the purifier (view "
+        f"Accuracy in % on {_images(records.values())}{limited}. The attacker knows the classifier but not the purifier (view "
         "blind, the paper's gray-box). Agreement: the class after purification is the classifier's class for the "
         "original image. PSNR and SSIM: purified against original image."
     )
@@ -99,7 +107,7 @@ def table_1(results: Results) -> Table:
             f" The paper's numbers are on all 10,000 test images, behind a classifier of {paper.CLEAN_UNDEFENDED} % on clean "
             "images without a purifier; it does not report clean accuracy after purification."
         )
-    details = ("95 % interval", "PSNR (dB)", "SSIM")
+    details = ("images", "95 % interval", "PSNR (dB)", "SSIM")
     return Table("Table 1. Purification against each attack", caption, header + list(compared), rows, details)
 
 
@@ -121,14 +129,63 @@ def table_2(results: Results) -> Table:
         "ones: equation 5 of the paper has adversarial ones, its text has pure ones."
     )
     shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
-    width = max(max(record.accuracy - record.ci95[0], record.ci95[1] - record.accuracy) for record in shown)
     caption += (
-        f" One training seed; a 95 % interval reaches up to {100 * width:.1f} points to each side, so that smaller "
+        f" One training seed; a 95 % interval reaches up to {_half_width(shown)} points to each side, so that smaller "
         "differences between rows say nothing."
     )
     if comparable:
         caption += " In brackets: the paper's Table 2."
     return Table("Table 2. What each teacher brings", caption, ["purifier", *names], rows)
+
+
+def table_3(results: Results) -> Table:
+    """What each ingredient of the recipe brings: its variants, each with one thing left out."""
+    titles = [title for title in results.recipe["variants"] if select(results, VARIANT + title)]
+    rows_of = {title: select(results, VARIANT + title) for title in titles}
+    attacks = list(rows_of[titles[0]])
+    rows = []
+    for title, records in rows_of.items():
+        clean = records[CLEAN]
+        numbers = [percent(records[attack].accuracy) for attack in attacks]
+        rows.append([title, *numbers, f"{clean.psnr:.1f}", "-" if clean.ssim is None else f"{clean.ssim:.3f}"])
+    names = ["clean" if attack == CLEAN else attack for attack in attacks]
+    shared = results.recipe["variants"][titles[0]]
+    size = ", ".join(f"{key} {value}" for key, value in shared.items()) or "as the recipe's own training"
+    width = _half_width(record for records in rows_of.values() for record in records.values())
+    caption = (
+        f"Accuracy in % after purification on the first {_images(rows_of[titles[0]].values())}, view blind; PSNR and SSIM "
+        f"of clean images. All rows are trained alike ({size}), and each but the first leaves one thing out. One seed: "
+        f"a 95 % interval reaches up to {width} points to each side."
+    )
+    return Table("Table 3. What each ingredient brings", caption, ["training", *names, "PSNR (dB)", "SSIM"], rows)
+
+
+def training(results: Results) -> Table:
+    """How long each stage took, and how much of the device it used."""
+    rows = []
+    for stage, history in results.training.items():
+        seconds = sum(record["seconds"] for record in history)
+        images = sum(record["seconds"] * record["images_per_second"] for record in history)
+        flops = history[0].get("flops_per_image", 0.0)
+        rate = images / seconds
+        rows.append(
+            [
+                stage,
+                str(len(history)),
+                duration(seconds),
+                f"{rate:,.0f}",
+                f"{flops / 1e9:.2f}",
+                f"{rate * flops / 1e9:,.0f}",
+                f"{100 * rate * flops / results.peak_flops:.0f}",
+            ]
+        )
+    caption = (
+        f"GFLOP an image: matrix products and convolutions, forward and backward, of all networks in the step. Peak: "
+        f"{results.peak_flops / 1e9:,.0f} GFLOP/s in a large matrix product of the training's precision "
+        f"({results.recipe['precision']}), measured when the run was evaluated."
+    )
+    header = ["stage", "epochs", "time", "images/s", "GFLOP an image", "GFLOP/s", "% of peak"]
+    return Table("Training", caption, header, rows)
 
 
 def threat_models(results: Results) -> Table:
@@ -140,6 +197,7 @@ def threat_models(results: Results) -> Table:
             record.attack,
             record.view,
             show_fraction(record.epsilon),
+            f"{record.n:,}",
             percent(record.accuracy),
             _interval(record),
             f"{record.l2:.2f}",
@@ -153,13 +211,19 @@ def threat_models(results: Results) -> Table:
     return Table(
         "The same purifier under each threat model",
         caption,
-        ["attack", "view", "epsilon", "accuracy", "95 % interval", "L2"],
+        ["attack", "view", "epsilon", "images", "accuracy", "95 % interval", "L2"],
         rows,
     )
 
 
 def _interval(record: Record) -> str:
     return f"{percent(record.ci95[0])} to {percent(record.ci95[1])}"
+
+
+def _half_width(records: Iterable[Record]) -> str:
+    """The widest 95 % interval's longer side, in points."""
+    width = max(max(record.accuracy - record.ci95[0], record.ci95[1] - record.accuracy) for record in records)
+    return f"{100 * width:.1f}"
 
 
 def _images(records: Iterable[Record]) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from purifiers import weights
 from purifiers.attacks.base import frozen
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import ConfigError
+from purifiers.naming import nearest
 from purifiers.networks import build_network, load_network, load_weights, place
 from purifiers.recipes.schema import Classifier
 
@@ -24,8 +26,8 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
     """Load the user's classifier in evaluation mode, without parameter gradients, on the data's device, and check it.
 
     Args:
-        source: a .safetensors file for the recipe's network, a folder with config.json and model.safetensors, or
-            ``module:function``.
+        source: a .safetensors file for the recipe's network, a folder with config.json and model.safetensors, the name
+            of a shipped classifier such as ``cifar10-classifier``, or ``module:function``.
         config: the recipe's classifier.
         data: images that it must be able to classify.
 
@@ -34,7 +36,7 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
             does not return finite logits (N, classes) for the data's images and classes, or has no input gradient.
         MissingFileError, CheckpointError: see :func:`purifiers.networks.load_network`.
     """
-    path = Path(source)
+    path = weights.locate(source)
     if path.suffix == ".safetensors":
         classifier = build_classifier(config, len(data.classes))
         load_weights(classifier, path)
@@ -44,8 +46,8 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
         classifier = _call(source)
     else:
         raise ConfigError(
-            f"cannot load a classifier from '{source}': give a .safetensors file, a folder with config.json and "
-            "model.safetensors, or module:function"
+            f"cannot load a classifier from '{source}'{nearest(source, weights.NAMES)}: give a .safetensors file, a "
+            "folder with config.json and model.safetensors, the name of a shipped one, or module:function"
         )
     classifier = place(classifier, data.images.device).eval().requires_grad_(False)
     _check(classifier, source, data)

@@ -1,15 +1,17 @@
 """The training loop, the same for the classifier, the teachers and the student."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from purifiers.console import Stopwatch, detail, duration, progress, say
+from purifiers.console import Deadline, Stopwatch, detail, duration, progress, say
 from purifiers.data import augmented, shuffled_batches, to_float
 from purifiers.errors import CheckpointError, TrainingError
 from purifiers.recipes.schema import Optimisation
@@ -33,6 +35,7 @@ class Stage:
         losses: (network, float images, labels, source of randomness on the device) -> losses.
         optimisation: epochs, batch size, optimiser, schedule, augmentation.
         seed: decides order and augmentation: stages of one seed see the same batches.
+        compiled: run the network through ``torch.compile``, after a first step without it.
     """
 
     name: str
@@ -43,18 +46,27 @@ class Stage:
     losses: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
     optimisation: Optimisation
     seed: int
+    compiled: bool = False
 
 
-def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]]:
+def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
     A resumed training gives the same weights, bit for bit, as one that was never interrupted. Nothing waits for the
     device within an epoch.
 
+    Args:
+        stage: what to train, on what, and how.
+        fabric: device and precision.
+        checkpoint: the file of the training's state.
+        deadline: asked after every epoch whether another one fits.
+
     Returns:
-        The history: for each epoch its mean losses, the learning rate at its end, images/s and seconds.
+        The history: for each epoch its mean losses, the learning rate at its end, images/s, floating-point operations of
+        an image (matrix products and convolutions, forward and backward, a multiplication and an addition are two) and seconds.
 
     Raises:
+        OutOfTime: the next epoch would not fit into the time limit.
         TrainingError: a loss is not finite; the message names the step. The last good epoch stays on disk.
         CheckpointError: the checkpoint is damaged or of another recipe.
     """
@@ -63,8 +75,10 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]
     optimizer = _optimizer(optimisation, stage.network)
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
-    model, optimizer = fabric.setup(stage.network, optimizer)
+    eager, optimizer = fabric.setup(stage.network, optimizer)
+    model = cast(nn.Module, torch.compile(eager)) if stage.compiled else eager
     history: list[dict[str, float]] = []
+    deadline = deadline or Deadline()
     if checkpoint.exists():
         state = _load(checkpoint, stage)
         stage.network.load_state_dict(state["network"])
@@ -75,15 +89,21 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]
         say(f"{stage.name:<16} {_standing(len(history), optimisation.epochs)}")
     per_epoch = steps * min(optimisation.batch_size, len(stage.images))
     left = optimisation.epochs - len(history)
+    if left:
+        deadline.check(f"what comes before {stage.name}", history[-1]["seconds"] if history else 0.0)
+    # Of the first step of all, which is not compiled, as the counter sees into no compiled code.
+    counter, flops = FlopCounterMode(display=False), int(history[0].get("flops_per_image", 0)) if history else 0
     with progress(stage.name, left * per_epoch) as advance:
         for epoch in range(len(history) + 1, optimisation.epochs + 1):
             watch = Stopwatch()
-            model.train()
+            eager.train()
             records: list[Losses] = []
             for chosen in shuffled_batches(len(stage.images), optimisation.batch_size, generator):
                 batch = augmented(stage.images[chosen], generator, flip=optimisation.flip, crop=optimisation.crop)
-                losses = stage.losses(model, to_float(batch), stage.labels[chosen], generator)
-                fabric.backward(losses["loss"])
+                with counter if not flops else nullcontext():
+                    losses = stage.losses(model if flops else eager, to_float(batch), stage.labels[chosen], generator)
+                    fabric.backward(losses["loss"])
+                flops = flops or counter.get_total_flops() // len(chosen)
                 optimizer.step()
                 optimizer.zero_grad()
                 scheduler.step()
@@ -97,6 +117,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]
                     **means,
                     "learning_rate": float(scheduler.get_last_lr()[0]),
                     "images_per_second": per_epoch / watch.seconds,
+                    "flops_per_image": flops,
                     "seconds": watch.seconds,
                 }
             )
@@ -112,6 +133,8 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path) -> list[dict[str, float]
                 },
             )
             detail(_line(stage.name, optimisation.epochs, history[-1], means))
+            if epoch < optimisation.epochs:
+                deadline.check(f"epoch {epoch}/{optimisation.epochs} of {stage.name}", watch.seconds)
     if left:
         say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
     stage.network.eval()

@@ -1,4 +1,4 @@
-"""The paper's training, end to end: classifier -> NT and AT teachers -> student. Every stage resumes and is reused."""
+"""The paper's training, end to end: classifiers -> NT and AT teachers -> student. Every stage resumes and is reused."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks.generate import generate
-from purifiers.console import progress, say
+from purifiers.console import Deadline, say
 from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError
 from purifiers.files import digest, write_text
 from purifiers.networks import build_network, fingerprint, place, save_network
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, load_recipe, recipe_text
-from purifiers.recipes.schema import Optimisation
+from purifiers.recipes.schema import Classifier, Optimisation
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier
 from purifiers.training.loop import Stage, fit
+from purifiers.training.panel import Panel, attack_training_images
 from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STATE_FILE, STUDENTS, Run, make_fabric, student_config
 from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
 
@@ -27,7 +27,16 @@ GLANCE = 1000
 """Images on which the classifier is looked at before it is defended."""
 
 
-def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool = False, restart: bool = False) -> Run:
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str = "auto",
+    ablation: bool = False,
+    restart: bool = False,
+    deadline: Deadline | None = None,
+    cache: Path | None = None,
+) -> Run:
     """Train everything that the recipe asks for, into ``folder``; what is finished there is reused, the rest goes on.
 
     Args:
@@ -36,40 +45,50 @@ def train(recipe: Recipe, folder: Path, *, device: str = "auto", ablation: bool 
         device: see :func:`make_fabric`.
         ablation: also train the other students of Table 2: of one teacher, and with the other input for teacher NT.
         restart: discard everything that an earlier run left in ``folder`` first.
+        deadline: stop before the epoch that would not fit, so that a long training can be cut into pieces.
+        cache: folder of adversarial examples, by default one in ``folder``.
 
     Raises:
+        OutOfTime: the time is up and not everything is trained.
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
         TrainingError: a loss is not finite.
         ConfigError, DataError, MissingFileError: see the parts.
     """
     # Whatever can be wrong with what the user gave is found before anything is written or discarded.
-    run = Run(recipe, folder, make_fabric(device, recipe.precision))
+    run = Run(recipe, folder, make_fabric(device, recipe.precision), cache or folder / "cache", deadline or Deadline())
     run.images("test")  # kept for the evaluation
     data = run.images("train")
-    source = recipe.classifier.source
-    if source is not None:
-        run.classifier = load_classifier(source, recipe.classifier, data)
+    given = {
+        name: load_classifier(config.source, config, data)
+        for name, config in classifiers_of(recipe).items()
+        if config.source is not None
+    }
     if restart:
         _discard(folder)
     else:
         _refuse_other_training(recipe, folder)
     write_text(folder / RECIPE_FILE, recipe_text(recipe))
-    if source is None:
-        run.classifier = _train_classifier(run, data)
+    classifiers = {
+        name: given[name] if name in given else _train_classifier(run, name, data) for name in classifiers_of(recipe)
+    }
+    run.classifier = classifiers["classifier"]
     _look_at(run, data)
 
+    panel = Panel(list(classifiers.values()), run.fabric)
     clean = data.images
-    pairs = torch.cat([clean, _attack_training_images(run, data)], dim=1)
-    guided = at_losses(recipe.teacher_at, run.classifier, run.fabric)
+    pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
+    guided = at_losses(recipe.teacher_at, panel)
     nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
-    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, parents=[run.classifier])
+    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers)
     teachers = {"AT": at, "NT": nt}
     for name, chosen in STUDENTS.items():
         if name == "student" or ablation:
             own = {teacher: teachers[teacher] for teacher in chosen}
             config = student_config(recipe.student, name)
-            distilled = student_losses(config, own, run.classifier, run.fabric)
-            _train_purifier(run, name, config, pairs, data.labels, distilled, parents=list(own.values()))
+            distilled = student_losses(config, own, panel)
+            first = at if config.start == "teacher_at" else None
+            parents = [*panel.classifiers, *own.values()]
+            _train_purifier(run, name, config, pairs, data.labels, distilled, parents, first)
     run.purifiers["student"].save_pretrained(folder)
     return run
 
@@ -125,28 +144,17 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _train_classifier(run: Run, data: ImageSet) -> nn.Module:
-    config = run.recipe.classifier
+def classifiers_of(recipe: Recipe) -> dict[str, Classifier]:
+    """The classifier to protect and its companions, by the names of their stages."""
+    return {"classifier": recipe.classifier} | {f"companion_{i}": one for i, one in enumerate(recipe.companions, start=1)}
+
+
+def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
+    config = classifiers_of(run.recipe)[name]
     assert config.training is not None  # the schema asks for a source or a training
-    network = _seeded(run, "classifier", lambda: build_classifier(config, len(data.classes)))
-    _fit(run, "classifier", "classifier", network, data.images, data.labels, classifier_losses, config.training)
+    network = _seeded(run, name, lambda: build_classifier(config, len(data.classes)))
+    _fit(run, name, name, network, data.images, data.labels, classifier_losses, config.training)
     return network.requires_grad_(False)
-
-
-def _attack_training_images(run: Run, data: ImageSet) -> Tensor:
-    count = len(data)
-    with progress("attacking training images", count) as advance:
-        result = generate(
-            run.recipe.attack,
-            run.classifier,
-            data,
-            seed=seed_for(run.recipe.seed, "training attack"),
-            cache=run.cache,
-            quantized=True,
-            advance=advance,
-        )
-    say(f"{'attack':<16} {count:,} training images, {count / max(result.seconds, 1e-9):,.0f} images/s")
-    return result.images
 
 
 def _train_purifier(
@@ -157,11 +165,15 @@ def _train_purifier(
     labels: Tensor,
     losses: StageLosses,
     parents: Sequence[nn.Module] = (),
+    first: nn.Module | None = None,
 ) -> nn.Module:
     # All students start from the same weights and see the same batches, so that they differ in their teachers alone.
     stream = "student" if name in STUDENTS else name
     config = run.recipe.purifier
     network = _seeded(run, stream, lambda: build_network(config.network, config.arguments))
+    if first is not None:
+        network.load_state_dict(first.state_dict())
+        parents = [*parents, first]
     _fit(run, name, stream, network, images, labels, losses, optimisation, parents)
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network
@@ -187,12 +199,14 @@ def _fit(
 ) -> None:
     # The images are keyed by what they are made from, not by their pixels: adversarial examples that are made again, on
     # another machine or after the cache was deleted, may differ in a bit, and need not throw away a training.
-    made_from = [run.recipe.attack.model_dump(), fingerprint(run.classifier)] if images.shape[1] > 3 else []
+    attacks = {name: attack.model_dump() for name, attack in run.recipe.training_attacks.items()}
+    made_from = [attacks, run.recipe.attack_rounds] if images.shape[1] > 3 else []
     key = digest(
         repr(network), images[:, :3], labels, made_from, optimisation.model_dump(), run.recipe.precision, run.recipe.seed,
         [fingerprint(parent) for parent in parents],
     )  # fmt: skip
-    stage = Stage(name, key, network, images, labels, losses, optimisation, seed_for(run.recipe.seed, stream))
+    seed = seed_for(run.recipe.seed, stream)
+    stage = Stage(name, key, network, images, labels, losses, optimisation, seed, run.recipe.compiled)
     folder = run.checkpoint(name)
-    run.histories[name] = fit(stage, run.fabric, folder / STATE_FILE)
+    run.histories[name] = fit(stage, run.fabric, folder / STATE_FILE, run.deadline)
     save_network(folder, network)

@@ -1,5 +1,6 @@
 """A run: a recipe at work in its folder. Opened by training, and again by whoever evaluates what was trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from purifiers.console import Deadline
 from purifiers.data import ImageSet, load_images
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.networks import CONFIG_FILE, load_network, place
@@ -21,7 +23,7 @@ from purifiers.training.classifier import load_classifier
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
 MADE_BY_A_RUN = (
-    *("checkpoints", "cache", "figures", "recipe.yaml", "config.json", "model.safetensors"),
+    *("checkpoints", "variants", "cache", "figures", "recipe.yaml", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html"),
 )
 """Everything that a run writes into its folder."""
@@ -52,8 +54,11 @@ class Run:
         recipe: the recipe.
         folder: where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained.
         fabric: device and precision.
+        cache: the folder of cached adversarial examples.
+        deadline: the time limit of this call.
         classifier: frozen, in evaluation mode; set by the first stage.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
+        variants: the students of the recipe's variants, by title.
         histories: stage -> one record for each epoch.
         splits: the images that were read so far; use :meth:`images`.
     """
@@ -61,8 +66,11 @@ class Run:
     recipe: Recipe
     folder: Path
     fabric: Fabric
+    cache: Path
+    deadline: Deadline = field(default_factory=Deadline)
     classifier: nn.Module = field(init=False)
     purifiers: dict[str, Purifier] = field(default_factory=dict)
+    variants: dict[str, Purifier] = field(default_factory=dict)
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     splits: dict[str, ImageSet] = field(default_factory=dict)
 
@@ -70,10 +78,9 @@ class Run:
         """The folder of a stage: its training state and, once it is finished, the trained network."""
         return self.folder / "checkpoints" / stage
 
-    @property
-    def cache(self) -> Path:
-        """The folder of cached adversarial examples."""
-        return self.folder / "cache"
+    def variant(self, title: str) -> Path:
+        """The folder of the training of one of the recipe's variants, a run of its own."""
+        return self.folder / "variants" / str(list(self.recipe.variants).index(title))
 
     @property
     def classifier_name(self) -> str:
@@ -114,6 +121,28 @@ def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fab
     return Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1, precision=precision)
 
 
+def open_weights(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
+    """A run in ``folder`` whose classifier and student are the shipped weights that ``recipe`` names; nothing is trained.
+
+    Args:
+        recipe: its ``classifier.source`` may name another classifier to protect.
+        folder: for adversarial examples and results.
+        device: see :func:`make_fabric`.
+
+    Raises:
+        ConfigError: no weights of this recipe come with the library.
+        MissingFileError, CheckpointError: see :meth:`Purifier.from_pretrained` and :func:`load_classifier`.
+    """
+    if "student" not in recipe.weights:
+        raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
+    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache")
+    source = recipe.classifier.source or recipe.weights["classifier"]
+    run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
+    student = Purifier.from_pretrained(recipe.weights["student"])
+    run.purifiers["student"] = Purifier(place(student.network, run.fabric.device).requires_grad_(False))
+    return run
+
+
 def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
     """Open a folder that training filled, with everything that is finished in it.
 
@@ -126,18 +155,26 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
         MissingFileError: the folder holds no trained student, or no classifier.
         CheckpointError, ConfigError: a damaged file; see :func:`load_classifier`.
     """
-    run = Run(recipe, folder, make_fabric(device, recipe.precision))
+    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache")
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
         raise MissingFileError(
             f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"
         )
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
-    for stage in (*TEACHERS, *STUDENTS):
-        if (run.checkpoint(stage) / CONFIG_FILE).is_file():
-            run.purifiers[stage] = Purifier(place(load_network(run.checkpoint(stage)), run.fabric.device).requires_grad_(False))
-    for stage in ("classifier", *run.purifiers):
+    run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
+    run.variants = _load_purifiers({title: run.variant(title) for title in recipe.variants}, run)
+    companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]
+    for stage in ("classifier", *companions, *run.purifiers):
         state = run.checkpoint(stage) / STATE_FILE
         if state.is_file():
             run.histories[stage] = load_state(state)["history"]
     return run
+
+
+def _load_purifiers(folders: Mapping[str, Path], run: Run) -> dict[str, Purifier]:
+    return {
+        name: Purifier(place(load_network(folder), run.fabric.device).requires_grad_(False))
+        for name, folder in folders.items()
+        if (folder / CONFIG_FILE).is_file()
+    }
