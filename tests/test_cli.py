@@ -215,7 +215,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     """A file-size limit stands in for the full disk: the first file larger than it cannot be written."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "purifiers.cli", "train", "--output", str(run), "--device", "cpu", *SETTINGS]
+    command = [sys.executable, "-m", "purifiers", "train", "--output", str(run), "--device", "cpu", *SETTINGS]
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -227,3 +227,30 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: 
     left = [path for path in run.rglob("*") if path.is_file() and path.name != "recipe.yaml"]
     assert not left
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+
+
+def test_a_training_in_pieces_ends_like_one_in_one_piece(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    command = ["train", "--output", str(run), "--device", "cpu", *SETTINGS]
+    statuses = []
+    while not statuses or statuses[-1] == 3:
+        statuses.append(main([*command, "--minutes", "0.003"]))
+        assert "Traceback" not in capsys.readouterr().err
+        if len(statuses) > 1:  # 0.18 seconds are for several calls; the rest need not be cut
+            statuses.append(main(command))
+    assert statuses[0] == 3
+    assert statuses[-1] == 0
+    assert (run / "model.safetensors").is_file()
+
+
+def test_tables_and_minutes_that_make_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--tables", "4"], ["--tables", "one"], ["--minutes", "0"], ["--minutes", "soon"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["reproduce", *words])
+        assert stopped.value.code == 2
+        assert words[0] in capsys.readouterr().err
+
+
+def test_a_recipe_without_shipped_weights_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--recipe", "digits", "--from-weights", "--output", str(tmp_path / "x")]) == 1
+    assert "no weights of the recipe 'digits' come with the library" in capsys.readouterr().err

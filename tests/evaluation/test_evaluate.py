@@ -125,3 +125,15 @@ def test_damaged_results_are_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"records": ')
     with pytest.raises(CheckpointError, match="damaged"):
         Results.read(tmp_path)
+
+
+def test_a_limited_attack_is_run_on_a_random_subset_of_its_own(data: ImageSet) -> None:
+    evaluator = Evaluator(Brightness(), "brightness", data, seed=3)
+    attacks = {"all": FGSM(epsilon=0.1), "some": FGSM(epsilon=0.1)}
+    limits = {"some": 3}
+    records, _ = evaluator.evaluate(
+        "shift", Purifier(Shift(-0.1)), lambda view: attacks, limit=lambda view, attack: limits.get(attack)
+    )
+    assert [(record.attack, record.n) for record in records] == [("none", 4), ("all", 4), ("some", 3)]
+    assert records[2].accuracy in (2 / 3, 1.0)
+    assert records[2].agreement == 1.0

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purifiers.errors import CheckpointError, TrainingError
+from purifiers.console import Deadline
+from purifiers.errors import CheckpointError, OutOfTime, TrainingError
 from purifiers.networks import CAE, place
 from purifiers.recipes.schema import Optimisation
 from purifiers.training.loop import Losses, Stage, fit
@@ -140,3 +141,52 @@ def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
 
 def test_fewer_images_than_a_batch_still_train(tmp_path: Path) -> None:
     assert len(fit(stage(epochs=2, batch_size=500), make_fabric("cpu", "32-true"), tmp_path / "s.safetensors")) == 2
+
+
+def test_a_time_limit_cuts_between_epochs_and_nothing_is_lost(tmp_path: Path) -> None:
+    fabric = make_fabric("cpu", "32-true")
+    whole, pieces = stage(), stage()
+    fit(whole, fabric, tmp_path / "whole.safetensors")
+
+    class Epochs(Deadline):
+        """Room for one epoch."""
+
+        def check(self, done: str, next_seconds: float = 0.0) -> None:
+            if done.startswith("epoch"):
+                assert next_seconds > 0
+                raise OutOfTime(done)
+
+    for epoch in (1, 2, 3):
+        with pytest.raises(OutOfTime, match=f"epoch {epoch}/4 of test"):
+            fit(pieces := stage(), fabric, tmp_path / "pieces.safetensors", Epochs())
+    fit(pieces := stage(), fabric, tmp_path / "pieces.safetensors", Epochs())
+    assert all(torch.equal(value, weights(pieces)[name]) for name, value in weights(whole).items())
+    with pytest.raises(OutOfTime, match=r"time limit of 0\.0 s after what comes before test; the same command goes on"):
+        fit(stage(), fabric, tmp_path / "never.safetensors", Deadline(minutes=0))
+    assert not (tmp_path / "never.safetensors").exists()
+
+
+def test_floating_point_operations_are_those_of_the_convolutions(tmp_path: Path) -> None:
+    history = fit(stage(epochs=1), make_fabric("cpu", "32-true"), tmp_path / "s.safetensors")
+    # Widths 4 and 6 on 8x8 pixels, halved once: 3->4 at 64 places, 4->6 and 6->6 at 16, and the same on the way back. Each
+    # 3x3 convolution multiplies and adds 9 times; the backward pass does it twice more, but not for the images.
+    forward = 2 * 2 * 9 * (64 * 3 * 4 + 16 * 4 * 6 + 16 * 6 * 6)
+    images = 2 * 9 * 64 * 3 * 4
+    assert history[0]["flops_per_image"] == 3 * forward - images
+
+
+def test_a_compiled_training_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def compiled(module: nn.Module) -> nn.Module:
+        calls.append(module)
+        return torch.compile(module, backend="aot_eager")  # type: ignore[return-value]
+
+    fabric, plain, traced = make_fabric("cpu", "32-true"), stage(), replace(stage(), compiled=True)
+    fit(plain, fabric, tmp_path / "plain.safetensors")
+    monkeypatch.setattr("purifiers.training.loop.compiled", compiled)
+    history = fit(traced, fabric, tmp_path / "traced.safetensors")
+    assert len(calls) == 1
+    assert history[0]["flops_per_image"] > 0
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(value, weights(traced)[name], rtol=1e-3, atol=1e-4)

@@ -12,6 +12,7 @@ from purifiers.console import duration
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Record, Results
 from purifiers.files import write_text
+from purifiers.reports.card import CARD_FILE, model_card
 from purifiers.reports.figures import save_figures
 from purifiers.reports.tables import Table, all_tables, percent, select
 
@@ -36,13 +37,14 @@ CAPTIONS = {
 
 
 def write_report(results: Results, examples: Examples, folder: Path) -> Path:
-    """Write ``figures/``, ``report.md`` and ``report.html`` into ``folder``; returns the latter's path."""
+    """Write ``figures/``, ``report.md``, ``report.html`` and the model card into ``folder``; returns the page's path."""
     figures = {path.stem: path for path in save_figures(results, examples, folder / "figures")}
     tables = all_tables(results)
     chosen = "the first test images that the attack changes the class of"
     if not examples.changed:
         chosen = "the first test images that are classified right (the attack changed the class of none)"
     captions = CAPTIONS | {"examples": CAPTIONS["examples"].format(chosen=chosen)}
+    write_text(folder / CARD_FILE, model_card(folder.name, [results]))
     write_text(folder / "report.md", _markdown(results, tables, figures, captions))
     write_text(folder / "report.html", _html(results, tables, figures, captions))
     return folder / "report.html"

@@ -76,7 +76,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
     eager, optimizer = fabric.setup(stage.network, optimizer)
-    model = cast(nn.Module, torch.compile(eager)) if stage.compiled else eager
+    model = compiled(eager) if stage.compiled else eager
     history: list[dict[str, float]] = []
     deadline = deadline or Deadline()
     if checkpoint.exists():
@@ -139,6 +139,11 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
     stage.network.eval()
     return history
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """``module`` through ``torch.compile``."""
+    return cast(nn.Module, torch.compile(module))
 
 
 def _line(name: str, epochs: int, record: dict[str, float], losses: dict[str, float]) -> str:

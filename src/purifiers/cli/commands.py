@@ -1,0 +1,157 @@
+"""What each command does: calls, and prints. What a command needs is imported in it, so that --help answers at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from purifiers.errors import ConfigError, MissingFileError
+
+EVALUATION_ONLY = ("evaluation", "data.path", "data.size", "data.test_limit", "classifier.source", "classifier.network")
+"""What may be set when training is over."""
+
+
+def _overrides(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
+    """All ways of changing the recipe as one list; what stands last wins."""
+    given = vars(parsed)
+    chosen: list[str | tuple[str, object]] = list(parsed.overrides)
+    if given.get("images"):
+        chosen += [("data.name", "folder"), ("data.path", _absolute(parsed.images))]
+    if given.get("data_dir"):
+        chosen.append(("data.path", _absolute(parsed.data_dir)))
+    if given.get("classifier"):
+        chosen.append(("classifier.source", _absolute(parsed.classifier)))
+    if given.get("seed") is not None:
+        chosen.append(("seed", parsed.seed))
+    return chosen
+
+
+def _absolute(text: str) -> str:
+    """A path that exists, as one that still holds when the run is opened from another folder; other texts as they are."""
+    return str(Path(text).resolve()) if Path(text).exists() else text
+
+
+def _trained(parsed: argparse.Namespace, tables: Sequence[int]):  # type: ignore[no-untyped-def]
+    from purifiers.console import Deadline, Stopwatch, duration, say
+    from purifiers.training.pipeline import train
+    from purifiers.training.variants import train_variants
+
+    recipe, folder = _recipe_and_folder(parsed)
+    watch = Stopwatch()
+    deadline = Deadline(parsed.minutes)
+    run = train(recipe, folder, device=parsed.device, ablation=2 in tables, restart=parsed.restart, deadline=deadline)
+    if 3 in tables:
+        train_variants(run, parsed.device)
+    say(f"trained in {duration(watch.seconds)}")
+    return run
+
+
+def _shipped(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from purifiers.training.run import RECIPE_FILE, open_weights
+
+    recipe, folder = _recipe_and_folder(parsed)
+    if (folder / RECIPE_FILE).is_file():
+        raise ConfigError(f"{folder} is a run that was trained, whose results would be replaced; give another --output")
+    return open_weights(recipe, folder, parsed.device)
+
+
+def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from purifiers.recipes import load_recipe
+
+    own_images = vars(parsed).get("images") is not None
+    name = parsed.recipe or ("folder" if own_images else parsed.default_recipe)
+    overrides = _overrides(parsed)
+    recipe = load_recipe(name, overrides)
+    if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
+        # Kept in the run, so that it can be evaluated where the variable is not set.
+        recipe = load_recipe(name, [*overrides, ("data.path", _absolute(os.environ["PURIFIERS_DATA"]))])
+    shipped = "-weights" if vars(parsed).get("from_weights") else ""
+    folder = parsed.output or Path(parsed.default_output.replace("RECIPE", recipe.name + shipped))
+    _refuse_file(folder)
+    return recipe, folder
+
+
+def train(parsed: argparse.Namespace) -> int:
+    """Train, and say what to do next."""
+    from purifiers.console import say
+
+    run = _trained(parsed, tables=(1,))
+    say(f"\nThe purifier is in {run.folder}. Measure it:  purifiers evaluate {run.folder}")
+    say(f'In Python:  Purifier.from_pretrained("{run.folder}")')
+    return 0
+
+
+def reproduce(parsed: argparse.Namespace) -> int:
+    """Train or take shipped weights, then measure and report."""
+    run = _shipped(parsed) if vars(parsed).get("from_weights") else _trained(parsed, vars(parsed).get("tables", (1, 2)))
+    _report(run, run.folder)
+    return 0
+
+
+def evaluate(parsed: argparse.Namespace) -> int:
+    """Measure and report what an earlier run trained."""
+    from purifiers.recipes import load_recipe
+    from purifiers.training.run import RECIPE_FILE, open_run
+
+    recipe_file = parsed.run / RECIPE_FILE
+    if not recipe_file.is_file():
+        raise MissingFileError(f"{parsed.run} holds no {RECIPE_FILE}; give the --output of 'purifiers train'")
+    for override in parsed.overrides:
+        if not override.startswith(EVALUATION_ONLY):
+            raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
+    output = parsed.output or parsed.run
+    _refuse_file(output)
+    if output.resolve() != parsed.run.resolve() and (output / RECIPE_FILE).is_file():
+        raise ConfigError(f"{output} is a run of its own, whose results would be replaced; give another --output")
+    run = open_run(load_recipe(recipe_file, _overrides(parsed)), parsed.run, parsed.device)
+    _report(run, output)
+    return 0
+
+
+def _refuse_file(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; give a folder")
+
+
+def _report(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    from purifiers.console import duration, say, show_table
+    from purifiers.evaluation.run import evaluate_run
+    from purifiers.reports.report import headline, write_report
+    from purifiers.reports.tables import all_tables
+
+    results, examples = evaluate_run(run)
+    results.write(folder)
+    page = write_report(results, examples, folder)
+    for table in all_tables(results):
+        short = table.compact()
+        show_table(short.title, short.header, short.rows)
+    for sentence in headline(results):
+        say(sentence)
+    for warning in results.warnings:
+        say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
+    say(f"\nmeasured in {duration(results.seconds['evaluation'])}; open {page}")
+
+
+def purify(parsed: argparse.Namespace) -> int:
+    """Clean image files."""
+    from purifiers.console import say
+    from purifiers.deploy.bulk import purify_files
+    from purifiers.purifier import Purifier
+    from purifiers.training.run import make_fabric
+
+    purifier = Purifier.from_pretrained(parsed.purifier).to(make_fabric(parsed.device, "32-true").device)
+    target = Path(parsed.target)
+    if parsed.target.endswith(("/", os.sep)) and parsed.source.is_file():
+        target = target / f"{parsed.source.stem}.png"
+    result = purify_files(purifier, parsed.source, target, overwrite=parsed.overwrite)
+    say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
+    for failure in result.failed:
+        fail(failure)
+    return 1 if result.failed else 0
+
+
+def fail(message: str) -> int:
+    """Tell the user what was wrong; returns the exit status for it."""
+    print(f"purifiers: error: {message}", file=sys.stderr)
+    return 1

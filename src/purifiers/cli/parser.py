@@ -1,0 +1,168 @@
+"""The command line's words: commands, options and their help."""
+
+import argparse
+from pathlib import Path
+
+from purifiers.cli import commands
+from purifiers.naming import nearest
+from purifiers.version import __version__
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        unknown = [word for word in message.split() if word.startswith("--")]
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        hint = nearest(unknown[0], known) if message.startswith("unrecognized") and unknown else ""
+        self.exit(2, f"purifiers: error: {message}{hint}\nTry '{self.prog} --help'.\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; a parsed one has the function of its command in ``command``."""
+    parser = _Parser(
+        prog="purifiers",
+        description="Make an image classifier withstand adversarial examples without touching it: "
+        "train a purifier that cleans each image first, measure what it is worth, and use it.",
+        epilog="Start with 'purifiers demo': it trains and measures everything on a small data set, in minutes.",
+    )
+    parser.add_argument("--version", action="version", version=f"purifiers {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name: str, run, summary: str, description: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+        command = subparsers.add_parser(name, help=summary, description=description)
+        command.set_defaults(command=run, parser=command)
+        return command
+
+    demo = add(
+        "demo",
+        commands.reproduce,
+        "the paper's whole pipeline on a small data set, in minutes",
+        "Train a classifier, the two teachers and the students on scikit-learn's digits, attack them six ways, and write "
+        "both tables of the paper, its picture and an HTML report. Needs no download and no GPU.",
+    )
+    _add_recipe(demo, default="digits")
+    _add_run(demo, output="runs/demo")
+    _add_training(demo)
+
+    train = add(
+        "train",
+        commands.train,
+        "train a purifier for a classifier",
+        "Train a classifier (or take yours), the two teachers and the student. The output folder can be given to "
+        "Purifier.from_pretrained and to 'purifiers evaluate'. Interrupted? The same command goes on where it stopped.",
+    )
+    _add_recipe(train, default="digits, or folder with --images")
+    _add_run(train)
+    _add_training(train)
+    _add_classifier(train)
+    train.add_argument("--images", metavar="DIR", help="your images, one sub-folder for each class")
+
+    evaluate = add(
+        "evaluate",
+        commands.evaluate,
+        "attack and measure what 'train' made",
+        "Attack the run's classifier, purify, count, and write results.json, report.md and report.html. Training is over: "
+        f"only {', '.join(commands.EVALUATION_ONLY)} can be set here.",
+    )
+    evaluate.add_argument("run", metavar="RUN", type=Path, help="the --output of 'purifiers train'")
+    _add_run(evaluate, output=None)
+    _add_classifier(evaluate)
+
+    reproduce = add(
+        "reproduce",
+        commands.reproduce,
+        "Tables 1 and 2 of the paper, from training or from shipped weights to the report",
+        "Train everything and measure it; the paper's numbers stand beside ours on CIFAR-10. Table 1: the purifier against "
+        "every attack. Table 2: what each teacher brings (three more students). Table 3: what each ingredient of the recipe "
+        "brings, where the recipe names variants. What is finished in the output folder is reused.",
+    )
+    _add_recipe(reproduce, default="paper")
+    reproduce.add_argument(
+        "--from-weights",
+        action="store_true",
+        help="train nothing: measure the weights of this recipe that come with the library (Table 1)",
+    )
+    reproduce.add_argument(
+        "--tables",
+        type=_tables,
+        default=(1, 2, 3),
+        metavar="1,2,3",
+        help="which to train for; Table 1 always is (default: all)",
+    )
+    _add_run(reproduce)
+    _add_training(reproduce)
+    _add_classifier(reproduce)
+
+    purify = add(
+        "purify",
+        commands.purify,
+        "clean image files with a trained purifier",
+        "Purify an image, or every image below a folder, into PNG files of the same names. Files that are there already "
+        "are skipped; unreadable ones are listed at the end, with exit status 1.",
+    )
+    purify.add_argument("source", metavar="IN", type=Path, help="an image file, or a folder of them")
+    purify.add_argument("target", metavar="OUT", help="where to write: a file for a file, a folder for a folder")
+    purify.add_argument(
+        "--purifier", metavar="NAME|DIR", required=True, help="a shipped one (cifar10), or the --output of 'train'"
+    )
+    purify.add_argument("--overwrite", action="store_true", help="purify again what is there already")
+    _add_device(purify)
+    return parser
+
+
+def _add_recipe(command: argparse.ArgumentParser, default: str) -> None:
+    shipped = "a shipped recipe (digits, folder, paper, strong, strong-cpu) or a YAML file"
+    command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
+    command.set_defaults(default_recipe=default.split(",")[0])
+
+
+def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE") -> None:
+    where = f"folder for everything that is made (default: {output or 'RUN itself'})"
+    command.add_argument("--output", metavar="DIR", type=Path, default=None, help=where)
+    command.set_defaults(default_output=output)
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="change any value of the recipe, e.g. --set student.epochs=5; may be given many times",
+    )
+    _add_device(command)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, help="seed of all randomness (default: the recipe's)")
+    command.add_argument(
+        "--minutes",
+        metavar="N",
+        type=_minutes,
+        help="stop, with exit status 3, before the epoch that would not fit into N minutes; the same command goes on",
+    )
+    command.add_argument("--restart", action="store_true", help="discard what an earlier run left in the output folder")
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number of minutes above 0, please; got {text}")
+    return value
+
+
+def _tables(text: str) -> tuple[int, ...]:
+    chosen = tuple(int(part) for part in text.split(","))
+    if not set(chosen) <= {1, 2, 3}:
+        raise argparse.ArgumentTypeError(f"tables are numbered 1 to 3; got {text}")
+    return chosen
+
+
+def _add_classifier(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--classifier",
+        metavar="SOURCE",
+        help="your classifier, which is only read: module:function, a .safetensors file, a saved folder or a shipped name",
+    )
+    command.add_argument("--data-dir", metavar="DIR", help="where the data set lies: CIFAR-10's batches, or your own folder")
