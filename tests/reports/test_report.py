@@ -10,8 +10,9 @@ from purifiers.evaluation.examples import Examples, Row
 from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes import load_recipe
 from purifiers.reports import paper
+from purifiers.reports.card import model_card
 from purifiers.reports.report import headline, write_report
-from purifiers.reports.tables import TABLE_2_ROWS, all_tables, table_1, table_2, threat_models
+from purifiers.reports.tables import TABLE_2_ROWS, all_tables, table_1, table_2, threat_models, training
 
 ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
 
@@ -108,8 +109,16 @@ def test_the_papers_numbers_are_the_papers(pytestconfig: pytest.Config) -> None:
 
 
 def test_table_2_needs_all_its_rows(make_results: Callable[..., Results]) -> None:
-    assert len(all_tables(make_results())) == 3
-    assert len(all_tables(make_results(stages=("student",)))) == 2
+    assert [table.title[:7] for table in all_tables(make_results())] == ["Table 1", "Table 2", "The sam", "Trainin"]
+    assert [table.title[:7] for table in all_tables(make_results(stages=("student",)))] == ["Table 1", "The sam", "Trainin"]
+
+
+def test_the_training_table_says_how_much_of_the_device_was_used(make_results: Callable[..., Results]) -> None:
+    epochs = [{"epoch": e, "images_per_second": 500.0 / e, "flops_per_image": 8e8, "seconds": 30.0 * e} for e in (1, 2)]
+    results = make_results().model_copy(update={"training": {"student": epochs}})
+    # 30,000 images in 90 s, 0.8 GFLOP each: 266.7 GFLOP/s of 2,000.
+    assert training(results).rows == [["student", "2", "1 min 30 s", "333", "0.80", "267", "13"]]
+    assert "2,000 GFLOP/s" in training(results).caption
 
 
 def test_threat_models_stand_side_by_side(make_results: Callable[..., Results]) -> None:
@@ -174,6 +183,24 @@ def test_the_report_is_complete_and_self_contained(
 def test_equal_results_give_equal_files(make_results: Callable[..., Results], examples: Examples, tmp_path: Path) -> None:
     contents = []
     for name in ("a", "b"):
-        write_report(make_results(), examples, tmp_path / name)
-        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()})
+        folder = tmp_path / name / "run"
+        write_report(make_results(), examples, folder)
+        contents.append({path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
     assert contents[0] == contents[1]
+
+
+def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..., Results]) -> None:
+    results = make_results()
+    elsewhere = [r.model_copy(update={"classifier": "another", "accuracy": 0.4321}) for r in results.records]
+    card = model_card("mine", [results, results.model_copy(update={"records": elsewhere})])
+    assert card.startswith("---\nlicense: apache-2.0")
+    assert 'from_pretrained("mine")' in card
+    assert "In front of resnet56" in card
+    assert "In front of another" in card
+    assert "| PGD8 | blind | 8/255 | 1,000 | 5.00 | 73.00 | 30.0 | - |" in card
+    assert "| PGD8 | full | 8/255 | 1,000 | - | 1.23 | 30.0 | - |" in card
+    assert "43.21" in card
+    assert "recipe `paper`, seed 0" in card
+    assert "CPU cores, without a GPU" in card
+    assert "student: 3 epochs in 3.0 s" in card
+    assert "against resnet56, with PGD." in card

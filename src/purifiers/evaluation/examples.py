@@ -8,6 +8,7 @@ from torch import Tensor
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import generate
 from purifiers.data import slices, to_float
+from purifiers.evaluation import metrics
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.purifier import PurifiedClassifier, Purifier
 
@@ -17,11 +18,19 @@ POOL = 1000
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the picture: images (N, 3, H, W), float, in [0,1]; the classifier's class under each; is it right?"""
+    """One row of the picture.
+
+    Attributes:
+        images: (N, 3, H, W), float, in [0,1].
+        classes: the classifier's class of each.
+        correct: is that right?
+        psnr: against the original image, in dB; None for the originals.
+    """
 
     images: Tensor
     classes: list[str]
     correct: list[bool]
+    psnr: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
 
         def row(shown: Tensor) -> Row:
             predicted = defended.classifier(shown).argmax(1)
-            return Row(shown.cpu(), [data.classes[i] for i in predicted.tolist()], (predicted == labels).tolist())
+            psnr = None if shown is images else metrics.psnr(shown, images).tolist()
+            return Row(shown.cpu(), [data.classes[i] for i in predicted.tolist()], (predicted == labels).tolist(), psnr)
 
         return Examples(name, bool(changed.any()), row(images), row(adversarial), row(purified))
 

@@ -42,6 +42,7 @@ class ResNet(nn.Module):
     Args:
         depth: 20, 32, 44, 56 or 110.
         num_classes: number of classes.
+        width: channels of the first stage, doubled in each later one; 16 in He et al.
         mean, std: per-channel normalisation, in [0,1] units.
 
     Raises:
@@ -55,31 +56,34 @@ class ResNet(nn.Module):
         self,
         depth: int = 56,
         num_classes: int = 10,
+        width: int = 16,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise InputError(f"a classifier needs at least 2 classes; got {num_classes}")
-        if depth not in DEPTHS:
-            raise InputError(f"a CIFAR ResNet has depth {', '.join(map(str, DEPTHS))}; got {depth}")
+        if depth not in DEPTHS or width < 1:
+            depths = ", ".join(map(str, DEPTHS))
+            raise InputError(f"a CIFAR ResNet has depth {depths}, and a width of at least 1; got {depth} and {width}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean and std need three channels each and std above 0; got {list(mean)} and {list(std)}")
         self.config: dict[str, Any] = {
             "depth": depth,
             "num_classes": num_classes,
+            "width": width,
             "mean": list(mean),
             "std": list(std),
         }
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         count = (depth - 2) // 6
-        self.layer1 = _layer(16, 16, count, stride=1)
-        self.layer2 = _layer(16, 32, count, stride=2)
-        self.layer3 = _layer(32, 64, count, stride=2)
-        self.linear = nn.Linear(64, num_classes)
+        self.layer1 = _layer(width, width, count, stride=1)
+        self.layer2 = _layer(width, 2 * width, count, stride=2)
+        self.layer3 = _layer(2 * width, 4 * width, count, stride=2)
+        self.linear = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)

@@ -82,8 +82,10 @@ def examples_figure(examples: Examples) -> Figure:
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
             if row is not None:
-                axes.set_xlabel(row.classes[i], fontsize=8, color=GREEN if row.correct[i] else RED, labelpad=2)
-    figure.subplots_adjust(wspace=0.06, hspace=0.22)
+                decibels = "" if row.psnr is None else f"\n{row.psnr[i]:.1f} dB"
+                colour = GREEN if row.correct[i] else RED
+                axes.set_xlabel(row.classes[i] + decibels, fontsize=8, color=colour, labelpad=2)
+    figure.subplots_adjust(wspace=0.06, hspace=0.34)
     return figure
 
 
@@ -97,9 +99,11 @@ def training_figure(results: Results) -> Figure:
     for axes in grid.flat[len(stages) :]:
         axes.set_axis_off()
     for axes, (name, history) in zip(grid.flat, stages.items(), strict=False):
-        parts = [key for key in history[0] if key not in ("epoch", "learning_rate", "images_per_second", "seconds")]
+        about = ("epoch", "learning_rate", "images_per_second", "flops_per_image", "seconds")
+        # What is nothing throughout (a weight of 0, a network that starts as it should end) has no place on a log scale.
+        parts = [key for key in history[0] if key not in about and any(record[key] > 0 for record in history)]
         epochs = [record["epoch"] for record in history]
-        for part, colour in zip(parts, (BLUE, ORANGE, GREEN), strict=False):
+        for part, colour in zip(parts, (BLUE, ORANGE, GREEN, RED, GREY), strict=False):
             marker = "o" if len(epochs) == 1 else None
             values = [record[part] for record in history]
             axes.plot(epochs, values, color=colour, label=part, linewidth=1.4, marker=marker)
@@ -111,6 +115,7 @@ def training_figure(results: Results) -> Figure:
         axes.set_title(name, fontsize=10)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=7)
+        if parts:
+            axes.legend(frameon=False, fontsize=7)
         axes.set_xlabel("epoch", fontsize=8)
     return figure

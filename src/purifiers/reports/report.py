@@ -30,7 +30,8 @@ NOTES = (
 )
 CAPTIONS = {
     "examples": "Figure 5 of the paper, on {chosen}, one of each class where there are enough. Under each image: the "
-    "classifier's class, green if right. The last two rows show differences to the original around grey, amplified.",
+    "classifier's class, green if right, and the PSNR against the original. The last two rows show differences to the "
+    "original around grey, amplified.",
     "accuracy": "Accuracy by attack: without a purifier, with it, and with it against an attacker who knows it.",
     "training": "Losses of every stage.",
 }
