@@ -6,7 +6,7 @@ import yaml
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.recipes import NAMES, load_recipe, recipe_text
+from purifiers.recipes import NAMES, load_recipe, recipe_text, with_shipped_classifiers
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,3 +147,15 @@ def test_reading_a_recipe_spends_no_random_numbers() -> None:
 
 def test_a_recipe_is_plain_yaml() -> None:
     assert yaml.safe_load(recipe_text(load_recipe("paper")))["training_attacks"]["PGD"]["epsilon"] == "8/255"
+
+
+def test_classifiers_can_be_taken_from_shipped_weights() -> None:
+    recipe = load_recipe("strong-cpu")
+    taken = with_shipped_classifiers(recipe)
+    assert {name: one.source for name, one in taken.classifiers().items()} == {
+        name: recipe.weights[name] for name in recipe.classifiers()
+    }
+    with pytest.raises(ConfigError, match="no weights for classifier of the recipe 'digits'"):
+        with_shipped_classifiers(load_recipe("digits"))
+    with pytest.raises(ConfigError, match="weights names the stage 'studnet'; did you mean 'student'"):
+        load_recipe("digits", ["weights.studnet=x"])

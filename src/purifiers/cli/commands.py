@@ -57,7 +57,7 @@ def _shipped(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 
 def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from purifiers.recipes import load_recipe
+    from purifiers.recipes import load_recipe, with_shipped_classifiers
 
     own_images = vars(parsed).get("images") is not None
     name = parsed.recipe or ("folder" if own_images else parsed.default_recipe)
@@ -66,6 +66,8 @@ def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-d
     if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
         # Kept in the run, so that it can be evaluated where the variable is not set.
         recipe = load_recipe(name, [*overrides, ("data.path", _absolute(os.environ["PURIFIERS_DATA"]))])
+    if vars(parsed).get("shipped_classifiers"):
+        recipe = with_shipped_classifiers(recipe)
     shipped = "-weights" if vars(parsed).get("from_weights") else ""
     folder = parsed.output or Path(parsed.default_output.replace("RECIPE", recipe.name + shipped))
     _refuse_file(folder)

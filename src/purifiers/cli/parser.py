@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("run", metavar="RUN", type=Path, help="the --output of 'purifiers train'")
     _add_run(evaluate, output=None)
-    _add_classifier(evaluate)
+    _add_classifier(evaluate, trains=False)
 
     reproduce = add(
         "reproduce",
@@ -159,10 +159,16 @@ def _tables(text: str) -> tuple[int, ...]:
     return chosen
 
 
-def _add_classifier(command: argparse.ArgumentParser) -> None:
+def _add_classifier(command: argparse.ArgumentParser, trains: bool = True) -> None:
     command.add_argument(
         "--classifier",
         metavar="SOURCE",
         help="your classifier, which is only read: module:function, a .safetensors file, a saved folder or a shipped name",
     )
+    if trains:
+        command.add_argument(
+            "--shipped-classifiers",
+            action="store_true",
+            help="take the recipe's classifiers from the weights that come with the library instead of training them",
+        )
     command.add_argument("--data-dir", metavar="DIR", help="where the data set lies: CIFAR-10's batches, or your own folder")

@@ -13,7 +13,7 @@ from purifiers.errors import ConfigError, MissingFileError
 from purifiers.naming import nearest
 from purifiers.recipes.schema import Recipe
 
-__all__ = ["NAMES", "Recipe", "changed", "load_recipe", "parse_recipe", "recipe_text"]
+__all__ = ["NAMES", "Recipe", "changed", "load_recipe", "parse_recipe", "recipe_text", "with_shipped_classifiers"]
 
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -58,6 +58,25 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     for key, value in overrides.items():
         _set(content, key, value)
     return parse_recipe(content, where=f"the recipe '{recipe.name}', changed")
+
+
+def with_shipped_classifiers(recipe: Recipe) -> Recipe:
+    """``recipe`` with its classifiers taken from the weights that ship instead of being trained.
+
+    Raises:
+        ConfigError: not all of its classifiers ship.
+    """
+    missing = [stage for stage in recipe.classifiers() if stage not in recipe.weights]
+    if missing:
+        raise ConfigError(
+            f"no weights for {', '.join(missing)} of the recipe '{recipe.name}' come with the library: train them"
+        )
+    companions = [
+        {**one.model_dump(mode="json"), "source": recipe.weights[stage]}
+        for stage, one in recipe.classifiers().items()
+        if stage != "classifier"
+    ]
+    return changed(recipe, {"classifier.source": recipe.weights["classifier"], "companions": companions})
 
 
 def recipe_text(recipe: Recipe) -> str:

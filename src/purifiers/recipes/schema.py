@@ -229,8 +229,12 @@ class Recipe(Group):
     teacher_nt: Optimisation
     student: Student
     evaluation: Evaluation
-    weights: dict[Literal["classifier", "student"], str] = {}
+    weights: dict[str, str] = {}
     variants: dict[str, dict[str, Any]] = {}
+
+    def classifiers(self) -> dict[str, Classifier]:
+        """The classifier to protect and its companions, by the names of their stages."""
+        return {"classifier": self.classifier} | {f"companion_{i}": one for i, one in enumerate(self.companions, start=1)}
 
     @field_validator("purifier")
     @classmethod
@@ -238,3 +242,11 @@ class Recipe(Group):
         if purifier.network not in PURIFIERS:
             raise ValueError(f"'{purifier.network}' does not map images to images{nearest(purifier.network, PURIFIERS)}")
         return purifier
+
+    @model_validator(mode="after")
+    def _stages_with_weights(self) -> "Recipe":
+        stages = [*self.classifiers(), "student"]
+        for stage in self.weights:
+            if stage not in stages:
+                raise ValueError(f"weights names the stage '{stage}'{nearest(stage, stages)}; there are {', '.join(stages)}")
+        return self

@@ -87,6 +87,7 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
                     model,
                     data.subset(chosen),
                     seed=seed_for(recipe.seed, "training attack", turn, job),
+                    batch_size=recipe.evaluation.batch_size,
                     cache=run.cache,
                     quantized=True,
                     advance=advanced,

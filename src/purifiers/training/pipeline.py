@@ -15,7 +15,7 @@ from purifiers.files import digest, write_text
 from purifiers.networks import build_network, fingerprint, place, save_network
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, load_recipe, recipe_text
-from purifiers.recipes.schema import Classifier, Optimisation
+from purifiers.recipes.schema import Optimisation
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier
 from purifiers.training.loop import Stage, fit
@@ -60,7 +60,7 @@ def train(
     data = run.images("train")
     given = {
         name: load_classifier(config.source, config, data)
-        for name, config in classifiers_of(recipe).items()
+        for name, config in recipe.classifiers().items()
         if config.source is not None
     }
     if restart:
@@ -68,9 +68,7 @@ def train(
     else:
         _refuse_other_training(recipe, folder)
     write_text(folder / RECIPE_FILE, recipe_text(recipe))
-    classifiers = {
-        name: given[name] if name in given else _train_classifier(run, name, data) for name in classifiers_of(recipe)
-    }
+    classifiers = {name: given[name] if name in given else _train_classifier(run, name, data) for name in recipe.classifiers()}
     run.classifier = classifiers["classifier"]
     _look_at(run, data)
 
@@ -144,13 +142,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def classifiers_of(recipe: Recipe) -> dict[str, Classifier]:
-    """The classifier to protect and its companions, by the names of their stages."""
-    return {"classifier": recipe.classifier} | {f"companion_{i}": one for i, one in enumerate(recipe.companions, start=1)}
-
-
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
-    config = classifiers_of(run.recipe)[name]
+    config = run.recipe.classifiers()[name]
     assert config.training is not None  # the schema asks for a source or a training
     network = _seeded(run, name, lambda: build_classifier(config, len(data.classes)))
     _fit(run, name, name, network, data.images, data.labels, classifier_losses, config.training)

@@ -1,5 +1,6 @@
 """A run: a recipe at work in its folder. Opened by training, and again by whoever evaluates what was trained."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,9 @@ class Run:
         config = self.recipe.classifier
         if config.source is not None:
             return config.source if ":" in config.source else Path(config.source).stem
-        return config.network.network + str(config.network.arguments.get("depth", ""))
+        width = config.network.arguments.get("width")
+        name = config.network.network + str(config.network.arguments.get("depth", ""))
+        return name if width is None else f"{name}-width{width}"
 
     def images(self, split: Literal["train", "test"]) -> ImageSet:
         """The recipe's training or test images, limited as it says, on the device; read once."""
@@ -107,6 +110,7 @@ def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fab
         ConfigError: there is no such device on this machine.
     """
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision, which the recipe says
     kind, _, index = device.partition(":")
     if kind == "auto":
         kind = "cuda" if available["cuda"] else "cpu"

@@ -5,7 +5,7 @@ from typing import Any
 
 from purifiers.console import say
 from purifiers.recipes import Recipe, changed
-from purifiers.training.pipeline import classifiers_of, train
+from purifiers.training.pipeline import train
 from purifiers.training.run import Run
 
 
@@ -32,9 +32,7 @@ def train_variants(run: Run, device: str = "auto") -> None:
     Raises:
         See :func:`purifiers.training.pipeline.train`.
     """
-    sources = {
-        name: config.source or str(run.checkpoint(name).resolve()) for name, config in classifiers_of(run.recipe).items()
-    }
+    sources = {name: config.source or str(run.checkpoint(name).resolve()) for name, config in run.recipe.classifiers().items()}
     for title, recipe in variant_recipes(run.recipe, sources).items():
         say(f"\nvariant: {title}")
         trained = train(recipe, run.variant(title), device=device, cache=run.cache, deadline=run.deadline)
