@@ -12,8 +12,8 @@ from purifiers.networks import CLASSIFIERS, load_network
 from purifiers.recipes import NAMES, load_recipe
 from tests.conftest import CIFAR10, needs_cifar10
 
-PURIFIERS = [name for name in weights.NAMES if not name.endswith("-classifier")]
-CLASSIFIER = "cifar10-classifier"
+CLASSIFIER = "cifar10-resnet20"
+PURIFIERS = [name for name in weights.NAMES if "-resnet" not in name]
 
 
 def card_of(name: str) -> str:

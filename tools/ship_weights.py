@@ -1,6 +1,6 @@
 """Put the weights of a finished run into the library, each with its model card.
 
-    python tools/ship_weights.py runs/strong-cpu cifar10 --classifier cifar10-classifier --also runs/strong-cpu/unseen
+    python tools/ship_weights.py runs/strong-cpu cifar10 --classifier cifar10-resnet20 --also runs/strong-cpu/unseen
 
 The run must have been evaluated. `--also` names folders of further results of the same purifier, for its card.
 """

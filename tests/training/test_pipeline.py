@@ -193,3 +193,24 @@ def test_devices_that_are_not_there(device: str) -> None:
 def test_the_recipe_is_written_as_people_write_it(tiny_run: Run) -> None:
     paper = load_recipe("paper")
     assert "epsilon: 8/255" in recipe_text(paper)
+
+
+def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="teacher NT starts from noise and has to learn"):
+        tiny_recipe("teacher_nt.epochs=0")
+    run = train(tiny_recipe("teacher_nt.epochs=0", "purifier.residual=true"), tmp_path, device="cpu")
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(run.purifiers["teacher_nt"](images), images)
+    opened = open_run(run.recipe, tmp_path, "cpu")
+    assert opened.histories.keys() == {"classifier", "teacher_at", "student"}
+
+
+def test_a_student_that_starts_from_teacher_at(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    still = ("student.learning_rate=1e-12", "student.schedule=constant")  # where it starts is where it ends
+    run = train(tiny_recipe("student.start=teacher_at", *still), tmp_path, device="cpu")
+    network, teacher = (run.purifiers[name].network.state_dict() for name in ("student", "teacher_at"))
+    for name, value in network.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(value, teacher[name], rtol=0, atol=1e-8)

@@ -128,6 +128,13 @@ class OnAttacked(Optimisation):
         return self
 
 
+class TeacherNT(Optimisation):
+    """Equation 3. With a residual output the untrained network is the identity, which is the best that it can learn: there
+    ``epochs`` may be 0."""
+
+    epochs: int = Field(ge=0)
+
+
 class TeacherAT(OnAttacked):
     """Equation 2. The weights of its two terms are 1 in the paper."""
 
@@ -226,7 +233,7 @@ class Recipe(Group):
     training_attacks: dict[str, AnyAttack] = Field(min_length=1)
     attack_rounds: Positive = 1
     teacher_at: TeacherAT
-    teacher_nt: Optimisation
+    teacher_nt: TeacherNT
     student: Student
     evaluation: Evaluation
     weights: dict[str, str] = {}
@@ -242,6 +249,12 @@ class Recipe(Group):
         if purifier.network not in PURIFIERS:
             raise ValueError(f"'{purifier.network}' does not map images to images{nearest(purifier.network, PURIFIERS)}")
         return purifier
+
+    @model_validator(mode="after")
+    def _teacher_nt_knows_something(self) -> "Recipe":
+        if not self.teacher_nt.epochs and not self.purifier.arguments.get("residual"):
+            raise ValueError("teacher_nt.epochs is 0: without purifier.residual teacher NT starts from noise and has to learn")
+        return self
 
     @model_validator(mode="after")
     def _stages_with_weights(self) -> "Recipe":

@@ -27,7 +27,7 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
 
     Args:
         source: a .safetensors file for the recipe's network, a folder with config.json and model.safetensors, the name
-            of a shipped classifier such as ``cifar10-classifier``, or ``module:function``.
+            of a shipped classifier such as ``cifar10-resnet20``, or ``module:function``.
         config: the recipe's classifier.
         data: images that it must be able to classify.
 

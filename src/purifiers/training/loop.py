@@ -208,5 +208,5 @@ def _scheduler(
     if optimisation.schedule == "constant":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, optimisation.learning_rate, total_steps=steps * optimisation.epochs, cycle_momentum=False
+        optimizer, optimisation.learning_rate, total_steps=max(1, steps * optimisation.epochs), cycle_momentum=False
     )
