@@ -254,3 +254,18 @@ def test_tables_and_minutes_that_make_no_sense(capsys: pytest.CaptureFixture[str
 def test_a_recipe_without_shipped_weights_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "--recipe", "digits", "--from-weights", "--output", str(tmp_path / "x")]) == 1
     assert "no weights of the recipe 'digits' come with the library" in capsys.readouterr().err
+
+
+def test_table_2_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    command = ["reproduce", "--recipe", "digits", "--output", str(run), "--device", "cpu", *SETTINGS, "--seeds", "0,1"]
+    assert main(command) == 0
+    assert "The paper's claim" in capsys.readouterr().out
+    assert "Table 2 over 2 seeds" in (run / "table2.md").read_text()
+    seeds = [json.loads((run / f"seed-{seed}" / "results.json").read_text())["seed"] for seed in (0, 1)]
+    assert seeds == [0, 1]
+    assert main([*command, "--seed", "3"]) == 1
+    assert "--seeds is for Table 2" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["reproduce", "--seeds", "1,1"])
+    assert "several different seeds, please" in capsys.readouterr().err

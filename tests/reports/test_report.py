@@ -11,7 +11,8 @@ from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes import load_recipe
 from purifiers.reports import paper
 from purifiers.reports.card import model_card
-from purifiers.reports.report import headline, write_report
+from purifiers.reports.claim import verdict
+from purifiers.reports.report import headline, write_report, write_seeds
 from purifiers.reports.tables import TABLE_2_ROWS, all_tables, table_1, table_2, threat_models, training
 
 ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
@@ -204,3 +205,31 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
     assert "CPU cores, without a GPU" in card
     assert "student: 3 epochs in 3.0 s" in card
     assert "against resnet56, with PGD." in card
+
+
+def shifted(results: Results, seed: int, by: dict[str, float]) -> Results:
+    records = [r.model_copy(update={"accuracy": r.accuracy + by.get(r.purifier, 0.0)}) for r in results.records]
+    return results.model_copy(update={"records": records, "seed": seed})
+
+
+def test_the_verdict_on_the_papers_claim(make_results: Callable[..., Results]) -> None:
+    # The rows of make_results rise by one point each: AT, student of AT, student of NT, student of both.
+    plain = make_results()
+    said = verdict([plain])
+    assert "holds with one seed" in said
+    assert "student of AT and NT against student of AT +2.00;" in said
+    assert "student of NT against AT, no distillation +2.00." in said
+    worse = shifted(plain, 1, {"student": -0.015})
+    assert "does not hold." in verdict([shifted(plain, 1, {"student": -0.03})])
+    both = verdict([plain, worse])
+    assert "does not hold with every seed" in both
+    assert "against student of NT +0.25 (by seed -0.50 to +1.00)" in both
+    assert verdict([plain]) in headline(plain)
+
+
+def test_table_2_over_seeds_has_means_and_ranges(make_results: Callable[..., Results], tmp_path: Path) -> None:
+    plain = make_results()
+    table = write_seeds([plain, shifted(plain, 7, {"teacher_at": 0.03})], tmp_path)
+    assert table.rows[0][:3] == ["AT, no distillation", "61.50 (60.00 to 63.00)", "71.50 (70.00 to 73.00)"]
+    assert "over the seeds 0, 7" in table.caption
+    assert (tmp_path / "table2.md").read_text() == table.markdown()

@@ -86,8 +86,30 @@ def train(parsed: argparse.Namespace) -> int:
 
 def reproduce(parsed: argparse.Namespace) -> int:
     """Train or take shipped weights, then measure and report."""
+    seeds = vars(parsed).get("seeds")
+    if seeds is not None:
+        return _over_seeds(parsed, seeds)
     run = _shipped(parsed) if vars(parsed).get("from_weights") else _trained(parsed, vars(parsed).get("tables", (1, 2)))
     _report(run, run.folder)
+    return 0
+
+
+def _over_seeds(parsed: argparse.Namespace, seeds: Sequence[int]) -> int:
+    from purifiers.console import say, show_table
+    from purifiers.reports.report import write_seeds
+
+    if parsed.from_weights or 2 not in parsed.tables or parsed.seed is not None:
+        raise ConfigError("--seeds is for Table 2, which is trained: not with --from-weights, --seed, or --tables without 2")
+    parent = _recipe_and_folder(parsed)[1]
+    results = []
+    for seed in seeds:
+        say(f"\nseed {seed}")
+        parsed.seed, parsed.output = seed, parent / f"seed-{seed}"
+        run = _trained(parsed, parsed.tables)
+        results.append(_report(run, run.folder))
+    table = write_seeds(results, parent)
+    show_table(table.title, table.header, table.rows)
+    say(table.caption)
     return 0
 
 
@@ -116,7 +138,7 @@ def _refuse_file(output: Path) -> None:
         raise ConfigError(f"--output {output} is a file; give a folder")
 
 
-def _report(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _report(run, folder: Path):  # type: ignore[no-untyped-def]
     from purifiers.console import duration, say, show_table
     from purifiers.evaluation.run import evaluate_run
     from purifiers.reports.report import headline, write_report
@@ -133,6 +155,7 @@ def _report(run, folder: Path) -> None:  # type: ignore[no-untyped-def]
     for warning in results.warnings:
         say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
     say(f"\nmeasured in {duration(results.seconds['evaluation'])}; open {page}")
+    return results
 
 
 def purify(parsed: argparse.Namespace) -> int:

@@ -88,6 +88,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="1,2,3",
         help="which to train for; Table 1 always is (default: all)",
     )
+    reproduce.add_argument(
+        "--seeds",
+        type=_seeds,
+        metavar="0,1,2",
+        help="train and measure once with each seed, into folders of their own, and give Table 2 over all of them",
+    )
     _add_run(reproduce)
     _add_training(reproduce)
     _add_classifier(reproduce)
@@ -150,6 +156,13 @@ def _minutes(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"a number of minutes above 0, please; got {text}")
     return value
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    chosen = tuple(int(part) for part in text.split(","))
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise argparse.ArgumentTypeError(f"several different seeds, please, such as 0,1,2; got {text}")
+    return chosen
 
 
 def _tables(text: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The report of a run: Markdown, and one self-contained HTML file. Reads results and figures, computes nothing."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -13,8 +13,9 @@ from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Record, Results
 from purifiers.files import write_text
 from purifiers.reports.card import CARD_FILE, model_card
+from purifiers.reports.claim import table_2_over_seeds, verdict
 from purifiers.reports.figures import save_figures
-from purifiers.reports.tables import Table, all_tables, percent, select
+from purifiers.reports.tables import TABLE_2_ROWS, Table, all_tables, percent, select
 
 GUESSING = 0.5
 """Clean accuracy of a classifier below which the report says so."""
@@ -51,6 +52,13 @@ def write_report(results: Results, examples: Examples, folder: Path) -> Path:
     return folder / "report.html"
 
 
+def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
+    """Write Table 2 over several runs that differ in their seeds to ``table2.md`` in ``folder``, and return it."""
+    table = table_2_over_seeds(runs)
+    write_text(folder / "table2.md", table.markdown())
+    return table
+
+
 def headline(results: Results) -> list[str]:
     """The results in plain sentences."""
     blind, full = select(results), select(results, view="full")
@@ -78,6 +86,8 @@ def headline(results: Results) -> list[str]:
         )
     else:
         lines.append("No attack through the purifier was measured: nothing here speaks of an attacker who knows of it.")
+    if all(select(results, stage) for stage in TABLE_2_ROWS):
+        lines.append(verdict([results]))
     return lines + _remarks(clean, blind)
 
 
