@@ -27,14 +27,15 @@ def recipe(**options: object) -> Recipe:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_variants_of_shipped_recipes_are_valid_and_differ(name: str) -> None:
-    found = variant_recipes(load_recipe(name), {"classifier": "c", "companion_1": "d"})
+    recipe = load_recipe(name)
+    found = variant_recipes(recipe, {stage: f"weights of {stage}" for stage in recipe.classifiers()})
     texts = [one.model_dump_json() for one in found.values()]
     assert len(set(texts)) == len(texts)
 
 
 def test_a_variant_of_what_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
-        variant_recipes(recipe(variants={"typo": {"student.epoch": 3}}), {"classifier": "c"})
+        variant_recipes(recipe(variants={"typo": {"student.epoch": 3}}), {"classifier": "c", "companion_1": "d"})
 
 
 def test_variants_are_trained_on_the_same_classifiers_and_stand_in_table_3(tmp_path: Path) -> None:

@@ -12,9 +12,6 @@ from purifiers.evaluation import metrics
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.purifier import PurifiedClassifier, Purifier
 
-POOL = 1000
-"""Examples are looked for among so many of the first test images."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -47,13 +44,14 @@ class Examples:
 def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: Attack, count: int = 10) -> Examples:
     """Choose images of which the attack, made on the classifier alone, changes the class: the first of each class first.
 
-    Nothing is asked of the purified images, so that the picture shows failures as often as they are.
+    Nothing is asked of the purified images, so that the picture shows failures as often as they are. All of the
+    evaluator's images are attacked: give it a few.
     """
     defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.data
     attacked = generate(
         attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=evaluator.batch_size, cache=evaluator.cache
     )
-    labels = data.labels[:POOL]
+    labels = data.labels
     with torch.no_grad():
         batches = list(slices(len(labels), evaluator.batch_size))
         classes = torch.cat([defended.classifier(to_float(data.images[batch])).argmax(1) for batch in batches])

@@ -49,7 +49,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         records += few.evaluate(VARIANT + title, purifier, lambda view: quick_attacks(config))[0]
     student = run.purifiers["student"]
     attack_name, attack = next(iter(config.attacks.items()))
-    examples = find_examples(evaluator, student, attack_name, attack)
+    examples = find_examples(few, student, attack_name, attack)
     results = Results(
         recipe=run.recipe.model_dump(mode="json"),
         seed=run.recipe.seed,

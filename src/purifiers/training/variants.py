@@ -19,9 +19,10 @@ def variant_recipes(recipe: Recipe, sources: Mapping[str, str]) -> dict[str, Rec
     Raises:
         ConfigError: a variant sets a key that does not exist, or to a value that is not valid.
     """
-    given: dict[str, Any] = {"variants": {}, "weights": {}, "classifier.source": sources["classifier"]}
-    companions = [sources[name] for name in sources if name != "classifier"]
-    given["companions"] = [{"source": source} for source in companions]
+    one, *others = [
+        {**config.model_dump(mode="json"), "source": sources[stage]} for stage, config in recipe.classifiers().items()
+    ]
+    given: dict[str, Any] = {"variants": {}, "weights": {}, "classifier": one, "companions": others}
     base = next(iter(recipe.variants.values()), {})
     return {title: changed(recipe, given | base | own) for title, own in recipe.variants.items()}
 
