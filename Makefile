@@ -26,6 +26,7 @@ lint: $(VENV)/installed-dev
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/attack.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/precision.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build dist src/*.egg-info
