@@ -32,7 +32,15 @@ def test_a_shipped_purifier_loads_by_name_and_its_card_says_what_it_is(name: str
     purified = Purifier.from_pretrained(name)(images)
     assert purified.shape == images.shape
     assert 0 <= purified.min() <= purified.max() <= 1
-    for said in ("recipe `", "seed ", "commit ", "| clean images |", "| PGD8 | blind |", "## Limits", "**not** the purifier"):
+    for said in (
+        "recipe `",
+        "seed ",
+        "at commit ",
+        "| clean images |",
+        "| PGD8 | blind |",
+        "## Limits",
+        "**not** the purifier",
+    ):
         assert said in card_of(name), said
 
 

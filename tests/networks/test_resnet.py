@@ -37,7 +37,18 @@ def test_reference_weights_load_unchanged_and_give_their_accuracy() -> None:
 
 
 def test_impossible_networks_are_refused() -> None:
-    with pytest.raises(InputError, match="20, 32, 44, 56, 110; got 57"):
+    with pytest.raises(InputError, match="20, 32, 44, 56, 110; got width 16, depth 57"):
         ResNet(57)
+    with pytest.raises(InputError, match="width of at least 1"):
+        ResNet(20, width=0)
     with pytest.raises(InputError, match="three channels"):
         ResNet(20, mean=(0.5,))
+
+
+def test_width_multiplies_every_stage() -> None:
+    wide = ResNet(20, width=32)
+    assert [wide.conv1.out_channels, wide.linear.in_features] == [32, 128]
+    counts = [sum(p.numel() for p in ResNet(20, width=width).parameters()) for width in (16, 32)]
+    assert counts[0] == 269_722  # the paper's 0.27 million
+    assert 3.9 < counts[1] / counts[0] < 4.0
+    assert wide(torch.rand(2, 3, 32, 32)).shape == (2, 10)

@@ -150,7 +150,7 @@ def test_a_recipe_is_plain_yaml() -> None:
 
 
 def test_classifiers_can_be_taken_from_shipped_weights() -> None:
-    recipe = load_recipe("strong-cpu", ["weights.companion_1=another"])
+    recipe = load_recipe("strong-cpu")
     taken = with_shipped_classifiers(recipe)
     assert {name: one.source for name, one in taken.classifiers().items()} == {
         name: recipe.weights[name] for name in recipe.classifiers()

@@ -65,7 +65,7 @@ class ResNet(nn.Module):
             raise InputError(f"a classifier needs at least 2 classes; got {num_classes}")
         if depth not in DEPTHS or width < 1:
             depths = ", ".join(map(str, DEPTHS))
-            raise InputError(f"a CIFAR ResNet has depth {depths}, and a width of at least 1; got {depth} and {width}")
+            raise InputError(f"a CIFAR ResNet has a width of at least 1, and depth {depths}; got width {width}, depth {depth}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean and std need three channels each and std above 0; got {list(mean)} and {list(std)}")
         self.config: dict[str, Any] = {

@@ -18,9 +18,9 @@ datasets: [{dataset}]
 
 # {name}
 
-A purifier: a convolutional autoencoder ({parameters:,} parameters) that takes a possibly attacked image in [0,1] and gives a
-clean one, so that an image classifier behind it is right again. Distilled from two teachers by the method of Koo, Chae and Lee
-(Appl. Sci. 2023, 13, 11313), with the changes that its recipe names.
+A purifier: a convolutional autoencoder ({parameters:,} parameters) that takes a possibly attacked image in [0,1] and
+gives a clean one, so that an image classifier behind it is right again. Distilled from two teachers by the method of Koo,
+Chae and Lee (Appl. Sci. 2023, 13, 11313), with the changes that its recipe names.
 
 ```python
 from purifiers import PurifiedClassifier, Purifier
@@ -33,8 +33,9 @@ _LIMITS = """## Limits
 
 - It withstands attackers who know the classifier and **not** the purifier. One who differentiates through both breaks it; the
   rows `full` above, where there are any, say how far. Do not use it where the attacker may know of it.
-- It was trained on {dataset} images of their own size, against {classifiers}, with {attacks}. Other images, other kinds of
-  perturbation (patches, rotations, noise) and other classifiers are untested unless a table above says so.
+- It was trained on {dataset} images of their own size, against {classifiers}, with {attacks}. Other
+  images, other kinds of perturbation (patches, rotations, noise) and other classifiers are untested unless a table above
+  says so.
 - It changes clean images too: the row `clean images` is what that costs.
 """
 
@@ -58,11 +59,20 @@ def model_card(name: str, results: Sequence[Results]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def classifier_card(name: str, results: Results, accuracy: float, count: int) -> str:
-    """The card of the classifier that a run trained and protects, with its accuracy on ``count`` test images."""
-    config, data = results.recipe["classifier"], results.recipe["data"]["name"]
+def classifier_card(name: str, stage: str, results: Results, accuracy: float, count: int) -> str:
+    """The card of a classifier that a run trained.
+
+    Args:
+        name: what it is called.
+        stage: ``classifier``, or ``companion_1`` and so on.
+        results: of that run.
+        accuracy: share of the test images that it classifies correctly.
+        count: number of test images.
+    """
+    recipe, data = results.recipe, results.recipe["data"]["name"]
+    config = recipe["classifier"] if stage == "classifier" else recipe["companions"][int(stage.removeprefix("companion_")) - 1]
     network = config["network"]
-    trained = next(line for line in _making(results) if line.startswith("classifier:"))
+    trained = next(line for line in _making(results) if line.startswith(f"{stage}:"))
     return f"""---
 license: apache-2.0
 library_name: purifiers
@@ -72,12 +82,12 @@ datasets: [{data}]
 
 # {name}
 
-A CIFAR ResNet-{network["depth"]} that the purifier of the recipe `{results.recipe["name"]}` was trained and measured
-with: images in [0,1] to logits, normalisation inside. It has no defence of its own.
+A CIFAR ResNet-{network["depth"]} that the purifier of the recipe `{results.recipe["name"]}` was trained
+against: images in [0,1] to logits, normalisation inside. It has no defence of its own.
 
 - accuracy on {count:,} {data} test images: {percent(accuracy)} %
-- {trained}, {config["training"]["optimizer"]}, seed {results.seed}, {results.recipe["precision"]}, commit
-  {results.versions.get("commit", "unknown")}
+- {trained}, {config["training"]["optimizer"]}, seed {results.seed}, {results.recipe["precision"]}
+- measured at commit {results.versions.get("commit", "unknown")}
 
 ```python
 from purifiers.networks import load_network
@@ -92,8 +102,8 @@ def _making(results: Results) -> list[str]:
     machine, recipe = results.hardware, results.recipe
     limit = recipe["data"]["limit"]
     lines = [
-        f"recipe `{recipe['name']}`, seed {results.seed}, commit {results.versions.get('commit', 'unknown')}; the command is "
-        f"`purifiers train --recipe {recipe['name']}`",
+        f"recipe `{recipe['name']}`, seed {results.seed}: `purifiers train --recipe {recipe['name']}`",
+        f"measured at commit {results.versions.get('commit', 'unknown')}",
         f"data: {recipe['data']['name']}, {'all' if limit is None else f'{limit:,}'} training images",
     ]
     for stage, history in results.training.items():

@@ -73,7 +73,7 @@ def examples_figure(examples: Examples) -> Figure:
         (f"what is left\n(x {AMPLIFY})", (purified.images - original.images) * AMPLIFY + 0.5, None),
     ]
     count = len(original.images)
-    figure, grid = plt.subplots(len(rows), count, figsize=(1.05 * count + 1, 1.28 * len(rows)), squeeze=False)
+    figure, grid = plt.subplots(len(rows), count, figsize=(1.05 * count + 1, 1.45 * len(rows)), squeeze=False)
     for axes_row, (title, images, row) in zip(grid, rows, strict=True):
         axes_row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         for i, axes in enumerate(axes_row):
@@ -85,7 +85,7 @@ def examples_figure(examples: Examples) -> Figure:
                 decibels = "" if row.psnr is None else f"\n{row.psnr[i]:.1f} dB"
                 colour = GREEN if row.correct[i] else RED
                 axes.set_xlabel(row.classes[i] + decibels, fontsize=8, color=colour, labelpad=2)
-    figure.subplots_adjust(wspace=0.06, hspace=0.34)
+    figure.subplots_adjust(wspace=0.06, hspace=0.4)
     return figure
 
 

@@ -176,9 +176,16 @@ def training(results: Results) -> Table:
                 str(len(history)),
                 duration(seconds),
                 f"{rate:,.0f}",
-                f"{flops / 1e9:.2f}",
-                f"{rate * flops / 1e9:,.0f}",
-                f"{100 * rate * flops / results.peak_flops:.0f}",
+                *(
+                    # Trained by a version that did not count.
+                    ("-", "-", "-")
+                    if not flops
+                    else (
+                        f"{flops / 1e9:.2f}",
+                        f"{rate * flops / 1e9:,.0f}",
+                        f"{100 * rate * flops / results.peak_flops:.0f}",
+                    )
+                ),
             ]
         )
     caption = (
