@@ -13,7 +13,16 @@ from purifiers.errors import ConfigError, MissingFileError
 from purifiers.naming import nearest
 from purifiers.recipes.schema import Recipe
 
-__all__ = ["NAMES", "Recipe", "changed", "load_recipe", "parse_recipe", "recipe_text", "with_shipped_classifiers"]
+__all__ = [
+    "NAMES",
+    "Recipe",
+    "changed",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_text",
+    "with_shipped_classifiers",
+    "with_sources",
+]
 
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -71,12 +80,15 @@ def with_shipped_classifiers(recipe: Recipe) -> Recipe:
         raise ConfigError(
             f"no weights for {', '.join(missing)} of the recipe '{recipe.name}' come with the library: train them"
         )
-    companions = [
-        {**one.model_dump(mode="json"), "source": recipe.weights[stage]}
-        for stage, one in recipe.classifiers().items()
-        if stage != "classifier"
+    return with_sources(recipe, recipe.weights)
+
+
+def with_sources(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:
+    """``recipe`` with its classifiers taken from ``sources``, by stage, instead of being trained."""
+    one, *others = [
+        {**config.model_dump(mode="json"), "source": sources[stage]} for stage, config in recipe.classifiers().items()
     ]
-    return changed(recipe, {"classifier.source": recipe.weights["classifier"], "companions": companions})
+    return changed(recipe, {"classifier": one, "companions": others})
 
 
 def recipe_text(recipe: Recipe) -> str:

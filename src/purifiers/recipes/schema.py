@@ -216,7 +216,7 @@ class Recipe(Group):
     of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random.
     ``precision``: of networks in training, and of classifiers under training attacks, whose images stay float32; attacks
     of the evaluation are float32 throughout.
-    ``compiled``: train with ``torch.compile``; it pays on a GPU, not on a CPU.
+    ``compiled``: train with ``torch.compile``; meant for a GPU.
     ``weights``: names of shipped weights that were trained with this recipe, by stage.
     ``variants``: for a table of what each ingredient brings: title -> what is set otherwise. The first is the base of the
     others: they take its settings too.

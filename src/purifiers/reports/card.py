@@ -53,9 +53,11 @@ def model_card(name: str, results: Sequence[Results]) -> str:
     parts.append("## What was measured\n\n" + "\n\n".join(_measured(one) for one in results))
     recipe = first.recipe
     classifiers = [recipe["classifier"], *recipe["companions"]]
-    depths = " and ".join(f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers)
+    names = " and ".join(
+        one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers
+    )
     attacks = ", ".join(recipe["training_attacks"])
-    parts.append(_LIMITS.format(dataset=recipe["data"]["name"], classifiers=depths, attacks=attacks))
+    parts.append(_LIMITS.format(dataset=recipe["data"]["name"], classifiers=names, attacks=attacks))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -1,10 +1,9 @@
 """What each ingredient of a recipe brings: the same training again and again, with one of them left out."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from purifiers.console import say
-from purifiers.recipes import Recipe, changed
+from purifiers.recipes import Recipe, changed, with_sources
 from purifiers.training.pipeline import train
 from purifiers.training.run import Run
 
@@ -19,12 +18,9 @@ def variant_recipes(recipe: Recipe, sources: Mapping[str, str]) -> dict[str, Rec
     Raises:
         ConfigError: a variant sets a key that does not exist, or to a value that is not valid.
     """
-    one, *others = [
-        {**config.model_dump(mode="json"), "source": sources[stage]} for stage, config in recipe.classifiers().items()
-    ]
-    given: dict[str, Any] = {"variants": {}, "weights": {}, "classifier": one, "companions": others}
+    trained = changed(with_sources(recipe, sources), {"variants": {}, "weights": {}})
     base = next(iter(recipe.variants.values()), {})
-    return {title: changed(recipe, given | base | own) for title, own in recipe.variants.items()}
+    return {title: changed(trained, base | own) for title, own in recipe.variants.items()}
 
 
 def train_variants(run: Run, device: str = "auto") -> None:
