@@ -256,6 +256,25 @@ def test_a_recipe_without_shipped_weights_says_so(tmp_path: Path, capsys: pytest
     assert "no weights of the recipe 'digits' come with the library" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "5"], "--from-weights trains nothing: not with --seed"),
+        (["--restart"], "--from-weights trains nothing"),
+        (["--minutes", "9"], "--from-weights trains nothing"),
+        (["--tables", "1,2"], "--from-weights trains nothing"),
+        (["--set", "student.epochs=100"], "--set student.epochs=100: training is over"),
+    ],
+)
+def test_shipped_weights_take_no_training_settings(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "--recipe", "strong-cpu", "--from-weights", "--output", str(tmp_path / "x")]
+    assert main([*command, *words]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_table_2_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     command = ["reproduce", "--recipe", "digits", "--output", str(run), "--device", "cpu", *SETTINGS, "--seeds", "0,1"]

@@ -1,19 +1,19 @@
 """The weights that come with the library: whole, small enough, with a card, and as good as the card says."""
 
+import hashlib
 import re
 
 import pytest
 import torch
 
 from purifiers import PurifiedClassifier, Purifier, weights
-from purifiers.data import load_images, to_float
+from purifiers.data import ImageSet, load_images, to_float
 from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.networks import CLASSIFIERS, load_network
+from purifiers.networks import ResNet, load_network
 from purifiers.recipes import NAMES, load_recipe
 from tests.conftest import CIFAR10, needs_cifar10
 
-CLASSIFIER = "cifar10-resnet20"
-PURIFIERS = [name for name in weights.NAMES if "-resnet" not in name]
+CLASSIFIERS = [name for name in weights.NAMES if name not in weights.PURIFIERS]
 
 
 def card_of(name: str) -> str:
@@ -26,7 +26,7 @@ def test_all_of_it_is_at_most_12_megabytes() -> None:
     assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 12_000_000
 
 
-@pytest.mark.parametrize("name", PURIFIERS)
+@pytest.mark.parametrize("name", weights.PURIFIERS)
 def test_a_shipped_purifier_loads_by_name_and_its_card_says_what_it_is(name: str) -> None:
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     purified = Purifier.from_pretrained(name)(images)
@@ -44,6 +44,13 @@ def test_a_shipped_purifier_loads_by_name_and_its_card_says_what_it_is(name: str
         assert said in card_of(name), said
 
 
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_a_card_is_of_the_file_beside_it(name: str) -> None:
+    checksum = hashlib.sha256((weights.locate(name) / "model.safetensors").read_bytes()).hexdigest()
+    assert f"`{checksum}`" in card_of(name)
+    assert "-dirty" not in card_of(name)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_name_weights_that_are_there(name: str) -> None:
     assert set(load_recipe(name).weights.values()) <= set(weights.NAMES)
@@ -52,24 +59,37 @@ def test_recipes_name_weights_that_are_there(name: str) -> None:
 def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(MissingFileError, match=r"no purifier at 'cifar-10'; did you mean 'cifar10'"):
         Purifier.from_pretrained("cifar-10")
+    with pytest.raises(MissingFileError, match=r"no purifier at '\./cifar10'"):
+        Purifier.from_pretrained("./cifar10")
     with pytest.raises(CheckpointError, match="holds a 'resnet', not a purifier"):
-        Purifier.from_pretrained(CLASSIFIER)
+        Purifier.from_pretrained(CLASSIFIERS[0])
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    """A thousand of the ten thousand test images that the cards speak of."""
+    return load_images("cifar10", "test", path=str(CIFAR10)).limited(1000, seed=0)
+
+
+def right(model: torch.nn.Module, data: ImageSet) -> float:
+    with torch.no_grad():
+        return 100 * (model(to_float(data.images)).argmax(1) == data.labels).float().mean().item()
 
 
 @needs_cifar10
-def test_shipped_weights_are_as_good_as_their_cards_say() -> None:
-    data = load_images("cifar10", "test", path=str(CIFAR10)).limited(1000, seed=0)
-    classifier = load_network(weights.locate(CLASSIFIER))
-    assert isinstance(classifier, tuple(CLASSIFIERS.values()))
-    images, labels = to_float(data.images), data.labels
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_shipped_classifier_is_as_good_as_its_card_says(name: str, data: ImageSet) -> None:
+    classifier = load_network(weights.locate(name))
+    assert isinstance(classifier, ResNet)
+    said = float(re.findall(r"test images: ([\d.]+) %", card_of(name))[0])
+    assert right(classifier, data) == pytest.approx(said, abs=3)
 
-    def right(model: torch.nn.Module) -> float:
-        with torch.no_grad():
-            return (model(images).argmax(1) == labels).float().mean().item()
 
-    said = float(re.findall(r"test images: ([\d.]+) %", card_of(CLASSIFIER))[0])
-    assert 100 * right(classifier) == pytest.approx(said, abs=3)  # a thousand of the ten thousand images
-    for name in PURIFIERS:
-        clean = next(line for line in card_of(name).splitlines() if line.startswith("| clean images |"))
-        said = float(clean.split("|")[6])
-        assert 100 * right(PurifiedClassifier(Purifier.from_pretrained(name), classifier)) == pytest.approx(said, abs=3.5)
+@needs_cifar10
+@pytest.mark.parametrize("name", weights.PURIFIERS)
+def test_a_shipped_purifier_is_as_good_as_its_card_says(name: str, data: ImageSet) -> None:
+    recipe = next(one for one in map(load_recipe, NAMES) if one.weights.get("student") == name)
+    classifier = load_network(weights.locate(recipe.classifier.source or recipe.weights["classifier"]))
+    clean = next(line for line in card_of(name).splitlines() if line.startswith("| clean images |"))
+    said = float(clean.split("|")[6])
+    assert right(PurifiedClassifier(Purifier.from_pretrained(name), classifier), data) == pytest.approx(said, abs=3.5)

@@ -1,25 +1,34 @@
 """Put the weights of a finished run into the library, each with its model card, and its results under results/.
 
     python tools/ship_weights.py runs/strong-cpu cifar10 --also runs/unseen \\
-        --classifiers classifier=cifar10-resnet20 companion_1=cifar10-resnet32
+        --classifiers classifier=cifar10-resnet56 companion_1=cifar10-resnet20
+    python tools/ship_weights.py runs/paper-cpu/seed-0 cifar10-paper --seeds runs/paper-cpu/seed-1 runs/paper-cpu/seed-2
 
-The runs must have been evaluated. `--also` names folders of further results of the same purifier. Pictures are not
-copied: they show images of the data set.
+The runs must have been evaluated, from a source tree without changes, so that their commit says what was run. `--also`
+names folders of further results of the same purifier, `--seeds` those of its recipe with other seeds. Pictures are not
+copied: they show images of the data set. The purifier's kernels are rounded to float16, which halves the download, after
+a check that this moves purified pixels by less than a tenth of 1/255 in the mean.
 """
 
 import argparse
+import hashlib
 import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import purifiers.weights
+from purifiers.data import to_float
 from purifiers.evaluation.records import Results
-from purifiers.files import write_text
+from purifiers.files import load_tensors, save_tensors, write_text
 from purifiers.networks import CONFIG_FILE, WEIGHTS_FILE, load_network, place
-from purifiers.recipes import changed, load_recipe, parse_recipe
+from purifiers.purifier import Purifier
+from purifiers.recipes import changed, load_recipe, parse_recipe, with_sources
 from purifiers.reports.card import classifier_card, model_card
-from purifiers.reports.report import headline
+from purifiers.reports.report import headline, write_seeds
 from purifiers.reports.tables import all_tables
 from purifiers.training.classifier import accuracy
 from purifiers.training.run import RECIPE_FILE, Run, make_fabric
@@ -37,18 +46,21 @@ def main() -> None:
     parser.add_argument("name", help="of the student")
     parser.add_argument("--classifiers", metavar="STAGE=NAME", nargs="*", default=[], help="ship these of the run too")
     parser.add_argument("--also", metavar="DIR", type=Path, nargs="*", default=[])
+    parser.add_argument("--seeds", metavar="DIR", type=Path, nargs="*", default=[])
     chosen = parser.parse_args()
     folders = [chosen.run, *chosen.also]
-    results = [portable(Results.read(folder)) for folder in folders]
-    copy(chosen.run, chosen.name, model_card(chosen.name, results))
+    results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
     recipe = load_recipe(chosen.run / RECIPE_FILE)
     test = Run(recipe, chosen.run, make_fabric("auto", "32-true"), chosen.run / "cache").images("test")
+    ship_purifier(chosen.run, chosen.name, results, to_float(test.images[:500]))
     for stage, name in (pair.split("=") for pair in chosen.classifiers):
         folder = chosen.run / "checkpoints" / stage
         with torch.no_grad():
             right = accuracy(place(load_network(folder), test.images.device), test)
-        copy(folder, name, classifier_card(name, stage, results[0], right, len(test)))
-    for folder, one in zip(folders, results, strict=True):
+        put(folder, name, classifier_card(name, stage, results[0], right, len(test)))
+    if seeds:
+        write_seeds([results[0], *seeds], RESULTS / chosen.name)
+    for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
         target = RESULTS / chosen.name / folder.name
         one.write(target)
         write_text(target / "tables.md", "\n\n".join([*headline(one), *(table.markdown() for table in all_tables(one))]))
@@ -58,22 +70,50 @@ def main() -> None:
         raise SystemExit(f"that is more than the {LIMIT / 1e6:.0f} MB that may ship")
 
 
+def ship_purifier(run: Path, name: str, results: Sequence[Results], images: torch.Tensor) -> None:
+    """The run's student, rounded to float16, and its card."""
+    with tempfile.TemporaryDirectory() as temporary:
+        rounded = Path(temporary)
+        shutil.copyfile(run / CONFIG_FILE, rounded / CONFIG_FILE)
+        # What is small anyway, and may lie outside the range of float16, such as running variances, stays as it is.
+        tensors, _ = load_tensors(run / WEIGHTS_FILE)
+        halved = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in tensors.items()}
+        save_tensors(rounded / WEIGHTS_FILE, halved)
+        with torch.no_grad():
+            before, after = (Purifier.from_pretrained(folder)(images) for folder in (run, rounded))
+        moved = 255 * (before - after).abs()
+        said = f"{moved.mean().item():.4f}/255 in the mean, at most {moved.max().item():.2f}/255"
+        print(f"rounding to float16 moves pixels by {said}")
+        if moved.mean() >= 0.1:
+            raise SystemExit("that is too much: ship float32")
+        note = f"\nKernels were rounded to float16 after the measurement, which moves purified pixels by {said}.\n"
+        put(rounded, name, model_card(name, results) + note)
+
+
 def portable(results: Results) -> Results:
     """The results without the places that files had on this machine."""
-    recipe = changed(parse_recipe(results.recipe), {"data.path": None})
-    source = recipe.classifier.source
-    if source is not None and ":" not in source:
-        recipe = changed(recipe, {"classifier.source": Path(source).name})
-    return results.model_copy(update={"recipe": recipe.model_dump(mode="json")})
+    if results.versions["commit"].endswith("-dirty"):
+        raise SystemExit(f"results of recipe {results.recipe['name']} were measured with uncommitted changes: measure again")
+    trained = None if results.trained is None else without_places(results.trained)
+    return results.model_copy(update={"recipe": without_places(results.recipe), "trained": trained})
 
 
-def copy(source: Path, name: str, card: str) -> None:
-    """One network's files and card to its folder in the library."""
+def without_places(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content with its files' names alone."""
+    recipe = changed(parse_recipe(content), {"data.path": None})
+    sources = {name: config.source for name, config in recipe.classifiers().items() if config.source is not None}
+    named = {name: source if ":" in source else Path(source).name for name, source in sources.items()}
+    return with_sources(recipe, named).model_dump(mode="json")
+
+
+def put(source: Path, name: str, card: str) -> None:
+    """One network's files and card to its folder in the library; the card tells the file's checksum."""
     folder = ROOT / name
     folder.mkdir(exist_ok=True)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         shutil.copyfile(source / file, folder / file)
-    write_text(folder / "README.md", card)
+    checksum = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    write_text(folder / "README.md", f"{card}\nSHA-256 of {WEIGHTS_FILE}: `{checksum}`\n")
 
 
 if __name__ == "__main__":

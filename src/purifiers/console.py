@@ -88,7 +88,9 @@ class Deadline:
         """
         if self._limit is not None and self._watch.seconds + next_seconds > self._limit:
             limit = duration(self._limit)
-            raise OutOfTime(f"stopped for the time limit of {limit} after {done}; the same command goes on from there")
+            raise OutOfTime(
+                f"stopped for the time limit of {limit} after {done}; the same command (without --restart) goes on from there"
+            )
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -83,7 +83,7 @@ class Purifier(nn.Module):
         """Load a purifier that comes with the library, or one that was trained or saved with it.
 
         Args:
-            name_or_folder: a name in :data:`purifiers.weights.NAMES`, such as ``cifar10``, or a folder written by
+            name_or_folder: a name in :data:`purifiers.weights.PURIFIERS`, such as ``cifar10``, or a folder written by
                 :meth:`save_pretrained` or by ``purifiers train --output``.
 
         Raises:
@@ -93,8 +93,8 @@ class Purifier(nn.Module):
         folder = weights.locate(name_or_folder)
         if not (folder / CONFIG_FILE).is_file():
             raise MissingFileError(
-                f"no purifier at '{name_or_folder}'{nearest(str(name_or_folder), weights.NAMES)}: give a name "
-                f"({', '.join(weights.NAMES)}) or a folder that holds {CONFIG_FILE} and model.safetensors, for example "
+                f"no purifier at '{name_or_folder}'{nearest(str(name_or_folder), weights.PURIFIERS)}: give a name "
+                f"({', '.join(weights.PURIFIERS)}) or a folder that holds {CONFIG_FILE} and model.safetensors, for example "
                 "the --output of 'purifiers train'"
             )
         network = load_network(folder)

@@ -6,7 +6,7 @@ import yaml
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.recipes import NAMES, load_recipe, recipe_text, with_shipped_classifiers
+from purifiers.recipes import NAMES, differences, load_recipe, recipe_text, with_shipped_classifiers
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,7 +155,19 @@ def test_classifiers_can_be_taken_from_shipped_weights() -> None:
     assert {name: one.source for name, one in taken.classifiers().items()} == {
         name: recipe.weights[name] for name in recipe.classifiers()
     }
+    mine = with_shipped_classifiers(load_recipe("strong-cpu", ["classifier.source=my_module:build"]))
+    assert mine.classifier.source == "my_module:build"
+    assert mine.companions == taken.companions
     with pytest.raises(ConfigError, match="no weights for classifier of the recipe 'digits'"):
         with_shipped_classifiers(load_recipe("digits"))
     with pytest.raises(ConfigError, match="weights names the stage 'studnet'; did you mean 'student'"):
         load_recipe("digits", ["weights.studnet=x"])
+
+
+def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
+    plain = load_recipe("strong-cpu")
+    assert differences(plain, plain) == {}
+    other = load_recipe("strong-cpu", ["student.epochs=99", "data.limit=7"])
+    assert differences(plain, other) == {"data.limit": (None, 7), "student.epochs": (plain.student.epochs, 99)}
+    fewer = differences(plain, load_recipe("strong-cpu", ["companions=[]"]))
+    assert fewer["companions.1.network.depth"] == (20, None)

@@ -198,33 +198,61 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
     assert 'from_pretrained("mine")' in card
     assert "In front of resnet56" in card
     assert "In front of another" in card
-    assert "| PGD8 | blind | 8/255 | 1,000 | 5.00 | 73.00 | 30.0 | - |" in card
-    assert "| PGD8 | full | 8/255 | 1,000 | - | 1.23 | 30.0 | - |" in card
+    assert "| PGD8 | blind | 8/255 | 1,000 | 5.00 | 73.00 | 72.00 to 74.00 | 30.0 | - |" in card
+    assert "| PGD8 | full | 8/255 | 1,000 | - | 1.23 | 0.23 to 2.23 | 30.0 | - |" in card
     assert "43.21" in card
     assert "recipe `paper`, seed 0" in card
-    assert "CPU cores, without a GPU" in card
+    assert "2 threads (no GPU)" in card
     assert "student: 3 epochs in 3.0 s" in card
     assert "against resnet56, with PGD." in card
 
 
 def shifted(results: Results, seed: int, by: dict[str, float]) -> Results:
-    records = [r.model_copy(update={"accuracy": r.accuracy + by.get(r.purifier, 0.0)}) for r in results.records]
+    def moved(r: Record) -> Record:
+        accuracy = r.accuracy + by.get(r.purifier, 0.0)
+        return r.model_copy(update={"accuracy": accuracy, "ci95": (accuracy - 0.01, accuracy + 0.01)})
+
+    records = [moved(r) for r in results.records]
     return results.model_copy(update={"records": records, "seed": seed})
 
 
 def test_the_verdict_on_the_papers_claim(make_results: Callable[..., Results]) -> None:
-    # The rows of make_results rise by one point each: AT, student of AT, student of NT, student of both.
+    # The rows of make_results rise by one point each: AT, student of AT, student of NT, student of both; intervals reach
+    # one point to each side.
     plain = make_results()
     said = verdict([plain])
-    assert "holds with one seed" in said
-    assert "student of AT and NT against student of AT +2.00;" in said
+    assert "is not decided here (one seed, view blind)" in said
+    assert "where less than 1.0 may be chance: student of AT and NT against student of AT +2.00;" in said
     assert "student of NT against AT, no distillation +2.00." in said
-    worse = shifted(plain, 1, {"student": -0.015})
-    assert "does not hold." in verdict([shifted(plain, 1, {"student": -0.03})])
-    both = verdict([plain, worse])
-    assert "does not hold with every seed" in both
-    assert "against student of NT +0.25 (by seed -0.50 to +1.00)" in both
+    clear = shifted(plain, 1, {"student_at": 0.01, "student_nt": 0.01, "student": 0.02})
+    assert "holds here (one seed" in verdict([clear])
+    assert "does not hold here" in verdict([shifted(plain, 1, {"student": -0.04})])
+    both = verdict([clear, shifted(plain, 1, {"student": -0.015})])
+    assert "is not decided here (2 seeds" in both
+    assert "against student of NT +0.75 (by seed -0.50 to +2.00)" in both
     assert verdict([plain]) in headline(plain)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [("student", "start", "teacher_at"), ("student", "classification_weight", 1.0), ("teacher_nt", "epochs", 0)],
+)
+def test_there_is_no_verdict_on_another_method(
+    make_results: Callable[..., Results], group: str, key: str, value: object
+) -> None:
+    results = make_results()
+    recipe = results.recipe | {group: results.recipe[group] | {key: value}}
+    assert not any("claim" in line for line in headline(results.model_copy(update={"recipe": recipe})))
+
+
+def test_captions_say_what_was_measured_on_fewer_images(make_results: Callable[..., Results]) -> None:
+    results = make_results()
+    fewer = [r.model_copy(update={"n": 200 if r.attack == "CW" else 500}) if r.attack != "none" else r for r in results.records]
+    limited = results.model_copy(update={"records": fewer})
+    for table in (table_1(limited), table_2(limited)):
+        assert (
+            "1,000 test images of cifar10 (PGD8, CW: 200 to 500 of them, drawn at random), classifier resnet56" in table.caption
+        )
 
 
 def test_table_2_over_seeds_has_means_and_ranges(make_results: Callable[..., Results], tmp_path: Path) -> None:

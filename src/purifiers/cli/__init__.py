@@ -26,5 +26,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; free some space and run the same command again: it goes on where it stopped" if full else ""
         return fail(f"{error}{advice}")
     except KeyboardInterrupt:
-        fail("stopped; nothing finished is lost: the same command goes on from there")
+        fail("stopped; nothing finished is lost: the same command (without --restart) goes on from there")
         return 130

@@ -10,6 +10,7 @@ from purifiers.errors import ConfigError, MissingFileError
 
 EVALUATION_ONLY = ("evaluation", "data.path", "data.size", "data.test_limit", "classifier.source", "classifier.network")
 """What may be set when training is over."""
+ALL_TABLES = (1, 2, 3)
 
 
 def _overrides(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
@@ -32,14 +33,14 @@ def _absolute(text: str) -> str:
     return str(Path(text).resolve()) if Path(text).exists() else text
 
 
-def _trained(parsed: argparse.Namespace, tables: Sequence[int]):  # type: ignore[no-untyped-def]
+def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None):  # type: ignore[no-untyped-def]
     from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.training.pipeline import train
     from purifiers.training.variants import train_variants
 
     recipe, folder = _recipe_and_folder(parsed)
     watch = Stopwatch()
-    deadline = Deadline(parsed.minutes)
+    deadline = deadline or Deadline(parsed.minutes)
     run = train(recipe, folder, device=parsed.device, ablation=2 in tables, restart=parsed.restart, deadline=deadline)
     if 3 in tables:
         train_variants(run, parsed.device)
@@ -48,12 +49,16 @@ def _trained(parsed: argparse.Namespace, tables: Sequence[int]):  # type: ignore
 
 
 def _shipped(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from purifiers.recipes import load_recipe
     from purifiers.training.run import RECIPE_FILE, open_weights
 
+    if parsed.seed is not None or parsed.restart or parsed.minutes is not None or (parsed.tables or (1,)) != (1,):
+        raise ConfigError("--from-weights trains nothing: not with --seed, --restart, --minutes, or --tables other than 1")
+    _refuse_training_settings(parsed.overrides)
     recipe, folder = _recipe_and_folder(parsed)
     if (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} is a run that was trained, whose results would be replaced; give another --output")
-    return open_weights(recipe, folder, parsed.device)
+    return open_weights(recipe, load_recipe(parsed.recipe or parsed.default_recipe), folder, parsed.device)
 
 
 def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -76,11 +81,13 @@ def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-d
 
 def train(parsed: argparse.Namespace) -> int:
     """Train, and say what to do next."""
+    from purifiers import weights
     from purifiers.console import say
 
     run = _trained(parsed, tables=(1,))
     say(f"\nThe purifier is in {run.folder}. Measure it:  purifiers evaluate {run.folder}")
-    say(f'In Python:  Purifier.from_pretrained("{run.folder}")')
+    shipped = str(run.folder) in weights.NAMES  # a plain name would be taken for the library's own
+    say(f'In Python:  Purifier.from_pretrained("{"./" if shipped else ""}{run.folder}")')
     return 0
 
 
@@ -89,25 +96,26 @@ def reproduce(parsed: argparse.Namespace) -> int:
     seeds = vars(parsed).get("seeds")
     if seeds is not None:
         return _over_seeds(parsed, seeds)
-    run = _shipped(parsed) if vars(parsed).get("from_weights") else _trained(parsed, vars(parsed).get("tables", (1, 2)))
+    run = _shipped(parsed) if vars(parsed).get("from_weights") else _trained(parsed, vars(parsed).get("tables") or ALL_TABLES)
     _report(run, run.folder)
     return 0
 
 
 def _over_seeds(parsed: argparse.Namespace, seeds: Sequence[int]) -> int:
-    from purifiers.console import say, show_table
+    from purifiers.console import Deadline, say, show_table
     from purifiers.reports.report import write_seeds
 
-    if parsed.from_weights or 2 not in parsed.tables or parsed.seed is not None:
+    tables = parsed.tables or ALL_TABLES
+    if parsed.from_weights or 2 not in tables or parsed.seed is not None:
         raise ConfigError("--seeds is for Table 2, which is trained: not with --from-weights, --seed, or --tables without 2")
     parent = _recipe_and_folder(parsed)[1]
-    results = []
+    deadline = Deadline(parsed.minutes)  # one for all seeds together; all are trained before the first is measured
+    runs = []
     for seed in seeds:
         say(f"\nseed {seed}")
         parsed.seed, parsed.output = seed, parent / f"seed-{seed}"
-        run = _trained(parsed, parsed.tables)
-        results.append(_report(run, run.folder))
-    table = write_seeds(results, parent)
+        runs.append(_trained(parsed, tables, deadline))
+    table = write_seeds([_report(run, run.folder) for run in runs], parent)
     show_table(table.title, table.header, table.rows)
     say(table.caption)
     return 0
@@ -121,9 +129,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     recipe_file = parsed.run / RECIPE_FILE
     if not recipe_file.is_file():
         raise MissingFileError(f"{parsed.run} holds no {RECIPE_FILE}; give the --output of 'purifiers train'")
-    for override in parsed.overrides:
-        if not override.startswith(EVALUATION_ONLY):
-            raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
+    _refuse_training_settings(parsed.overrides)
     output = parsed.output or parsed.run
     _refuse_file(output)
     if output.resolve() != parsed.run.resolve() and (output / RECIPE_FILE).is_file():
@@ -131,6 +137,12 @@ def evaluate(parsed: argparse.Namespace) -> int:
     run = open_run(load_recipe(recipe_file, _overrides(parsed)), parsed.run, parsed.device)
     _report(run, output)
     return 0
+
+
+def _refuse_training_settings(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if not override.startswith(EVALUATION_ONLY):
+            raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
 
 
 def _refuse_file(output: Path) -> None:

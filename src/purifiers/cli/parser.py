@@ -84,7 +84,6 @@ def make_parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--tables",
         type=_tables,
-        default=(1, 2, 3),
         metavar="1,2,3",
         help="which to train for; Table 1 always is (default: all)",
     )
@@ -116,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_recipe(command: argparse.ArgumentParser, default: str) -> None:
-    shipped = "a shipped recipe (digits, folder, paper, strong, strong-cpu) or a YAML file"
+    shipped = "a shipped recipe (digits, folder, paper, paper-cpu, strong, strong-cpu) or a YAML file"
     command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
     command.set_defaults(default_recipe=default.split(",")[0])
 

@@ -73,7 +73,8 @@ class Results(_Result):
     """Everything that a run measured.
 
     Attributes:
-        recipe: the recipe, resolved.
+        recipe: the recipe, resolved, as it was evaluated.
+        trained: the recipe as it was trained, where that is another: see :class:`purifiers.training.run.Run`.
         seed: its seed.
         versions, hardware: what it ran with.
         seconds: wall-clock time: of all epochs of training, whenever they were run, and of this evaluation, in which
@@ -87,6 +88,7 @@ class Results(_Result):
     """
 
     recipe: dict[str, Any]
+    trained: dict[str, Any] | None = None
     seed: int
     versions: dict[str, str]
     hardware: dict[str, str | int]

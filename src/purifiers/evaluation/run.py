@@ -52,6 +52,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     examples = find_examples(few, student, attack_name, attack)
     results = Results(
         recipe=run.recipe.model_dump(mode="json"),
+        trained=None if run.trained in (None, run.recipe) else run.trained.model_dump(mode="json"),
         seed=run.recipe.seed,
         versions=versions(),
         hardware=hardware(run.fabric.device),
@@ -69,5 +70,6 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
 
 
 def quick_attacks(config: Evaluation) -> Mapping[str, Attack]:
-    """The attacks that are run on all images: those with a limit are on others than the first."""
-    return {name: attack for name, attack in config.attacks.items() if name not in config.limits}
+    """The attacks on the first images: those that are run on all, and the first of all, which the picture shows."""
+    first = next(iter(config.attacks))
+    return {name: attack for name, attack in config.attacks.items() if name == first or name not in config.limits}

@@ -17,6 +17,7 @@ __all__ = [
     "NAMES",
     "Recipe",
     "changed",
+    "differences",
     "load_recipe",
     "parse_recipe",
     "recipe_text",
@@ -69,24 +70,42 @@ def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     return parse_recipe(content, where=f"the recipe '{recipe.name}', changed")
 
 
+def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The values in which two recipes differ, by dotted key; None where one has no such key."""
+    first, second = (_flat(recipe.model_dump(mode="json")) for recipe in (one, other))
+    return {key: (first.get(key), second.get(key)) for key in {**first, **second} if first.get(key) != second.get(key)}
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping | list):
+        return {prefix: tree}
+    pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree, start=1)
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
 def with_shipped_classifiers(recipe: Recipe) -> Recipe:
-    """``recipe`` with its classifiers taken from the weights that ship instead of being trained.
+    """``recipe`` with its classifiers taken from the weights that ship instead of being trained; a given source stays.
 
     Raises:
         ConfigError: not all of its classifiers ship.
     """
-    missing = [stage for stage in recipe.classifiers() if stage not in recipe.weights]
+    trained = [stage for stage, config in recipe.classifiers().items() if config.source is None]
+    missing = [stage for stage in trained if stage not in recipe.weights]
     if missing:
         raise ConfigError(
             f"no weights for {', '.join(missing)} of the recipe '{recipe.name}' come with the library: train them"
         )
-    return with_sources(recipe, recipe.weights)
+    return with_sources(recipe, {stage: recipe.weights[stage] for stage in trained})
 
 
 def with_sources(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:
-    """``recipe`` with its classifiers taken from ``sources``, by stage, instead of being trained."""
+    """``recipe`` with the classifiers that ``sources`` names, by stage, taken from there instead of being trained."""
     one, *others = [
-        {**config.model_dump(mode="json"), "source": sources[stage]} for stage, config in recipe.classifiers().items()
+        config.model_dump(mode="json") | ({"source": sources[stage]} if stage in sources else {})
+        for stage, config in recipe.classifiers().items()
     ]
     return changed(recipe, {"classifier": one, "companions": others})
 

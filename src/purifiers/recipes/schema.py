@@ -1,5 +1,6 @@
 """What a recipe may say. Each class is a group of keys in the YAML file; unknown keys are refused."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -258,8 +259,8 @@ class Recipe(Group):
 
     @model_validator(mode="after")
     def _stages_with_weights(self) -> "Recipe":
-        stages = [*self.classifiers(), "student"]
-        for stage in self.weights:
-            if stage not in stages:
+        stages = ["classifier", "student", "companion_1"]
+        for stage in self.weights:  # of companions that were set to none too
+            if re.sub(r"^companion_[1-9]\d*$", "companion_1", stage) not in stages:
                 raise ValueError(f"weights names the stage '{stage}'{nearest(stage, stages)}; there are {', '.join(stages)}")
         return self

@@ -1,11 +1,13 @@
 """Model cards: what a trained purifier is, how it was made, what was measured, and what it is not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from purifiers.attacks import show_fraction
 from purifiers.console import duration
+from purifiers.errors import ConfigError
 from purifiers.evaluation.records import CLEAN, Results
-from purifiers.reports.tables import percent, select
+from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe
+from purifiers.reports.tables import epsilon_of, interval, percent, select
 
 CARD_FILE = "card.md"
 
@@ -20,12 +22,12 @@ datasets: [{dataset}]
 
 A purifier: a convolutional autoencoder ({parameters:,} parameters) that takes a possibly attacked image in [0,1] and
 gives a clean one, so that an image classifier behind it is right again. Distilled from two teachers by the method of Koo,
-Chae and Lee (Appl. Sci. 2023, 13, 11313), with the changes that its recipe names.
+Chae and Lee (Appl. Sci. 2023, 13, 11313){changes}.
 
 ```python
 from purifiers import PurifiedClassifier, Purifier
 
-defended = PurifiedClassifier(Purifier.from_pretrained("{name}"), classifier)
+defended = PurifiedClassifier(Purifier.from_pretrained("{location}"), classifier)
 ```
 """
 
@@ -33,31 +35,35 @@ _LIMITS = """## Limits
 
 - It withstands attackers who know the classifier and **not** the purifier. One who differentiates through both breaks it; the
   rows `full` above, where there are any, say how far. Do not use it where the attacker may know of it.
-- It was trained on {dataset} images of their own size, against {classifiers}, with {attacks}. Other
+- It was trained on {dataset} images of {size}, against {classifiers}, with {attacks}. Other
   images, other kinds of perturbation (patches, rotations, noise) and other classifiers are untested unless a table above
   says so.
 - It changes clean images too: the row `clean images` is what that costs.
 """
 
 
-def model_card(name: str, results: Sequence[Results]) -> str:
+def model_card(name: str, results: Sequence[Results], location: str | None = None) -> str:
     """The card, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        name: what the purifier is called, or the folder that it lies in.
+        name: what the purifier is called.
         results: of the run that trained it, then of any others that measured the same purifier.
+        location: where ``from_pretrained`` finds it: the name, unless it lies elsewhere.
     """
     first = results[0]
-    parts = [_HEAD.format(name=name, parameters=first.parameters, dataset=first.recipe["data"]["name"])]
+    recipe = first.trained or first.recipe
+    data = recipe["data"]
+    head = {"name": name, "location": location or name, "dataset": data["name"], "parameters": first.parameters}
+    parts = [_HEAD.format(**head, changes=_changes(recipe))]
     parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
     parts.append("## What was measured\n\n" + "\n\n".join(_measured(one) for one in results))
-    recipe = first.recipe
     classifiers = [recipe["classifier"], *recipe["companions"]]
     names = " and ".join(
         one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers
     )
     attacks = ", ".join(recipe["training_attacks"])
-    parts.append(_LIMITS.format(dataset=recipe["data"]["name"], classifiers=names, attacks=attacks))
+    size = "their own size" if data["size"] is None else f"{data['size']} by {data['size']} pixels"
+    parts.append(_LIMITS.format(dataset=data["name"], size=size, classifiers=names, attacks=attacks))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -71,9 +77,12 @@ def classifier_card(name: str, stage: str, results: Results, accuracy: float, co
         accuracy: share of the test images that it classifies correctly.
         count: number of test images.
     """
-    recipe, data = results.recipe, results.recipe["data"]["name"]
+    recipe = results.trained or results.recipe
+    data = recipe["data"]["name"]
     config = recipe["classifier"] if stage == "classifier" else recipe["companions"][int(stage.removeprefix("companion_")) - 1]
     network = config["network"]
+    if stage not in results.training:
+        raise ConfigError(f"the run did not train its {stage}: there is nothing to say of how it was made")
     trained = next(line for line in _making(results) if line.startswith(f"{stage}:"))
     return f"""---
 license: apache-2.0
@@ -101,18 +110,50 @@ classifier = load_network(locate("{name}"))
 
 
 def _making(results: Results) -> list[str]:
-    machine, recipe = results.hardware, results.recipe
+    machine, recipe = results.hardware, results.trained or results.recipe
     limit = recipe["data"]["limit"]
     lines = [
-        f"recipe `{recipe['name']}`, seed {results.seed}: `purifiers train --recipe {recipe['name']}`",
+        f"recipe `{recipe['name']}`, seed {recipe['seed']}{_otherwise(recipe)}",
         f"measured at commit {results.versions.get('commit', 'unknown')}",
         f"data: {recipe['data']['name']}, {'all' if limit is None else f'{limit:,}'} training images",
     ]
     for stage, history in results.training.items():
+        if not history:
+            lines.append(f"{stage}: the untrained residual network, which is the identity")
+            continue
         lines.append(f"{stage}: {len(history)} epochs in {duration(sum(record['seconds'] for record in history))}")
-    where = "a GPU" if machine["device"] == "cuda" else "CPU cores, without a GPU"
-    lines.append(f"machine: {machine['name']}, {machine['threads']} threads ({where}), torch {results.versions['torch']}")
+    where = "no GPU" if machine["device"] == "cpu" else machine["device"]
+    lines.append(f"measured on: {machine['name']}, {machine['threads']} threads ({where}), torch {results.versions['torch']}")
     return lines
+
+
+def _otherwise(recipe: Mapping[str, Any]) -> str:
+    """What the recipe has otherwise than the shipped one of its name; where that and how it is evaluated do not count."""
+    name = str(recipe["name"])
+    if name not in NAMES:
+        return ""
+    free = ("evaluation", "variants", "weights", "seed", "data.path", "data.test_limit")
+    found = differences(load_recipe(name), parse_recipe(recipe))
+    listed = [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith(free)]
+    return f", otherwise than in the library: {', '.join(listed)}" if listed else f": `purifiers train --recipe {name}`"
+
+
+def _changes(recipe: Mapping[str, Any]) -> str:
+    """In what the training is not the paper's, in words."""
+    at, student = recipe["teacher_at"], recipe["student"]
+    said = {
+        "guidance by the frozen classifiers": student["classification_weight"] or student["logits_weight"],
+        "perturbations of many strengths": (student["strength_low"], student["strength_high"]) != (1, 1),
+        "clean images among the attacked": student["clean_share"],
+        "a residual output": recipe["purifier"].get("residual"),
+        "other weights of the losses": (at["reconstruction_weight"], student["beta"], student["gamma"]) != (1, 0.5, 0.5),
+        "no adversarial term in equation 2": not at["adversarial_weight"],
+        "teacher NT the identity": not recipe["teacher_nt"]["epochs"],
+        "a student that starts from teacher AT": student["start"] != "scratch",
+        "several classifiers": recipe["companions"],
+    }
+    listed = [change for change, there in said.items() if there]
+    return f", but with {', '.join(listed)}" if listed else ""
 
 
 def _measured(results: Results) -> str:
@@ -122,15 +163,15 @@ def _measured(results: Results) -> str:
     lines = [
         f"In front of {classifier}, accuracy in %; the attacker knows the classifier (view blind) or both (view full):",
         "",
-        "| attack | view | epsilon | images | undefended | purified | PSNR (dB) | SSIM |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| attack | view | epsilon | images | undefended | purified | 95 % interval | PSNR (dB) | SSIM |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for record in [*blind.values(), *full.values()]:
         attack, view = ("clean images", "-") if record.attack == CLEAN else (record.attack, record.view)
         ssim = "-" if record.ssim is None else f"{record.ssim:.3f}"
         undefended = percent(record.accuracy_undefended) if record.view != "full" else "-"
         lines.append(
-            f"| {attack} | {view} | {show_fraction(record.epsilon)} | {record.n:,} | {undefended} | "
-            f"{percent(record.accuracy)} | {record.psnr:.1f} | {ssim} |"
+            f"| {attack} | {view} | {epsilon_of(record)} | {record.n:,} | {undefended} | {percent(record.accuracy)} | "
+            f"{interval(record)} | {record.psnr:.1f} | {ssim} |"
         )
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Record, Results
 from purifiers.files import write_text
 from purifiers.reports.card import CARD_FILE, model_card
-from purifiers.reports.claim import table_2_over_seeds, verdict
+from purifiers.reports.claim import is_the_papers, table_2_over_seeds, verdict
 from purifiers.reports.figures import save_figures
 from purifiers.reports.tables import TABLE_2_ROWS, Table, all_tables, percent, select
 
@@ -39,14 +39,19 @@ CAPTIONS = {
 
 
 def write_report(results: Results, examples: Examples, folder: Path) -> Path:
-    """Write ``figures/``, ``report.md``, ``report.html`` and the model card into ``folder``; returns the page's path."""
+    """Write ``figures/``, ``report.md``, ``report.html`` and, of a training, the model card into ``folder``.
+
+    Returns:
+        The page's path.
+    """
     figures = {path.stem: path for path in save_figures(results, examples, folder / "figures")}
     tables = all_tables(results)
     chosen = "the first test images that the attack changes the class of"
     if not examples.changed:
         chosen = "the first test images that are classified right (the attack changed the class of none)"
     captions = CAPTIONS | {"examples": CAPTIONS["examples"].format(chosen=chosen)}
-    write_text(folder / CARD_FILE, model_card(folder.name, [results]))
+    if results.training:  # of shipped weights the card is there already
+        write_text(folder / CARD_FILE, model_card(folder.name, [results], f"path/to/{folder.name}"))
     write_text(folder / "report.md", _markdown(results, tables, figures, captions))
     write_text(folder / "report.html", _html(results, tables, figures, captions))
     return folder / "report.html"
@@ -78,15 +83,12 @@ def headline(results: Results) -> list[str]:
         worst = _weakest(full)
         lines.append(
             "An attacker who knows the purifier too and differentiates through both leaves "
-            + (
-                f"at most {percent(worst.accuracy)} % ({worst.attack}): a stronger attack may leave less."
-                if worst.accuracy
-                else f"nothing: 0.00 % ({worst.attack})."
-            )
+            f"at most {percent(worst.accuracy)} % ({worst.attack}, {worst.n:,} images, 95 % interval up to "
+            f"{percent(worst.ci95[1])} %): a stronger attack may leave less."
         )
     else:
         lines.append("No attack through the purifier was measured: nothing here speaks of an attacker who knows of it.")
-    if all(select(results, stage) for stage in TABLE_2_ROWS):
+    if all(select(results, stage) for stage in TABLE_2_ROWS) and is_the_papers(results):
         lines.append(verdict([results]))
     return lines + _remarks(clean, blind)
 

@@ -16,6 +16,10 @@ TABLE_2_ROWS = {
     "student_other": "same, NT sees",
 }
 """The purifiers of Table 2 in the paper's order, and a last one with the other reading of equation 5."""
+_THE_PAPERS = (
+    f"The paper's numbers are on all 10,000 test images, with a ResNet-56 of {paper.CLEAN_UNDEFENDED} % on clean images "
+    "without a purifier."
+)
 _OTHER_INPUT = {"adversarial": "clean", "clean": "adversarial"}
 
 
@@ -85,36 +89,33 @@ def table_1(results: Results) -> Table:
     for attack, record in records.items():
         ours = [
             "clean images" if attack == CLEAN else attack,
-            show_fraction(record.epsilon),
+            epsilon_of(record),
             f"{record.n:,}",
             percent(record.accuracy_undefended),
             percent(record.accuracy),
-            _interval(record),
+            interval(record),
             percent(record.agreement),
             f"{record.psnr:.1f}",
             "-" if record.ssim is None else f"{record.ssim:.3f}",
         ]
         theirs = [f"{column[attack]:.2f}" if attack in comparable else "-" for column in compared.values()]
         rows.append(ours + theirs)
-    limited = "; fewer, drawn at random, where the column says so" if len({r.n for r in records.values()}) > 1 else ""
     caption = (
-        f"Accuracy in % on {_images(records.values())}{limited}. The attacker knows the classifier but not the purifier (view "
+        f"Accuracy in % on {images_of(records.values())}. The attacker knows the classifier but not the purifier (view "
         "blind, the paper's gray-box). Agreement: the class after purification is the classifier's class for the "
         "original image. PSNR and SSIM: purified against original image."
     )
     if compared:
-        caption += (
-            f" The paper's numbers are on all 10,000 test images, behind a classifier of {paper.CLEAN_UNDEFENDED} % on clean "
-            "images without a purifier; it does not report clean accuracy after purification."
-        )
+        caption += f" {_THE_PAPERS} It does not report clean accuracy after purification."
     details = ("images", "95 % interval", "PSNR (dB)", "SSIM")
-    return Table("Table 1. Purification against each attack", caption, header + list(compared), rows, details)
+    return Table("Table 1. Purification against each attack (view blind)", caption, header + list(compared), rows, details)
 
 
 def table_2(results: Results) -> Table:
     """The paper's Table 2: what each teacher brings. The paper's numbers follow in brackets on CIFAR-10."""
     attacks = list(select(results))
     rows = []
+    shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
     read = results.recipe["student"]["nt_teacher_input"]
     comparable = _comparable(results)
     for stage, title in TABLE_2_ROWS.items():
@@ -124,18 +125,17 @@ def table_2(results: Results) -> Table:
         rows.append([title, *(percent(records[attack].accuracy) + theirs.get(attack, "") for attack in attacks)])
     names = ["clean" if attack == CLEAN else attack for attack in attacks]
     caption = (
-        f"Accuracy in % after purification on {_images(select(results).values())}, view blind. Students start from the "
+        f"Accuracy in % after purification on {images_of(shown)}, view blind. Students start from the "
         f"same weights and see the same batches. Teacher NT sees {read} images, in the last row {_OTHER_INPUT[read]} "
         "ones: equation 5 of the paper has adversarial ones, its text has pure ones."
     )
-    shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
     caption += (
-        f" One training seed; a 95 % interval reaches up to {_half_width(shown)} points to each side, so that smaller "
+        f" One training seed; a 95 % interval reaches up to {half_width(shown):.1f} points to each side, so that smaller "
         "differences between rows say nothing."
     )
     if comparable:
-        caption += " In brackets: the paper's Table 2."
-    return Table("Table 2. What each teacher brings", caption, ["purifier", *names], rows)
+        caption += f" In brackets: the paper's Table 2. {_THE_PAPERS}"
+    return Table("Table 2. What each teacher brings (view blind)", caption, ["purifier", *names], rows)
 
 
 def table_3(results: Results) -> Table:
@@ -151,13 +151,13 @@ def table_3(results: Results) -> Table:
     names = ["clean" if attack == CLEAN else attack for attack in attacks]
     shared = results.recipe["variants"][titles[0]]
     size = ", ".join(f"{key} {value}" for key, value in shared.items()) or "as the recipe's own training"
-    width = _half_width(record for records in rows_of.values() for record in records.values())
+    width = half_width(record for records in rows_of.values() for record in records.values())
     caption = (
-        f"Accuracy in % after purification on the first {_images(rows_of[titles[0]].values())}, view blind; PSNR and SSIM "
+        f"Accuracy in % after purification on the first {images_of(rows_of[titles[0]].values())}, view blind; PSNR and SSIM "
         f"of clean images. All rows are trained alike ({size}), and each but the first leaves one thing out. One seed: "
-        f"a 95 % interval reaches up to {width} points to each side."
+        f"a 95 % interval reaches up to {width:.1f} points to each side."
     )
-    return Table("Table 3. What each ingredient brings", caption, ["training", *names, "PSNR (dB)", "SSIM"], rows)
+    return Table("Table 3. What each ingredient brings (view blind)", caption, ["training", *names, "PSNR (dB)", "SSIM"], rows)
 
 
 def training(results: Results) -> Table:
@@ -205,10 +205,10 @@ def threat_models(results: Results) -> Table:
         [
             record.attack,
             record.view,
-            show_fraction(record.epsilon),
+            epsilon_of(record),
             f"{record.n:,}",
             percent(record.accuracy),
-            _interval(record),
+            interval(record),
             f"{record.l2:.2f}",
         ]
         for record in sorted(records, key=lambda r: (order.index(r.attack), r.view))
@@ -225,19 +225,31 @@ def threat_models(results: Results) -> Table:
     )
 
 
-def _interval(record: Record) -> str:
+def interval(record: Record) -> str:
+    """The 95 % interval of the accuracy, in percent."""
     return f"{percent(record.ci95[0])} to {percent(record.ci95[1])}"
 
 
-def _half_width(records: Iterable[Record]) -> str:
+def epsilon_of(record: Record) -> str:
+    """The attack's epsilon, with its norm where that is not L-inf."""
+    return show_fraction(record.epsilon) + (" (L2)" if record.norm == "l2" and record.epsilon is not None else "")
+
+
+def half_width(records: Iterable[Record]) -> float:
     """The widest 95 % interval's longer side, in points."""
-    width = max(max(record.accuracy - record.ci95[0], record.ci95[1] - record.accuracy) for record in records)
-    return f"{100 * width:.1f}"
+    return 100 * max(max(record.accuracy - record.ci95[0], record.ci95[1] - record.accuracy) for record in records)
 
 
-def _images(records: Iterable[Record]) -> str:
-    first = next(iter(records))
-    return f"{first.n:,} test images of {first.dataset}, classifier {first.classifier}"
+def images_of(records: Iterable[Record]) -> str:
+    """What the records were measured on, in words."""
+    listed = list(records)
+    first, counts = listed[0], sorted({record.n for record in listed})
+    fewer = ""
+    if len(counts) > 1:
+        fewest = f"{counts[0]:,}" if len(counts) == 2 else f"{counts[0]:,} to {counts[-2]:,}"
+        named = [record.attack for record in listed if record.n < counts[-1]]
+        fewer = f" ({', '.join(dict.fromkeys(named))}: {fewest} of them, drawn at random)"
+    return f"{counts[-1]:,} test images of {first.dataset}{fewer}, classifier {first.classifier}"
 
 
 def _comparable(results: Results) -> set[str]:

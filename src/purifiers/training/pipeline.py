@@ -1,9 +1,8 @@
 """The paper's training, end to end: classifiers -> NT and AT teachers -> student. Every stage resumes and is reused."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from purifiers.errors import CheckpointError, ConfigError
 from purifiers.files import digest, write_text
 from purifiers.networks import build_network, fingerprint, place, save_network
 from purifiers.purifier import Purifier
-from purifiers.recipes import Recipe, load_recipe, recipe_text
+from purifiers.recipes import Recipe, differences, load_recipe, recipe_text
 from purifiers.recipes.schema import Optimisation
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier
@@ -123,23 +122,23 @@ def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
     """Before anything is overwritten. Evaluation may differ; what decides the weights may not."""
     if not (folder / RECIPE_FILE).is_file():
         return
-    there, now = (_flat(one.model_dump(mode="json")) for one in (load_recipe(folder / RECIPE_FILE), recipe))
     # CIFAR-10 is the same wherever it lies; another folder is other images.
-    free = ("evaluation", "data.test_limit", "name", *(["data.path"] if recipe.data.name == "cifar10" else []))
-    differing = [key for key in {**there, **now} if there.get(key) != now.get(key) and not key.startswith(free)]
+    free = (
+        "evaluation",
+        "data.test_limit",
+        "name",
+        "weights",
+        "variants",
+        *(["data.path"] if recipe.data.name == "cifar10" else []),
+    )
+    found = differences(load_recipe(folder / RECIPE_FILE), recipe)
+    differing = {key: values for key, values in found.items() if not key.startswith(free)}
     if differing:
-        listed = ", ".join(f"{key} is {there.get(key)} there, {now.get(key)} now" for key in differing[:5])
+        listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
         listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise CheckpointError(
             f"{folder} was made with another recipe: {listed}; give another --output, or --restart to discard what is there"
         )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:

@@ -15,7 +15,7 @@ from purifiers.data import ImageSet, load_images
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.networks import CONFIG_FILE, load_network, place
 from purifiers.purifier import Purifier
-from purifiers.recipes import Recipe
+from purifiers.recipes import Recipe, load_recipe
 from purifiers.recipes.schema import Student
 from purifiers.seeds import seed_for
 from purifiers.training.checkpoint import load_state
@@ -57,6 +57,8 @@ class Run:
         fabric: device and precision.
         cache: the folder of cached adversarial examples.
         deadline: the time limit of this call.
+        trained: the recipe that the weights were trained with, where ``recipe`` is another: with other attacks, or in front
+            of another classifier.
         classifier: frozen, in evaluation mode; set by the first stage.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
         variants: the students of the recipe's variants, by title.
@@ -69,6 +71,7 @@ class Run:
     fabric: Fabric
     cache: Path
     deadline: Deadline = field(default_factory=Deadline)
+    trained: Recipe | None = None
     classifier: nn.Module = field(init=False)
     purifiers: dict[str, Purifier] = field(default_factory=dict)
     variants: dict[str, Purifier] = field(default_factory=dict)
@@ -125,11 +128,12 @@ def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fab
     return Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1, precision=precision)
 
 
-def open_weights(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
+def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto") -> Run:
     """A run in ``folder`` whose classifier and student are the shipped weights that ``recipe`` names; nothing is trained.
 
     Args:
         recipe: its ``classifier.source`` may name another classifier to protect.
+        trained: the same as it is in the library.
         folder: for adversarial examples and results.
         device: see :func:`make_fabric`.
 
@@ -137,10 +141,10 @@ def open_weights(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
         ConfigError: no weights of this recipe come with the library.
         MissingFileError, CheckpointError: see :meth:`Purifier.from_pretrained` and :func:`load_classifier`.
     """
-    if "student" not in recipe.weights:
+    source = recipe.classifier.source or recipe.weights.get("classifier")
+    if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
-    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache")
-    source = recipe.classifier.source or recipe.weights["classifier"]
+    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache", trained=trained)
     run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
     student = Purifier.from_pretrained(recipe.weights["student"])
     run.purifiers["student"] = Purifier(place(student.network, run.fabric.device).requires_grad_(False))
@@ -159,7 +163,8 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
         MissingFileError: the folder holds no trained student, or no classifier.
         CheckpointError, ConfigError: a damaged file; see :func:`load_classifier`.
     """
-    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache")
+    trained = load_recipe(folder / RECIPE_FILE)
+    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache", trained=trained)
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
         raise MissingFileError(
             f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"

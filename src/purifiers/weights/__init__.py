@@ -1,12 +1,19 @@
 """Trained weights that come with the library: one folder each, with config.json, model.safetensors and a model card."""
 
+import json
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
-"""What ``from_pretrained`` and ``--purifier`` take besides folders."""
+"""All of them."""
+PURIFIERS = tuple(name for name in NAMES if json.loads((_FOLDER / name / "config.json").read_text())["network"] == "cae")
+"""What ``from_pretrained`` and ``--purifier`` take besides folders; the others are classifiers."""
 
 
 def locate(name_or_folder: str | Path) -> Path:
-    """The folder of shipped weights of this name, or the folder itself where the name is none (``./cifar10`` never is)."""
-    return _FOLDER / str(name_or_folder) if str(name_or_folder) in NAMES else Path(name_or_folder)
+    """The folder of shipped weights of this name, or the folder itself: what is no name, and any ``Path``.
+
+    So the text ``./cifar10`` means a folder of the user's, ``cifar10`` never does.
+    """
+    shipped = isinstance(name_or_folder, str) and name_or_folder in NAMES
+    return _FOLDER / name_or_folder if shipped else Path(name_or_folder)
