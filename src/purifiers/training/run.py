@@ -163,12 +163,12 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
         MissingFileError: the folder holds no trained student, or no classifier.
         CheckpointError, ConfigError: a damaged file; see :func:`load_classifier`.
     """
-    trained = load_recipe(folder / RECIPE_FILE)
-    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache", trained=trained)
+    run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache")
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
         raise MissingFileError(
             f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"
         )
+    run.trained = load_recipe(folder / RECIPE_FILE)
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
