@@ -259,5 +259,6 @@ def test_table_2_over_seeds_has_means_and_ranges(make_results: Callable[..., Res
     plain = make_results()
     table = write_seeds([plain, shifted(plain, 7, {"teacher_at": 0.03})], tmp_path)
     assert table.rows[0][:3] == ["AT, no distillation", "61.50 (60.00 to 63.00)", "71.50 (70.00 to 73.00)"]
+    assert table.rows[-1][0] == "same, NT sees clean"
     assert "over the seeds 0, 7" in table.caption
     assert (tmp_path / "table2.md").read_text() == table.markdown()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from purifiers.evaluation.records import CLEAN, Results
-from purifiers.reports.tables import TABLE_2_ROWS, Table, half_width, images_of, percent, select
+from purifiers.reports.tables import TABLE_2_ROWS, Table, half_width, images_of, percent, row_title, select
 
 COMPARISONS = (
     ("student", "student_at"),
@@ -54,12 +54,12 @@ def table_2_over_seeds(runs: Sequence[Results]) -> Table:
     """Table 2 with the mean over several runs of one recipe that differ in their seeds, and the range."""
     attacks = list(select(runs[0]))
     rows = []
-    for stage, title in TABLE_2_ROWS.items():
+    for stage in TABLE_2_ROWS:
         cells = []
         for attack in attacks:
             shares = [select(results, stage)[attack].accuracy for results in runs]
             cells.append(f"{percent(mean(shares))} ({percent(min(shares))} to {percent(max(shares))})")
-        rows.append([title, *cells])
+        rows.append([row_title(runs[0], stage), *cells])
     seeds = ", ".join(str(results.seed) for results in runs)
     caption = (
         f"Accuracy in % after purification on {images_of(select(runs[0]).values())}, view blind: mean over the seeds {seeds}, "

@@ -118,11 +118,12 @@ def table_2(results: Results) -> Table:
     shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
     read = results.recipe["student"]["nt_teacher_input"]
     comparable = _comparable(results)
-    for stage, title in TABLE_2_ROWS.items():
+    for stage in TABLE_2_ROWS:
         records = select(results, stage)
-        title += f" {_OTHER_INPUT[read]}" if stage == "student_other" else ""
         theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(stage, {}).items() if attack in comparable}
-        rows.append([title, *(percent(records[attack].accuracy) + theirs.get(attack, "") for attack in attacks)])
+        rows.append(
+            [row_title(results, stage), *(percent(records[attack].accuracy) + theirs.get(attack, "") for attack in attacks)]
+        )
     names = ["clean" if attack == CLEAN else attack for attack in attacks]
     caption = (
         f"Accuracy in % after purification on {images_of(shown)}, view blind. Students start from the "
@@ -136,6 +137,12 @@ def table_2(results: Results) -> Table:
     if comparable:
         caption += f" In brackets: the paper's Table 2. {_THE_PAPERS}"
     return Table("Table 2. What each teacher brings (view blind)", caption, ["purifier", *names], rows)
+
+
+def row_title(results: Results, stage: str) -> str:
+    """What Table 2 calls a stage; the last row's name ends in what its teacher NT sees."""
+    other = _OTHER_INPUT[results.recipe["student"]["nt_teacher_input"]]
+    return TABLE_2_ROWS[stage] + (f" {other}" if stage == "student_other" else "")
 
 
 def table_3(results: Results) -> Table:
