@@ -17,7 +17,8 @@ import torch
 
 from purifiers.attacks import BIM
 from purifiers.console import say
-from purifiers.networks import ResNet, place
+from purifiers.networks import ResNet
+from purifiers.registry import place
 
 EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 20
 

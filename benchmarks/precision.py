@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from purifiers.networks import build_network, place
+from purifiers.registry import build_network, place
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "CAE 24/48/96": ("cae", {"residual": True}),

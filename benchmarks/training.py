@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from purifiers.console import console, say
-from purifiers.networks import CAE, place
+from purifiers.networks import CAE
 from purifiers.recipes import load_recipe
+from purifiers.registry import place
 from purifiers.training.loop import Stage, fit
 from purifiers.training.run import make_fabric
 from purifiers.training.stages import nt_losses

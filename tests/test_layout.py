@@ -22,6 +22,7 @@ ORDER = [
     "recipes",
     "attacks",
     "purifier",
+    "registry",
     "networks",
     "data",
     "console",

@@ -65,7 +65,7 @@ def test_what_is_no_purifier_is_not_loaded(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="damaged"):
         Purifier.from_pretrained(tmp_path)
-    from purifiers.networks import save_network
+    from purifiers.registry import save_network
 
     save_network(tmp_path / "classifier", ResNet(20))
     with pytest.raises(CheckpointError, match="a 'resnet', not a purifier"):

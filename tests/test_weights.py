@@ -9,8 +9,9 @@ import torch
 from purifiers import PurifiedClassifier, Purifier, weights
 from purifiers.data import ImageSet, load_images, to_float
 from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.networks import ResNet, load_network
+from purifiers.networks import ResNet
 from purifiers.recipes import NAMES, load_recipe
+from purifiers.registry import load_network
 from tests.conftest import CIFAR10, needs_cifar10
 
 CLASSIFIERS = [name for name in weights.NAMES if name not in weights.PURIFIERS]

@@ -24,9 +24,9 @@ import purifiers.weights
 from purifiers.data import to_float
 from purifiers.evaluation.records import Results
 from purifiers.files import load_tensors, save_tensors, write_text
-from purifiers.networks import CONFIG_FILE, WEIGHTS_FILE, load_network, place
 from purifiers.purifier import Purifier
 from purifiers.recipes import changed, load_recipe, parse_recipe, with_sources
+from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, load_network, place
 from purifiers.reports.card import classifier_card, model_card
 from purifiers.reports.report import headline, write_seeds
 from purifiers.reports.tables import all_tables

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from purifiers import weights
 from purifiers.errors import CheckpointError, InputError, MissingFileError
 from purifiers.naming import nearest
-from purifiers.networks import CONFIG_FILE, PURIFIERS, load_network, save_network
+from purifiers.registry import CONFIG_FILE, PURIFIERS, load_network, save_network
 
 TOLERANCE = 1e-4
 """How far rounding may take a pixel out of [0,1] before an image counts as out of range."""

@@ -7,8 +7,9 @@ import torch
 from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.files import save_tensors
-from purifiers.networks import ResNet, fingerprint, save_network
+from purifiers.networks import ResNet
 from purifiers.recipes.schema import Classifier, Network
+from purifiers.registry import fingerprint, save_network
 from purifiers.training.classifier import accuracy, load_classifier
 
 MODULE = """

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from purifiers.console import Deadline
 from purifiers.errors import CheckpointError, OutOfTime, TrainingError
-from purifiers.networks import CAE, place
+from purifiers.networks import CAE
 from purifiers.recipes.schema import Optimisation
+from purifiers.registry import place
 from purifiers.training.loop import Losses, Stage, fit
 from purifiers.training.run import make_fabric
 from purifiers.training.stages import nt_losses

@@ -16,8 +16,9 @@ from PIL import Image
 from purifiers import Purifier
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 from purifiers.files import load_tensors
-from purifiers.networks import ResNet, fingerprint, save_network
+from purifiers.networks import ResNet
 from purifiers.recipes import Recipe, load_recipe, recipe_text
+from purifiers.registry import fingerprint, save_network
 from purifiers.training.pipeline import train
 from purifiers.training.run import Run, make_fabric, open_run, student_config
 from tests.conftest import TINY

@@ -5,8 +5,8 @@ import pytest
 from purifiers.errors import ConfigError
 from purifiers.evaluation.records import VARIANT
 from purifiers.evaluation.run import evaluate_run
-from purifiers.networks import fingerprint
 from purifiers.recipes import NAMES, Recipe, load_recipe
+from purifiers.registry import fingerprint
 from purifiers.reports.tables import table_3
 from purifiers.training.pipeline import train
 from purifiers.training.run import open_run

@@ -17,7 +17,7 @@ from purifiers.attacks.base import Attack, frozen
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import CheckpointError, InputError
 from purifiers.files import digest, load_tensors, save_tensors
-from purifiers.networks import fingerprint
+from purifiers.registry import fingerprint
 from purifiers.seeds import seed_for
 
 SHARD = 1000

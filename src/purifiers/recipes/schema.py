@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.errors import ConfigError
 from purifiers.naming import nearest
-from purifiers.networks import CLASSIFIERS, PURIFIERS, build_network
+from purifiers.registry import CLASSIFIERS, PURIFIERS, build_network
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -101,7 +101,7 @@ against: images in [0,1] to logits, normalisation inside. It has no defence of i
 - measured at commit {results.versions.get("commit", "unknown")}
 
 ```python
-from purifiers.networks import load_network
+from purifiers.registry import load_network
 from purifiers.weights import locate
 
 classifier = load_network(locate("{name}"))

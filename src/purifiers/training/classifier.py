@@ -13,8 +13,8 @@ from purifiers.attacks.base import frozen
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import ConfigError
 from purifiers.naming import nearest
-from purifiers.networks import build_network, load_network, load_weights, place
 from purifiers.recipes.schema import Classifier
+from purifiers.registry import build_network, load_network, load_weights, place
 
 
 def build_classifier(config: Classifier, classes: int) -> nn.Module:
@@ -34,7 +34,7 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
     Raises:
         ConfigError: not one of these forms; a module or function that cannot be imported or called; a classifier that
             does not return finite logits (N, classes) for the data's images and classes, or has no input gradient.
-        MissingFileError, CheckpointError: see :func:`purifiers.networks.load_network`.
+        MissingFileError, CheckpointError: see :func:`purifiers.registry.load_network`.
     """
     path = weights.locate(source)
     if path.suffix == ".safetensors":

@@ -11,10 +11,10 @@ from purifiers.console import Deadline, say
 from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError
 from purifiers.files import digest, write_text
-from purifiers.networks import build_network, fingerprint, place, save_network
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, differences, load_recipe, recipe_text
 from purifiers.recipes.schema import Optimisation
+from purifiers.registry import build_network, fingerprint, place, save_network
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier
 from purifiers.training.loop import Stage, fit

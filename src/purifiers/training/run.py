@@ -13,10 +13,10 @@ from torch import nn
 from purifiers.console import Deadline
 from purifiers.data import ImageSet, load_images
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.networks import CONFIG_FILE, load_network, place
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, load_recipe
 from purifiers.recipes.schema import Student
+from purifiers.registry import CONFIG_FILE, load_network, place
 from purifiers.seeds import seed_for
 from purifiers.training.checkpoint import load_state
 from purifiers.training.classifier import load_classifier

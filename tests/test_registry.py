@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
-from purifiers.networks import CAE, ResNet, build_network, fingerprint, load_network, load_weights, place, save_network
+from purifiers.networks import CAE, ResNet
+from purifiers.registry import build_network, fingerprint, load_network, load_weights, place, save_network
 
 
 def small() -> CAE:
