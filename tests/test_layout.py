@@ -23,6 +23,8 @@ ORDER = [
     "attacks",
     "purifier",
     "registry",
+    "baselines",
+    "pgd",
     "networks",
     "data",
     "console",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from purifiers.baselines import JPEG, NRP, SOAP, Adaptive, BitDepth, Median, Noisy, Nothing, TotalVariation
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from purifiers.files import digest, load_tensors, save_tensors, write_text
 from purifiers.naming import nearest
@@ -16,12 +17,23 @@ from purifiers.networks import CAE, ResNet
 
 Module = TypeVar("Module", bound=nn.Module)
 
-PURIFIERS: dict[str, type[nn.Module]] = {"cae": CAE}
+PURIFIERS: dict[str, type[nn.Module]] = {
+    "cae": CAE,
+    "nrp": NRP,
+    "soap": SOAP,
+    "jpeg": JPEG,
+    "bit_depth": BitDepth,
+    "median": Median,
+    "total_variation": TotalVariation,
+    "nothing": Nothing,
+    "noisy": Noisy,
+    "adaptive": Adaptive,
+}
 """Networks that map images to images, by name."""
 CLASSIFIERS: dict[str, type[nn.Module]] = {"resnet": ResNet}
 """Networks that map images to logits, by name."""
 NETWORKS = PURIFIERS | CLASSIFIERS
-"""All of them. A network keeps its constructor's arguments, JSON-able, in ``config``."""
+"""All of them. A network keeps its constructor's arguments in ``config``: JSON-able, or again such a network."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -30,6 +42,8 @@ FORMAT = 1
 
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build the network ``name`` of the registry with its constructor's ``arguments``.
+
+    An argument that is a network is given as a mapping: its name under ``network``, its own arguments beside that.
 
     Raises:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
@@ -41,7 +55,13 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         if argument not in valid:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
     try:
-        return NETWORKS[name](**arguments)
+        built = {
+            key: build_network(value["network"], {k: v for k, v in value.items() if k != "network"})
+            if isinstance(value, Mapping) and "network" in value
+            else value
+            for key, value in arguments.items()
+        }
+        return NETWORKS[name](**built)
     except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build the network '{name}': {error}") from error
 
@@ -86,16 +106,27 @@ def _load_state(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: P
         raise CheckpointError(f"the weights in {path} do not fit this network: {first}") from error
 
 
+def describe(network: nn.Module) -> dict[str, Any]:
+    """The network's name under ``network`` and its constructor's arguments beside it, JSON-able, networks in them too.
+
+    Raises:
+        InputError: its class, or that of a network within, is not in the registry, so that it could not be built again.
+    """
+    names = {cls: name for name, cls in NETWORKS.items()}
+    if type(network) not in names:
+        raise InputError(f"cannot save a {type(network).__name__}: only {', '.join(NETWORKS)} can be loaded again by name")
+    arguments = {key: describe(value) if isinstance(value, nn.Module) else value for key, value in network.config.items()}  # type: ignore[union-attr, operator]
+    return {"network": names[type(network)], **arguments}
+
+
 def save_network(folder: Path, network: nn.Module, **about: Any) -> None:
     """Write ``network`` to ``folder`` as model.safetensors and config.json; ``about`` is added to the latter.
 
     Raises:
         InputError: the network's class is not in the registry, so that it could not be loaded again.
     """
-    names = {cls: name for name, cls in NETWORKS.items()}
-    if type(network) not in names:
-        raise InputError(f"cannot save a {type(network).__name__}: only {', '.join(NETWORKS)} can be loaded again by name")
-    config = {"format": FORMAT, "network": names[type(network)], "arguments": network.config, **about}
+    described = describe(network)
+    config = {"format": FORMAT, "network": described.pop("network"), "arguments": described, **about}
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 

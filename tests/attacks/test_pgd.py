@@ -4,12 +4,13 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purifiers.attacks import BIM, FGSM, MIFGSM, PGD, distances
-from purifiers.attacks.pgd import pgd
 from purifiers.networks import ResNet
+from purifiers.pgd import pgd
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)
@@ -119,7 +120,7 @@ def test_more_steps_never_leave_the_graph_behind() -> None:
     """Memory does not grow with the number of steps: the result carries no history."""
     model, images, labels, _ = two_classes()
     generator = torch.Generator().manual_seed(0)
-    result = pgd(model, images, labels, epsilon=0.1, step_size=0.01, num_steps=3, generator=generator)
+    result = pgd(lambda x: F.cross_entropy(model(x), labels, reduction="sum"), images, epsilon=0.1, step_size=0.01, num_steps=3, generator=generator)
     assert result.grad_fn is None
     assert not result.requires_grad
 

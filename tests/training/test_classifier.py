@@ -8,7 +8,8 @@ from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.files import save_tensors
 from purifiers.networks import ResNet
-from purifiers.recipes.schema import Classifier, Network
+from purifiers.recipes.parts import Network
+from purifiers.recipes.schema import Classifier
 from purifiers.registry import fingerprint, save_network
 from purifiers.training.classifier import accuracy, load_classifier
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from purifiers.console import Deadline
 from purifiers.errors import CheckpointError, OutOfTime, TrainingError
 from purifiers.networks import CAE
-from purifiers.recipes.schema import Optimisation
+from purifiers.recipes.parts import Optimisation
 from purifiers.registry import place
 from purifiers.training.loop import Losses, Stage, fit
 from purifiers.training.run import make_fabric

@@ -7,7 +7,7 @@ from pydantic import Field
 from purifiers.attacks.autoattack import AutoAttack
 from purifiers.attacks.base import Attack, Length, distances, show_fraction
 from purifiers.attacks.cw import CW
-from purifiers.attacks.pgd import BIM, FGSM, MIFGSM, PGD
+from purifiers.attacks.pgd import BIM, FGSM, MIFGSM, PGD, SSP
 from purifiers.attacks.views import VIEWS
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "FGSM",
     "MIFGSM",
     "PGD",
+    "SSP",
     "VIEWS",
     "AnyAttack",
     "Attack",
@@ -25,5 +26,5 @@ __all__ = [
     "show_fraction",
 ]
 
-AnyAttack = Annotated[PGD | FGSM | BIM | MIFGSM | CW | AutoAttack, Field(discriminator="kind")]
+AnyAttack = Annotated[PGD | FGSM | BIM | MIFGSM | SSP | CW | AutoAttack, Field(discriminator="kind")]
 """The registry: what a recipe may name as an attack's ``kind``."""

@@ -17,7 +17,8 @@ ROUNDING = 1e-6
 """How far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that."""
 
 
-def _parse_fraction(value: Any) -> Any:
+def parse_fraction(value: Any) -> Any:
+    """A text such as ``8/255`` as a number; anything else as it is. Raises ValueError for another text."""
     if not isinstance(value, str):
         return value
     try:
@@ -38,7 +39,7 @@ def show_fraction(value: float | None) -> str:
 
 Length = Annotated[
     float,
-    BeforeValidator(_parse_fraction),
+    BeforeValidator(parse_fraction),
     Field(ge=0, allow_inf_nan=False),
     PlainSerializer(show_fraction, return_type=str, when_used="json"),
 ]

@@ -1,6 +1,7 @@
-"""Projected gradient descent (Madry et al. 2018) and its cases: FGSM (Goodfellow et al. 2015), BIM (Kurakin et al. 2017)
-and MI-FGSM (Dong et al. 2018)."""
+"""The gradient attacks: FGSM (Goodfellow et al. 2015), BIM (Kurakin et al. 2017), PGD (Madry et al. 2018), MI-FGSM (Dong et
+al. 2018) and SSP (Naseer et al. 2020): the same steps, :func:`purifiers.pgd.pgd`, with few, many, or another objective."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -9,88 +10,30 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from purifiers.attacks.base import Attack, Length
+from purifiers.pgd import pgd
 from purifiers.seeds import generator_for
 
 
-def pgd(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    step_size: float,
-    num_steps: int,
-    norm: Literal["linf", "l2"] = "linf",
-    generator: torch.Generator | None = None,
-    momentum: float = 0.0,
-) -> Tensor:
-    """Climb the cross-entropy of ``model`` within a ball around ``images``.
+class _Climber(Attack):
+    """Climbs an objective with gradient steps."""
 
-    Each step goes by ``step_size`` along the gradient's sign (L-inf) or direction (L2), is projected to the ball and
-    clipped to [0,1]. The graph of a step is freed with the step. No early stop: every image gets every step.
-
-    Args:
-        model: images -> logits; should be in evaluation mode with its parameters' gradients off.
-        images: float32 (N, C, H, W), in [0,1].
-        labels: int64 (N,).
-        epsilon, step_size: in [0,1] units of ``norm``.
-        num_steps: number of gradients taken.
-        generator: where to draw a random start in the ball from; None starts at the images.
-        momentum: 0 follows the gradient; else the sum of gradients, each divided by its L1 norm, of which every step
-            keeps this share (equation 6 of Dong et al.).
-    """
-    adversarial = images.clone()
-    if generator is not None:
-        adversarial = _clip(images + _random_in_ball(images, epsilon, norm, generator), images, epsilon, norm)
-    gathered = torch.zeros_like(images)
-    for _ in range(num_steps):
-        adversarial.requires_grad_(True)
-        with torch.enable_grad():
-            loss = F.cross_entropy(model(adversarial), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adversarial)
-        if momentum:
-            gathered = momentum * gathered + gradient / gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
-            gradient = gathered
-        direction = gradient.sign() if norm == "linf" else gradient * (1 / _l2(gradient))
-        adversarial = _clip(adversarial.detach() + step_size * direction, images, epsilon, norm)
-    return adversarial
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        """What is climbed: the cross-entropy."""
+        return lambda adversarial: F.cross_entropy(model(adversarial), labels, reduction="sum")
 
 
-def _clip(candidate: Tensor, images: Tensor, epsilon: float, norm: Literal["linf", "l2"]) -> Tensor:
-    difference = candidate - images
-    if norm == "linf":
-        difference = difference.clamp_(-epsilon, epsilon)
-    else:
-        difference = difference * (epsilon / _l2(difference)).clamp_max(1)
-    return difference.add_(images).clamp_(0, 1)
-
-
-def _random_in_ball(images: Tensor, epsilon: float, norm: Literal["linf", "l2"], generator: torch.Generator) -> Tensor:
-    # Drawn in the default memory layout, so that the same seed means the same numbers whatever layout the images have.
-    if norm == "linf":
-        uniform = torch.rand(images.shape, generator=generator, device=images.device)
-        return (2 * uniform - 1) * epsilon
-    direction = torch.randn(images.shape, generator=generator, device=images.device)
-    radius = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images[0].numel())
-    return direction / _l2(direction) * radius.view(-1, 1, 1, 1) * epsilon
-
-
-def _l2(batch: Tensor) -> Tensor:
-    """Length of each image's vector, (N, 1, 1, 1), never 0 so that it can be divided by."""
-    return batch.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-
-
-class FGSM(Attack):
+class FGSM(_Climber):
     """The fast gradient sign method: one step of length epsilon from the image."""
 
     kind: Literal["fgsm"] = "fgsm"
     epsilon: Length
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        return pgd(model, images, labels, epsilon=self.epsilon, step_size=self.epsilon, num_steps=1, norm=self.norm)
+        objective = self.objective(model, images, labels)
+        return pgd(objective, images, epsilon=self.epsilon, step_size=self.epsilon, num_steps=1, norm=self.norm)
 
 
-class BIM(Attack):
+class BIM(_Climber):
     """The basic iterative method: many small steps from the image."""
 
     kind: Literal["bim"] = "bim"
@@ -104,9 +47,8 @@ class BIM(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         return pgd(
-            model,
+            self.objective(model, images, labels),
             images,
-            labels,
             epsilon=self.epsilon,
             step_size=self.step_size,
             num_steps=self.num_steps,
@@ -136,3 +78,17 @@ class MIFGSM(BIM):
 
     def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
         return {"momentum": self.momentum}
+
+
+class SSP(PGD):
+    """Self-supervised perturbation (Naseer et al. 2020, section 3.1): PGD that drives the model's outputs away from those of
+    the clean image and needs no label. Meant for a view that gives features, :class:`purifiers.attacks.views.Features`.
+    """
+
+    kind: Literal["ssp"] = "ssp"  # type: ignore[assignment]
+
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        """The squared distance of the outputs to those of the clean images."""
+        with torch.no_grad():
+            clean = model(images)
+        return lambda adversarial: (model(adversarial) - clean).square().flatten(1).mean(1).sum()

@@ -90,10 +90,17 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of ``images`` in [0,1]."""
+        return self.logits(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The last feature map, (N, 4 * width, H / 4, W / 4), of ``images`` in [0,1]."""
         x = (images - self.mean) / self.std
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean(dim=(2, 3)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (N, num_classes) of a feature map."""
+        return self.linear(features.mean(dim=(2, 3)))
 
 
 def _layer(fan_in: int, fan_out: int, count: int, stride: int) -> nn.Sequential:

@@ -1,83 +1,18 @@
 """What a recipe may say. Each class is a group of keys in the YAML file; unknown keys are refused."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
-from purifiers.errors import ConfigError
 from purifiers.naming import nearest
-from purifiers.registry import CLASSIFIERS, PURIFIERS, build_network
-
-Positive = Annotated[int, Field(ge=1)]
-
+from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
+from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Positive
+from purifiers.registry import CLASSIFIERS, PURIFIERS
 
 ADAPTIVE = "adaptive"
 """In ``evaluation.limits``: all attacks by an attacker who knows of the purifier."""
-
-
-class Group(BaseModel):
-    """Base of all groups: read-only, and no keys but those named."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Data(Group):
-    """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
-
-    name: Literal["digits", "cifar10", "folder"]
-    path: str | None = None
-    size: Positive | None = None
-    limit: Positive | None = None
-    test_limit: Positive | None = None
-
-    def source(self) -> dict[str, Any]:
-        """The options for the loader of this data set."""
-        return {"path": self.path, "size": self.size}
-
-
-class Network(BaseModel):
-    """A network's name in the registry and its constructor's arguments, all on one level."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    network: str
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """The constructor's arguments."""
-        return self.model_extra or {}
-
-    @model_validator(mode="after")
-    def _buildable(self) -> "Network":
-        try:
-            with torch.device("meta"):  # neither memory nor random numbers are spent on a check
-                network = build_network(self.network, self.arguments)
-            if getattr(network, "config", {}).get("channels", 3) != 3:
-                raise ConfigError("every data set has 3 channels (grey images become RGB)")
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        return self
-
-
-class Optimisation(Group):
-    """How one network is trained.
-
-    ``schedule``: ``constant``, or ``one_cycle`` (Smith and Topin 2018: up to ``learning_rate`` and down to nothing).
-    ``flip`` and ``crop``: random mirroring; random shifts by up to so many pixels.
-    """
-
-    epochs: Positive
-    batch_size: Positive = 128
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    weight_decay: float = Field(default=0.0, ge=0)
-    schedule: Literal["constant", "one_cycle"] = "constant"
-    flip: bool = False
-    crop: int = Field(default=0, ge=0)
 
 
 class Classifier(Group):
@@ -105,28 +40,16 @@ class Classifier(Group):
         return self
 
 
-class OnAttacked(Optimisation):
-    """A training on adversarial images, with what the paper does not have and the defaults leave out.
+class OnAttacked(OnPerturbed):
+    """A training on adversarial images with guidance by C, the frozen classifiers: the one to protect and its companions, each
+    asked about its share of a batch.
 
-    C stands for the frozen classifiers: the one to protect and its companions, each asked about its share of a batch.
-
-    ``strength_low`` and ``strength_high``: each perturbation is scaled by a factor drawn between them (clipped to [0,1]).
-    ``clean_share``: with this probability an image comes without its perturbation.
-    ``classification_weight``, ``logits_weight``: guidance by C, added to the loss: cross-entropy of C on the purified
-    image, and the mean absolute difference of C's logits on the purified and on the original image.
+    ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
+    absolute difference of C's logits on the purified and on the original image.
     """
 
-    strength_low: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    strength_high: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    clean_share: float = Field(default=0.0, ge=0, le=1)
     classification_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     logits_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "OnAttacked":
-        if self.strength_low > self.strength_high:
-            raise ValueError(f"strength_low {self.strength_low:g} is above strength_high {self.strength_high:g}")
-        return self
 
 
 class TeacherNT(Optimisation):
@@ -169,7 +92,7 @@ class Evaluation(Group):
     attacks: dict[str, AnyAttack] = Field(min_length=1)
     views: tuple[str, ...] = Field(default=("blind",), min_length=1)
     adaptive_attacks: tuple[str, ...] = ()
-    limits: dict[str, Positive] = {}
+    limits: dict[str, Positive] = Field(default_factory=dict)
     batch_size: Positive = 250
 
     @field_validator("views", "adaptive_attacks", mode="before")
@@ -219,6 +142,7 @@ class Recipe(Group):
     of the evaluation are float32 throughout.
     ``compiled``: train with ``torch.compile``; meant for a GPU.
     ``weights``: names of shipped weights that were trained with this recipe, by stage.
+    ``baselines``: other people's purifiers to compare with in Table 1, by the titles of their rows.
     ``variants``: for a table of what each ingredient brings: title -> what is set otherwise. The first is the base of the
     others: they take its settings too.
     """
@@ -237,8 +161,9 @@ class Recipe(Group):
     teacher_nt: TeacherNT
     student: Student
     evaluation: Evaluation
-    weights: dict[str, str] = {}
-    variants: dict[str, dict[str, Any]] = {}
+    weights: dict[str, str] = Field(default_factory=dict)
+    baselines: dict[str, AnyBaseline] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def classifiers(self) -> dict[str, Classifier]:
         """The classifier to protect and its companions, by the names of their stages."""
@@ -255,6 +180,19 @@ class Recipe(Group):
     def _teacher_nt_knows_something(self) -> "Recipe":
         if not self.teacher_nt.epochs and not self.purifier.arguments.get("residual"):
             raise ValueError("teacher_nt.epochs is 0: without purifier.residual teacher NT starts from noise and has to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _baselines_apart(self) -> "Recipe":
+        known = ["student"]
+        for title, baseline in self.baselines.items():
+            clash = [other for other in known if folder_of(other) == folder_of(title)]
+            if clash or folder_of(title) == folder_of(""):
+                raise ValueError(f"baselines: the titles need letters or digits in which they differ; got '{title}'")
+            if isinstance(baseline, Untrained) and baseline.around is not None and baseline.around not in known:
+                hint = nearest(baseline.around, known)
+                raise ValueError(f"baselines.{title}.around: nothing before it is called '{baseline.around}'{hint}")
+            known.append(title)
         return self
 
     @model_validator(mode="after")

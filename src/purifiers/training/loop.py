@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from purifiers.console import Deadline, Stopwatch, detail, duration, progress, say
 from purifiers.data import augmented, shuffled_batches, to_float
 from purifiers.errors import CheckpointError, TrainingError
-from purifiers.recipes.schema import Optimisation
+from purifiers.recipes.parts import Optimisation
 from purifiers.seeds import generator_for
 from purifiers.training.checkpoint import load_state, save_state
 

@@ -43,20 +43,20 @@ class Panel:
         return torch.cat(parts).float()
 
 
-class _InPrecision(nn.Module):
+class InPrecision(nn.Module):
     """A classifier that computes in the training's precision inside an attack, whose images stay float32."""
 
-    def __init__(self, classifier: nn.Module, panel: Panel, precision: str) -> None:
+    def __init__(self, classifier: nn.Module, fabric: Fabric, precision: str) -> None:
         super().__init__()
         self.classifier = classifier
-        self.panel = panel
+        self.fabric = fabric
         self.precision = precision
 
     def extra_repr(self) -> str:
         return self.precision  # a part of the fingerprint that cached adversarial examples are found by
 
     def forward(self, images: Tensor) -> Tensor:
-        with self.panel.autocast():
+        with self.fabric.autocast():
             logits: Tensor = self.classifier(images)
         return logits.float()
 
@@ -69,7 +69,7 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     recipe = run.recipe
     models = panel.classifiers
     if recipe.precision != "32-true":
-        models = [_InPrecision(classifier, panel, recipe.precision) for classifier in models]
+        models = [InPrecision(classifier, run.fabric, recipe.precision) for classifier in models]
     jobs = [(attack, model) for attack in recipe.training_attacks.values() for model in models]
     count, seconds = len(data) * recipe.attack_rounds, 0.0
     rounds = []

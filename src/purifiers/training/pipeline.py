@@ -1,7 +1,7 @@
 """The paper's training, end to end: classifiers -> NT and AT teachers -> student. Every stage resumes and is reused."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from purifiers.console import Deadline, say
 from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError
-from purifiers.files import digest, write_text
+from purifiers.files import write_text
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, differences, load_recipe, recipe_text
-from purifiers.recipes.schema import Optimisation
-from purifiers.registry import build_network, fingerprint, place, save_network
+from purifiers.recipes.parts import Optimisation
+from purifiers.registry import build_network
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier
-from purifiers.training.loop import Stage, fit
+from purifiers.training.fitting import fit_stage, seeded
 from purifiers.training.panel import Panel, attack_training_images
-from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STATE_FILE, STUDENTS, Run, make_fabric, student_config
+from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STUDENTS, Run, make_fabric, student_config
 from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
 
 GLANCE = 1000
@@ -128,6 +128,7 @@ def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
         "data.test_limit",
         "name",
         "weights",
+        "baselines",
         "variants",
         *(["data.path"] if recipe.data.name == "cifar10" else []),
     )
@@ -144,8 +145,8 @@ def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
     config = run.recipe.classifiers()[name]
     assert config.training is not None  # the schema asks for a source or a training
-    network = _seeded(run, name, lambda: build_classifier(config, len(data.classes)))
-    _fit(run, name, name, network, data.images, data.labels, classifier_losses, config.training)
+    network = seeded(run, name, lambda: build_classifier(config, len(data.classes)))
+    fit_stage(run, name, name, network, data.images, data.labels, classifier_losses, config.training)
     return network.requires_grad_(False)
 
 
@@ -162,43 +163,12 @@ def _train_purifier(
     # All students start from the same weights and see the same batches, so that they differ in their teachers alone.
     stream = "student" if name in STUDENTS else name
     config = run.recipe.purifier
-    network = _seeded(run, stream, lambda: build_network(config.network, config.arguments))
+    network = seeded(run, stream, lambda: build_network(config.network, config.arguments))
     if first is not None:
         network.load_state_dict(first.state_dict())
         parents = [*parents, first]
-    _fit(run, name, stream, network, images, labels, losses, optimisation, parents)
-    run.purifiers[name] = Purifier(network.requires_grad_(False))
-    return network
-
-
-def _seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(run.recipe.seed, stream, "initial weights"))
-        network = build()
-    return place(network, run.fabric.device)
-
-
-def _fit(
-    run: Run,
-    name: str,
-    stream: str,
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    losses: StageLosses,
-    optimisation: Optimisation,
-    parents: Sequence[nn.Module] = (),
-) -> None:
-    # The images are keyed by what they are made from, not by their pixels: adversarial examples that are made again, on
-    # another machine or after the cache was deleted, may differ in a bit, and need not throw away a training.
     attacks = {name: attack.model_dump() for name, attack in run.recipe.training_attacks.items()}
     made_from = [attacks, run.recipe.attack_rounds] if images.shape[1] > 3 else []
-    key = digest(
-        repr(network), images[:, :3], labels, made_from, optimisation.model_dump(), run.recipe.precision, run.recipe.seed,
-        [fingerprint(parent) for parent in parents],
-    )  # fmt: skip
-    seed = seed_for(run.recipe.seed, stream)
-    stage = Stage(name, key, network, images, labels, losses, optimisation, seed, run.recipe.compiled)
-    folder = run.checkpoint(name)
-    run.histories[name] = fit(stage, run.fabric, folder / STATE_FILE, run.deadline)
-    save_network(folder, network)
+    fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, made_from)
+    run.purifiers[name] = Purifier(network.requires_grad_(False))
+    return network

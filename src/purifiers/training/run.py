@@ -61,6 +61,7 @@ class Run:
             of another classifier.
         classifier: frozen, in evaluation mode; set by the first stage.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
+        baselines: purifiers to compare with, by title; see :func:`purifiers.training.baselines.prepare_baselines`.
         variants: the students of the recipe's variants, by title.
         histories: stage -> one record for each epoch.
         splits: the images that were read so far; use :meth:`images`.
@@ -74,6 +75,7 @@ class Run:
     trained: Recipe | None = None
     classifier: nn.Module = field(init=False)
     purifiers: dict[str, Purifier] = field(default_factory=dict)
+    baselines: dict[str, Purifier] = field(default_factory=dict)
     variants: dict[str, Purifier] = field(default_factory=dict)
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     splits: dict[str, ImageSet] = field(default_factory=dict)

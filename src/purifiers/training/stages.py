@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
 from purifiers.training.loop import Losses
@@ -74,7 +75,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     return compute
 
 
-def attacked(pairs: Tensor, config: OnAttacked, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Split a batch of stacked images into images and adversarial examples of the strengths that ``config`` asks for.
 
     Args:

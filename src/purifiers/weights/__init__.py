@@ -6,7 +6,7 @@ from pathlib import Path
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
 """All of them."""
-PURIFIERS = tuple(name for name in NAMES if json.loads((_FOLDER / name / "config.json").read_text())["network"] == "cae")
+PURIFIERS = tuple(name for name in NAMES if json.loads((_FOLDER / name / "config.json").read_text())["network"] != "resnet")
 """What ``from_pretrained`` and ``--purifier`` take besides folders; the others are classifiers."""
 
 

@@ -1,0 +1,142 @@
+"""Classical input transformations: no training, no parameters. A learned purifier that does not beat them is worthless.
+
+Each is one function of the library that knows best, behind a module like any purifier's network: images (N, C, H, W), float,
+in [0,1] -> the same. Their gradient is that of the identity, as an attacker would set it (BPDA, Athalye et al. 2018): their own
+is zero almost everywhere, which protects nobody.
+"""
+
+import io
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import median_filter
+from torch import Tensor, nn
+
+from purifiers.errors import InputError
+
+
+class Transformation(nn.Module, ABC):
+    """Base: the transformation of values, outside of autograd."""
+
+    config: dict[str, Any]
+
+    @abstractmethod
+    def transform(self, images: Tensor) -> Tensor:
+        """The transformed images, no gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Transform ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype, device and range."""
+        with torch.no_grad():
+            changed = self.transform(images.detach()).to(images)
+        return changed.clamp(0, 1) + (images - images.detach())
+
+
+class JPEG(Transformation):
+    """Compression and decompression with Pillow's JPEG (Dziugaite et al. 2016; Guo et al. 2018: quality 75).
+
+    Args:
+        quality: 1 to 95.
+
+    Raises:
+        InputError: another quality; when called, images of other than 3 channels.
+    """
+
+    def __init__(self, quality: int = 75) -> None:
+        super().__init__()
+        if not 1 <= quality <= 95:
+            raise InputError(f"the quality of a JPEG is 1 to 95; got {quality}")
+        self.config = {"quality": quality}
+        self.quality = quality
+
+    def transform(self, images: Tensor) -> Tensor:
+        if images.shape[1] != 3:
+            raise InputError(f"JPEG takes images of 3 channels; got {images.shape[1]}")
+        pixels = images.float().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return torch.from_numpy(np.stack([self._through(one) for one in pixels])).permute(0, 3, 1, 2).float() / 255
+
+    def _through(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        with io.BytesIO() as file:
+            Image.fromarray(pixels).save(file, "JPEG", quality=self.quality)
+            return np.asarray(Image.open(file))
+
+
+class BitDepth(Transformation):
+    """Fewer grey levels (Xu, Evans and Qi 2018: feature squeezing).
+
+    Args:
+        bits: 1 to 8 for each channel.
+
+    Raises:
+        InputError: another number of bits.
+    """
+
+    def __init__(self, bits: int = 4) -> None:
+        super().__init__()
+        if not 1 <= bits <= 8:
+            raise InputError(f"a channel has 1 to 8 bits; got {bits}")
+        self.config = {"bits": bits}
+        self.levels = 2**bits - 1
+
+    def transform(self, images: Tensor) -> Tensor:
+        return (images * self.levels).round() / self.levels
+
+
+class Median(Transformation):
+    """The median of a square around each pixel, each channel by itself (Xu, Evans and Qi 2018), by SciPy.
+
+    Args:
+        size: side of the square in pixels.
+
+    Raises:
+        InputError: a size below 2.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        if size < 2:
+            raise InputError(f"the median of a square needs a side of at least 2 pixels; got {size}")
+        self.config = {"size": size}
+        self.size = size
+
+    def transform(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(median_filter(images.float().cpu().numpy(), size=(1, 1, self.size, self.size)))
+
+
+class TotalVariation(Transformation):
+    """Total-variation minimisation by Chambolle's algorithm, from scikit-image (Guo et al. 2018 drop pixels first; this
+    does not).
+
+    Args:
+        weight: how smooth; 0.1 is scikit-image's own.
+
+    Raises:
+        InputError: a weight of 0 or less.
+    """
+
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__()
+        if weight <= 0:
+            raise InputError(f"total-variation minimisation needs a weight above 0; got {weight}")
+        self.config = {"weight": weight}
+        self.weight = weight
+
+    def transform(self, images: Tensor) -> Tensor:
+        from skimage.restoration import denoise_tv_chambolle  # not needed by those who only purify
+
+        pixels = images.float().cpu().numpy()
+        return torch.from_numpy(np.stack([denoise_tv_chambolle(one, weight=self.weight, channel_axis=0) for one in pixels]))
+
+
+class Nothing(nn.Module):
+    """Images as they are: the network inside of noise alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``images`` themselves."""
+        return images

@@ -1,0 +1,165 @@
+"""SOAP, self-supervised online adversarial purification (Shi, Holtz and Mishne, ICLR 2021, arXiv 2101.09387).
+
+A classifier is trained together with an auxiliary task that needs no labels. At test time an image is moved, within a small
+ball, to where the auxiliary loss is low: attacks on the class leave that loss high.
+"""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purifiers.errors import InputError
+from purifiers.networks import ResNet
+from purifiers.pgd import pgd
+
+Task = Literal["reconstruction", "rotation", "consistency"]
+"""Data reconstruction, rotation prediction, label consistency (section 3.3 of the paper)."""
+TURNS = 4
+"""Rotations by a quarter turn, from none to three."""
+
+
+def rotation_error(logits: Tensor, turns: Tensor) -> Tensor:
+    """At test time: mean squared error of the softmax to the one-hot turn, (N,), of ``logits`` (N, 4), ``turns`` (N,)."""
+    return (logits.softmax(1) - F.one_hot(turns, TURNS)).square().mean(1)
+
+
+def reconstruction_error(restored: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error of each image, (N,), of two batches (N, C, H, W)."""
+    return (restored - images).square().flatten(1).mean(1)
+
+
+def consistency_error(logits: Tensor, others: Tensor) -> Tensor:
+    """Mean squared difference of the logits (N, classes) of two views of each image, (N,)."""
+    return (logits - others).square().mean(1)
+
+
+class SOAP(nn.Module):
+    """Purifies images with the auxiliary task of its own classifier: (N, 3, H, W), float, in [0,1] -> the same.
+
+    For each epsilon of ``0, epsilon_step, 2 * epsilon_step, ...`` an image descends its auxiliary error from where it is;
+    of the results, each image keeps the one of the lowest error (the paper chooses so; its code chooses once a batch).
+    The gradient of the output is that of the identity, a first guess of an attacker's (BPDA).
+
+    Attributes:
+        classifier: what is protected, and attacked: trained with the task, so that a foreign one will not do.
+
+    Args:
+        classifier: a CIFAR ResNet.
+        task: which auxiliary task.
+        num_steps, step_size: of each descent; 5 steps of 4/255 in the paper.
+        epsilon_step, num_epsilons: the epsilons to choose from; 10 of 4/255 and their multiples, besides 0, in the paper.
+        mirrored: the views of ``consistency`` are mirror images too (not where left and right mean something).
+
+    Raises:
+        InputError: another classifier or task, or a number that makes no sense.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        task: Task = "consistency",
+        num_steps: int = 5,
+        step_size: float = 4 / 255,
+        epsilon_step: float = 4 / 255,
+        num_epsilons: int = 10,
+        mirrored: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(classifier, ResNet):
+            raise InputError(f"SOAP is built around a 'resnet', whose features its task uses; got {type(classifier).__name__}")
+        if task not in get_args(Task):
+            raise InputError(f"SOAP has the tasks {', '.join(get_args(Task))}; got '{task}'")
+        if min(num_steps, num_epsilons) < 1 or min(step_size, epsilon_step) <= 0:
+            raise InputError(
+                "SOAP needs at least one step and one epsilon, both above 0; got "
+                f"num_steps={num_steps}, num_epsilons={num_epsilons}, step_size={step_size}, epsilon_step={epsilon_step}"
+            )
+        self.config: dict[str, Any] = {
+            "classifier": classifier,
+            "task": task,
+            "num_steps": num_steps,
+            "step_size": step_size,
+            "epsilon_step": epsilon_step,
+            "num_epsilons": num_epsilons,
+            "mirrored": mirrored,
+        }
+        self.classifier = classifier
+        self.task: Task = task
+        self.num_steps = num_steps
+        self.step_size = step_size
+        self.epsilon_step = epsilon_step
+        self.mirrored = mirrored
+        # From where it starts a descent never gets further than this: larger epsilons would all give the same.
+        reach = math.ceil(num_steps * step_size / epsilon_step - 1e-6)
+        self.levels = min(num_epsilons, reach)
+        width = classifier.linear.in_features
+        self.head: nn.Module = nn.Identity()
+        if task == "rotation":
+            self.head = nn.Linear(width, TURNS)
+        elif task == "reconstruction":
+            self.head = nn.Sequential(
+                nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),
+                nn.ReLU(),
+                nn.ConvTranspose2d(width // 2, width // 4, 4, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(width // 4, 3, 3, padding=1),
+                nn.Sigmoid(),
+            )
+
+    def auxiliary(self, images: Tensor) -> Tensor:
+        """What the task says of ``images``: logits of the turn (N, 4), restored images, or logits of the class."""
+        features = self.classifier.features(images)
+        if self.task == "rotation":
+            return self.head(features.mean(dim=(2, 3)))
+        if self.task == "reconstruction":
+            height, width = images.shape[-2:]
+            return self.head(features)[..., :height, :width]
+        return self.classifier.logits(features)
+
+    def error(self, images: Tensor) -> Tensor:
+        """The auxiliary error of each image at test time, (N,); lower is cleaner."""
+        if self.task == "rotation":
+            errors = [
+                rotation_error(self.auxiliary(images.rot90(turn, (2, 3))), images.new_full((len(images),), turn).long())
+                for turn in range(TURNS)
+            ]
+            return torch.stack(errors).mean(0)
+        if self.task == "reconstruction":
+            return reconstruction_error(self.auxiliary(images), images)
+        return consistency_error(self.auxiliary(images), self.auxiliary(self._view(images)))
+
+    def _view(self, images: Tensor) -> Tensor:
+        """The other view of label consistency: the middle (30 of 32 pixels), mirrored, at the original size."""
+        height, width = images.shape[-2:]
+        top, left = max(1, height // 16), max(1, width // 16)
+        middle = images[..., top : height - top, left : width - left]
+        if self.mirrored:
+            middle = middle.flip(3)
+        return F.interpolate(middle, size=(height, width), mode="bilinear", align_corners=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify ``images`` (N, 3, H, W), float, in [0,1]; same shape, dtype and range."""
+        # Gradients are needed here in whatever mode the caller is.
+        with torch.inference_mode(False), torch.enable_grad():
+            start = images.detach().clone()
+            best, lowest = start, self._error_now(start)
+            for level in range(1, self.levels + 1):
+                candidate = pgd(
+                    lambda moved: -self.error(moved).sum(),
+                    start,
+                    epsilon=level * self.epsilon_step,
+                    step_size=self.step_size,
+                    num_steps=self.num_steps,
+                )
+                error = self._error_now(candidate)
+                better = error < lowest
+                best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
+                lowest = torch.where(better, error, lowest)
+        return best + (images - images.detach())
+
+    def _error_now(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.error(images)

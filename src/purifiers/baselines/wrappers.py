@@ -1,0 +1,81 @@
+"""Options of any purifier, as purifiers around it: gradient steps before the pass, and noise before the pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.errors import InputError
+from purifiers.pgd import pgd
+
+
+class Adaptive(nn.Module):
+    """Move an image to where the purifier changes it little, then purify it (Kalaria, Hazra and Chakrabarti, arXiv 2208.13838).
+
+    An autoencoder reconstructs clean images well and attacked ones badly: a few signed gradient steps down the
+    reconstruction error ||f(x) - x||^2, within a ball around the image, come before the pass. The gradient of the output
+    is that of the last pass (the steps count as a constant).
+
+    Args:
+        base: a purifier's network.
+        num_steps, step_size: of the descent, in [0,1] units.
+        epsilon: the ball, L-inf, in [0,1] units.
+
+    Raises:
+        InputError: a number that makes no sense.
+    """
+
+    def __init__(self, base: nn.Module, num_steps: int = 4, step_size: float = 2 / 255, epsilon: float = 8 / 255) -> None:
+        super().__init__()
+        if num_steps < 1 or step_size <= 0 or epsilon <= 0:
+            raise InputError(
+                "adaptive use needs at least one step, and a step_size and an epsilon above 0; got "
+                f"num_steps={num_steps}, step_size={step_size}, epsilon={epsilon}"
+            )
+        self.config: dict[str, Any] = {"base": base, "num_steps": num_steps, "step_size": step_size, "epsilon": epsilon}
+        self.base = base
+        self.num_steps = num_steps
+        self.step_size = step_size
+        self.epsilon = epsilon
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
+        with torch.inference_mode(False), torch.enable_grad():
+            moved = pgd(
+                lambda candidate: -(self.base(candidate) - candidate).square().flatten(1).mean(1).sum(),
+                images.detach().clone(),
+                epsilon=self.epsilon,
+                step_size=self.step_size,
+                num_steps=self.num_steps,
+            )
+        return self.base(moved + (images - images.detach()))
+
+
+class Noisy(nn.Module):
+    """Add Gaussian noise, project into a ball around the image, clip to [0,1], then purify: NRP's dynamic inference (Naseer
+    et al. 2020, section 3.5), so that an attacker does not know what the purifier will see.
+
+    Noise comes from torch's global source of randomness.
+
+    Args:
+        base: a purifier's network; :class:`torch.nn.Identity` by itself is the baseline of noise alone.
+        sigma: standard deviation, in [0,1] units; 0.05 in NRP.
+        epsilon: the ball, L-inf, in [0,1] units; 16/255 in NRP.
+
+    Raises:
+        InputError: a number that makes no sense.
+    """
+
+    def __init__(self, base: nn.Module, sigma: float = 0.05, epsilon: float = 16 / 255) -> None:
+        super().__init__()
+        if sigma <= 0 or epsilon <= 0:
+            raise InputError(f"noise needs a sigma and an epsilon above 0; got sigma={sigma}, epsilon={epsilon}")
+        self.config: dict[str, Any] = {"base": base, "sigma": sigma, "epsilon": epsilon}
+        self.base = base
+        self.sigma = sigma
+        self.epsilon = epsilon
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
+        noise = (self.sigma * torch.randn_like(images)).clamp_(-self.epsilon, self.epsilon)
+        return self.base((images + noise).clamp(0, 1))

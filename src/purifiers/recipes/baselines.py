@@ -1,0 +1,98 @@
+"""What a recipe may say of the purifiers that ours is compared with."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from purifiers.attacks import SSP
+from purifiers.naming import nearest
+from purifiers.recipes.parts import Group, Network, OnPerturbed, Optimisation, Positive
+from purifiers.registry import PURIFIERS
+
+
+class TrainingNRP(OnPerturbed):
+    """NRP's purifier and its critic, together. The weights of its three losses are those of a re-implementation."""
+
+    adversarial_weight: float = Field(default=5e-3, ge=0, allow_inf_nan=False)
+    pixel_weight: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
+    feature_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+
+class TrainingSOAP(Optimisation):
+    """SOAP's classifier and its auxiliary task, together. For label consistency ``flip`` and ``crop`` make the two views.
+
+    ``alpha``: weight of the auxiliary loss; 1 in the paper.
+    ``noise``: standard deviation of the noise on what the auxiliary task is shown; in the paper 0.5 for reconstruction,
+    0.1 for consistency; not used for rotation.
+    """
+
+    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    noise: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+
+
+class _Baseline(Group):
+    """What all baselines have: a network, and on how many random test images it is measured (where it is slow)."""
+
+    network: Network
+    test_limit: Positive | None = None
+
+    @field_validator("network")
+    @classmethod
+    def _purifies(cls, network: Network) -> Network:
+        if network.network not in PURIFIERS:
+            raise ValueError(f"'{network.network}' does not map images to images{nearest(network.network, PURIFIERS)}")
+        return network
+
+
+class Untrained(_Baseline):
+    """A purifier that needs no training: a classical transformation, or a wrapper ``around`` a trained one.
+
+    ``around``: ``student`` or another baseline, whose network the wrapper gets as its ``base``.
+    """
+
+    kind: Literal["untrained"] = "untrained"
+    around: str | None = None
+
+
+class BaselineNRP(_Baseline):
+    """NRP (Naseer et al. 2020), trained on the recipe's images in front of the classifier to protect.
+
+    ``attack``: makes its training images from features of the classifier.
+    ``feature_layer``: which features, by the dotted name of a layer; the logits where none is given.
+    ``limit``: trained on so many random images.
+    ``critic_width``: channels of the critic's first convolution.
+    """
+
+    kind: Literal["nrp"] = "nrp"
+    attack: SSP
+    feature_layer: str | None = None
+    limit: Positive | None = None
+    critic_width: Positive = 64
+    training: TrainingNRP
+
+
+class BaselineSOAP(_Baseline):
+    """SOAP (Shi et al. 2021): a classifier of its own, which is what it is measured in front of; attacked itself.
+
+    ``limit``: trained on so many random images.
+    """
+
+    kind: Literal["soap"] = "soap"
+    limit: Positive | None = None
+    training: TrainingSOAP
+
+    @field_validator("network")
+    @classmethod
+    def _is_soap(cls, network: Network) -> Network:
+        if network.network != "soap":
+            raise ValueError(f"the network of a baseline of kind soap is 'soap'; got '{network.network}'")
+        return network
+
+
+AnyBaseline = Annotated[Untrained | BaselineNRP | BaselineSOAP, Field(discriminator="kind")]
+
+
+def folder_of(title: str) -> str:
+    """The folder of a baseline's training state: its title in small letters, digits and dashes."""
+    return "baseline-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

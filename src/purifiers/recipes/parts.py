@@ -1,0 +1,106 @@
+"""The groups of keys that several parts of a recipe have."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from purifiers.attacks.base import parse_fraction
+from purifiers.errors import ConfigError
+from purifiers.registry import NETWORKS, build_network
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Group(BaseModel):
+    """Base of all groups: read-only, and no keys but those named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Group):
+    """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
+
+    name: Literal["digits", "cifar10", "folder"]
+    path: str | None = None
+    size: Positive | None = None
+    limit: Positive | None = None
+    test_limit: Positive | None = None
+
+    def source(self) -> dict[str, Any]:
+        """The options for the loader of this data set."""
+        return {"path": self.path, "size": self.size}
+
+
+class Network(BaseModel):
+    """A network's name in the registry and its constructor's arguments, all on one level."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    network: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fractions(cls, content: Any) -> Any:
+        """Lengths as in attacks: 8/255 is a number."""
+        if not isinstance(content, Mapping):
+            return content
+        return {key: parse_fraction(value) if "/" in str(value) else value for key, value in content.items()}
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The constructor's arguments."""
+        return self.model_extra or {}
+
+    def filled(self) -> Mapping[str, Any]:
+        """The same with a network in the place of a wrapper's ``base``, where that is to come from elsewhere."""
+        takes_base = self.network in NETWORKS and "base" in inspect.signature(NETWORKS[self.network]).parameters
+        return ({"base": {"network": "nothing"}} if takes_base else {}) | dict(self.arguments)
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "Network":
+        try:
+            with torch.device("meta"):  # neither memory nor random numbers are spent on a check
+                network = build_network(self.network, self.filled())
+            if getattr(network, "config", {}).get("channels", 3) != 3:
+                raise ConfigError("every data set has 3 channels (grey images become RGB)")
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class Optimisation(Group):
+    """How one network is trained.
+
+    ``schedule``: ``constant``, or ``one_cycle`` (Smith and Topin 2018: up to ``learning_rate`` and down to nothing).
+    ``flip`` and ``crop``: random mirroring; random shifts by up to so many pixels.
+    """
+
+    epochs: Positive
+    batch_size: Positive = 128
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "one_cycle"] = "constant"
+    flip: bool = False
+    crop: int = Field(default=0, ge=0)
+
+
+class OnPerturbed(Optimisation):
+    """A training on perturbed images, with what the paper does not have and the defaults leave out.
+
+    ``strength_low`` and ``strength_high``: each perturbation is scaled by a factor drawn between them (clipped to [0,1]).
+    ``clean_share``: with this probability an image comes without its perturbation.
+    """
+
+    strength_low: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    strength_high: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    clean_share: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.strength_low > self.strength_high:
+            raise ValueError(f"strength_low {self.strength_low:g} is above strength_high {self.strength_high:g}")
+        return self

@@ -1,0 +1,211 @@
+"""Training the purifiers that ours is compared with: on the recipe's images, in front of its classifier, by the same loop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purifiers.attacks.generate import generate
+from purifiers.attacks.views import Features
+from purifiers.baselines import NRP, SOAP, nrp, soap
+from purifiers.console import progress, say
+from purifiers.data import ImageSet, augmented
+from purifiers.errors import ConfigError
+from purifiers.purifier import Purifier
+from purifiers.recipes.baselines import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
+from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, place
+from purifiers.seeds import seed_for
+from purifiers.training.fitting import fit_stage, seeded
+from purifiers.training.loop import Losses
+from purifiers.training.panel import InPrecision
+from purifiers.training.run import Run
+from purifiers.training.stages import StageLosses, attacked
+
+
+def prepare_baselines(run: Run, train: bool = True) -> None:
+    """Build the recipe's baselines into ``run.baselines``.
+
+    Args:
+        run: with a classifier and a student.
+        train: train what is not trained yet; otherwise that is left out, and what is wrapped around it.
+
+    Raises:
+        OutOfTime, TrainingError, CheckpointError: see :func:`purifiers.training.loop.fit`.
+        ConfigError: the classifier has no such layer, or images do not suit the baseline.
+    """
+    for title, config in run.recipe.baselines.items():
+        folder = run.checkpoint(folder_of(title))
+        network: nn.Module | None
+        if isinstance(config, Untrained):
+            network = _untrained(run, config)
+        elif train:
+            data = run.images("train").limited(config.limit, seed_for(run.recipe.seed, "baselines", "limit"))
+            trainer = _train_nrp if isinstance(config, BaselineNRP) else _train_soap
+            network = trainer(run, title, config, data)  # type: ignore[arg-type]
+        else:
+            network = load_network(folder) if (folder / CONFIG_FILE).is_file() else None
+        if network is None:
+            say(f"{title:<16} is left out: not trained")
+        else:
+            run.baselines[title] = Purifier(place(network, run.fabric.device).requires_grad_(False))
+
+
+def _untrained(run: Run, config: Untrained) -> nn.Module | None:
+    if config.around is None:
+        return build_network(config.network.network, config.network.arguments)
+    inner = run.purifiers["student"] if config.around == "student" else run.baselines.get(config.around)
+    if inner is None:
+        return None
+    outer = build_network(config.network.network, {**config.network.arguments, "base": describe(inner.network)})
+    outer.get_submodule("base").load_state_dict(inner.network.state_dict())
+    return outer
+
+
+# NRP
+
+
+class NRPGame(nn.Module):
+    """The purifier and its critic, as one network for the loop: each of their losses moves only the one that it is for."""
+
+    def __init__(self, purifier: NRP, critic: nrp.Critic) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.critic = critic
+
+    def forward(self, adversarial: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Purified images, and the critic's scores (N,): of clean images, of purified images for the critic to learn from, and
+        of purified images for the purifier to learn from."""
+        purified = self.purifier(adversarial)
+        still = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        for_purifier = torch.func.functional_call(self.critic, still, (purified,))
+        return purified, self.critic(images), self.critic(purified.detach()), for_purifier
+
+
+def nrp_losses(config: TrainingNRP, features: nn.Module) -> StageLosses:
+    """The purifier's loss (equation 5 of NRP) and the critic's.
+
+    Args:
+        config: the weights, and how strong the perturbations are.
+        features: images -> features (N, F) of the frozen classifier, float32.
+    """
+
+    def compute(game: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        images, adversarial = attacked(pairs, config, generator)
+        purified, clean, for_critic, for_purifier = (part.float() for part in game(adversarial, images))
+        with torch.no_grad():
+            clean_features = features(images)
+        parts = {
+            "adversarial": nrp.relativistic_loss(for_purifier, clean.detach()),
+            "pixel": F.mse_loss(purified, images),
+            "feature": nrp.feature_loss(features(purified), clean_features),
+            "critic": nrp.relativistic_loss(clean, for_critic),
+        }
+        purifiers_own = sum(getattr(config, f"{name}_weight") * parts[name] for name in ("adversarial", "pixel", "feature"))
+        return {"loss": purifiers_own + parts["critic"], **parts}
+
+    return compute
+
+
+def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.Module:
+    stage = folder_of(title)
+    features: nn.Module = InPrecision(Features(run.classifier, config.feature_layer), run.fabric, run.recipe.precision)
+    with progress(f"{title}: attacking training images", len(data)) as advance:
+
+        def advanced(images: int) -> None:
+            advance(images)
+            run.deadline.check(f"a part of the adversarial examples of {title}")
+
+        adversarial = generate(
+            config.attack,
+            features,
+            data,
+            seed=seed_for(run.recipe.seed, stage, "attack"),
+            batch_size=run.recipe.evaluation.batch_size,
+            cache=run.cache,
+            quantized=True,
+            advance=advanced,
+        )
+    say(f"{title:<16} {len(data):,} training images attacked, {len(data) / max(adversarial.seconds, 1e-9):,.0f} images/s")
+    purifier = seeded(run, stage, lambda: build_network(config.network.network, config.network.arguments))
+    assert isinstance(purifier, NRP)
+    critic = seeded(run, f"{stage} critic", lambda: nrp.Critic(config.critic_width))
+    assert isinstance(critic, nrp.Critic)
+    game = NRPGame(purifier, critic)
+    pairs = torch.cat([data.images, adversarial.images], dim=1)
+    made_from = [config.attack.model_dump(), config.feature_layer]
+    losses = nrp_losses(config.training, features)
+    fit_stage(run, stage, stage, game, pairs, data.labels, losses, config.training, [run.classifier], made_from, purifier)
+    return purifier
+
+
+# SOAP
+
+
+class JointTraining(nn.Module):
+    """SOAP's classifier and its auxiliary task, as one network for the loop."""
+
+    def __init__(self, purifier: SOAP) -> None:
+        super().__init__()
+        self.purifier = purifier
+
+    def forward(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) of ``images``, and what the task says of ``others``, see :meth:`SOAP.auxiliary`."""
+        return self.purifier.classifier(images), self.purifier.auxiliary(others)
+
+
+def soap_losses(config: TrainingSOAP, task: soap.Task) -> StageLosses:
+    """Cross-entropy and the auxiliary loss of the task (equation 3 of SOAP).
+
+    Args:
+        config: the weight, and the noise.
+        task: which.
+    """
+
+    def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
+        return images + config.noise * torch.randn(images.shape, generator=generator, device=images.device)
+
+    def compute(joint: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        if task == "consistency":
+            views = [augmented(images, generator, flip=config.flip, crop=config.crop).contiguous() for _ in range(2)]
+            logits, others = (part.float() for part in joint(*(noisy(view, generator) for view in views)))
+            classification = (F.cross_entropy(logits, labels) + F.cross_entropy(others, labels)) / 2
+            auxiliary = soap.consistency_error(logits, others).mean()
+        elif task == "rotation":
+            # Batches are shuffled: it is chance which image gets which turn.
+            turns = torch.arange(len(images), device=images.device) % soap.TURNS
+            turned = torch.empty_like(images)
+            for turn in range(soap.TURNS):
+                turned[turns == turn] = images[turns == turn].rot90(turn, (2, 3))
+            logits, said = (part.float() for part in joint(images, turned))
+            classification = F.cross_entropy(logits, labels)
+            auxiliary = F.cross_entropy(said, turns)
+        else:
+            logits, restored = (part.float() for part in joint(images, noisy(images, generator)))
+            classification = F.cross_entropy(logits, labels)
+            auxiliary = soap.reconstruction_error(restored, images).mean()
+        return {"loss": classification + config.alpha * auxiliary, "classification": classification, "auxiliary": auxiliary}
+
+    return compute
+
+
+def _train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> nn.Module:
+    stage = folder_of(title)
+    purifier = seeded(run, stage, lambda: build_network("soap", _with_classes(config.network.arguments, len(data.classes))))
+    assert isinstance(purifier, SOAP)
+    height, width = data.images.shape[-2:]
+    if purifier.task == "rotation" and height != width:
+        raise ConfigError(f"{title}: turned images need to be square; these are {height} by {width} (set data.size)")
+    losses = soap_losses(config.training, purifier.task)
+    # The two views of label consistency are made from the image as it is.
+    plain = {"flip": False, "crop": 0} if purifier.task == "consistency" else {}
+    made_from = [purifier.task, config.training.model_dump()]
+    optimisation = config.training.model_copy(update=plain)
+    joint = JointTraining(purifier)
+    fit_stage(run, stage, stage, joint, data.images, data.labels, losses, optimisation, made_from=made_from, kept=purifier)
+    return purifier
+
+
+def _with_classes(arguments: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    return dict(arguments) | {"classifier": {**arguments["classifier"], "num_classes": classes}}
