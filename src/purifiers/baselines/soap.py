@@ -5,6 +5,7 @@ ball, to where the auxiliary loss is low: attacks on the class leave that loss h
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -111,11 +112,14 @@ class SOAP(nn.Module):
 
     def auxiliary(self, images: Tensor) -> Tensor:
         """What the task says of ``images``: logits of the turn (N, 4), restored images, or logits of the class."""
-        features = self.classifier.features(images)
+        return self.answer(self.classifier.features(images), images.shape[-2:])
+
+    def answer(self, features: Tensor, size: Sequence[int]) -> Tensor:
+        """The same from the classifier's feature map of images of ``size``, height and width."""
         if self.task == "rotation":
             return self.head(features.mean(dim=(2, 3)))
         if self.task == "reconstruction":
-            height, width = images.shape[-2:]
+            height, width = size
             return self.head(features)[..., :height, :width]
         return self.classifier.logits(features)
 

@@ -152,7 +152,9 @@ class JointTraining(nn.Module):
 
     def forward(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, classes) of ``images``, and what the task says of ``others``, see :meth:`SOAP.auxiliary`."""
-        return self.purifier.classifier(images), self.purifier.auxiliary(others)
+        # In one pass, so that batch statistics are of both, as those that are kept for evaluation are.
+        features, other_features = self.purifier.classifier.features(torch.cat([images, others])).chunk(2)
+        return self.purifier.classifier.logits(features), self.purifier.answer(other_features, others.shape[-2:])
 
 
 def soap_losses(config: TrainingSOAP, task: soap.Task) -> StageLosses:
