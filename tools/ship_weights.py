@@ -28,8 +28,7 @@ from purifiers.purifier import Purifier
 from purifiers.recipes import changed, load_recipe, parse_recipe, with_sources
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, load_network, place
 from purifiers.reports.card import classifier_card, model_card
-from purifiers.reports.report import headline, write_seeds
-from purifiers.reports.tables import all_tables
+from purifiers.reports.report import all_tables, headline, write_seeds
 from purifiers.training.classifier import accuracy
 from purifiers.training.run import RECIPE_FILE, Run, make_fabric
 

@@ -34,7 +34,7 @@ def pgd(
     """
     adversarial = images.clone()
     if generator is not None:
-        adversarial = _clip(images + _random_in_ball(images, epsilon, norm, generator), images, epsilon, norm)
+        adversarial = project(images + _random_in_ball(images, epsilon, norm, generator), images, epsilon, norm)
     gathered = torch.zeros_like(images)
     for _ in range(num_steps):
         adversarial.requires_grad_(True)
@@ -45,11 +45,12 @@ def pgd(
             gathered = momentum * gathered + gradient / gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)
             gradient = gathered
         direction = gradient.sign() if norm == "linf" else gradient * (1 / _l2(gradient))
-        adversarial = _clip(adversarial.detach() + step_size * direction, images, epsilon, norm)
+        adversarial = project(adversarial.detach() + step_size * direction, images, epsilon, norm)
     return adversarial
 
 
-def _clip(candidate: Tensor, images: Tensor, epsilon: float, norm: Literal["linf", "l2"]) -> Tensor:
+def project(candidate: Tensor, images: Tensor, epsilon: float, norm: Literal["linf", "l2"] = "linf") -> Tensor:
+    """``candidate`` brought into the ball of ``epsilon`` around ``images``, and into [0,1]."""
     difference = candidate - images
     if norm == "linf":
         difference = difference.clamp_(-epsilon, epsilon)

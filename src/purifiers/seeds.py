@@ -1,6 +1,8 @@
 """Randomness: every random number comes from the recipe's seed and the name of what it is for."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,3 +16,11 @@ def seed_for(seed: int, *purpose: str | int) -> int:
 def generator_for(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on ``device``, seeded by :func:`seed_for`."""
     return torch.Generator(device).manual_seed(seed_for(seed, *purpose))
+
+
+@contextmanager
+def reproducible(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global source of randomness starts from ``seed`` within, and goes on undisturbed afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -120,7 +120,14 @@ def test_more_steps_never_leave_the_graph_behind() -> None:
     """Memory does not grow with the number of steps: the result carries no history."""
     model, images, labels, _ = two_classes()
     generator = torch.Generator().manual_seed(0)
-    result = pgd(lambda x: F.cross_entropy(model(x), labels, reduction="sum"), images, epsilon=0.1, step_size=0.01, num_steps=3, generator=generator)
+    result = pgd(
+        lambda x: F.cross_entropy(model(x), labels, reduction="sum"),
+        images,
+        epsilon=0.1,
+        step_size=0.01,
+        num_steps=3,
+        generator=generator,
+    )
     assert result.grad_fn is None
     assert not result.requires_grad
 

@@ -18,7 +18,7 @@ from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import CheckpointError, InputError
 from purifiers.files import digest, load_tensors, save_tensors
 from purifiers.registry import fingerprint
-from purifiers.seeds import seed_for
+from purifiers.seeds import reproducible, seed_for
 
 SHARD = 1000
 LIBRARIES = ("torch", "foolbox", "pyautoattack")
@@ -75,7 +75,7 @@ def generate(
     warnings: dict[str, int] = {}
     batches, seconds = 0, 0.0
     # The outputs tell models apart that differ in plain Python attributes only, which no fingerprint of weights sees.
-    with torch.no_grad(), frozen(model):
+    with torch.no_grad(), frozen(model), reproducible(seed, data.images.device):
         outputs = model(to_float(data.images[:2]))
     if int(data.labels.max()) >= outputs.shape[-1] or int(data.labels.min()) < 0:
         raise InputError(
@@ -120,7 +120,9 @@ def _attack_shard(
 ) -> Tensor:
     results: list[Tensor] = []
     for batch in slices(len(images), batch_size):
-        adversarial = attack(model, to_float(images[batch]), labels[batch], seed=seed_for(seed, batch.start))
+        batch_seed = seed_for(seed, batch.start)
+        with reproducible(batch_seed, images.device):  # for models that draw random numbers
+            adversarial = attack(model, to_float(images[batch]), labels[batch], seed=batch_seed)
         results.append(_quantize(images[batch], adversarial) if quantized else adversarial.contiguous())
         advance(len(adversarial))
     return torch.cat(results)

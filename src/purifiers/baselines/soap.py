@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from purifiers.errors import InputError
 from purifiers.networks import ResNet
-from purifiers.pgd import pgd
+from purifiers.pgd import project
 
 Task = Literal["reconstruction", "rotation", "consistency"]
 """Data reconstruction, rotation prediction, label consistency (section 3.3 of the paper)."""
+ROUNDING = 1e-6
 TURNS = 4
 """Rotations by a quarter turn, from none to three."""
 
@@ -94,7 +95,7 @@ class SOAP(nn.Module):
         self.epsilon_step = epsilon_step
         self.mirrored = mirrored
         # From where it starts a descent never gets further than this: larger epsilons would all give the same.
-        reach = math.ceil(num_steps * step_size / epsilon_step - 1e-6)
+        reach = math.ceil(num_steps * step_size / epsilon_step - ROUNDING)
         self.levels = min(num_epsilons, reach)
         width = classifier.linear.in_features
         self.head: nn.Module = nn.Identity()
@@ -148,21 +149,33 @@ class SOAP(nn.Module):
         """Purify ``images`` (N, 3, H, W), float, in [0,1]; same shape, dtype and range."""
         # Gradients are needed here in whatever mode the caller is.
         with torch.inference_mode(False), torch.enable_grad():
-            start = images.detach().clone()
-            best, lowest = start, self._error_now(start)
-            for level in range(1, self.levels + 1):
-                candidate = pgd(
-                    lambda moved: -self.error(moved).sum(),
-                    start,
-                    epsilon=level * self.epsilon_step,
-                    step_size=self.step_size,
-                    num_steps=self.num_steps,
-                )
+            best = images.detach().clone()
+            lowest = self._error_now(best)
+            for candidate in self._descents(best):
                 error = self._error_now(candidate)
                 better = error < lowest
                 best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
                 lowest = torch.where(better, error, lowest)
         return best + (images - images.detach())
+
+    def _descents(self, start: Tensor) -> list[Tensor]:
+        """Where the descents of all epsilons above 0 end.
+
+        They go together until the ball of one is too small: up to there one gradient serves all, which leaves 11 of 25.
+        """
+        epsilons = [level * self.epsilon_step for level in range(1, self.levels + 1)]
+        together, apart = start, dict[int, Tensor]()  # by the number of the epsilon
+        for step in range(1, self.num_steps + 1):
+            points = torch.cat([together, *apart.values()]).requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.error(points).sum(), points)
+            moved = (points.detach() - self.step_size * gradient.sign()).split(len(start))
+            for i, point in zip(list(apart), moved[1:], strict=True):
+                apart[i] = project(point, start, epsilons[i])
+            for i, epsilon in enumerate(epsilons):
+                if i not in apart and epsilon < step * self.step_size - ROUNDING:
+                    apart[i] = project(moved[0], start, epsilon)
+            together = project(moved[0], start, epsilons[-1])
+        return [apart.get(i, together) for i in range(len(epsilons))]
 
     def _error_now(self, images: Tensor) -> Tensor:
         with torch.no_grad():

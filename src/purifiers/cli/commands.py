@@ -42,6 +42,7 @@ def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None): 
     watch = Stopwatch()
     deadline = deadline or Deadline(parsed.minutes)
     run = train(recipe, folder, device=parsed.device, ablation=2 in tables, restart=parsed.restart, deadline=deadline)
+    _compare(parsed, run, default="all")
     if 3 in tables:
         train_variants(run, parsed.device)
     say(f"trained in {duration(watch.seconds)}")
@@ -49,16 +50,30 @@ def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None): 
 
 
 def _shipped(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from purifiers.console import Deadline
     from purifiers.recipes import load_recipe
     from purifiers.training.run import RECIPE_FILE, open_weights
 
-    if parsed.seed is not None or parsed.restart or parsed.minutes is not None or (parsed.tables or (1,)) != (1,):
-        raise ConfigError("--from-weights trains nothing: not with --seed, --restart, --minutes, or --tables other than 1")
+    if parsed.seed is not None or parsed.restart or (parsed.tables or (1,)) != (1,):
+        raise ConfigError("--from-weights takes ours as it is: not with --seed, --restart, or --tables other than 1")
+    if parsed.minutes is not None and parsed.baselines != "all":
+        raise ConfigError("--minutes limits training, and --from-weights trains nothing without --baselines all")
     _refuse_training_settings(parsed.overrides)
     recipe, folder = _recipe_and_folder(parsed)
     if (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} is a run that was trained, whose results would be replaced; give another --output")
-    return open_weights(recipe, load_recipe(parsed.recipe or parsed.default_recipe), folder, parsed.device)
+    run = open_weights(recipe, load_recipe(parsed.recipe or parsed.default_recipe), folder, parsed.device)
+    run.deadline = Deadline(parsed.minutes)
+    _compare(parsed, run, default="ready")
+    return run
+
+
+def _compare(parsed: argparse.Namespace, run, default: str) -> None:  # type: ignore[no-untyped-def]
+    """Prepare the baselines that were asked for; the command 'train' has no such option, and none."""
+    from purifiers.training.baselines import prepare_baselines
+
+    if "baselines" in parsed and (chosen := parsed.baselines or default) != "none":
+        prepare_baselines(run, train=chosen == "all")
 
 
 def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -135,6 +150,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     if output.resolve() != parsed.run.resolve() and (output / RECIPE_FILE).is_file():
         raise ConfigError(f"{output} is a run of its own, whose results would be replaced; give another --output")
     run = open_run(load_recipe(recipe_file, _overrides(parsed)), parsed.run, parsed.device)
+    _compare(parsed, run, default="ready")
     _report(run, output)
     return 0
 
@@ -153,8 +169,7 @@ def _refuse_file(output: Path) -> None:
 def _report(run, folder: Path):  # type: ignore[no-untyped-def]
     from purifiers.console import duration, say, show_table
     from purifiers.evaluation.run import evaluate_run
-    from purifiers.reports.report import headline, write_report
-    from purifiers.reports.tables import all_tables
+    from purifiers.reports.report import all_tables, headline, write_report
 
     results, examples = evaluate_run(run)
     results.write(folder)

@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_recipe(demo, default="digits")
     _add_run(demo, output="runs/demo")
     _add_training(demo)
+    _add_baselines(demo, default="all")
 
     train = add(
         "train",
@@ -65,21 +66,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("run", metavar="RUN", type=Path, help="the --output of 'purifiers train'")
     _add_run(evaluate, output=None)
+    _add_baselines(evaluate, default="ready")
     _add_classifier(evaluate, trains=False)
 
     reproduce = add(
         "reproduce",
         commands.reproduce,
         "Tables 1 and 2 of the paper, from training or from shipped weights to the report",
-        "Train everything and measure it; the paper's numbers stand beside ours on CIFAR-10. Table 1: the purifier against "
-        "every attack. Table 2: what each teacher brings (three more students). Table 3: what each ingredient of the recipe "
-        "brings, where the recipe names variants. What is finished in the output folder is reused.",
+        "Train everything and measure it; the paper's numbers stand beside ours on CIFAR-10. Table 1: the purifier, and other "
+        "people's, against every attack. Table 2: what each teacher brings (three more students). Table 3: what each ingredient "
+        "of the recipe brings, where the recipe names variants. What is finished in the output folder is reused.",
     )
     _add_recipe(reproduce, default="paper")
     reproduce.add_argument(
         "--from-weights",
         action="store_true",
-        help="train nothing: measure the weights of this recipe that come with the library (Table 1)",
+        help="measure the weights of this recipe that come with the library (Table 1) instead of training",
     )
     reproduce.add_argument(
         "--tables",
@@ -93,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="0,1,2",
         help="train and measure once with each seed, into folders of their own, and give Table 2 over all of them",
     )
+    _add_baselines(reproduce, default="all; with --from-weights: ready")
     _add_run(reproduce)
     _add_training(reproduce)
     _add_classifier(reproduce)
@@ -148,6 +151,15 @@ def _add_training(command: argparse.ArgumentParser) -> None:
         help="stop, with exit status 3, before the epoch that would not fit into N minutes; the same command goes on",
     )
     command.add_argument("--restart", action="store_true", help="discard what an earlier run left in the output folder")
+
+
+def _add_baselines(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument(
+        "--baselines",
+        choices=("all", "ready", "none"),
+        help="the recipe's other purifiers, to compare with in Table 1: all, trained here if they are not yet; those that are "
+        f"ready, as they need no training or have had it; or none (default: {default})",
+    )
 
 
 def _minutes(text: str) -> float:

@@ -1,11 +1,11 @@
 """Attack a classifier under each threat model, purify, and count."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, distances
 from purifiers.attacks.generate import Adversarial, generate
@@ -14,7 +14,7 @@ from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier, Purifier
-from purifiers.seeds import seed_for
+from purifiers.seeds import reproducible, seed_for
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Evaluator:
         seed: decides the attacks' random choices.
         batch_size: images at once.
         cache: folder of adversarial examples; blind attacks are made once for all purifiers.
+        seen: what the classifier alone says of this data, asked once for all purifiers.
     """
 
     classifier: nn.Module
@@ -36,6 +37,7 @@ class Evaluator:
     seed: int = 0
     batch_size: int = 250
     cache: Path | None = None
+    seen: dict[tuple[str, str, int], Tensor] = field(init=False, default_factory=dict, compare=False)
 
     def evaluate(
         self,
@@ -44,6 +46,7 @@ class Evaluator:
         attacks: Callable[[str], Mapping[str, Attack]],
         views: Sequence[str] = ("blind",),
         limit: Callable[[str, str], int | None] = lambda view, attack: None,
+        at_most: int | None = None,
     ) -> tuple[list[Record], list[AttackWarning]]:
         """Measure one purifier: on clean images, then under every view and attack.
 
@@ -53,14 +56,18 @@ class Evaluator:
             attacks: the attacks by name, for each view.
             views: names in :data:`purifiers.attacks.VIEWS`.
             limit: of (view, attack): on how many random images of the data; None for all.
+            at_most: a limit for everything, clean images too, for a purifier that is slow.
         """
         defended = PurifiedClassifier(purifier, self.classifier)
-        clean = Adversarial(self.data.images, {}, 0, 0.0)
-        records = [self._measure(name, defended, CLEAN, CLEAN, None, clean, self.data)]
+        limit_seed = seed_for(self.seed, "limit")
+        few = self.data.limited(at_most, limit_seed)
+        clean = Adversarial(few.images, {}, 0, 0.0)
+        records = [self._measure(name, defended, CLEAN, CLEAN, None, clean, few)]
         warnings: list[AttackWarning] = []
         for view in views:
             for attack_name, attack in attacks(view).items():
-                data = self.data.limited(limit(view, attack_name), seed_for(self.seed, "limit"))
+                counts = [count for count in (limit(view, attack_name), at_most) if count is not None]
+                data = self.data.limited(min(counts, default=None), limit_seed)
                 with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
                     found = generate(
                         attack,
@@ -87,19 +94,20 @@ class Evaluator:
         attacked: Adversarial,
         data: ImageSet,
     ) -> Record:
-        originals, undefended, purified_classes, psnrs, ssims, l2 = [], [], [], [], [], []
-        with torch.no_grad():
+        originals = self._classes_of(CLEAN, CLEAN, data.images)
+        # Under the other views an attack is another for each purifier.
+        key = attack_name if view in (CLEAN, "blind") else f"{attack_name} on {name}"
+        undefended = self._classes_of(view, key, attacked.images)
+        predictions, psnrs, ssims, l2 = [], [], [], []
+        with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
             for batch in slices(len(data), self.batch_size):
-                images, given = to_float(data.images[batch]), attacked.images[batch]
-                given = to_float(given) if given.dtype == torch.uint8 else given
+                images, given = to_float(data.images[batch]), _as_float(attacked.images[batch])
                 purified = defended.purifier(given)
-                originals.append(defended.classifier(images).argmax(1))
-                undefended.append(defended.classifier(given).argmax(1))
-                purified_classes.append(defended.classifier(purified).argmax(1))
+                predictions.append(defended.classifier(purified).argmax(1))
                 psnrs.append(metrics.psnr(purified, images))
                 ssims.append(metrics.ssim(purified, images))
                 l2.append(distances(images, given, "l2"))
-        n, predicted = len(data), torch.cat(purified_classes)
+        n, predicted = len(data), torch.cat(predictions)
         right = metrics.matches(predicted, data.labels)
         similarities = [value for value in ssims if value is not None]
         return Record(
@@ -111,12 +119,25 @@ class Evaluator:
             norm=None if attack is None else attack.norm,
             epsilon=None if attack is None else attack.epsilon,
             n=n,
-            accuracy_undefended=metrics.matches(torch.cat(undefended), data.labels) / n,
+            accuracy_undefended=metrics.matches(undefended, data.labels) / n,
             accuracy=right / n,
-            agreement=metrics.matches(predicted, torch.cat(originals)) / n,
+            agreement=metrics.matches(predicted, originals) / n,
             ci95=metrics.wilson_interval(right, n),
             psnr=torch.cat(psnrs).mean().item(),
             ssim=torch.cat(similarities).mean().item() if similarities else None,
             l2=torch.cat(l2).median().item(),
             seconds=attacked.seconds,
         )
+
+    def _classes_of(self, view: str, attack: str, images: Tensor) -> Tensor:
+        """What the classifier alone makes of ``images``, (N,); a subset of another size is another entry."""
+        key = (view, attack, len(images))
+        if key not in self.seen:
+            with torch.no_grad():
+                parts = [self.classifier(_as_float(images[batch])).argmax(1) for batch in slices(len(images), self.batch_size)]
+            self.seen[key] = torch.cat(parts)
+        return self.seen[key]
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return to_float(images) if images.dtype == torch.uint8 else images

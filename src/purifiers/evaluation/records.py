@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.files import write_text
@@ -15,6 +15,8 @@ from purifiers.files import write_text
 RESULTS_FILE = "results.json"
 VARIANT = "variant: "
 """Before the title of a recipe's variant, in ``purifier``."""
+BASELINE = "baseline: "
+"""Before the title of a recipe's baseline, in ``purifier``."""
 CLEAN = "none"
 """The ``attack`` and the ``view`` of a row of clean images."""
 _PACKAGES = ("purifiers", "torch", "numpy", "lightning-fabric", "foolbox", "pyautoattack", "torchmetrics", "scikit-learn")
@@ -69,6 +71,21 @@ class AttackWarning(_Result):
     message: str
 
 
+class Cost(_Result):
+    """What a network costs.
+
+    Attributes:
+        parameters: number of its parameters.
+        flops: floating-point operations an image, in matrix products and convolutions.
+        images_per_second: measured in the evaluation, on its device, in batches of ``batch_size``.
+    """
+
+    parameters: int
+    flops: int
+    images_per_second: float
+    batch_size: int
+
+
 class Results(_Result):
     """Everything that a run measured.
 
@@ -83,6 +100,7 @@ class Results(_Result):
         parameters: number of parameters of the purifier.
         peak_flops: floating-point operations a second of a large matrix product on this device, in the precision of the
             training; what the training achieved is ``images_per_second * flops_per_image`` of its epochs.
+        costs: of the classifier, the student and the baselines, by the names in ``purifier``, one after the other.
         records: flat list.
         warnings: from the attacks.
     """
@@ -96,6 +114,7 @@ class Results(_Result):
     training: dict[str, list[dict[str, float]]]
     parameters: int
     peak_flops: float
+    costs: dict[str, Cost] = Field(default_factory=dict)
     records: list[Record]
     warnings: list[AttackWarning]
 

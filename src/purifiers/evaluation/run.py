@@ -7,10 +7,14 @@ import torch
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import SHARD
+from purifiers.baselines import SOAP
 from purifiers.console import Stopwatch
+from purifiers.data import to_float
+from purifiers.evaluation.cost import measure_cost
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
-from purifiers.evaluation.records import VARIANT, AttackWarning, Record, Results, hardware, versions
+from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, versions
+from purifiers.purifier import Purifier
 from purifiers.recipes.schema import Evaluation
 from purifiers.seeds import seed_for
 from purifiers.training.run import STUDENTS, Run
@@ -18,7 +22,7 @@ from purifiers.training.throughput import peak_flops
 
 
 def evaluate_run(run: Run) -> tuple[Results, Examples]:
-    """Measure what the run trained on the recipe's test images and attacks; the student under every view.
+    """Measure what the run trained on the recipe's test images and attacks; the student under every view, baselines blind.
 
     Args:
         run: with a classifier and trained purifiers.
@@ -42,12 +46,26 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         found, noted = evaluator.evaluate(name, purifier, config.attacks_under, views, config.limit_of)
         records += found
         warnings += [warning for warning in noted if warning not in warnings]
+    for title, purifier in run.baselines.items():
+        found, noted = _own(evaluator, title, purifier).evaluate(
+            BASELINE + title,
+            purifier,
+            config.attacks_under,
+            ("blind",),
+            config.limit_of,
+            run.recipe.baselines[title].test_limit,
+        )
+        records += found
+        warnings += [warning for warning in noted if warning not in warnings]
     # Blind attacks on the first images are in the cache already, in shards.
     data = evaluator.data
     few = replace(evaluator, data=data.subset(torch.arange(min(SHARD, len(data)), device=data.images.device)))
     for title, purifier in run.variants.items():
         records += few.evaluate(VARIANT + title, purifier, lambda view: quick_attacks(config))[0]
     student = run.purifiers["student"]
+    sample = to_float(data.images[: config.batch_size])
+    costs = {"classifier": measure_cost(run.classifier, sample), "student": measure_cost(student, sample)}
+    costs |= {BASELINE + title: measure_cost(purifier, sample) for title, purifier in run.baselines.items()}
     attack_name, attack = next(iter(config.attacks.items()))
     examples = find_examples(few, student, attack_name, attack)
     results = Results(
@@ -63,10 +81,20 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         training=run.histories,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         peak_flops=peak_flops(run.fabric.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16),
+        costs=costs,
         records=records,
         warnings=warnings,
     )
     return results, examples
+
+
+def _own(evaluator: Evaluator, title: str, purifier: Purifier) -> Evaluator:
+    """The evaluator, for SOAP in front of the classifier that was trained with its task: no other will do."""
+    network = purifier.network
+    if not isinstance(network, SOAP):
+        return evaluator
+    depth = network.classifier.config["depth"]
+    return replace(evaluator, classifier=network.classifier, classifier_name=f"resnet{depth} of {title}")
 
 
 def quick_attacks(config: Evaluation) -> Mapping[str, Attack]:

@@ -7,6 +7,7 @@ from purifiers.console import duration
 from purifiers.errors import ConfigError
 from purifiers.evaluation.records import CLEAN, Results
 from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe
+from purifiers.recipes.baselines import folder_of
 from purifiers.reports.tables import epsilon_of, interval, percent, select
 
 CARD_FILE = "card.md"
@@ -118,6 +119,8 @@ def _making(results: Results) -> list[str]:
         f"data: {recipe['data']['name']}, {'all' if limit is None else f'{limit:,}'} training images",
     ]
     for stage, history in results.training.items():
+        if stage.startswith(folder_of("")):
+            continue  # a baseline
         if not history:
             lines.append(f"{stage}: the untrained residual network, which is the identity")
             continue

@@ -27,3 +27,9 @@ TABLE_2: dict[str, dict[str, float]] = {
     "student_nt": dict(zip(ATTACKS, (35.77, 29.47, 36.93, 34.88, 57.90, 40.50), strict=True)),
     "student": TABLE_1["paper"],
 }
+
+ORIGINALS = {
+    "nrp": "23 blocks, 64 features, growth 32 (16.55 million parameters); small variant: 23 residual blocks (1.70 million)",
+    "soap": "ResNet-18 with 16, 32 and 64 channels, or WRN-28-10",
+}
+"""The sizes in the papers of the baselines (Naseer et al. 2020; Shi et al. 2021), by kind."""

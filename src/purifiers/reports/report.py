@@ -10,12 +10,23 @@ from markupsafe import Markup
 
 from purifiers.console import duration
 from purifiers.evaluation.examples import Examples
-from purifiers.evaluation.records import CLEAN, Record, Results
+from purifiers.evaluation.records import CLEAN, VARIANT, Record, Results
 from purifiers.files import write_text
 from purifiers.reports.card import CARD_FILE, model_card
 from purifiers.reports.claim import is_the_papers, table_2_over_seeds, verdict
+from purifiers.reports.comparison import comparison_sentence, purifiers_of, table_1_for_all, table_of_baselines
 from purifiers.reports.figures import save_figures
-from purifiers.reports.tables import TABLE_2_ROWS, Table, all_tables, percent, select
+from purifiers.reports.tables import (
+    TABLE_2_ROWS,
+    Table,
+    percent,
+    select,
+    table_1,
+    table_2,
+    table_3,
+    threat_models,
+    training,
+)
 
 GUESSING = 0.5
 """Clean accuracy of a classifier below which the report says so."""
@@ -50,11 +61,25 @@ def write_report(results: Results, examples: Examples, folder: Path) -> Path:
     if not examples.changed:
         chosen = "the first test images that are classified right (the attack changed the class of none)"
     captions = CAPTIONS | {"examples": CAPTIONS["examples"].format(chosen=chosen)}
-    if results.training:  # of shipped weights the card is there already
+    if "student" in results.training:  # of shipped weights the card is there already
         write_text(folder / CARD_FILE, model_card(folder.name, [results], f"path/to/{folder.name}"))
     write_text(folder / "report.md", _markdown(results, tables, figures, captions))
     write_text(folder / "report.html", _html(results, tables, figures, captions))
     return folder / "report.html"
+
+
+def all_tables(results: Results) -> list[Table]:
+    """Every table that these results can fill."""
+    tables = [table_1_for_all(results), table_of_baselines(results)] if purifiers_of(results) else []
+    tables.append(table_1(results))
+    if all(select(results, stage) for stage in TABLE_2_ROWS):
+        tables.append(table_2(results))
+    if any(record.purifier.startswith(VARIANT) for record in results.records):
+        tables.append(table_3(results))
+    tables.append(threat_models(results))
+    if results.training:
+        tables.append(training(results))
+    return tables
 
 
 def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
@@ -88,6 +113,7 @@ def headline(results: Results) -> list[str]:
         )
     else:
         lines.append("No attack through the purifier was measured: nothing here speaks of an attacker who knows of it.")
+    lines += comparison_sentence(results)
     if all(select(results, stage) for stage in TABLE_2_ROWS) and is_the_papers(results):
         lines.append(verdict([results]))
     return lines + _remarks(clean, blind)

@@ -1,11 +1,11 @@
-"""Tables 1 and 2 of the paper, and the table of threat models, from results alone."""
+"""The tables of one purifier: 1 in detail, 2 and 3, threat models and training, from results alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from purifiers.attacks import show_fraction
 from purifiers.console import duration
-from purifiers.evaluation.records import CLEAN, VARIANT, Record, Results
+from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
 from purifiers.reports import paper
 
 TABLE_2_ROWS = {
@@ -66,23 +66,10 @@ def select(results: Results, purifier: str = "student", view: str = "blind") -> 
     return {record.attack: record for record in chosen}
 
 
-def all_tables(results: Results) -> list[Table]:
-    """Every table that these results can fill."""
-    tables = [table_1(results)]
-    if all(select(results, stage) for stage in TABLE_2_ROWS):
-        tables.append(table_2(results))
-    if any(record.purifier.startswith(VARIANT) for record in results.records):
-        tables.append(table_3(results))
-    tables.append(threat_models(results))
-    if results.training:
-        tables.append(training(results))
-    return tables
-
-
 def table_1(results: Results) -> Table:
     """The paper's Table 1: this purifier against every attack of an attacker who does not know of it."""
     records = select(results)
-    comparable = _comparable(results)
+    comparable = comparable_attacks(results)
     compared = paper.TABLE_1 if comparable else {}
     header = ["attack", "epsilon", "images", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM"]
     rows = []
@@ -108,7 +95,9 @@ def table_1(results: Results) -> Table:
     if compared:
         caption += f" {_THE_PAPERS} It does not report clean accuracy after purification."
     details = ("images", "95 % interval", "PSNR (dB)", "SSIM")
-    return Table("Table 1. Purification against each attack (view blind)", caption, header + list(compared), rows, details)
+    compared_with = any(record.purifier.startswith(BASELINE) for record in results.records)
+    title = "Table 1 in detail. Ours" if compared_with else "Table 1. Purification"
+    return Table(f"{title} against each attack (view blind)", caption, header + list(compared), rows, details)
 
 
 def table_2(results: Results) -> Table:
@@ -117,7 +106,7 @@ def table_2(results: Results) -> Table:
     rows = []
     shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
     read = results.recipe["student"]["nt_teacher_input"]
-    comparable = _comparable(results)
+    comparable = comparable_attacks(results)
     for stage in TABLE_2_ROWS:
         records = select(results, stage)
         theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(stage, {}).items() if attack in comparable}
@@ -259,7 +248,7 @@ def images_of(records: Iterable[Record]) -> str:
     return f"{counts[-1]:,} test images of {first.dataset}{fewer}, classifier {first.classifier}"
 
 
-def _comparable(results: Results) -> set[str]:
+def comparable_attacks(results: Results) -> set[str]:
     """The attacks that are the paper's, by their parameters and not by name alone, on the paper's data set."""
     if results.recipe["data"]["name"] != "cifar10":
         return set()

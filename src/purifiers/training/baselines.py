@@ -17,10 +17,11 @@ from purifiers.purifier import Purifier
 from purifiers.recipes.baselines import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, place
 from purifiers.seeds import seed_for
+from purifiers.training.checkpoint import load_state
 from purifiers.training.fitting import fit_stage, seeded
 from purifiers.training.loop import Losses
 from purifiers.training.panel import InPrecision
-from purifiers.training.run import Run
+from purifiers.training.run import STATE_FILE, Run
 from purifiers.training.stages import StageLosses, attacked
 
 
@@ -46,6 +47,8 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
             network = trainer(run, title, config, data)  # type: ignore[arg-type]
         else:
             network = load_network(folder) if (folder / CONFIG_FILE).is_file() else None
+            if network is not None:
+                run.histories[folder.name] = load_state(folder / STATE_FILE)["history"]
         if network is None:
             say(f"{title:<16} is left out: not trained")
         else:

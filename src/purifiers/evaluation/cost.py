@@ -1,0 +1,34 @@
+"""What a purifier costs: parameters, arithmetic and time, all purifiers on the same images in one run."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from purifiers.console import Stopwatch
+from purifiers.evaluation.records import Cost
+
+LEAST_SECONDS = 0.5
+"""A rate is measured for at least so long."""
+
+
+def measure_cost(module: nn.Module, images: Tensor) -> Cost:
+    """Count and time ``module`` on ``images`` (N, C, H, W), after one pass that does not count.
+
+    Arithmetic is counted on one image: matrix products and convolutions, a multiplication and an addition are two; of a
+    purifier that takes gradients at test time, those too.
+    """
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            module(images[:1])
+        passes, watch = 0, Stopwatch()
+        while not passes or watch.seconds < LEAST_SECONDS:
+            # Waits for the device.
+            module(images).sum().item()
+            passes += 1
+        seconds = watch.seconds
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        flops=counter.get_total_flops(),
+        images_per_second=passes * len(images) / seconds,
+        batch_size=len(images),
+    )
