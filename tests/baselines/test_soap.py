@@ -24,6 +24,7 @@ class Target(SOAP):
 
     def error(self, images: Tensor) -> Tensor:
         target = images.new_tensor([0.3, 0.52, 0.5]).view(3, 1, 1, 1)
+        target = target.repeat(len(images) // 3, 1, 1, 1)  # several descents at once
         return (images - target).square().flatten(1).mean(1)
 
 

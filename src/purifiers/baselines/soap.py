@@ -19,6 +19,7 @@ from purifiers.pgd import project
 Task = Literal["reconstruction", "rotation", "consistency"]
 """Data reconstruction, rotation prediction, label consistency (section 3.3 of the paper)."""
 ROUNDING = 1e-6
+"""How much larger than an epsilon a distance may seem by rounding."""
 TURNS = 4
 """Rotations by a quarter turn, from none to three."""
 

@@ -74,8 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
         commands.reproduce,
         "Tables 1 and 2 of the paper, from training or from shipped weights to the report",
         "Train everything and measure it; the paper's numbers stand beside ours on CIFAR-10. Table 1: the purifier, and other "
-        "people's, against every attack. Table 2: what each teacher brings (three more students). Table 3: what each ingredient "
-        "of the recipe brings, where the recipe names variants. What is finished in the output folder is reused.",
+        "people's, against every attack. Table 2: what each teacher brings (three more students). Table 3: what each "
+        "ingredient of the recipe brings, where the recipe names variants. What is finished in the output folder is reused.",
     )
     _add_recipe(reproduce, default="paper")
     reproduce.add_argument(
