@@ -10,6 +10,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from purifiers.recipes import Recipe, load_recipe
+from purifiers.training.baselines import prepare_baselines
 from purifiers.training.pipeline import train
 from purifiers.training.run import Run
 
@@ -41,6 +42,10 @@ TINY = (
     "teacher_nt.batch_size=32",
     "student.batch_size=32",
     "classifier.training.batch_size=32",
+    "baselines={NRP: {kind: nrp, network: {network: nrp, blocks: 1, features: 4, growth: 2}, critic_width: 2, feature_layer: layer3,"
+    " attack: {kind: ssp, epsilon: 0.1, step_size: 0.05, num_steps: 2}, training: {epochs: 1, batch_size: 32}},"
+    " SOAP: {kind: soap, network: {network: soap, num_steps: 2, classifier: {network: resnet, depth: 20, width: 4}},"
+    " training: {epochs: 1, batch_size: 32}, test_limit: 12}, JPEG: {kind: untrained, network: {network: jpeg}}}",
     "evaluation.attacks={PGD: {kind: pgd, epsilon: 0.1, step_size: 0.05, num_steps: 2}, FGSM: {kind: fgsm, epsilon: 0.1}}",
 )
 """Overrides of the digits recipe that leave every part in and take seconds."""
@@ -73,5 +78,7 @@ def tiny_recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of the tiny recipe with the ablation; tests must not write into its folder."""
-    return train(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)
+    """A run of the tiny recipe with the ablation and the baselines; tests must not write into its folder."""
+    run = train(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)
+    prepare_baselines(run)
+    return run

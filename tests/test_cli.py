@@ -22,7 +22,17 @@ def test_the_demo_from_start_to_report(tmp_path: Path, capsys: pytest.CaptureFix
     attacks = "evaluation.attacks.AA={kind: autoattack, epsilon: 0.1}"
     assert main(["demo", "--output", str(tmp_path / "run"), "--device", "cpu", *SETTINGS, "--set", attacks]) == 0
     out = capsys.readouterr().out
-    for text in ("Table 1.", "Table 2.", "threat model", "clean images", "same, NT sees adversarial", "report.html"):
+    for text in (
+        "Table 1.",
+        "Table 1 in detail",
+        "What was compared",
+        "In the mean over attacks ours has",
+        "Table 2.",
+        "threat model",
+        "clean images",
+        "same, NT sees adversarial",
+        "report.html",
+    ):
         assert text in out
     records = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
     assert {record["attack"] for record in records} == {"none", "PGD", "FGSM", "AA"}
@@ -259,10 +269,11 @@ def test_a_recipe_without_shipped_weights_says_so(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--seed", "5"], "--from-weights trains nothing: not with --seed"),
-        (["--restart"], "--from-weights trains nothing"),
-        (["--minutes", "9"], "--from-weights trains nothing"),
-        (["--tables", "1,2"], "--from-weights trains nothing"),
+        (["--seed", "5"], "--from-weights takes ours as it is: not with --seed"),
+        (["--restart"], "--from-weights takes ours as it is"),
+        (["--minutes", "9"], "--from-weights trains nothing without --baselines all"),
+        (["--tables", "1,2"], "--from-weights takes ours as it is"),
+        (["--set", "baselines.NRP.training.epochs=1"], "training is over"),
         (["--set", "student.epochs=100"], "--set student.epochs=100: training is over"),
     ],
 )

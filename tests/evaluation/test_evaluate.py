@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from torch import Tensor, nn
 
 from purifiers import Purifier
 from purifiers.attacks import FGSM
+from purifiers.baselines import Noisy, Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, MissingFileError
+from purifiers.evaluation.cost import measure_cost
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.evaluation.examples import find_examples
 from purifiers.evaluation.records import Results
@@ -104,7 +107,7 @@ def test_a_whole_run_is_measured_and_read_back(tiny_run: Run, tmp_path: Path) ->
     assert {(name, "none", "none") for name in purifiers} <= rows
     assert {(name, "blind", attack) for name in purifiers for attack in ("PGD", "FGSM")} <= rows
     assert {row for row in rows if row[1] == "full"} == {("student", "full", "PGD")}
-    assert {record.n for record in results.records} == {24}
+    assert {record.n for record in results.records if record.purifier != "baseline: SOAP"} == {24}
     spent = [record["seconds"] for history in tiny_run.histories.values() for record in history]
     assert results.seconds["training"] == sum(spent) > 0
     assert set(results.training) == set(tiny_run.histories)
@@ -117,6 +120,48 @@ def test_a_whole_run_is_measured_and_read_back(tiny_run: Run, tmp_path: Path) ->
     assert [r.model_dump(exclude={"seconds"}) for r in again.records] == [
         r.model_dump(exclude={"seconds"}) for r in results.records
     ]
+
+
+def test_baselines_are_measured_beside_ours(tiny_run: Run) -> None:
+    results, _ = evaluate_run(tiny_run)
+    rows = {(record.purifier, record.attack): record for record in results.records if record.view in ("none", "blind")}
+    for title in ("NRP", "JPEG"):
+        for attack in ("none", "PGD", "FGSM"):
+            ours, theirs = rows["student", attack], rows[f"baseline: {title}", attack]
+            # The same adversarial examples in front of the same classifier.
+            same = ("n", "classifier", "accuracy_undefended", "epsilon", "l2")
+            assert all(getattr(ours, name) == getattr(theirs, name) for name in same)
+    soap = [rows["baseline: SOAP", attack] for attack in ("none", "PGD", "FGSM")]
+    assert {(record.n, record.classifier) for record in soap} == {(12, "resnet20 of SOAP")}
+    assert soap[1].accuracy_undefended <= soap[0].accuracy_undefended
+    assert set(results.costs) == {"classifier", "student", "baseline: NRP", "baseline: SOAP", "baseline: JPEG"}
+    assert results.costs["student"].parameters == results.parameters
+    assert results.costs["baseline: JPEG"].parameters == results.costs["baseline: JPEG"].flops == 0
+
+
+def test_a_purifier_that_draws_random_numbers_is_measured_the_same_twice(data: ImageSet) -> None:
+    evaluator = Evaluator(Brightness(), "brightness", data, seed=3)
+    noisy = Purifier(Noisy(Nothing(), sigma=0.1, epsilon=1))
+    state = torch.random.get_rng_state()
+    first, second = (
+        evaluator.evaluate("noise", noisy, lambda view: {"FGSM": FGSM(epsilon=0.1)}, ("blind", "full"))[0] for _ in range(2)
+    )
+    assert [r.model_dump(exclude={"seconds"}) for r in first] == [r.model_dump(exclude={"seconds"}) for r in second]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_what_the_classifier_says_of_one_set_is_not_taken_for_another(data: ImageSet) -> None:
+    evaluator = Evaluator(Brightness(), "brightness", data)
+    purifier = Purifier(Shift(0.0))
+    assert evaluator.evaluate("none", purifier, lambda view: {})[0][0].accuracy_undefended == 0.75
+    other = replace(evaluator, data=replace(data, images=255 - data.images))
+    assert other.evaluate("none", purifier, lambda view: {})[0][0].accuracy_undefended == 0.25
+
+
+def test_the_cost_of_a_convolution_by_hand() -> None:
+    cost = measure_cost(nn.Conv2d(3, 5, 3, padding=1), torch.rand(2, 3, 8, 8))
+    assert (cost.parameters, cost.flops, cost.batch_size) == (5 * 27 + 5, 2 * 27 * 5 * 64, 2)
+    assert cost.images_per_second > 0
 
 
 def test_damaged_results_are_refused(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from purifiers.recipes import load_recipe
 from purifiers.reports import paper
 from purifiers.reports.card import model_card
 from purifiers.reports.claim import verdict
-from purifiers.reports.report import headline, write_report, write_seeds
-from purifiers.reports.tables import TABLE_2_ROWS, all_tables, table_1, table_2, threat_models, training
+from purifiers.reports.report import all_tables, headline, write_report, write_seeds
+from purifiers.reports.tables import TABLE_2_ROWS, table_1, table_2, threat_models, training
 
 ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
 

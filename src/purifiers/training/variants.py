@@ -18,7 +18,7 @@ def variant_recipes(recipe: Recipe, sources: Mapping[str, str]) -> dict[str, Rec
     Raises:
         ConfigError: a variant sets a key that does not exist, or to a value that is not valid.
     """
-    trained = changed(with_sources(recipe, sources), {"variants": {}, "weights": {}})
+    trained = changed(with_sources(recipe, sources), {"variants": {}, "baselines": {}, "weights": {}})
     base = next(iter(recipe.variants.values()), {})
     return {title: changed(trained, base | own) for title, own in recipe.variants.items()}
 

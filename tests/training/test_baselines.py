@@ -1,0 +1,233 @@
+"""The baselines' training: losses against hand-worked values, who moves whom, and a sane result on digits."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purifiers.attacks.generate import generate
+from purifiers.attacks.views import Features
+from purifiers.baselines import NRP, SOAP, Adaptive, nrp
+from purifiers.console import Deadline
+from purifiers.data import to_float
+from purifiers.errors import CheckpointError, ConfigError, OutOfTime
+from purifiers.networks import ResNet
+from purifiers.purifier import Purifier
+from purifiers.recipes import Recipe, changed, load_recipe
+from purifiers.recipes.baselines import TrainingNRP, TrainingSOAP
+from purifiers.registry import load_network
+from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, prepare_baselines, soap_losses
+from purifiers.training.pipeline import train
+from purifiers.training.run import Run, open_run
+
+
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+# The losses
+
+
+class GreyNRP(nn.Module):
+    """A game whose answers are given: purified images are grey, and the critic's scores are what is asked."""
+
+    def forward(self, adversarial: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scores = images.new_tensor([1.0, -1.0])
+        return torch.full_like(images, 0.5), scores, 0 * scores, 0 * scores
+
+
+def test_nrps_losses_by_hand() -> None:
+    images = torch.tensor([0.5, 0.7]).view(2, 1, 1, 1).expand(2, 3, 2, 2)
+    config = TrainingNRP(epochs=1, adversarial_weight=2.0, pixel_weight=10.0, feature_weight=3.0)
+    features = nn.Sequential(nn.Flatten(), nn.AvgPool1d(12))
+    losses = nrp_losses(config, features)(GreyNRP(), torch.cat([images, images], 1), torch.zeros(2), random())
+    # Scores of clean images 1 and -1, of purified ones 0 and 0: all means are 0.
+    critic = ((math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 2 + math.log(2)) / 2
+    adversarial = (math.log(2) + (math.log1p(math.exp(1)) + math.log1p(math.exp(-1))) / 2) / 2
+    assert losses["pixel"].item() == pytest.approx(0.04 / 2)
+    assert losses["feature"].item() == pytest.approx(0.2 / 2)
+    assert losses["critic"].item() == pytest.approx(critic)
+    assert losses["adversarial"].item() == pytest.approx(adversarial)
+    assert losses["loss"].item() == pytest.approx(2 * adversarial + 10 * 0.02 + 3 * 0.1 + critic)
+
+
+def test_the_critic_learns_from_its_loss_alone_and_the_purifier_from_its_own() -> None:
+    torch.manual_seed(0)
+    game = NRPGame(NRP(blocks=1, features=4, growth=2), nrp.Critic(4))
+    images = torch.rand(2, 3, 8, 8)
+    _, clean, for_critic, for_purifier = game(images.flip(0), images)
+    for loss, moved, still in (
+        (nrp.relativistic_loss(clean, for_critic), game.critic, game.purifier),
+        (nrp.relativistic_loss(for_purifier, clean.detach()), game.purifier, game.critic),
+    ):
+        game.zero_grad()
+        loss.backward(retain_graph=True)
+        assert all(parameter.grad is not None for parameter in moved.parameters())
+        assert all(parameter.grad is None for parameter in still.parameters())
+
+
+class Said(nn.Module):
+    """Logits and answers that are given, and what it was shown."""
+
+    def __init__(self, logits: Tensor, answer: Tensor) -> None:
+        super().__init__()
+        self.said = logits, answer
+
+    def forward(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        self.shown = images, others
+        return self.said
+
+
+def test_soaps_losses_by_hand() -> None:
+    images, labels = torch.rand(4, 3, 6, 6, generator=random()), torch.tensor([0, 1, 0, 1])
+    logits = torch.tensor([[math.log(3), 0.0]] * 4)
+    cross_entropy = (2 * math.log(4 / 3) + 2 * math.log(4)) / 4
+
+    joint = Said(logits, torch.zeros(4, 2))
+    losses = soap_losses(TrainingSOAP(epochs=1, alpha=2.0, noise=0.1), "consistency")(joint, images, labels, random())
+    assert losses["classification"].item() == pytest.approx((cross_entropy + math.log(2)) / 2)
+    assert losses["auxiliary"].item() == pytest.approx(math.log(3) ** 2 / 2)
+    assert losses["loss"].item() == pytest.approx((cross_entropy + math.log(2)) / 2 + math.log(3) ** 2)
+    assert (joint.shown[0] - images).std().item() == pytest.approx(0.1, rel=0.1)
+    assert not torch.equal(*joint.shown)
+
+    joint = Said(logits, torch.zeros(4, 4))
+    losses = soap_losses(TrainingSOAP(epochs=1, alpha=0.5), "rotation")(joint, images, labels, random())
+    assert losses["loss"].item() == pytest.approx(cross_entropy + 0.5 * math.log(4))
+    for turn, (shown, image) in enumerate(zip(joint.shown[1], images, strict=True)):
+        assert torch.equal(shown, image.rot90(turn, (1, 2)))
+
+    joint = Said(logits, images + 0.3)
+    losses = soap_losses(TrainingSOAP(epochs=1, noise=0.5), "reconstruction")(joint, images, labels, random())
+    assert losses["loss"].item() == pytest.approx(cross_entropy + 0.09, rel=1e-5)
+    assert torch.equal(joint.shown[0], images)
+    assert (joint.shown[1] - images).std().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_the_joint_pass_gives_what_the_parts_give() -> None:
+    torch.manual_seed(0)
+    purifier = SOAP(ResNet(depth=20, width=4), task="rotation").eval()
+    images, others = torch.rand(2, 2, 3, 8, 8)
+    logits, answer = JointTraining(purifier)(images, others)
+    torch.testing.assert_close(logits, purifier.classifier(images))
+    torch.testing.assert_close(answer, purifier.auxiliary(others))
+
+
+def test_features_are_those_of_the_layer() -> None:
+    torch.manual_seed(0)
+    network = ResNet(depth=20, width=4).eval()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(Features(network, "layer3")(images), network.features(images).flatten(1))
+    assert torch.equal(Features(network, None)(images), network(images))
+    assert not network.layer3._forward_hooks
+    with pytest.raises(ConfigError, match="no layer 'layr3'; did you mean 'layer3'"):
+        Features(network, "layr3")
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The recipe's classifier and baselines on the digits; our own purifier is not what is looked at here."""
+    recipe = load_recipe(
+        "digits",
+        [
+            "purifier={network: cae, widths: [4], blocks: [1]}",
+            *(f"{stage}.epochs=1" for stage in ("teacher_at", "teacher_nt", "student")),
+            "training_attacks={FGSM: {kind: fgsm, epsilon: 0.1}}",
+            "baselines.NRP.training.epochs=8",
+        ],
+    )
+    run = train(recipe, tmp_path_factory.mktemp("digits") / "run", device="cpu")
+    prepare_baselines(run)
+    return run
+
+
+def right(run: Run, title: str, count: int = 100) -> tuple[float, float, float]:
+    """Of the first images: share right when clean and purified; attacked alone; attacked and purified."""
+    purifier = run.baselines[title]
+    classifier = purifier.network.classifier if isinstance(purifier.network, SOAP) else run.classifier
+    data = run.images("test").subset(torch.arange(count))
+    attacked = generate(run.recipe.evaluation.attacks["PGD"], classifier, data, cache=run.cache).images
+
+    def share(images: Tensor) -> float:
+        with torch.no_grad():
+            return (classifier(images).argmax(1) == data.labels).float().mean().item()
+
+    with torch.no_grad():
+        return share(purifier(to_float(data.images))), share(attacked), share(purifier(attacked))
+
+
+def test_nrp_purifies_digits(digits: Run) -> None:
+    clean, attacked, purified = right(digits, "NRP")
+    assert clean > 0.9 and attacked < 0.1 and purified > 0.8
+
+
+@pytest.mark.parametrize(("task", "gain"), [("reconstruction", 0.25), ("rotation", 0.05), ("consistency", 0.05)])
+def test_soap_purifies_digits(digits: Run, task: str, gain: float) -> None:
+    clean, attacked, purified = right(digits, f"SOAP, {task}")
+    assert clean > 0.75 and purified > attacked + gain
+
+
+def test_the_tasks_are_learned(digits: Run) -> None:
+    images = to_float(digits.images("test").images[:100])
+    with torch.no_grad():
+        rotation = digits.baselines["SOAP, rotation"].network
+        assert isinstance(rotation, SOAP)
+        guessed = [(rotation.auxiliary(images.rot90(turn, (2, 3))).argmax(1) == turn).float().mean() for turn in range(4)]
+        assert sum(guessed) / 4 > 0.8  # a 0, an 8 and a 1 look alike upside down
+        reconstruction = digits.baselines["SOAP, reconstruction"].network
+        assert isinstance(reconstruction, SOAP)
+        assert reconstruction.error(images).mean() < F.mse_loss(images, images.mean().expand_as(images)) / 4
+
+
+def test_wrappers_go_around_the_trained_network(digits: Run) -> None:
+    network = digits.baselines["ours, adaptive"].network
+    assert isinstance(network, Adaptive)
+    student = digits.purifiers["student"].network.state_dict()
+    assert all(torch.equal(tensor, student[name]) for name, tensor in network.base.state_dict().items())
+
+
+def test_what_is_trained_is_reused_and_can_be_loaded(digits: Run) -> None:
+    opened = open_run(digits.recipe, digits.folder, "cpu")
+    prepare_baselines(opened, train=False)
+    assert list(opened.baselines) == list(digits.recipe.baselines)
+    assert opened.histories["baseline-nrp"] == digits.histories["baseline-nrp"]
+    images = to_float(digits.images("test").images[:2])
+    for title in ("NRP", "SOAP, rotation", "ours, adaptive"):
+        assert torch.equal(opened.baselines[title](images), digits.baselines[title](images))
+    saved = load_network(digits.checkpoint("baseline-soap-rotation"))
+    assert isinstance(saved, SOAP) and torch.equal(Purifier(saved)(images), digits.baselines["SOAP, rotation"](images))
+
+
+def test_what_is_not_trained_is_left_out_with_what_is_around_it(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    around = {"kind": "untrained", "around": "NRP", "network": {"network": "noisy"}}
+    recipe = changed(tiny_run.recipe, {"baselines.NRP, dynamic": around})
+    shutil.copytree(tiny_run.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "baseline-nrp", ignore_errors=True)
+    run = open_run(recipe, tmp_path / "run", "cpu")
+    prepare_baselines(run, train=False)
+    assert not {"NRP", "NRP, dynamic"} & set(run.baselines) and "JPEG" in run.baselines
+    assert "NRP, dynamic     is left out: not trained" in capsys.readouterr().out
+
+
+def test_a_training_of_other_baselines_goes_on_beside_what_is_there(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    run = train(recipe, tmp_path / "run", device="cpu")
+    with pytest.raises(OutOfTime):
+        run.deadline = Deadline(1e-9)
+        prepare_baselines(run)
+    run.deadline = Deadline()
+    prepare_baselines(run)
+    assert set(run.baselines) == set(recipe.baselines)
+    other = tiny_recipe("baselines.NRP.training.pixel_weight=1")
+    with pytest.raises(CheckpointError, match="another recipe"):
+        prepare_baselines(train(other, tmp_path / "run", device="cpu"))
