@@ -16,19 +16,19 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from keep_results import keep, portable
 
 import purifiers.weights
 from purifiers.data import to_float
 from purifiers.evaluation.records import Results
 from purifiers.files import load_tensors, save_tensors, write_text
 from purifiers.purifier import Purifier
-from purifiers.recipes import changed, load_recipe, parse_recipe, with_sources
+from purifiers.recipes import load_recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, load_network, place
 from purifiers.reports.card import classifier_card, model_card
-from purifiers.reports.report import all_tables, headline, write_seeds
+from purifiers.reports.report import write_seeds
 from purifiers.training.classifier import accuracy
 from purifiers.training.run import RECIPE_FILE, Run, make_fabric
 
@@ -60,9 +60,7 @@ def main() -> None:
     if seeds:
         write_seeds([results[0], *seeds], RESULTS / chosen.name)
     for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
-        target = RESULTS / chosen.name / folder.name
-        one.write(target)
-        write_text(target / "tables.md", "\n\n".join([*headline(one), *(table.markdown() for table in all_tables(one))]))
+        keep(one, RESULTS / chosen.name / folder.name)
     size = sum(path.stat().st_size for path in ROOT.glob("*/*"))
     print(f"{size / 1e6:.1f} MB of weights and cards")
     if size > LIMIT:
@@ -87,22 +85,6 @@ def ship_purifier(run: Path, name: str, results: Sequence[Results], images: torc
             raise SystemExit("that is too much: ship float32")
         note = f"\nKernels were rounded to float16 after the measurement, which moves purified pixels by {said}.\n"
         put(rounded, name, model_card(name, results) + note)
-
-
-def portable(results: Results) -> Results:
-    """The results without the places that files had on this machine."""
-    if results.versions["commit"].endswith("-dirty"):
-        raise SystemExit(f"results of recipe {results.recipe['name']} were measured with uncommitted changes: measure again")
-    trained = None if results.trained is None else without_places(results.trained)
-    return results.model_copy(update={"recipe": without_places(results.recipe), "trained": trained})
-
-
-def without_places(content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's content with its files' names alone."""
-    recipe = changed(parse_recipe(content), {"data.path": None})
-    sources = {name: config.source for name, config in recipe.classifiers().items() if config.source is not None}
-    named = {name: source if ":" in source else Path(source).name for name, source in sources.items()}
-    return with_sources(recipe, named).model_dump(mode="json")
 
 
 def put(source: Path, name: str, card: str) -> None:

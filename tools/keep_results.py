@@ -1,0 +1,43 @@
+"""Keep what runs measured: their results.json and tables, without the places that files had on this machine.
+
+python tools/keep_results.py runs/strong-cpu-weights results/cifar10/compared
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from purifiers.evaluation.records import Results
+from purifiers.files import write_text
+from purifiers.recipes import changed, parse_recipe, with_sources
+from purifiers.reports.report import all_tables, headline
+
+
+def keep(results: Results, target: Path) -> None:
+    """Write ``results``, which should be :func:`portable`, and their tables to ``target``."""
+    results.write(target)
+    write_text(target / "tables.md", "\n\n".join([*headline(results), *(table.markdown() for table in all_tables(results))]))
+
+
+def portable(results: Results) -> Results:
+    """The results without the places that files had on this machine."""
+    if results.versions["commit"].endswith("-dirty"):
+        raise SystemExit(f"results of recipe {results.recipe['name']} were measured with uncommitted changes: measure again")
+    trained = None if results.trained is None else _without_places(results.trained)
+    return results.model_copy(update={"recipe": _without_places(results.recipe), "trained": trained})
+
+
+def _without_places(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content with its files' names alone."""
+    recipe = changed(parse_recipe(content), {"data.path": None})
+    sources = {name: config.source for name, config in recipe.classifiers().items() if config.source is not None}
+    named = {name: source if ":" in source else Path(source).name for name, source in sources.items()}
+    return with_sources(recipe, named).model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("target", type=Path)
+    chosen = parser.parse_args()
+    keep(portable(Results.read(chosen.run)), chosen.target)
