@@ -39,7 +39,7 @@ def pgd(
     for _ in range(num_steps):
         adversarial.requires_grad_(True)
         with torch.enable_grad():
-            loss = objective(adversarial)
+            loss = objective(adversarial.view_as(adversarial))  # torch's FLOP counter fails on modules that are given a leaf
         (gradient,) = torch.autograd.grad(loss, adversarial)
         if momentum:
             gathered = momentum * gathered + gradient / gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-12)

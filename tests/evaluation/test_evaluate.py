@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from purifiers import Purifier
 from purifiers.attacks import FGSM
-from purifiers.baselines import Noisy, Nothing
+from purifiers.baselines import Adaptive, Noisy, Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.evaluation.cost import measure_cost
@@ -162,6 +162,9 @@ def test_the_cost_of_a_convolution_by_hand() -> None:
     cost = measure_cost(nn.Conv2d(3, 5, 3, padding=1), torch.rand(2, 3, 8, 8))
     assert (cost.parameters, cost.flops, cost.batch_size) == (5 * 27 + 5, 2 * 27 * 5 * 64, 2)
     assert cost.images_per_second > 0
+    # A step of adaptive use: forward, and backward to the image; then the pass.
+    network = Adaptive(nn.Conv2d(3, 3, 3, padding=1).requires_grad_(False), num_steps=1)
+    assert measure_cost(network, torch.rand(2, 3, 8, 8)).flops == 3 * (2 * 27 * 3 * 64)
 
 
 def test_damaged_results_are_refused(tmp_path: Path) -> None:
