@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from purifiers.attacks.generate import generate
 from purifiers.attacks.views import Features
 from purifiers.baselines import NRP, SOAP, Adaptive, nrp
+from purifiers.baselines.soap import Task
 from purifiers.console import Deadline
 from purifiers.data import to_float
 from purifiers.errors import CheckpointError, ConfigError, OutOfTime
@@ -83,27 +84,33 @@ class Said(nn.Module):
         return self.said
 
 
+def small(task: Task) -> SOAP:
+    return SOAP(ResNet(depth=20, num_classes=2, width=4), task=task)
+
+
 def test_soaps_losses_by_hand() -> None:
     images, labels = torch.rand(4, 3, 6, 6, generator=random()), torch.tensor([0, 1, 0, 1])
     logits = torch.tensor([[math.log(3), 0.0]] * 4)
     cross_entropy = (2 * math.log(4 / 3) + 2 * math.log(4)) / 4
 
     joint = Said(logits, torch.zeros(4, 2))
-    losses = soap_losses(TrainingSOAP(epochs=1, alpha=2.0, noise=0.1), "consistency")(joint, images, labels, random())
+    losses = soap_losses(TrainingSOAP(epochs=1, alpha=2.0, noise=0.1), small("consistency"))(joint, images, labels, random())
     assert losses["classification"].item() == pytest.approx((cross_entropy + math.log(2)) / 2)
     assert losses["auxiliary"].item() == pytest.approx(math.log(3) ** 2 / 2)
     assert losses["loss"].item() == pytest.approx((cross_entropy + math.log(2)) / 2 + math.log(3) ** 2)
-    assert (joint.shown[0] - images).std().item() == pytest.approx(0.1, rel=0.1)
-    assert not torch.equal(*joint.shown)
+    assert (joint.shown[0] - joint.shown[1]).std().item() > 0.1  # two views, with noise
+    grey = torch.full((4, 3, 6, 6), 0.5)
+    soap_losses(TrainingSOAP(epochs=1, noise=0.1), small("consistency"))(joint, grey, labels, random())
+    assert (joint.shown[0] - grey).std().item() == pytest.approx(0.1, rel=0.1)
 
     joint = Said(logits, torch.zeros(4, 4))
-    losses = soap_losses(TrainingSOAP(epochs=1, alpha=0.5), "rotation")(joint, images, labels, random())
+    losses = soap_losses(TrainingSOAP(epochs=1, alpha=0.5), small("rotation"))(joint, images, labels, random())
     assert losses["loss"].item() == pytest.approx(cross_entropy + 0.5 * math.log(4))
     for turn, (shown, image) in enumerate(zip(joint.shown[1], images, strict=True)):
         assert torch.equal(shown, image.rot90(turn, (1, 2)))
 
     joint = Said(logits, images + 0.3)
-    losses = soap_losses(TrainingSOAP(epochs=1, noise=0.5), "reconstruction")(joint, images, labels, random())
+    losses = soap_losses(TrainingSOAP(epochs=1, noise=0.5), small("reconstruction"))(joint, images, labels, random())
     assert losses["loss"].item() == pytest.approx(cross_entropy + 0.09, rel=1e-5)
     assert torch.equal(joint.shown[0], images)
     assert (joint.shown[1] - images).std().item() == pytest.approx(0.5, rel=0.1)

@@ -135,16 +135,29 @@ class SOAP(nn.Module):
             return torch.stack(errors).mean(0)
         if self.task == "reconstruction":
             return reconstruction_error(self.auxiliary(images), images)
-        return consistency_error(self.auxiliary(images), self.auxiliary(self._view(images)))
+        return consistency_error(self.auxiliary(images), self.auxiliary(self.view(images)))
 
-    def _view(self, images: Tensor) -> Tensor:
-        """The other view of label consistency: the middle (30 of 32 pixels), mirrored, at the original size."""
-        height, width = images.shape[-2:]
-        top, left = max(1, height // 16), max(1, width // 16)
-        middle = images[..., top : height - top, left : width - left]
-        if self.mirrored:
-            middle = middle.flip(3)
-        return F.interpolate(middle, size=(height, width), mode="bilinear", align_corners=False)
+    def view(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The other view of label consistency: zoomed into, and mirrored.
+
+        Args:
+            images: (N, 3, H, W), float.
+            generator: draws for each image how much (from 24 of 32 pixels to all), where and whether mirrored, as in training;
+                without one it is the middle 28 of 32, mirrored, as at test time.
+        """
+        count, device = len(images), images.device
+        if generator is None:
+            share, across, down = images.new_full((count,), 28 / 32), images.new_zeros(count), images.new_zeros(count)
+            sign = images.new_full((count,), -1.0 if self.mirrored else 1.0)
+        else:
+            drawn = torch.rand(4, count, generator=generator, device=device)
+            share = 24 / 32 + 8 / 32 * drawn[0]
+            across, down = ((2 * place - 1) * (1 - share) for place in drawn[1:3])
+            sign = torch.where((drawn[3] < 0.5) & self.mirrored, -1.0, 1.0)
+        zero = torch.zeros_like(share)
+        rows = torch.stack([sign * share, zero, across]), torch.stack([zero, share, down])
+        grid = F.affine_grid(torch.stack(rows).permute(2, 0, 1), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, 3, H, W), float, in [0,1]; same shape, dtype and range."""

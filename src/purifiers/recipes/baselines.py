@@ -20,7 +20,7 @@ class TrainingNRP(OnPerturbed):
 
 
 class TrainingSOAP(Optimisation):
-    """SOAP's classifier and its auxiliary task, together. For label consistency ``flip`` and ``crop`` make the two views.
+    """SOAP's classifier and its auxiliary task, together.
 
     ``alpha``: weight of the auxiliary loss; 1 in the paper.
     ``noise``: standard deviation of the noise on what the auxiliary task is shown; in the paper 0.5 for reconstruction,

@@ -11,7 +11,7 @@ from purifiers.attacks.generate import generate
 from purifiers.attacks.views import Features
 from purifiers.baselines import NRP, SOAP, nrp, soap
 from purifiers.console import progress, say
-from purifiers.data import ImageSet, augmented
+from purifiers.data import ImageSet
 from purifiers.errors import ConfigError
 from purifiers.purifier import Purifier
 from purifiers.recipes.baselines import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
@@ -160,29 +160,30 @@ class JointTraining(nn.Module):
         return self.purifier.classifier.logits(features), self.purifier.answer(other_features, others.shape[-2:])
 
 
-def soap_losses(config: TrainingSOAP, task: soap.Task) -> StageLosses:
+def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
     """Cross-entropy and the auxiliary loss of the task (equation 3 of SOAP).
 
     Args:
         config: the weight, and the noise.
-        task: which.
+        purifier: tells the task, and makes the views of label consistency.
     """
+    task = purifier.task
 
     def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
         return images + config.noise * torch.randn(images.shape, generator=generator, device=images.device)
 
     def compute(joint: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         if task == "consistency":
-            views = [augmented(images, generator, flip=config.flip, crop=config.crop).contiguous() for _ in range(2)]
-            logits, others = (part.float() for part in joint(*(noisy(view, generator) for view in views)))
+            views = [noisy(purifier.view(images, generator), generator) for _ in range(2)]
+            logits, others = (part.float() for part in joint(*views))
             classification = (F.cross_entropy(logits, labels) + F.cross_entropy(others, labels)) / 2
             auxiliary = soap.consistency_error(logits, others).mean()
         elif task == "rotation":
             # Batches are shuffled: it is chance which image gets which turn.
             turns = torch.arange(len(images), device=images.device) % soap.TURNS
-            turned = torch.empty_like(images)
-            for turn in range(soap.TURNS):
-                turned[turns == turn] = images[turns == turn].rot90(turn, (2, 3))
+            turned = images.clone()
+            for turn in range(1, soap.TURNS):
+                turned[turn :: soap.TURNS] = images[turn :: soap.TURNS].rot90(turn, (2, 3))
             logits, said = (part.float() for part in joint(images, turned))
             classification = F.cross_entropy(logits, labels)
             auxiliary = F.cross_entropy(said, turns)
@@ -202,13 +203,11 @@ def _train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> n
     height, width = data.images.shape[-2:]
     if purifier.task == "rotation" and height != width:
         raise ConfigError(f"{title}: turned images need to be square; these are {height} by {width} (set data.size)")
-    losses = soap_losses(config.training, purifier.task)
-    # The two views of label consistency are made from the image as it is.
-    plain = {"flip": False, "crop": 0} if purifier.task == "consistency" else {}
-    made_from = [purifier.task, config.training.model_dump()]
-    optimisation = config.training.model_copy(update=plain)
+    losses = soap_losses(config.training, purifier)
+    # What the structure does not tell: buffers that are not saved, and what the task is.
+    made_from = [purifier.task, purifier.mirrored, purifier.classifier.config]
     joint = JointTraining(purifier)
-    fit_stage(run, stage, stage, joint, data.images, data.labels, losses, optimisation, made_from=made_from, kept=purifier)
+    fit_stage(run, stage, stage, joint, data.images, data.labels, losses, config.training, made_from=made_from, kept=purifier)
     return purifier
 
 
