@@ -14,7 +14,7 @@ from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.evaluation.cost import measure_cost
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.evaluation.examples import find_examples
-from purifiers.evaluation.records import Results
+from purifiers.evaluation.records import Record, Results
 from purifiers.evaluation.run import evaluate_run
 from purifiers.training.run import Run
 
@@ -156,6 +156,31 @@ def test_what_the_classifier_says_of_one_set_is_not_taken_for_another(data: Imag
     assert evaluator.evaluate("none", purifier, lambda view: {})[0][0].accuracy_undefended == 0.75
     other = replace(evaluator, data=replace(data, images=255 - data.images))
     assert other.evaluate("none", purifier, lambda view: {})[0][0].accuracy_undefended == 0.25
+
+
+def test_what_was_measured_is_not_measured_again(data: ImageSet, tmp_path: Path) -> None:
+    class Counted(Shift):
+        calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            Counted.calls += 1
+            return super().forward(images)
+
+    def measure(by: float, title: str, folder: Path = tmp_path) -> list[Record]:
+        Counted.calls = 0
+        evaluator = Evaluator(Brightness(), "brightness", data, cache=folder)
+        return evaluator.evaluate(title, Purifier(Counted(by)), lambda view: {"FGSM": FGSM(epsilon=0.1)})[0]
+
+    first = measure(-0.1, "first")
+    measuring = Counted.calls
+    again = measure(-0.1, "again")
+    assert Counted.calls < measuring  # but for the look at two images that tells networks apart
+    assert again == [record.model_copy(update={"purifier": "again"}) for record in first]
+    other = measure(0.2, "other")
+    assert Counted.calls == measuring and other[0].accuracy != first[0].accuracy
+    for path in tmp_path.glob("measured-*.json"):
+        path.write_text("{")
+    assert measure(-0.1, "first") == first and Counted.calls == measuring
 
 
 def test_the_cost_of_a_convolution_by_hand() -> None:

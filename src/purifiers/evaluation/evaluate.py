@@ -1,8 +1,10 @@
 """Attack a classifier under each threat model, purify, and count."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,9 @@ from purifiers.console import progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record
+from purifiers.files import digest, write_text
 from purifiers.purifier import PurifiedClassifier, Purifier
+from purifiers.registry import fingerprint
 from purifiers.seeds import reproducible, seed_for
 
 
@@ -27,7 +31,7 @@ class Evaluator:
         data: the test images, on the classifier's device.
         seed: decides the attacks' random choices.
         batch_size: images at once.
-        cache: folder of adversarial examples; blind attacks are made once for all purifiers.
+        cache: folder of adversarial examples, where blind attacks are made once for all purifiers, and of measurements.
         seen: what the classifier alone says of this data, asked once for all purifiers.
     """
 
@@ -94,10 +98,43 @@ class Evaluator:
         attacked: Adversarial,
         data: ImageSet,
     ) -> Record:
-        originals = self._classes_of(CLEAN, CLEAN, data.images)
+        path = self._path(defended, attacked, data)
+        about = {
+            "dataset": self.data.name,
+            "classifier": self.classifier_name,
+            "purifier": name,
+            "view": view,
+            "attack": attack_name,
+            "norm": None if attack is None else attack.norm,
+            "epsilon": None if attack is None else attack.epsilon,
+            "n": len(data),
+            "seconds": attacked.seconds,
+        }
+        if path is not None and path.is_file():
+            try:
+                return Record(**json.loads(path.read_text()) | about)
+            except (ValueError, TypeError):
+                pass  # damaged, or of another version: measured again, and replaced
         # Under the other views an attack is another for each purifier.
         key = attack_name if view in (CLEAN, "blind") else f"{attack_name} on {name}"
-        undefended = self._classes_of(view, key, attacked.images)
+        measured = self._count(defended, attacked, data, self._classes_of(view, key, attacked.images))
+        if path is not None:
+            write_text(path, json.dumps(measured))
+        return Record(**measured | about)
+
+    def _path(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet) -> Path | None:
+        """Where this measurement is kept, so that an evaluation that was stopped goes on and another does not repeat it."""
+        if self.cache is None:
+            return None
+        # The outputs tell networks apart that differ in plain Python attributes only.
+        with torch.no_grad(), reproducible(self.seed, data.images.device):
+            outputs = defended(to_float(data.images[:2]))
+        content = (attacked.images, data.images, data.labels, self.seed, self.batch_size, torch.__version__)
+        return self.cache / f"measured-{digest(fingerprint(defended), outputs, *content)[:32]}.json"
+
+    def _count(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, undefended: Tensor) -> dict[str, Any]:
+        """What a record holds besides names."""
+        originals = self._classes_of(CLEAN, CLEAN, data.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
             for batch in slices(len(data), self.batch_size):
@@ -110,24 +147,15 @@ class Evaluator:
         n, predicted = len(data), torch.cat(predictions)
         right = metrics.matches(predicted, data.labels)
         similarities = [value for value in ssims if value is not None]
-        return Record(
-            dataset=self.data.name,
-            classifier=self.classifier_name,
-            purifier=name,
-            view=view,
-            attack=attack_name,
-            norm=None if attack is None else attack.norm,
-            epsilon=None if attack is None else attack.epsilon,
-            n=n,
-            accuracy_undefended=metrics.matches(undefended, data.labels) / n,
-            accuracy=right / n,
-            agreement=metrics.matches(predicted, originals) / n,
-            ci95=metrics.wilson_interval(right, n),
-            psnr=torch.cat(psnrs).mean().item(),
-            ssim=torch.cat(similarities).mean().item() if similarities else None,
-            l2=torch.cat(l2).median().item(),
-            seconds=attacked.seconds,
-        )
+        return {
+            "accuracy_undefended": metrics.matches(undefended, data.labels) / n,
+            "accuracy": right / n,
+            "agreement": metrics.matches(predicted, originals) / n,
+            "ci95": metrics.wilson_interval(right, n),
+            "psnr": torch.cat(psnrs).mean().item(),
+            "ssim": torch.cat(similarities).mean().item() if similarities else None,
+            "l2": torch.cat(l2).median().item(),
+        }
 
     def _classes_of(self, view: str, attack: str, images: Tensor) -> Tensor:
         """What the classifier alone makes of ``images``, (N,); a subset of another size is another entry."""
