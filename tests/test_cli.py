@@ -273,7 +273,6 @@ def test_a_recipe_without_shipped_weights_says_so(tmp_path: Path, capsys: pytest
         (["--restart"], "--from-weights takes ours as it is"),
         (["--minutes", "9"], "--from-weights trains nothing without --baselines all"),
         (["--tables", "1,2"], "--from-weights takes ours as it is"),
-        (["--set", "baselines.NRP.training.epochs=1"], "training is over"),
         (["--set", "student.epochs=100"], "--set student.epochs=100: training is over"),
     ],
 )

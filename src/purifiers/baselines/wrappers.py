@@ -58,7 +58,7 @@ class Noisy(nn.Module):
     Noise comes from torch's global source of randomness.
 
     Args:
-        base: a purifier's network; :class:`torch.nn.Identity` by itself is the baseline of noise alone.
+        base: a purifier's network; :class:`purifiers.baselines.Nothing` makes it the baseline of noise alone.
         sigma: standard deviation, in [0,1] units; 0.05 in NRP.
         epsilon: the ball, L-inf, in [0,1] units; 16/255 in NRP.
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from purifiers.errors import ConfigError, MissingFileError
 
-EVALUATION_ONLY = ("evaluation", "data.path", "data.size", "data.test_limit", "classifier.source", "classifier.network")
+EVALUATION_ONLY = (
+    "evaluation",
+    "data.path",
+    "data.size",
+    "data.test_limit",
+    "classifier.source",
+    "classifier.network",
+    "baselines",
+)
 """What may be set when training is over."""
 ALL_TABLES = (1, 2, 3)
 
@@ -42,7 +50,7 @@ def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None): 
     watch = Stopwatch()
     deadline = deadline or Deadline(parsed.minutes)
     run = train(recipe, folder, device=parsed.device, ablation=2 in tables, restart=parsed.restart, deadline=deadline)
-    _compare(parsed, run, default="all")
+    _compare(parsed, run, default="all" if 1 in tables and vars(parsed).get("seeds") is None else "ready")
     if 3 in tables:
         train_variants(run, parsed.device)
     say(f"trained in {duration(watch.seconds)}")
@@ -145,6 +153,8 @@ def evaluate(parsed: argparse.Namespace) -> int:
     if not recipe_file.is_file():
         raise MissingFileError(f"{parsed.run} holds no {RECIPE_FILE}; give the --output of 'purifiers train'")
     _refuse_training_settings(parsed.overrides)
+    if parsed.baselines == "all" and parsed.classifier:
+        raise ConfigError("--baselines all would train them for the --classifier into a run that is of another: not together")
     output = parsed.output or parsed.run
     _refuse_file(output)
     if output.resolve() != parsed.run.resolve() and (output / RECIPE_FILE).is_file():

@@ -95,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="0,1,2",
         help="train and measure once with each seed, into folders of their own, and give Table 2 over all of them",
     )
-    _add_baselines(reproduce, default="all; with --from-weights: ready")
+    _add_baselines(reproduce, default="all; with --from-weights or --seeds: ready")
     _add_run(reproduce)
     _add_training(reproduce)
     _add_classifier(reproduce)

@@ -7,7 +7,7 @@ import torch
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import SHARD
-from purifiers.baselines import SOAP
+from purifiers.baselines import SOAP, Adaptive, Noisy
 from purifiers.console import Stopwatch
 from purifiers.data import to_float
 from purifiers.evaluation.cost import measure_cost
@@ -19,6 +19,9 @@ from purifiers.recipes.schema import Evaluation
 from purifiers.seeds import seed_for
 from purifiers.training.run import STUDENTS, Run
 from purifiers.training.throughput import peak_flops
+
+COST_BATCH = 100
+"""Images on which purifiers are timed: few, as some take a tenth of a second for each."""
 
 
 def evaluate_run(run: Run) -> tuple[Results, Examples]:
@@ -47,7 +50,8 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         records += found
         warnings += [warning for warning in noted if warning not in warnings]
     for title, purifier in run.baselines.items():
-        found, noted = _own(evaluator, title, purifier).evaluate(
+        own = _own(evaluator, title, purifier)
+        found, noted = own.evaluate(
             BASELINE + title,
             purifier,
             config.attacks_under,
@@ -56,14 +60,15 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
             run.recipe.baselines[title].test_limit,
         )
         records += found
-        warnings += [warning for warning in noted if warning not in warnings]
+        if own is not evaluator:  # of others' attacks on the same classifier ours has them
+            warnings += [note.model_copy(update={"message": f"of {own.classifier_name}: {note.message}"}) for note in noted]
     # Blind attacks on the first images are in the cache already, in shards.
     data = evaluator.data
     few = replace(evaluator, data=data.subset(torch.arange(min(SHARD, len(data)), device=data.images.device)))
     for title, purifier in run.variants.items():
         records += few.evaluate(VARIANT + title, purifier, lambda view: quick_attacks(config))[0]
     student = run.purifiers["student"]
-    sample = to_float(data.images[: config.batch_size])
+    sample = to_float(data.images[:COST_BATCH])
     costs = {"classifier": measure_cost(run.classifier, sample), "student": measure_cost(student, sample)}
     costs |= {BASELINE + title: measure_cost(purifier, sample) for title, purifier in run.baselines.items()}
     attack_name, attack = next(iter(config.attacks.items()))
@@ -91,10 +96,13 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
 def _own(evaluator: Evaluator, title: str, purifier: Purifier) -> Evaluator:
     """The evaluator, for SOAP in front of the classifier that was trained with its task: no other will do."""
     network = purifier.network
+    while isinstance(network, Adaptive | Noisy):
+        network = network.base
     if not isinstance(network, SOAP):
         return evaluator
-    depth = network.classifier.config["depth"]
-    return replace(evaluator, classifier=network.classifier, classifier_name=f"resnet{depth} of {title}")
+    return replace(
+        evaluator, classifier=network.classifier, classifier_name=f"resnet{network.classifier.config['depth']} of {title}"
+    )
 
 
 def quick_attacks(config: Evaluation) -> Mapping[str, Attack]:

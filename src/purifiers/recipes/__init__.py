@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from purifiers.attacks import AnyAttack
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.naming import nearest
+from purifiers.recipes.baselines import AnyBaseline
 from purifiers.recipes.schema import Recipe
 
 __all__ = [
@@ -138,22 +139,26 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    dotted = ".".join(map(str, location))
+    kinds = _KINDS["baselines" if location[:1] == ("baselines",) else "attacks"]
+    # The kind of a union's member stands in the location, but in no file.
+    dotted = ".".join(str(part) for i, part in enumerate(location) if i < 2 or part not in kinds)
     if kind == "extra_forbidden":
-        # The kind of a union's member stands in the location, but in no file.
         *parents, key = location
-        shown = parents[:-1] if parents and parents[-1] in _KINDS else parents
-        dotted = ".".join(map(str, [*shown, key]))
         return f"{dotted}: there is no such key{nearest(str(key), _keys_at(parents))}"
     if kind == "union_tag_invalid":
         given = re.findall(r"'([^']*)'", message)[0]
-        return f"{dotted}.kind: there is no kind '{given}'{nearest(given, _KINDS)}"
+        return f"{dotted}.kind: there is no kind '{given}'{nearest(given, kinds)}"
     if kind == "union_tag_not_found":
-        return f"{dotted}: there is no such attack in the recipe; a new one needs a kind ({', '.join(sorted(_KINDS))})"
+        what = "baseline" if kinds is _KINDS["baselines"] else "attack"
+        return f"{dotted}: there is no such {what} in the recipe; a new one needs a kind ({', '.join(sorted(kinds))})"
     return f"{dotted or 'recipe'}: {message.removeprefix('Value error, ')}"
 
 
-_KINDS = {member.model_fields["kind"].default for member in get_args(get_args(AnyAttack)[0])}
+def _kinds_of(union: Any) -> set[str]:
+    return {member.model_fields["kind"].default for member in get_args(get_args(union)[0])}
+
+
+_KINDS = {"attacks": _kinds_of(AnyAttack), "baselines": _kinds_of(AnyBaseline)}
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:

@@ -1,14 +1,18 @@
 """What a recipe may say of the purifiers that ours is compared with."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import SSP
 from purifiers.naming import nearest
 from purifiers.recipes.parts import Group, Network, OnPerturbed, Optimisation, Positive
-from purifiers.registry import PURIFIERS
+
+TRANSFORMATIONS = ("jpeg", "bit_depth", "median", "total_variation", "nothing")
+"""Networks that have nothing to learn."""
+WRAPPERS = ("adaptive", "noisy")
+"""Networks around the network of a purifier."""
 
 
 class TrainingNRP(OnPerturbed):
@@ -37,13 +41,6 @@ class _Baseline(Group):
     network: Network
     test_limit: Positive | None = None
 
-    @field_validator("network")
-    @classmethod
-    def _purifies(cls, network: Network) -> Network:
-        if network.network not in PURIFIERS:
-            raise ValueError(f"'{network.network}' does not map images to images{nearest(network.network, PURIFIERS)}")
-        return network
-
 
 class Untrained(_Baseline):
     """A purifier that needs no training: a classical transformation, or a wrapper ``around`` a trained one.
@@ -53,6 +50,20 @@ class Untrained(_Baseline):
 
     kind: Literal["untrained"] = "untrained"
     around: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        name = self.network.network
+        if name not in (*TRANSFORMATIONS, *WRAPPERS):
+            raise ValueError(f"'{name}' needs training, or maps no images{nearest(name, [*TRANSFORMATIONS, *WRAPPERS])}")
+        given = [
+            word for word, there in (("around", self.around), ("network.base", self.network.arguments.get("base"))) if there
+        ]
+        if name in WRAPPERS and len(given) != 1:
+            raise ValueError(f"'{name}' goes around a purifier: give either around (such as student) or network.base")
+        if name in TRANSFORMATIONS and given:
+            raise ValueError(f"'{name}' goes around nothing: leave out {given[0]}")
+        return self
 
 
 class BaselineNRP(_Baseline):
@@ -71,6 +82,11 @@ class BaselineNRP(_Baseline):
     critic_width: Positive = 64
     training: TrainingNRP
 
+    @field_validator("network")
+    @classmethod
+    def _is_nrp(cls, network: Network) -> Network:
+        return _only(network, "nrp")
+
 
 class BaselineSOAP(_Baseline):
     """SOAP (Shi et al. 2021): a classifier of its own, which is what it is measured in front of; attacked itself.
@@ -85,9 +101,13 @@ class BaselineSOAP(_Baseline):
     @field_validator("network")
     @classmethod
     def _is_soap(cls, network: Network) -> Network:
-        if network.network != "soap":
-            raise ValueError(f"the network of a baseline of kind soap is 'soap'; got '{network.network}'")
-        return network
+        return _only(network, "soap")
+
+
+def _only(network: Network, name: str) -> Network:
+    if network.network != name:
+        raise ValueError(f"the network of a baseline of kind {name} is '{name}'; got '{network.network}'")
+    return network
 
 
 AnyBaseline = Annotated[Untrained | BaselineNRP | BaselineSOAP, Field(discriminator="kind")]

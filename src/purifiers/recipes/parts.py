@@ -1,6 +1,7 @@
 """The groups of keys that several parts of a recipe have."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +35,12 @@ class Data(Group):
         return {"path": self.path, "size": self.size}
 
 
+def _with_fractions(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _with_fractions(value) for key, value in content.items()}
+    return parse_fraction(content) if isinstance(content, str) and re.fullmatch(r"[\d. ]+/[\d. ]+", content) else content
+
+
 class Network(BaseModel):
     """A network's name in the registry and its constructor's arguments, all on one level."""
 
@@ -45,9 +52,7 @@ class Network(BaseModel):
     @classmethod
     def _fractions(cls, content: Any) -> Any:
         """Lengths as in attacks: 8/255 is a number."""
-        if not isinstance(content, Mapping):
-            return content
-        return {key: parse_fraction(value) if "/" in str(value) else value for key, value in content.items()}
+        return _with_fractions(content)
 
     @property
     def arguments(self) -> Mapping[str, Any]:

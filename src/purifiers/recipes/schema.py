@@ -9,8 +9,10 @@ from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.naming import nearest
 from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Positive
-from purifiers.registry import CLASSIFIERS, PURIFIERS
+from purifiers.registry import CLASSIFIERS
 
+TRAINABLE = ("cae",)
+"""Networks that the method trains as a purifier."""
 ADAPTIVE = "adaptive"
 """In ``evaluation.limits``: all attacks by an attacker who knows of the purifier."""
 
@@ -172,8 +174,8 @@ class Recipe(Group):
     @field_validator("purifier")
     @classmethod
     def _maps_images(cls, purifier: Network) -> Network:
-        if purifier.network not in PURIFIERS:
-            raise ValueError(f"'{purifier.network}' does not map images to images{nearest(purifier.network, PURIFIERS)}")
+        if purifier.network not in TRAINABLE:
+            raise ValueError(f"'{purifier.network}' is no purifier that this trains{nearest(purifier.network, TRAINABLE)}")
         return purifier
 
     @model_validator(mode="after")
@@ -187,8 +189,9 @@ class Recipe(Group):
         known = ["student"]
         for title, baseline in self.baselines.items():
             clash = [other for other in known if folder_of(other) == folder_of(title)]
-            if clash or folder_of(title) == folder_of(""):
-                raise ValueError(f"baselines: the titles need letters or digits in which they differ; got '{title}'")
+            if clash or folder_of(title) in map(folder_of, ("", "ours", "no purifier")):
+                apart = "differ in letters or digits from each other, and from 'student', 'ours' and 'no purifier'"
+                raise ValueError(f"baselines: titles have to {apart}; got '{title}'")
             if isinstance(baseline, Untrained) and baseline.around is not None and baseline.around not in known:
                 hint = nearest(baseline.around, known)
                 raise ValueError(f"baselines.{title}.around: nothing before it is called '{baseline.around}'{hint}")

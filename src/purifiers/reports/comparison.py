@@ -1,5 +1,6 @@
 """Table 1 for all purifiers: ours, the baselines and the paper's columns, and what each baseline is."""
 
+import math
 from collections.abc import Iterable
 from statistics import mean
 
@@ -55,12 +56,17 @@ def table_of_baselines(results: Results) -> Table:
         history = results.training.get(folder_of(title), [])
         counts = [count for count in (baseline.limit, everything) if count is not None]
         images = f"{min(counts):,}" if counts else "all"
+        epochs = len(history) or baseline.training.epochs
         seconds = duration(sum(record["seconds"] for record in history)) if history else "-"
         original = paper.ORIGINALS.get(baseline.kind, "-")
-        rows.append([title, size, original, f"{images} images, {baseline.training.epochs} epochs", seconds])
-    caption = (
-        "The size that was used, beside that of the baseline's own paper. NRP learns from features of the classifier to "
-        "protect; SOAP comes with a classifier of its own, as its method trains it with the auxiliary task."
+        rows.append([title, size, original, f"{images} images, {epochs} epochs", seconds])
+    kinds = {recipe.baselines[title].kind for title in purifiers_of(results) if title != OURS}
+    notes = {
+        "nrp": "NRP learns from features of the classifier that it is trained for.",
+        "soap": "SOAP comes with a classifier of its own, which its method trains together with the auxiliary task.",
+    }
+    caption = " ".join(
+        ["The size that was used, beside that of the baseline's own paper.", *(notes[kind] for kind in notes if kind in kinds)]
     )
     return Table("What was compared", caption, ["purifier", "size", "in its paper", "trained on", "time"], rows)
 
@@ -68,18 +74,28 @@ def table_of_baselines(results: Results) -> Table:
 def comparison_sentence(results: Results) -> list[str]:
     """Who is best in the mean over attacks; empty where nothing was compared."""
     purifiers = purifiers_of(results)
-    if not purifiers or len(purifiers[OURS]) < 2:
+    recipe = parse_recipe(results.recipe)
+    ours = purifiers.pop(OURS, {})
+    # Another use of ours is no rival of ours.
+    rivals = {
+        title: records for title, records in purifiers.items() if getattr(recipe.baselines[title], "around", None) != "student"
+    }
+    if not rivals or len(ours) < 2:
         return []
-    means = {title: _mean(records) for title, records in purifiers.items()}
-    best = max((title for title in means if title != OURS), key=means.__getitem__)
-    gap = 100 * (means[OURS] - means[best])
-    width = half_width(record for records in purifiers.values() for record in records.values())
+    best = max(rivals, key=lambda title: _mean(rivals[title]))
+    gap = 100 * (_mean(ours) - _mean(rivals[best]))
+    width = math.hypot(half_width(ours.values()), half_width(rivals[best].values()))
     chance = ", which may be chance" if abs(gap) < width else ""
+    where = f" (in front of {rivals[best][CLEAN].classifier})" if _own_classifier(ours, rivals[best]) else ""
     verdict = "is better than" if gap > 0 else "is NOT better than"
     return [
-        f"In the mean over attacks ours has {percent(means[OURS])} % and {verdict} the best of {len(means) - 1} baselines, "
-        f"{best}, with {percent(means[best])} %{chance} (view blind)."
+        f"In the mean over attacks ours has {percent(_mean(ours))} % and {verdict} the best of {len(rivals)} other purifiers, "
+        f"{best}{where}, with {percent(_mean(rivals[best]))} %{chance} (view blind)."
     ]
+
+
+def _own_classifier(ours: dict[str, Record], theirs: dict[str, Record]) -> bool:
+    return theirs[CLEAN].classifier != ours[CLEAN].classifier
 
 
 def _mean(records: dict[str, Record]) -> float:
@@ -106,7 +122,7 @@ def _size(network: str, arguments: object) -> str:
 
 def _caption(results: Results, purifiers: dict[str, dict[str, Record]]) -> str:
     ours = purifiers[OURS]
-    own = {title: records for title, records in purifiers.items() if records[CLEAN].classifier != ours[CLEAN].classifier}
+    own = {title: records for title, records in purifiers.items() if _own_classifier(ours, records)}
     text = (
         f"Accuracy in % after purification, clean images first, on {images_of(ours.values())}; the attacker knows the "
         "classifier and not the purifier. A 95 % interval reaches up to "
@@ -123,10 +139,12 @@ def _caption(results: Results, purifiers: dict[str, dict[str, Record]]) -> str:
         )
         text += f" SOAP purifies for classifiers of its own, which are attacked themselves ({listed})."
     text += (
-        " Parameters, operations of an image (matrix products and convolutions, in MFLOP) and images/s on this machine are of "
-        "the purifier, in the first row of the classifier; SOAP's are those of its whole optimisation. - stands for none, or "
-        "for what is not reported."
+        " Parameters, operations of an image (matrix products and convolutions, in MFLOP) and images/s on this machine are "
+        "those of the purifier, in the first row of the classifier."
     )
+    if own:
+        text += " SOAP's are of its whole optimisation, and include its classifier."
+    text += " - stands for none, or for what is not reported."
     if comparable_attacks(results):
         text += (
             f" The last rows are the numbers that the paper reports, with a ResNet-56 of {paper.CLEAN_UNDEFENDED} % on clean "

@@ -1,6 +1,5 @@
 """Training the purifiers that ours is compared with: on the recipe's images, in front of its classifier, by the same loop."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +36,6 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
         ConfigError: the classifier has no such layer, or images do not suit the baseline.
     """
     for title, config in run.recipe.baselines.items():
-        folder = run.checkpoint(folder_of(title))
         network: nn.Module | None
         if isinstance(config, Untrained):
             network = _untrained(run, config)
@@ -46,13 +44,32 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
             trainer = _train_nrp if isinstance(config, BaselineNRP) else _train_soap
             network = trainer(run, title, config, data)  # type: ignore[arg-type]
         else:
-            network = load_network(folder) if (folder / CONFIG_FILE).is_file() else None
-            if network is not None:
-                run.histories[folder.name] = load_state(folder / STATE_FILE)["history"]
+            network = _ready(run, title, config)
         if network is None:
-            say(f"{title:<16} is left out: not trained")
+            say(f"{title:<16} is left out: not trained as the recipe says (--baselines all trains it)")
         else:
             run.baselines[title] = Purifier(place(network, run.fabric.device).requires_grad_(False))
+
+
+def _ready(run: Run, title: str, config: BaselineNRP | BaselineSOAP) -> nn.Module | None:
+    """The finished network of a stage, if it is the one that the recipe asks for."""
+    folder = run.checkpoint(folder_of(title))
+    if not (folder / CONFIG_FILE).is_file() or not (folder / STATE_FILE).is_file():
+        return None
+    network, history = load_network(folder), load_state(folder / STATE_FILE)["history"]
+    wanted = build_network(config.network.network, _arguments(config, len(run.images("test").classes)))
+    if describe(network) != describe(wanted) or len(history) != config.training.epochs:
+        return None
+    run.histories[folder.name] = history
+    return network
+
+
+def _arguments(config: BaselineNRP | BaselineSOAP, classes: int) -> dict[str, Any]:
+    """Of the network, with as many classes in its classifier, if it has one, as the data."""
+    arguments = dict(config.network.arguments)
+    if isinstance(config, BaselineSOAP):
+        arguments["classifier"] = {**arguments["classifier"], "num_classes": classes}
+    return arguments
 
 
 def _untrained(run: Run, config: Untrained) -> nn.Module | None:
@@ -113,7 +130,11 @@ def nrp_losses(config: TrainingNRP, features: nn.Module) -> StageLosses:
 
 def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.Module:
     stage = folder_of(title)
-    features: nn.Module = InPrecision(Features(run.classifier, config.feature_layer), run.fabric, run.recipe.precision)
+    try:
+        seen = Features(run.classifier, config.feature_layer)
+    except ConfigError as error:
+        raise ConfigError(f"baselines.{title}.feature_layer: {error}; null takes the logits") from error
+    features: nn.Module = InPrecision(seen, run.fabric, run.recipe.precision)
     with progress(f"{title}: attacking training images", len(data)) as advance:
 
         def advanced(images: int) -> None:
@@ -124,7 +145,7 @@ def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.
             config.attack,
             features,
             data,
-            seed=seed_for(run.recipe.seed, stage, "attack"),
+            seed=seed_for(run.recipe.seed, "baselines", "attack"),
             batch_size=run.recipe.evaluation.batch_size,
             cache=run.cache,
             quantized=True,
@@ -198,18 +219,16 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
 
 def _train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> nn.Module:
     stage = folder_of(title)
-    purifier = seeded(run, stage, lambda: build_network("soap", _with_classes(config.network.arguments, len(data.classes))))
+    purifier = seeded(run, stage, lambda: build_network("soap", _arguments(config, len(data.classes))))
     assert isinstance(purifier, SOAP)
     height, width = data.images.shape[-2:]
     if purifier.task == "rotation" and height != width:
-        raise ConfigError(f"{title}: turned images need to be square; these are {height} by {width} (set data.size)")
+        raise ConfigError(
+            f"baselines.{title}: turned images need to be square; these are {height} by {width}: set data.size, or leave it out"
+        )
     losses = soap_losses(config.training, purifier)
     # What the structure does not tell: buffers that are not saved, and what the task is.
     made_from = [purifier.task, purifier.mirrored, purifier.classifier.config]
     joint = JointTraining(purifier)
     fit_stage(run, stage, stage, joint, data.images, data.labels, losses, config.training, made_from=made_from, kept=purifier)
     return purifier
-
-
-def _with_classes(arguments: Mapping[str, Any], classes: int) -> dict[str, Any]:
-    return dict(arguments) | {"classifier": {**arguments["classifier"], "num_classes": classes}}

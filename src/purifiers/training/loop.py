@@ -160,7 +160,7 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     if state.get("fingerprint") != stage.fingerprint:
         raise CheckpointError(
             f"{checkpoint} was trained with another recipe, seed or data than this run asks for; "
-            "give another --output, or --restart to discard what is there"
+            f"give another --output, delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
     return state
 
