@@ -79,8 +79,8 @@ class Said(nn.Module):
         super().__init__()
         self.said = logits, answer
 
-    def forward(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        self.shown = images, others
+    def forward(self, images: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.shown = images, images if others is None else others
         return self.said
 
 
@@ -106,7 +106,7 @@ def test_soaps_losses_by_hand() -> None:
     joint = Said(logits, torch.zeros(4, 4))
     losses = soap_losses(TrainingSOAP(epochs=1, alpha=0.5), small("rotation"))(joint, images, labels, random())
     assert losses["loss"].item() == pytest.approx(cross_entropy + 0.5 * math.log(4))
-    for turn, (shown, image) in enumerate(zip(joint.shown[1], images, strict=True)):
+    for turn, (shown, image) in enumerate(zip(joint.shown[0], images, strict=True)):
         assert torch.equal(shown, image.rot90(turn, (1, 2)))
 
     joint = Said(logits, images + 0.3)
@@ -123,6 +123,7 @@ def test_the_joint_pass_gives_what_the_parts_give() -> None:
     logits, answer = JointTraining(purifier)(images, others)
     torch.testing.assert_close(logits, purifier.classifier(images))
     torch.testing.assert_close(answer, purifier.auxiliary(others))
+    torch.testing.assert_close(JointTraining(purifier)(images)[1], purifier.auxiliary(images))
 
 
 def test_features_are_those_of_the_layer() -> None:

@@ -174,11 +174,12 @@ class JointTraining(nn.Module):
         super().__init__()
         self.purifier = purifier
 
-    def forward(self, images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) of ``images``, and what the task says of ``others``, see :meth:`SOAP.auxiliary`."""
+    def forward(self, images: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) of ``images``, and what the task says of ``others``, or of the same; see :meth:`SOAP.auxiliary`."""
         # In one pass, so that batch statistics are of both, as those that are kept for evaluation are.
-        features, other_features = self.purifier.classifier.features(torch.cat([images, others])).chunk(2)
-        return self.purifier.classifier.logits(features), self.purifier.answer(other_features, others.shape[-2:])
+        both = images if others is None else torch.cat([images, others])
+        parts = self.purifier.classifier.features(both).split(len(images))
+        return self.purifier.classifier.logits(parts[0]), self.purifier.answer(parts[-1], images.shape[-2:])
 
 
 def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
@@ -200,12 +201,12 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
             classification = (F.cross_entropy(logits, labels) + F.cross_entropy(others, labels)) / 2
             auxiliary = soap.consistency_error(logits, others).mean()
         elif task == "rotation":
-            # Batches are shuffled: it is chance which image gets which turn.
+            # Batches are shuffled: it is chance which image gets which turn. Class and turn are both told from the turned one.
             turns = torch.arange(len(images), device=images.device) % soap.TURNS
             turned = images.clone()
             for turn in range(1, soap.TURNS):
                 turned[turn :: soap.TURNS] = images[turn :: soap.TURNS].rot90(turn, (2, 3))
-            logits, said = (part.float() for part in joint(images, turned))
+            logits, said = (part.float() for part in joint(turned))
             classification = F.cross_entropy(logits, labels)
             auxiliary = F.cross_entropy(said, turns)
         else:
