@@ -285,6 +285,27 @@ def test_shipped_weights_take_no_training_settings(
     assert not (tmp_path / "x").exists()
 
 
+def test_baselines_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    train = ["train", "--recipe", "digits", "--output", run, "--device", "cpu", *SETTINGS]
+    assert main(train) == 0
+
+    def compared(*words: str) -> set[str]:
+        assert main([*words, "--device", "cpu"]) == 0
+        records = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
+        return {record["purifier"] for record in records if record["purifier"].startswith("baseline: ")}
+
+    assert compared("evaluate", run) == {"baseline: JPEG"}
+    assert "NRP              is left out" in capsys.readouterr().out
+    assert compared("evaluate", run, "--baselines", "none") == set()
+    assert "Table 1. Purification against" in capsys.readouterr().out
+    assert compared("evaluate", run, "--baselines", "all") == {"baseline: JPEG", "baseline: NRP", "baseline: SOAP"}
+    assert compared("evaluate", run) == {"baseline: JPEG", "baseline: NRP", "baseline: SOAP"}
+    assert compared("evaluate", run, "--set", "baselines={}") == set()
+    assert main(["evaluate", run, "--baselines", "all", "--classifier", run]) == 1
+    assert "not together" in capsys.readouterr().err
+
+
 def test_table_2_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     command = ["reproduce", "--recipe", "digits", "--output", str(run), "--device", "cpu", *SETTINGS, "--seeds", "0,1"]

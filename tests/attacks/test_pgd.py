@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purifiers.attacks import BIM, FGSM, MIFGSM, PGD, distances
+from purifiers.attacks import BIM, FGSM, MIFGSM, PGD, SSP, distances
+from purifiers.attacks.views import Features
 from purifiers.networks import ResNet
 from purifiers.pgd import pgd
 from tests.conftest import Linear
@@ -154,3 +155,27 @@ def test_agrees_with_foolbox_to_the_last_digit(norm: str) -> None:
     torch.testing.assert_close(FGSM(epsilon=epsilon, norm=norm)(model, images, labels), fgsm, **tolerance)
     ours = BIM(epsilon=epsilon, step_size=step, num_steps=10, norm=norm)(model, images, labels)
     torch.testing.assert_close(ours, bim, **tolerance)
+
+
+def test_ssp_goes_to_a_corner_of_the_ball_whatever_the_labels_say() -> None:
+    """Of one linear feature the squared distance grows to both sides: the farthest points are the two corners along it."""
+    model = Linear(1, SHAPE)
+    images = torch.full((6, *SHAPE), 0.5)
+    corner = 0.1 * model.weight.detach().sign().view(1, *SHAPE)
+    attack = SSP(epsilon=0.1, step_size=0.05, num_steps=8)
+    moved = attack(Features(model, None), images, torch.zeros(6, dtype=torch.int64), seed=1) - images
+    for one in moved:
+        torch.testing.assert_close(one.abs(), corner[0].abs())
+        assert torch.allclose(one, corner[0], atol=1e-6) or torch.allclose(one, -corner[0], atol=1e-6)
+    other = attack(Features(model, None), images, torch.full((6,), 0), seed=1) - images
+    assert torch.equal(moved, other)
+
+
+def test_ssp_needs_a_random_start_to_have_a_gradient() -> None:
+    model = Linear(4, SHAPE)
+    images, labels = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 3])
+    attack = SSP(epsilon=0.1, step_size=0.05, num_steps=3)
+    first, same, other = (attack(model, images, given, seed=2) for given in (labels, labels.flip(0), labels))
+    assert torch.equal(first, same) and torch.equal(first, other)  # labels count nothing
+    with torch.no_grad():
+        assert (model(first) - model(images)).square().mean() > (0.05 * model.weight).square().mean()

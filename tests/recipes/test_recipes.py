@@ -6,7 +6,7 @@ import yaml
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.recipes import NAMES, differences, load_recipe, recipe_text, with_shipped_classifiers
+from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe, recipe_text, with_shipped_classifiers
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,7 +82,7 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("purifier.network=cea", "did you mean 'cae'"),
         ("purifier.network=resnet", "takes no 'widths'"),
         ("classifier.network={network: cae}", "'cae' is no classifier"),
-        ("purifier={network: resnet, depth: 20}", "does not map images to images"),
+        ("purifier={network: resnet, depth: 20}", "is no purifier that this trains"),
         ("purifier.blocks=[1,2]", "as many widths as blocks"),
         ("student.epochs=many", r"student\.epochs: Input should be a valid integer"),
         ("student.epochs=0", "greater than or equal to 1"),
@@ -171,3 +171,41 @@ def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
     assert differences(plain, other) == {"data.limit": (None, 7), "student.epochs": (plain.student.epochs, 99)}
     fewer = differences(plain, load_recipe("strong-cpu", ["companions=[]"]))
     assert fewer["companions.1.network.depth"] == (20, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "baselines.X={network: {network: jpeg}}",
+            "baselines.X: there is no such baseline in the recipe; a new one needs a kind",
+        ),
+        (
+            "baselines.X={kind: sopa, network: {network: jpeg}}",
+            "baselines.X.kind: there is no kind 'sopa'; did you mean 'soap'?",
+        ),
+        ("baselines.NRP.training.epoch=1", "baselines.NRP.training.epoch: there is no such key; did you mean 'epochs'?"),
+        ("baselines.NRP.network={network: cae}", "the network of a baseline of kind nrp is 'nrp'; got 'cae'"),
+        ("baselines.JPEG.around=student", "'jpeg' goes around nothing: leave out around"),
+        ("baselines.JPEG.network={network: noisy}", "give either around (such as student) or network.base"),
+        ("baselines.JPEG.network={network: nrp}", "'nrp' needs training"),
+        (
+            "baselines.X={kind: untrained, around: NPR, network: {network: noisy}}",
+            "nothing before it is called 'NPR'; did you mean 'NRP'",
+        ),
+        ("baselines.ours={kind: untrained, network: {network: jpeg}}", "titles have to differ"),
+        ("purifier={network: jpeg}", "'jpeg' is no purifier that this trains"),
+    ],
+)
+def test_baselines_that_make_no_sense_are_refused_at_once(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_recipe("digits", [override])
+    assert said in str(raised.value)
+
+
+def test_lengths_of_networks_may_be_fractions_too() -> None:
+    network = "{network: noisy, epsilon: 16/255, base: {network: adaptive, epsilon: 8/255, base: {network: nothing}}}"
+    recipe = load_recipe("digits", [f"baselines.X={{kind: untrained, network: {network}}}"])
+    arguments = recipe.baselines["X"].network.arguments
+    assert arguments["epsilon"] == 16 / 255 and arguments["base"]["epsilon"] == 8 / 255
+    assert parse_recipe(yaml.safe_load(recipe_text(recipe))) == recipe

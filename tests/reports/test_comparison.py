@@ -3,7 +3,7 @@
 import pytest
 
 from purifiers.evaluation.records import Cost, Record, Results
-from purifiers.recipes import load_recipe
+from purifiers.recipes import changed, load_recipe, parse_recipe
 from purifiers.reports.comparison import comparison_sentence, purifiers_of, table_1_for_all, table_of_baselines
 from purifiers.reports.report import all_tables, headline
 
@@ -43,7 +43,7 @@ def results(ours: float = 0.9, baselines: tuple[str, ...] = ("NRP", "SOAP, rotat
     return Results(
         recipe=load_recipe("strong-cpu").model_dump(mode="json"), seed=0, versions={"torch": "2"},
         hardware={"name": "x", "threads": 2, "platform": "x", "device": "cpu"}, seconds={"training": 1.0, "evaluation": 1.0},
-        training={"baseline-nrp": [{"epoch": 1, "loss": 1.0, "images_per_second": 2.0, "seconds": 75.0}]}, parameters=1,
+        training={"baseline-nrp": [{"epoch": e, "loss": 1.0, "images_per_second": 2.0, "seconds": 25.0} for e in (1, 2, 3)]}, parameters=1,
         peak_flops=1.0, records=listed, warnings=[],
         costs={"classifier": Cost(parameters=855_770, flops=253_000_000, images_per_second=400.4, batch_size=100),
                "baseline: JPEG": Cost(parameters=0, flops=0, images_per_second=800.0, batch_size=100)},
@@ -69,7 +69,7 @@ def test_every_purifier_has_a_row_and_the_papers_stand_beside() -> None:
 def test_the_size_that_was_used_stands_beside_the_papers() -> None:
     rows = {row[0]: row for row in table_of_baselines(results()).rows}
     assert "blocks 2" in rows["NRP"][1] and "23 blocks" in rows["NRP"][2]
-    assert rows["NRP"][3:] == ["20,000 images, 4 epochs", "1 min 15 s"]
+    assert rows["NRP"][3:] == ["20,000 images, 3 epochs", "1 min 15 s"]
     assert rows["JPEG"][1:] == ["jpeg: quality 75", "-", "-", "-"]
     assert "classifier resnet20" in rows["SOAP, rotation"][1]
 
@@ -86,3 +86,17 @@ def test_without_baselines_there_is_nothing_to_compare() -> None:
     assert purifiers_of(alone) == {} and comparison_sentence(alone) == []
     assert all_tables(alone)[0].title.startswith("Table 1. Purification")
     assert all_tables(results())[0].title.startswith("Table 1. Every purifier")
+
+
+def test_another_use_of_ours_is_no_rival() -> None:
+    compared = results(0.6, baselines=("JPEG",))
+    recipe = changed(parse_recipe(compared.recipe), {}).model_dump(mode="json")
+    records_of_it = records("baseline: ours, adaptive", 0.9)
+    with_it = compared.model_copy(update={"recipe": recipe, "records": [*compared.records, *records_of_it]})
+    (sentence,) = comparison_sentence(with_it)
+    assert "is better than the best of 1 other purifiers, JPEG" in sentence
+
+
+def test_a_rival_in_front_of_a_classifier_of_its_own_is_told_apart() -> None:
+    (sentence,) = comparison_sentence(results(0.5, baselines=("SOAP, rotation", "JPEG")))
+    assert "SOAP, rotation (in front of resnet20 of it)" in sentence

@@ -175,7 +175,7 @@ class JointTraining(nn.Module):
         self.purifier = purifier
 
     def forward(self, images: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) of ``images``, and what the task says of ``others``, or of the same; see :meth:`SOAP.auxiliary`."""
+        """Logits (N, classes) of ``images``, and what the task says of ``others`` or the same: see :meth:`SOAP.auxiliary`."""
         # In one pass, so that batch statistics are of both, as those that are kept for evaluation are.
         both = images if others is None else torch.cat([images, others])
         parts = self.purifier.classifier.features(both).split(len(images))
