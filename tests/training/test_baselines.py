@@ -18,7 +18,6 @@ from purifiers.console import Deadline
 from purifiers.data import to_float
 from purifiers.errors import CheckpointError, ConfigError, OutOfTime
 from purifiers.networks import ResNet
-from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, changed, load_recipe
 from purifiers.recipes.baselines import TrainingNRP, TrainingSOAP
 from purifiers.registry import load_network
