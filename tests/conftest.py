@@ -10,7 +10,6 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from purifiers.recipes import Recipe, load_recipe
-from purifiers.training.baselines import prepare_baselines
 from purifiers.training.pipeline import train
 from purifiers.training.run import Run
 
@@ -78,7 +77,6 @@ def tiny_recipe() -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of the tiny recipe with the ablation and the baselines; tests must not write into its folder."""
+    """A run of the tiny recipe with the ablation; tests must not write into its folder."""
     run = train(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)
-    prepare_baselines(run)
     return run

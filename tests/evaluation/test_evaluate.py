@@ -16,6 +16,7 @@ from purifiers.evaluation.evaluate import Evaluator
 from purifiers.evaluation.examples import find_examples
 from purifiers.evaluation.records import Record, Results
 from purifiers.evaluation.run import evaluate_run
+from purifiers.training.baselines import prepare_baselines
 from purifiers.training.run import Run
 
 
@@ -122,8 +123,11 @@ def test_a_whole_run_is_measured_and_read_back(tiny_run: Run, tmp_path: Path) ->
     ]
 
 
-def test_baselines_are_measured_beside_ours(tiny_run: Run) -> None:
-    results, _ = evaluate_run(tiny_run)
+def test_baselines_are_measured_beside_ours(tiny_run: Run, tmp_path: Path) -> None:
+    run = replace(tiny_run, folder=tmp_path, baselines={}, histories={})
+    run.classifier = tiny_run.classifier
+    prepare_baselines(run)
+    results, _ = evaluate_run(run)
     rows = {(record.purifier, record.attack): record for record in results.records if record.view in ("none", "blind")}
     for title in ("NRP", "JPEG"):
         for attack in ("none", "PGD", "FGSM"):
