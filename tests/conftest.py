@@ -78,5 +78,4 @@ def tiny_recipe() -> Callable[..., Recipe]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of the tiny recipe with the ablation; tests must not write into its folder."""
-    run = train(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)
-    return run
+    return train(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)

@@ -80,7 +80,9 @@ def test_the_command_line_answers_before_torch_has_loaded() -> None:
 
 def test_importing_the_library_is_light() -> None:
     """A service that only purifies does not pay for what trains, attacks and draws."""
-    heavy = "{'matplotlib', 'sklearn', 'foolbox', 'lightning_fabric', 'pyautoattack', 'torchmetrics'}"
+    heavy = (
+        "{'matplotlib', 'sklearn', 'skimage', 'scipy.ndimage', 'foolbox', 'lightning_fabric', 'pyautoattack', 'torchmetrics'}"
+    )
     code = f"from purifiers import Purifier; import sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import median_filter
 from torch import Tensor, nn
 
 from purifiers.errors import InputError
@@ -102,6 +101,8 @@ class Median(Transformation):
         self.size = size
 
     def transform(self, images: Tensor) -> Tensor:
+        from scipy.ndimage import median_filter  # not needed by those who only purify
+
         return torch.from_numpy(median_filter(images.float().cpu().numpy(), size=(1, 1, self.size, self.size)))
 
 

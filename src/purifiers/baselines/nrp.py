@@ -111,7 +111,8 @@ class NRP(nn.Module):
             if isinstance(module, nn.Conv2d):  # small residuals at the start, as in ESRGAN
                 nn.init.kaiming_normal_(module.weight, a=SLOPE)
                 module.weight.data.mul_(0.1)
-                nn.init.zeros_(module.bias) if module.bias is not None else None
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, 3, H, W), float, in [0,1]."""

@@ -1,8 +1,9 @@
 """Table 1 for all purifiers: ours, the baselines and the paper's columns, and what each baseline is."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import mean
+from typing import Any
 
 from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, Cost, Record, Results
@@ -44,11 +45,9 @@ def table_of_baselines(results: Results) -> Table:
     """What each baseline is: its size, and how it was trained."""
     recipe = parse_recipe(results.recipe)
     everything = recipe.data.limit
+    compared = {title: recipe.baselines[title] for title in purifiers_of(results) if title != OURS}
     rows = []
-    for title in purifiers_of(results):
-        if title == OURS:
-            continue
-        baseline = recipe.baselines[title]
+    for title, baseline in compared.items():
         size = _size(baseline.network.network, baseline.network.arguments)
         if isinstance(baseline, Untrained):
             rows.append([title, size + (f" around {baseline.around}" if baseline.around else ""), "-", "-", "-"])
@@ -60,7 +59,7 @@ def table_of_baselines(results: Results) -> Table:
         seconds = duration(sum(record["seconds"] for record in history)) if history else "-"
         original = paper.ORIGINALS.get(baseline.kind, "-")
         rows.append([title, size, original, f"{images} images, {epochs} epochs", seconds])
-    kinds = {recipe.baselines[title].kind for title in purifiers_of(results) if title != OURS}
+    kinds = {baseline.kind for baseline in compared.values()}
     notes = {
         "nrp": "NRP learns from features of the classifier that it is trained for.",
         "soap": "SOAP comes with a classifier of its own, which its method trains together with the auxiliary task.",
@@ -107,8 +106,7 @@ def _cost(cost: Cost | None) -> list[str]:
     return [f"{cost.parameters:,}", flops, f"{cost.images_per_second:,.0f}"]
 
 
-def _size(network: str, arguments: object) -> str:
-    assert isinstance(arguments, dict)
+def _size(network: str, arguments: Mapping[str, Any]) -> str:
     shown = []
     for key, value in arguments.items():
         if isinstance(value, dict):

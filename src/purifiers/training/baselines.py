@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purifiers.attacks.generate import generate
 from purifiers.attacks.views import Features
 from purifiers.baselines import NRP, SOAP, nrp, soap
 from purifiers.console import progress, say
@@ -19,7 +18,7 @@ from purifiers.seeds import seed_for
 from purifiers.training.checkpoint import load_state
 from purifiers.training.fitting import fit_stage, seeded
 from purifiers.training.loop import Losses
-from purifiers.training.panel import InPrecision
+from purifiers.training.panel import InPrecision, attack_for_training
 from purifiers.training.run import STATE_FILE, Run
 from purifiers.training.stages import StageLosses, attacked
 
@@ -134,23 +133,9 @@ def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.
         seen = Features(run.classifier, config.feature_layer)
     except ConfigError as error:
         raise ConfigError(f"baselines.{title}.feature_layer: {error}; null takes the logits") from error
-    features: nn.Module = InPrecision(seen, run.fabric, run.recipe.precision)
+    seed = seed_for(run.recipe.seed, "baselines", "attack")
     with progress(f"{title}: attacking training images", len(data)) as advance:
-
-        def advanced(images: int) -> None:
-            advance(images)
-            run.deadline.check(f"a part of the adversarial examples of {title}")
-
-        adversarial = generate(
-            config.attack,
-            features,
-            data,
-            seed=seed_for(run.recipe.seed, "baselines", "attack"),
-            batch_size=run.recipe.evaluation.batch_size,
-            cache=run.cache,
-            quantized=True,
-            advance=advanced,
-        )
+        adversarial = attack_for_training(run, config.attack, seen, data, seed, advance)
     say(f"{title:<16} {len(data):,} training images attacked, {len(data) / max(adversarial.seconds, 1e-9):,.0f} images/s")
     purifier = seeded(run, stage, lambda: build_network(config.network.network, config.network.arguments))
     assert isinstance(purifier, NRP)
@@ -159,7 +144,7 @@ def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.
     game = NRPGame(purifier, critic)
     pairs = torch.cat([data.images, adversarial.images], dim=1)
     made_from = [config.attack.model_dump(), config.feature_layer]
-    losses = nrp_losses(config.training, features)
+    losses = nrp_losses(config.training, InPrecision(seen, run.fabric, run.recipe.precision))
     fit_stage(run, stage, stage, game, pairs, data.labels, losses, config.training, [run.classifier], made_from, purifier)
     return purifier
 

@@ -1,13 +1,14 @@
 """The classifiers that a purifier is trained against: the one to protect, and companions so that it leans on none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from purifiers.attacks.generate import generate
+from purifiers.attacks import Attack
+from purifiers.attacks.generate import Adversarial, generate
 from purifiers.console import progress, say
 from purifiers.data import ImageSet
 from purifiers.recipes import Recipe
@@ -61,37 +62,41 @@ class InPrecision(nn.Module):
         return logits.float()
 
 
+def attack_for_training(
+    run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None]
+) -> Adversarial:
+    """Adversarial examples of all of ``data`` as uint8, in the training's precision, cached, within the run's time limit.
+
+    Args:
+        run: gives precision, batch size, cache and time limit.
+        attack, model, data, seed, advance: see :func:`purifiers.attacks.generate.generate`.
+    """
+    if run.recipe.precision != "32-true":
+        model = InPrecision(model, run.fabric, run.recipe.precision)
+
+    def advanced(images: int) -> None:
+        advance(images)
+        run.deadline.check("a part of the adversarial examples")
+
+    batch_size = run.recipe.evaluation.batch_size
+    return generate(attack, model, data, seed=seed, batch_size=batch_size, cache=run.cache, quantized=True, advance=advanced)
+
+
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
 
     Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round.
     """
     recipe = run.recipe
-    models = panel.classifiers
-    if recipe.precision != "32-true":
-        models = [InPrecision(classifier, run.fabric, recipe.precision) for classifier in models]
-    jobs = [(attack, model) for attack in recipe.training_attacks.values() for model in models]
+    jobs = [(attack, model) for attack in recipe.training_attacks.values() for model in panel.classifiers]
     count, seconds = len(data) * recipe.attack_rounds, 0.0
     rounds = []
     with progress("attacking training images", count) as advance:
-
-        def advanced(images: int) -> None:
-            advance(images)
-            run.deadline.check("a part of the adversarial examples")
-
         for turn in range(recipe.attack_rounds):
             adversarial = torch.empty_like(data.images)
             for job, ((attack, model), chosen) in enumerate(zip(jobs, _shares(recipe, turn, len(jobs), data), strict=True)):
-                found = generate(
-                    attack,
-                    model,
-                    data.subset(chosen),
-                    seed=seed_for(recipe.seed, "training attack", turn, job),
-                    batch_size=recipe.evaluation.batch_size,
-                    cache=run.cache,
-                    quantized=True,
-                    advance=advanced,
-                )
+                seed = seed_for(recipe.seed, "training attack", turn, job)
+                found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
                 adversarial[chosen] = found.images
                 seconds += found.seconds
             rounds.append(adversarial)
