@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from purifiers.baselines import JPEG, NRP, SOAP, Adaptive, BitDepth, Median, Noisy, Nothing, TotalVariation
+from purifiers.baselines import JPEG, NRP, SOAP, Adaptive, BitDepth, Blend, Median, Noisy, Nothing, TotalVariation
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from purifiers.files import digest, load_tensors, save_tensors, write_text
 from purifiers.naming import nearest
@@ -28,6 +28,7 @@ PURIFIERS: dict[str, type[nn.Module]] = {
     "nothing": Nothing,
     "noisy": Noisy,
     "adaptive": Adaptive,
+    "blend": Blend,
 }
 """Networks that map images to images, by name."""
 CLASSIFIERS: dict[str, type[nn.Module]] = {"resnet": ResNet}

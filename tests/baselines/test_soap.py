@@ -81,17 +81,17 @@ def test_gradients_are_the_identitys_and_weights_stay() -> None:
 
 def test_the_view_at_test_time_is_the_mirrored_middle() -> None:
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    middle = F.interpolate(images[..., 2:30, 2:30].flip(3), size=(32, 32), mode="bilinear", align_corners=False)
-    inner = (..., slice(2, 30), slice(2, 30))  # at the border the one sees beyond the middle, the other does not
-    torch.testing.assert_close(soap().view(images)[inner], middle[inner], atol=1e-5, rtol=0)
-    torch.testing.assert_close(soap(mirrored=False).view(images)[inner], middle.flip(3)[inner], atol=1e-5, rtol=0)
+    places = (4 + (torch.arange(32) + 0.5) * 24 / 32).floor().long()  # each pixel's nearest in the middle 24
+    middle = images[..., places, :][..., places]
+    torch.testing.assert_close(soap(mirrored=False).view(images), middle)
+    torch.testing.assert_close(soap().view(images), middle.flip(3))
 
 
 def test_training_views_zoom_within_the_image_and_mirror_where_that_is_allowed() -> None:
     # The value tells the place: views are affine in it.
     ramp = torch.linspace(-1, 1, 32).expand(64, 3, 32, 32).contiguous()
     slopes = soap().view(ramp, torch.Generator().manual_seed(0)).diff(dim=3)[..., 5:25].mean((1, 2, 3)) / (2 / 31)
-    assert slopes.abs().min() > 0.74 and slopes.abs().max() < 1.01 and slopes.abs().std() > 0.05
+    assert slopes.abs().min() > 0.7 and slopes.abs().max() < 1.06 and slopes.abs().std() > 0.05
     assert 0.3 < (slopes < 0).float().mean() < 0.7
     kept = soap(mirrored=False).view(ramp, torch.Generator().manual_seed(0)).diff(dim=3)[..., 5:25].mean((1, 2, 3))
     assert (kept > 0).all()

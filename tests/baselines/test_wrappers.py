@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers import Purifier
-from purifiers.baselines import Adaptive, BitDepth, Noisy, Nothing
+from purifiers.baselines import Adaptive, BitDepth, Blend, Noisy, Nothing
 from purifiers.errors import InputError
 
 
@@ -58,3 +58,14 @@ def test_noise_has_its_size_and_its_ball() -> None:
 def test_steps_that_make_no_sense_are_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(InputError, match="at least one step"):
         Adaptive(Half(), **numbers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.7), (0.25, 0.75), (1.0, 0.9)])
+def test_a_blend_is_the_weighted_mean_of_input_and_output(share: float, expected: float) -> None:
+    images = torch.full((2, 3, 4, 4), 0.9)
+    torch.testing.assert_close(Purifier(Blend(Half(), share))(images), torch.full_like(images, expected))
+
+
+def test_a_share_outside_the_whole_is_refused() -> None:
+    with pytest.raises(InputError, match=r"in \[0,1\]; got 1.5"):
+        Blend(Half(), 1.5)

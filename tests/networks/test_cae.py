@@ -84,3 +84,15 @@ def test_output_can_be_darker_than_mid_grey() -> None:
 def test_impossible_networks_are_refused(arguments: dict) -> None:
     with pytest.raises(InputError, match="a CAE needs"):
         CAE(**arguments)
+
+
+def test_without_skips_the_latent_decides_the_output() -> None:
+    torch.manual_seed(0)
+    network = CAE(**SMALL, skip_every=0).eval()
+    images = torch.rand(2, 3, 10, 9)
+    latent = network.latent(images)
+    assert latent.shape == (2, 8, 3, 3)
+    features = latent
+    for block in network.decoder:
+        features = block(features)
+    torch.testing.assert_close(network(images), ((features.tanh() + 1) / 2)[..., :10, :9])

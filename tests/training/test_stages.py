@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from purifiers.attacks import PGD
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training.losses import classification_guidance, logits_guidance
 from purifiers.training.panel import Panel
 from purifiers.training.run import make_fabric
-from purifiers.training.stages import at_losses, attacked, student_losses
+from purifiers.training.stages import at_losses, attacked, encoder_losses, student_losses
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)
@@ -125,3 +126,60 @@ def test_teacher_nt_sees_what_the_recipe_says(shown: str) -> None:
     compute = student_losses(config, {"NT": Recording()}, Panel([Refusing()], make_fabric("cpu", "32-true")))
     compute(Same(), torch.cat([images, adversarial], 1), torch.zeros(COUNT), torch.Generator())
     assert torch.equal(seen[0], images if shown == "clean" else adversarial)
+
+
+class Shifting(nn.Module):
+    """A purifier with a weight, in training mode, that remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.9))
+        self.shown: list[tuple[Tensor, bool]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown.append((images.detach(), self.training))
+        return images * self.weight
+
+
+def worst_of(classifier: Linear, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """Of a linear classifier of two classes the worst perturbation is known: against the sign of the margin's gradient."""
+    direction = (classifier.weight[1 - labels] - classifier.weight[labels]).sign().view_as(images)
+    return images + epsilon * direction
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_an_attack_of_a_training_s_own_is_made_on_the_whole(kind: str) -> None:
+    """The batch holds no adversarial examples; those that the purifier is shown are the optimal ones through both."""
+    fabric, (images, _), labels = make_fabric("cpu", "32-true"), pairs(), torch.arange(COUNT) % 2
+    classifier, purifier = Linear(2, SHAPE), Shifting().train()
+    attack = {"kind": "pgd", "epsilon": 0.05, "step_size": 0.1, "num_steps": 1}
+    panel = Panel([classifier.requires_grad_(False)], fabric)
+    if kind == "teacher":
+        compute = at_losses(TeacherAT(epochs=1, attack=attack, classification_weight=1), panel)  # type: ignore[arg-type]
+    else:
+        config = Student(epochs=1, attack=attack, classification_weight=1)  # type: ignore[arg-type]
+        compute = student_losses(config, {"AT": Same()}, panel)
+    found = compute(purifier, images, labels, torch.Generator().manual_seed(0))
+    shown, training = purifier.shown[-1]
+    torch.testing.assert_close(shown, worst_of(classifier, images, labels, 0.05))
+    assert training and not purifier.shown[0][1]  # attacked in evaluation mode, updated in training mode
+    assert purifier.weight.requires_grad
+    expected = nn.functional.cross_entropy(classifier(shown * 0.9), labels)
+    torch.testing.assert_close(found["classification"], expected)
+    (gradient,) = torch.autograd.grad(found["loss"], purifier.weight)
+    assert gradient.isfinite() and gradient != 0
+
+
+def test_the_encoder_learns_from_attacks_on_itself() -> None:
+    images, labels = pairs()[0], torch.arange(COUNT) % 2
+    classifier = Linear(2, SHAPE)
+    attack = PGD(epsilon=0.05, step_size=0.1, num_steps=1)
+    compute = encoder_losses(attack, Panel([Same()], make_fabric("cpu", "32-true")))
+    found = compute(classifier, images, labels, torch.Generator().manual_seed(0))["loss"]
+    torch.testing.assert_close(found, nn.functional.cross_entropy(classifier(worst_of(classifier, images, labels, 0.05)), labels))
+
+
+def test_without_adversarial_examples_images_come_as_they_are() -> None:
+    images, _ = pairs()
+    first, second = attacked(images, OnAttacked(epochs=1, clean_share=1), torch.Generator())
+    assert torch.equal(first, images) and torch.equal(second, images)

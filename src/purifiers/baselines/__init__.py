@@ -3,6 +3,6 @@
 from purifiers.baselines.classical import JPEG, BitDepth, Median, Nothing, TotalVariation
 from purifiers.baselines.nrp import NRP
 from purifiers.baselines.soap import SOAP
-from purifiers.baselines.wrappers import Adaptive, Noisy
+from purifiers.baselines.wrappers import Adaptive, Blend, Noisy
 
-__all__ = ["JPEG", "NRP", "SOAP", "Adaptive", "BitDepth", "Median", "Noisy", "Nothing", "TotalVariation"]
+__all__ = ["JPEG", "NRP", "SOAP", "Adaptive", "BitDepth", "Blend", "Median", "Noisy", "Nothing", "TotalVariation"]

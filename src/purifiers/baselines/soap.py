@@ -22,6 +22,8 @@ ROUNDING = 1e-6
 """How much larger than an epsilon a distance may seem by rounding."""
 TURNS = 4
 """Rotations by a quarter turn, from none to three."""
+SMALLEST = 24 / 32
+"""The smallest part of an image that a view of label consistency shows, in each direction."""
 
 
 def rotation_error(logits: Tensor, turns: Tensor) -> Tensor:
@@ -138,26 +140,28 @@ class SOAP(nn.Module):
         return consistency_error(self.auxiliary(images), self.auxiliary(self.view(images)))
 
     def view(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The other view of label consistency: zoomed into, and mirrored.
+        """A view of label consistency: a part of the image, from 24 of 32 pixels on, zoomed to the whole, and mirrored.
 
         Args:
             images: (N, 3, H, W), float.
-            generator: draws for each image how much (from 24 of 32 pixels to all), where and whether mirrored, as in training;
-                without one it is the middle 28 of 32, mirrored, as at test time.
+            generator: draws for each image how large a part, which and whether mirrored, for training;
+                without one it is the middle 24 of 32, mirrored, as the authors' code has it: the one that an image is
+                compared with at test time.
         """
         count, device = len(images), images.device
         if generator is None:
-            share, across, down = images.new_full((count,), 28 / 32), images.new_zeros(count), images.new_zeros(count)
+            share, across, down = images.new_full((count,), SMALLEST), images.new_zeros(count), images.new_zeros(count)
             sign = images.new_full((count,), -1.0 if self.mirrored else 1.0)
         else:
             drawn = torch.rand(4, count, generator=generator, device=device)
-            share = 24 / 32 + 8 / 32 * drawn[0]
+            share = SMALLEST + (1 - SMALLEST) * drawn[0]
             across, down = ((2 * place - 1) * (1 - share) for place in drawn[1:3])
             sign = torch.where((drawn[3] < 0.5) & self.mirrored, -1.0, 1.0)
         zero = torch.zeros_like(share)
         rows = torch.stack([sign * share, zero, across]), torch.stack([zero, share, down])
         grid = F.affine_grid(torch.stack(rows).permute(2, 0, 1), list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        # Nearest pixels, as theirs: smoothing would take a part of the perturbation away before it is looked for.
+        return F.grid_sample(images, grid, mode="nearest", padding_mode="border", align_corners=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, 3, H, W), float, in [0,1]; same shape, dtype and range."""

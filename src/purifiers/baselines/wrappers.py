@@ -1,4 +1,4 @@
-"""Options of any purifier, as purifiers around it: gradient steps before the pass, and noise before the pass."""
+"""Options of any purifier, as purifiers around it: gradient steps or noise before the pass, a share of the input after it."""
 
 from typing import Any
 
@@ -79,3 +79,30 @@ class Noisy(nn.Module):
         """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
         noise = (self.sigma * torch.randn_like(images)).clamp_(-self.epsilon, self.epsilon)
         return self.base((images + noise).clamp(0, 1))
+
+
+class Blend(nn.Module):
+    """Let a share of the input pass around the purifier: ``share * x + (1 - share) * f(x)``.
+
+    A purifier that redraws the image withstands an attacker who knows it only because nothing passes around its latent. The
+    share trades that for likeness to the input: 0 is the purifier, 1 the input.
+
+    Args:
+        base: a purifier's network.
+        share: in [0,1].
+
+    Raises:
+        InputError: a share outside [0,1].
+    """
+
+    def __init__(self, base: nn.Module, share: float) -> None:
+        super().__init__()
+        if not 0 <= share <= 1:
+            raise InputError(f"the share of the input is in [0,1]; got {share}")
+        self.config: dict[str, Any] = {"base": base, "share": share}
+        self.base = base
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
+        return torch.lerp(self.base(images), images, self.share)

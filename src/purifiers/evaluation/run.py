@@ -7,7 +7,7 @@ import torch
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import SHARD
-from purifiers.baselines import SOAP, Adaptive, Noisy
+from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
 from purifiers.console import Stopwatch
 from purifiers.data import to_float
 from purifiers.evaluation.cost import measure_cost
@@ -96,7 +96,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
 def _own(evaluator: Evaluator, title: str, purifier: Purifier) -> Evaluator:
     """The evaluator, for SOAP in front of the classifier that was trained with its task: no other will do."""
     network = purifier.network
-    while isinstance(network, Adaptive | Noisy):
+    while isinstance(network, Adaptive | Blend | Noisy):
         network = network.base
     if not isinstance(network, SOAP):
         return evaluator

@@ -75,14 +75,8 @@ class CAE(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, channels, H, W), float, in [0,1]; same shape, dtype and range."""
         height, width = images.shape[-2:]
-        inside = images * 2 - 1
-        padded = F.pad(inside, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
-        features = padded
-        kept: dict[int, Tensor] = {}
-        for passed, block in enumerate(self.encoder, start=1):
-            features = block(features)
-            if passed in self.skips:
-                kept[passed] = features
+        padded = self._padded(images)
+        features, kept = self._encode(padded)
         for passed, block in zip(range(len(self.decoder) - 1, -1, -1), self.decoder, strict=True):
             features = block(features)
             if passed in self.skips:
@@ -92,6 +86,23 @@ class CAE(nn.Module):
             output = (padded + output).clamp(-1, 1)
         # In the default layout, as a classifier may want to flatten it with view().
         return ((output + 1) / 2)[..., :height, :width].contiguous()
+
+    def latent(self, images: Tensor) -> Tensor:
+        """The latent of ``images``, (N, widths[-1], H / stride, W / stride), H and W padded to multiples of the stride."""
+        return self._encode(self._padded(images))[0]
+
+    def _padded(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        return F.pad(images * 2 - 1, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+
+    def _encode(self, features: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """The latent, and what the decoder is given besides, by the number of encoder blocks that it has passed."""
+        kept: dict[int, Tensor] = {}
+        for passed, block in enumerate(self.encoder, start=1):
+            features = block(features)
+            if passed in self.skips:
+                kept[passed] = features
+        return features, kept
 
 
 def _encoder_block(fan_in: int, fan_out: int, stride: int) -> nn.Module:

@@ -11,7 +11,7 @@ from purifiers.recipes.parts import Group, Network, OnPerturbed, Optimisation, P
 
 TRANSFORMATIONS = ("jpeg", "bit_depth", "median", "total_variation", "nothing")
 """Networks that have nothing to learn."""
-WRAPPERS = ("adaptive", "noisy")
+WRAPPERS = ("adaptive", "noisy", "blend")
 """Networks around the network of a purifier."""
 
 

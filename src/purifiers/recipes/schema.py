@@ -46,10 +46,13 @@ class OnAttacked(OnPerturbed):
     """A training on adversarial images with guidance by C, the frozen classifiers: the one to protect and its companions, each
     asked about its share of a batch.
 
+    ``attack``: made anew in each step on the network in training and C behind it (view ``full``), instead of the recipe's
+    ``training_attacks``, which know C alone.
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
     """
 
+    attack: AnyAttack | None = None
     classification_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     logits_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
@@ -66,6 +69,19 @@ class TeacherAT(OnAttacked):
 
     reconstruction_weight: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
+
+
+class Latent(Group):
+    """Before the teachers: a latent that withstands attacks, from which teacher AT starts. The purifier may have neither skips
+    nor a residual output, around which a perturbation would pass.
+
+    ``attack``: on the encoder with a linear layer on the mean of its latent, which is trained with it and then dropped.
+    ``decoder``: trained on that encoder, which stays as it is, with the losses of teacher AT.
+    """
+
+    attack: AnyAttack
+    encoder: Optimisation
+    decoder: TeacherAT
 
 
 class Student(OnAttacked):
@@ -157,8 +173,9 @@ class Recipe(Group):
     classifier: Classifier
     companions: tuple[Classifier, ...] = ()
     purifier: Network
-    training_attacks: dict[str, AnyAttack] = Field(min_length=1)
+    training_attacks: dict[str, AnyAttack] = Field(default_factory=dict)
     attack_rounds: Positive = 1
+    latent: Latent | None = None
     teacher_at: TeacherAT
     teacher_nt: TeacherNT
     student: Student
@@ -182,6 +199,23 @@ class Recipe(Group):
     def _teacher_nt_knows_something(self) -> "Recipe":
         if not self.teacher_nt.epochs and not self.purifier.arguments.get("residual"):
             raise ValueError("teacher_nt.epochs is 0: without purifier.residual teacher NT starts from noise and has to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _attacked_by_something(self) -> "Recipe":
+        stages = {"teacher_at": self.teacher_at, "student": self.student}
+        if self.latent is not None:
+            stages["latent.decoder"] = self.latent.decoder
+        idle = [name for name, config in stages.items() if config.attack is None and config.clean_share < 1]
+        if idle and not self.training_attacks:
+            raise ValueError(f"training_attacks is empty, and {idle[0]} has no attack of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_around_the_latent(self) -> "Recipe":
+        around = self.purifier.arguments
+        if self.latent is not None and (around.get("residual") or around.get("skip_every", 2)):
+            raise ValueError("latent: what passes around it carries perturbations; set purifier.skip_every=0, no residual")
         return self
 
     @model_validator(mode="after")

@@ -181,8 +181,9 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
 
     def compute(joint: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         if task == "consistency":
-            views = [noisy(purifier.view(images, generator), generator) for _ in range(2)]
-            logits, others = (part.float() for part in joint(*views))
+            # As in the authors' code: both views have the same noise, and the second is the one of test time.
+            shown = noisy(images, generator)
+            logits, others = (part.float() for part in joint(purifier.view(shown, generator), purifier.view(shown)))
             classification = (F.cross_entropy(logits, labels) + F.cross_entropy(others, labels)) / 2
             auxiliary = soap.consistency_error(logits, others).mean()
         elif task == "rotation":

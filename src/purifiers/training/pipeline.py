@@ -18,6 +18,7 @@ from purifiers.registry import build_network
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier
 from purifiers.training.fitting import fit_stage, seeded
+from purifiers.training.latent import train_latent
 from purifiers.training.panel import Panel, attack_training_images
 from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STUDENTS, Run, make_fabric, student_config
 from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
@@ -76,7 +77,8 @@ def train(
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     guided = at_losses(recipe.teacher_at, panel)
     nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
-    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers)
+    latent = train_latent(run, panel, pairs, data.labels) if recipe.latent is not None else None
+    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers, latent)
     teachers = {"AT": at, "NT": nt}
     for name, chosen in STUDENTS.items():
         if name == "student" or ablation:

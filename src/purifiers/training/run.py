@@ -28,6 +28,8 @@ MADE_BY_A_RUN = (
     *("results.json", "report.md", "report.html", "card.md"),
 )
 """Everything that a run writes into its folder."""
+LATENT = ("latent_encoder", "latent_decoder")
+"""What is trained before the teachers, where the recipe has a group ``latent``."""
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "student": ("AT", "NT"),
@@ -176,7 +178,7 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
     run.variants = _load_purifiers({title: run.variant(title) for title in recipe.variants}, run)
     companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]
-    for stage in ("classifier", *companions, *run.purifiers):
+    for stage in ("classifier", *companions, *LATENT, *run.purifiers):
         state = run.checkpoint(stage) / STATE_FILE
         if state.is_file():
             run.histories[stage] = load_state(state)["history"]

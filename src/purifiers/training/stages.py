@@ -1,6 +1,7 @@
 """What each network of the method minimises, as functions for the loop: (network, float batch, labels, generator) -> losses.
 
-Where a stage needs adversarial examples, the batch holds image and adversarial examples stacked along the channels.
+Where a stage needs adversarial examples that were made before, the batch holds image and adversarial examples stacked along
+the channels.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from purifiers.attacks import Attack
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
@@ -32,7 +34,7 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
     """Teacher AT purifies adversarial images so that the frozen classifiers are right again: equation 2."""
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
-        images, adversarial = attacked(pairs, config, generator)
+        images, adversarial = _adversarial(teacher, pairs, labels, config, panel, generator)
         purified = teacher(adversarial)
         logits = panel.logits(purified)
         with torch.no_grad():  # a classifier whose answer counts nothing is not asked
@@ -57,7 +59,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     """
 
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
-        images, adversarial = attacked(pairs, config, generator)
+        images, adversarial = _adversarial(student, pairs, labels, config, panel, generator)
         purified = student(adversarial)
         with torch.no_grad(), panel.autocast():
             outputs = [
@@ -75,15 +77,66 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     return compute
 
 
+def encoder_losses(attack: Attack, panel: Panel) -> StageLosses:
+    """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018); ``panel`` gives the precision."""
+
+    def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        adversarial = attack(_Attacked(classifier, panel), images, labels, seed=_draw(generator))
+        return {"loss": F.cross_entropy(classifier(adversarial).float(), labels)}
+
+    return compute
+
+
+class _Attacked(nn.Module):
+    """A network in training as an attacker sees it: without what the loop put around it, whose outputs may only be
+    differentiated by the loop; in the training's precision; float32 on both sides."""
+
+    def __init__(self, network: nn.Module, panel: Panel) -> None:
+        super().__init__()
+        for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
+            network = getattr(network, wrapper, network)
+        self.network = network
+        self.panel = panel
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.panel.autocast():
+            return self.network(images).float()
+
+
+class _AttackedWhole(_Attacked):
+    """A purifier in training with the frozen classifiers behind it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.panel.logits(super().forward(images))
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+
+
+def _adversarial(
+    purifier: nn.Module, batch: Tensor, labels: Tensor, config: OnAttacked, panel: Panel, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images, and adversarial examples of them: those that the batch brings, or made now on the purifier itself."""
+    if config.attack is not None:
+        images = batch[:, :3].contiguous()
+        made = config.attack(_AttackedWhole(purifier, panel), images, labels, seed=_draw(generator))
+        batch = torch.cat([images, made], dim=1)
+    return attacked(batch, config, generator)
+
+
 def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Split a batch of stacked images into images and adversarial examples of the strengths that ``config`` asks for.
 
     Args:
-        pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels.
+        pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels; without any, all
+            images come as they are.
         config: the range of strengths, and the share of images that come without perturbation.
         generator: draws the round and both of these, for each image; on the pairs' device.
     """
     images, *rounds = (part.contiguous() for part in pairs.split(3, dim=1))
+    if not rounds:
+        return images, images
     adversarial = rounds[0]
     if len(rounds) > 1:
         turn = torch.randint(len(rounds), (len(images),), generator=generator, device=images.device)

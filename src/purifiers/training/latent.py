@@ -1,0 +1,81 @@
+"""A latent that withstands attacks, before the teachers: first the encoder, then a decoder that speaks to the classifiers.
+
+The frozen classifier is fragile, so that a purifier that starts from random weights finds nothing to hold on to when the
+attacker differentiates through both. An encoder that is trained as a small robust classifier (Madry et al. 2018) gives it a
+latent that attacks hardly move; what is decoded from there is as hard to move.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.networks import CAE
+from purifiers.registry import build_network
+from purifiers.training.fitting import fit_stage, seeded
+from purifiers.training.panel import Panel
+from purifiers.training.run import LATENT, Run
+from purifiers.training.stages import at_losses, encoder_losses
+
+
+class EncoderWithHead(nn.Module):
+    """The encoder as a classifier: images in [0,1] -> logits, by a linear layer on the mean of the latent."""
+
+    def __init__(self, purifier: CAE, head: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.purifier.latent(images).mean((2, 3)))
+
+
+class DecoderAlone(nn.Module):
+    """A purifier of which only the decoder learns."""
+
+    def __init__(self, purifier: CAE) -> None:
+        super().__init__()
+        self.purifier = purifier
+        purifier.encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Batch statistics of the encoder stay too."""
+        super().train(mode)
+        self.purifier.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.purifier(images)
+
+
+def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor) -> nn.Module:
+    """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable.
+
+    Args:
+        run: with ``recipe.latent``.
+        panel: the frozen classifiers.
+        batch: uint8 (N, 3 * k, H, W): images, and adversarial examples along the channels if there are any.
+        labels: int64 (N,).
+    """
+    config = run.recipe.latent
+    assert config is not None
+    name, arguments = run.recipe.purifier.network, run.recipe.purifier.arguments
+    classes = len(run.images("train").classes)
+    encoder, decoder = LATENT
+
+    def untrained() -> CAE:
+        network = build_network(name, arguments)
+        assert isinstance(network, CAE)
+        return network
+
+    purifier = seeded(run, encoder, untrained)
+    head = seeded(run, f"{encoder} head", lambda: nn.Linear(purifier.config["widths"][-1], classes))
+    probe = EncoderWithHead(purifier, head)
+    made_from = [config.attack.model_dump()]
+    losses = encoder_losses(config.attack, panel)
+    fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), made_from, purifier)
+    alone = DecoderAlone(purifier)
+    parents = [*panel.classifiers, purifier.encoder]
+    losses = at_losses(config.decoder, panel)
+    fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, kept=purifier)
+    return purifier.requires_grad_(True)

@@ -1,0 +1,79 @@
+"""A robust latent first: what each of its two trainings moves, and that a whole run starts from it and resumes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from purifiers.errors import ConfigError
+from purifiers.networks import CAE
+from purifiers.recipes import Recipe
+from purifiers.registry import fingerprint, load_network
+from purifiers.training.latent import DecoderAlone, EncoderWithHead
+from purifiers.training.pipeline import train
+
+ROBUST = (
+    "purifier.skip_every=0",
+    "training_attacks={}",
+    "latent.attack={kind: pgd, epsilon: 0.1, step_size: 0.12, num_steps: 1}",
+    "latent.encoder={epochs: 1, batch_size: 32}",
+    "latent.decoder={epochs: 1, batch_size: 32, clean_share: 1, classification_weight: 1, adversarial_weight: 0}",
+    "teacher_at.attack={kind: pgd, epsilon: 0.1, step_size: 0.12, num_steps: 1}",
+    "student.attack={kind: pgd, epsilon: 0.1, step_size: 0.12, num_steps: 1}",
+    "student.start=teacher_at",
+    "baselines={}",
+)
+
+
+def moved(network: nn.Module, loss: torch.Tensor) -> set[str]:
+    """The names of the parameters that the loss reaches."""
+    names, parameters = zip(*[pair for pair in network.named_parameters() if pair[1].requires_grad], strict=True)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def test_the_first_moves_the_encoder_and_the_second_the_decoder() -> None:
+    purifier, images = CAE(widths=[4, 6], blocks=[1, 2], skip_every=0), torch.rand(4, 3, 8, 8)
+    probe = EncoderWithHead(purifier, nn.Linear(6, 10)).train()
+    assert probe(images).shape == (4, 10)
+    reached = moved(probe, probe(images).square().sum())
+    assert {".".join(name.split(".")[:2]) for name in reached} == {"purifier.encoder", "head.weight", "head.bias"}
+    alone = DecoderAlone(purifier).train()
+    before = {name: value.clone() for name, value in purifier.encoder.state_dict().items()}
+    reached = moved(alone, alone(images).square().sum())
+    assert all(name.startswith("purifier.decoder.") for name in reached) and reached
+    after = purifier.encoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())  # batch statistics too
+
+
+def test_a_run_starts_from_the_latent_and_goes_on_after_a_stop(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = train(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
+    assert list(run.histories)[1:] == ["teacher_nt", "latent_encoder", "latent_decoder", "teacher_at", "student"]
+    encoder, decoder = (load_network(run.checkpoint(stage)) for stage in ("latent_encoder", "latent_decoder"))
+    assert fingerprint(encoder.encoder) == fingerprint(decoder.encoder)  # type: ignore[arg-type]
+    assert fingerprint(encoder.decoder) != fingerprint(decoder.decoder)  # type: ignore[arg-type]
+    again = train(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
+    assert fingerprint(again.purifiers["student"]) == fingerprint(run.purifiers["student"])
+    # As after a kill between the stages: what is left is trained again, to the same weights.
+    for stage in ("latent_decoder", "teacher_at", "student"):
+        for path in run.checkpoint(stage).iterdir():
+            path.unlink()
+    again = train(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
+    assert fingerprint(again.purifiers["student"]) == fingerprint(run.purifiers["student"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("purifier.skip_every=2", "what passes around it carries perturbations"),
+        ("purifier.residual=true", "what passes around it carries perturbations"),
+        ("student.attack=null", "training_attacks is empty, and student has no attack of its own"),
+        ("latent.decoder.clean_share=0", "training_attacks is empty, and latent.decoder has no attack of its own"),
+        ("latent.atack=1", "latent.atack: there is no such key; did you mean 'attack'"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(tiny_recipe: Callable[..., Recipe], override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tiny_recipe(*ROBUST, override)
