@@ -32,10 +32,15 @@ defended = PurifiedClassifier(Purifier.from_pretrained("{location}"), classifier
 ```
 """
 
+_BLIND = """It withstands attackers who know the classifier and **not** the purifier. One who differentiates through both breaks
+  it; the rows `full` above, where there are any, say how far. Do not use it where the attacker may know of it."""
+_KNOWN = """It was trained against attackers who know it and differentiate through both: the rows `full` above say what is left
+  then, and are upper bounds, as a stronger attack may leave less.
+- It redraws the image, so that nothing passes around its latent: PSNR and SSIM above say how far from the original. It is for
+  the classifier in front of which it was trained, not for people to look at."""
 _LIMITS = """## Limits
 
-- It withstands attackers who know the classifier and **not** the purifier. One who differentiates through both breaks it; the
-  rows `full` above, where there are any, say how far. Do not use it where the attacker may know of it.
+- {attacker}
 - It was trained on {dataset} images of {size}, against {classifiers}, with {attacks}. Other
   images, other kinds of perturbation (patches, rotations, noise) and other classifiers are untested unless a table above
   says so.
@@ -62,9 +67,11 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     names = " and ".join(
         one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers
     )
-    attacks = ", ".join(recipe["training_attacks"])
+    own = recipe["student"]["attack"]
+    attacks = ", ".join(recipe["training_attacks"]) or f"{own['kind']} of {own['num_steps']} steps through both networks"
     size = "their own size" if data["size"] is None else f"{data['size']} by {data['size']} pixels"
-    parts.append(_LIMITS.format(dataset=data["name"], size=size, classifiers=names, attacks=attacks))
+    attacker = _KNOWN if own else _BLIND
+    parts.append(_LIMITS.format(attacker=attacker, dataset=data["name"], size=size, classifiers=names, attacks=attacks))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -149,6 +156,8 @@ def _changes(recipe: Mapping[str, Any]) -> str:
         "perturbations of many strengths": (student["strength_low"], student["strength_high"]) != (1, 1),
         "clean images among the attacked": student["clean_share"],
         "a residual output": recipe["purifier"].get("residual"),
+        "attacks through purifier and classifier": student["attack"],
+        "a latent that was made robust first": recipe["latent"],
         "other weights of the losses": (at["reconstruction_weight"], student["beta"], student["gamma"]) != (1, 0.5, 0.5),
         "no adversarial term in equation 2": not at["adversarial_weight"],
         "teacher NT the identity": not recipe["teacher_nt"]["epochs"],
