@@ -139,7 +139,8 @@ class Recipe(Group):
     ``companions``: further classifiers, so that the purifier does not lean on the errors of one: they are attacked for
     training images and asked for guidance in equal shares, and never evaluated.
     ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
-    of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random.
+    of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Without any,
+    ``noise`` is all that there is to remove.
     ``precision``: of networks in training, and of classifiers under training attacks, whose images stay float32; attacks
     of the evaluation are float32 throughout.
     ``compiled``: train with ``torch.compile``; meant for a GPU.
@@ -157,7 +158,7 @@ class Recipe(Group):
     classifier: Classifier
     companions: tuple[Classifier, ...] = ()
     purifier: Network
-    training_attacks: dict[str, AnyAttack] = Field(min_length=1)
+    training_attacks: dict[str, AnyAttack]
     attack_rounds: Positive = 1
     teacher_at: TeacherAT
     teacher_nt: TeacherNT
@@ -182,6 +183,12 @@ class Recipe(Group):
     def _teacher_nt_knows_something(self) -> "Recipe":
         if not self.teacher_nt.epochs and not self.purifier.arguments.get("residual"):
             raise ValueError("teacher_nt.epochs is 0: without purifier.residual teacher NT starts from noise and has to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_remove(self) -> "Recipe":
+        if not self.training_attacks and not (self.teacher_at.noise and self.student.noise):
+            raise ValueError("training_attacks names no attack: then teacher_at.noise and student.noise have to be above 0")
         return self
 
     @model_validator(mode="after")

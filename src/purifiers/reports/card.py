@@ -62,7 +62,8 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     names = " and ".join(
         one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers
     )
-    attacks = ", ".join(recipe["training_attacks"])
+    noise = recipe["student"].get("noise")  # results of earlier versions have no such key
+    attacks = ", ".join([*recipe["training_attacks"], *([f"Gaussian noise of {noise:g}"] if noise else [])])
     size = "their own size" if data["size"] is None else f"{data['size']} by {data['size']} pixels"
     parts.append(_LIMITS.format(dataset=data["name"], size=size, classifiers=names, attacks=attacks))
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -85,9 +85,12 @@ def attack_for_training(
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
 
-    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round.
+    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round. Where
+    the recipe names none, these are the images themselves, once.
     """
     recipe = run.recipe
+    if not recipe.training_attacks:
+        return data.images
     jobs = [(attack, model) for attack in recipe.training_attacks.values() for model in panel.classifiers]
     count, seconds = len(data) * recipe.attack_rounds, 0.0
     rounds = []
