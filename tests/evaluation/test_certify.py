@@ -44,8 +44,10 @@ def problem(count: int, away: float = 0.0) -> tuple[Linear, ImageSet]:
 
 
 def grey(count: int = 1) -> ImageSet:
-    """Images exactly on the boundary of :class:`Sign`, as far as uint8 has a middle."""
-    return ImageSet("grey", torch.full((count, *SHAPE), 128, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64), ("a", "b"))
+    """Images exactly on the boundary of :class:`Sign`."""
+    return ImageSet(
+        "grey", torch.full((count, *SHAPE), 128, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64), ("a", "b")
+    )
 
 
 class Sign(nn.Module):
@@ -228,7 +230,10 @@ def test_models_and_images_that_do_not_go_together_are_refused() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return torch.full((len(images), 3), math.nan)
 
-    smoothing, other = Smoothing(SIGMA), ImageSet("x", torch.zeros(1, 3, 5, 5, dtype=torch.uint8), torch.tensor([0]), ("a", "b"))
+    smoothing, other = (
+        Smoothing(SIGMA),
+        ImageSet("x", torch.zeros(1, 3, 5, 5, dtype=torch.uint8), torch.tensor([0]), ("a", "b")),
+    )
     for model, data, said in [
         (Linear(2, SHAPE), other, r"the model fails on images \(1, 3, 5, 5\)"),
         (Nothing(), grey(), r"logits \(N, at least 2 classes\) for images .*; got shape \(1, 3, 4, 4\)"),
@@ -254,8 +259,8 @@ def test_the_summary_by_hand() -> None:
     assert low < 0.4 < high
 
 
-def test_a_run_is_certified_with_and_without_its_purifier(tiny_run: Run) -> None:
-    run = Run(tiny_run.recipe, tiny_run.folder, tiny_run.fabric, None)  # type: ignore[arg-type]  # nothing is written
+def test_a_run_is_certified_with_and_without_its_purifier(tiny_run: Run, tmp_path: Path) -> None:
+    run = Run(tiny_run.recipe, tmp_path, tiny_run.fabric, tmp_path / "cache")
     run.classifier, run.purifiers = tiny_run.classifier, tiny_run.purifiers
     found = certify_run(run, "mine", Smoothing(0.1, n0=5, n=50), images=3)
     assert (found.purifier, found.dataset, found.n_images, found.sigma, found.n) == ("mine", "digits", 3, 0.1, 50)
