@@ -15,7 +15,7 @@ NOTES = (
     "It speaks of L2 perturbations, by whoever and however made: also by an attacker who knows everything. An L-inf "
     "perturbation of epsilon may be as long as epsilon times the root of the number of values of an image.",
     "An image's certificate is wrong with probability alpha at most, over the noise; the 95 % intervals say what the choice "
-    "of images leaves open.",
+    "of images leaves open. The theorem is one of real numbers: what rounding may do is not covered.",
 )
 
 
