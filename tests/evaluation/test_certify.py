@@ -198,6 +198,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
         before = model.copies
         certify(model, grey(1), smoothing, cache=tmp_path, **changed)  # type: ignore[arg-type]
         assert model.copies == before + 1 + 110
+    before, third = model.copies, grey(1)
+    third.images[:] = 129  # to this model all images are the same; its noise is not
+    certify(model, third, smoothing, cache=tmp_path)
+    assert model.copies == before + 1 + 110
     for others in (Smoothing(0.06, n0=10, n=100), Smoothing(SIGMA, n0=11, n=100), Smoothing(SIGMA, n0=10, n=101)):
         before = model.copies
         certify(model, grey(1), others, cache=tmp_path)
