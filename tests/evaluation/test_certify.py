@@ -194,18 +194,24 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     files[1].write_text('{"selection": [0, 9], "estimation": [0, 100], "seconds": 1}')  # one copy is missing
     assert [image.votes for image in certify(model, grey(2), smoothing, cache=tmp_path)] == [100, 100]
     assert model.copies == 336 + 2 + 220
-    for changed in ({"seed": 1}, {"batch_size": 7}):
-        before = model.copies
-        certify(model, grey(1), smoothing, cache=tmp_path, **changed)  # type: ignore[arg-type]
-        assert model.copies == before + 1 + 110
-    before, third = model.copies, grey(1)
-    third.images[:] = 129  # to this model all images are the same; its noise is not
-    certify(model, third, smoothing, cache=tmp_path)
-    assert model.copies == before + 1 + 110
-    for others in (Smoothing(0.06, n0=10, n=100), Smoothing(SIGMA, n0=11, n=100), Smoothing(SIGMA, n0=10, n=101)):
-        before = model.copies
-        certify(model, grey(1), others, cache=tmp_path)
-        assert model.copies > before + 100
+
+
+def test_whatever_decides_the_counts_has_counts_of_its_own(tmp_path: Path) -> None:
+    smoothing, model, other = Smoothing(SIGMA, n0=10, n=100), Always(1), grey(2)
+    other.images[:] = 129  # to this model all images are the same
+    certify(model, grey(2), smoothing, cache=tmp_path)
+    for data, numbers, options in (
+        (other, smoothing, {}),
+        (grey(2), smoothing, {"seed": 1}),
+        (grey(2), smoothing, {"batch_size": 7}),
+        (grey(2), Smoothing(0.06, n0=10, n=100), {}),
+        (grey(2), Smoothing(SIGMA, n0=11, n=100), {}),
+        (grey(2), Smoothing(SIGMA, n0=10, n=101), {}),
+    ):
+        for drawn in (numbers.n0 + numbers.n, 0):  # once, and then it is kept too
+            before = model.copies
+            certify(model, data, numbers, cache=tmp_path, **options)  # type: ignore[arg-type]
+            assert model.copies == before + 2 + 2 * drawn
 
 
 @pytest.mark.parametrize(
