@@ -121,6 +121,9 @@ def test_cifar10_end_to_end_on_a_subset(tmp_path: Path) -> None:
         (["demo", "--device", "tpu"], "no device 'tpu'"),
         (["evaluate", "nowhere"], "holds no recipe.yaml"),
         (["purify", "a", "b", "--purifier", "nowhere"], "no purifier at 'nowhere'"),
+        (["certify", "cifar-10"], "neither a run nor a purifier at 'cifar-10'; did you mean 'cifar10'"),
+        (["certify", "cifar10", "--set", "student.epochs=1"], "training is over"),
+        (["certify", "cifar10", "--recipe", "digits"], "the classifier of the recipe 'digits' does not come with the library"),
         (["train", "--images", "no: where #1"], "no folder no: where #1"),
         (["train", "--classifier", "nowhere.safetensors"], "no weights file"),
         (["reproduce", "--data-dir", "/nowhere"], "no CIFAR-10 batches in /nowhere"),
@@ -162,7 +165,7 @@ def test_mistyped_commands_are_status_2(arguments: list[str], message: str, caps
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "reproduce", "purify"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "reproduce", "certify", "purify"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -322,3 +325,69 @@ def test_table_2_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main(["reproduce", "--seeds", "1,1"])
     assert "several different seeds, please" in capsys.readouterr().err
+
+
+def test_a_denoiser_from_training_to_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, device = tmp_path / "run", ["--device", "cpu"]
+    noise = ["--set", "training_attacks={}", "--set", "teacher_at.noise=0.1", "--set", "student.noise=0.1"]
+    assert main(["train", "--recipe", "digits", "--output", str(run), *device, *SETTINGS, *noise]) == 0
+    assert "attack " not in capsys.readouterr().out
+    certify = ["certify", str(run), "--n", "50", "--n0", "5", "--images", "4", *device]
+    assert main(certify) == 0
+    out = capsys.readouterr().out
+    for text in (
+        "Certified accuracy by radius",
+        "classifier alone",
+        "noise sigma 0.1",
+        "4 test images of digits",
+        "certificate.md",
+    ):
+        assert text in out
+    assert "95 % interval" not in out
+    found = json.loads((run / "certificate.json").read_text())
+    assert (found["sigma"], found["n0"], found["n"], found["alpha"], found["n_images"]) == (0.1, 5, 50, 0.001, 4)
+    page = (run / "certificate.md").read_text()
+    assert "95 % interval" in page
+    assert "(figures/certificate.svg)" in page
+    assert (run / "figures" / "certificate.svg").read_text().count("<svg") == 1
+    # Again: nothing is drawn anew, and nothing else comes out.
+    assert main(certify) == 0
+    assert json.loads((run / "certificate.json").read_text()) == found
+    for wrong, said in (
+        ("--sigma=0", "sigma must be above 0"),
+        ("--n0=0", "n0, a number"),
+        ("--alpha=1", "alpha, a prob"),
+        ("--n=5", "n must be"),
+    ):
+        assert main([*certify, wrong]) == 1
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*certify, "--images", "0"])
+    assert "a number of 1 or more" in capsys.readouterr().err
+    assert main([*certify, "--recipe", "digits"]) == 1
+    assert "which has its own recipe" in capsys.readouterr().err
+
+    # The purifier alone, in front of a classifier that is given.
+    saved, classifier = tmp_path / "saved", str(run / "checkpoints" / "classifier")
+    Purifier.from_pretrained(run).save_pretrained(saved)
+    alone = ["certify", str(saved), *certify[2:], "--sigma", "0.1", "--output", str(tmp_path / "out")]
+    assert main(alone) == 1
+    assert "is a purifier without a run: name the recipe" in capsys.readouterr().err
+    assert main([*alone, "--recipe", "digits", "--classifier", classifier, "--set", "data.size=16"]) == 0
+    other = json.loads((tmp_path / "out" / "certificate.json").read_text())
+    assert (other["purifier"], other["dataset"], other["n_images"]) == ("saved", "digits", 4)
+    assert main([*alone[:-1], str(run), "--recipe", "digits", "--classifier", classifier]) == 1
+    assert "is a run of its own" in capsys.readouterr().err
+
+
+def test_a_purifier_that_met_no_noise_needs_a_sigma(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", str(tiny_run.folder), "--output", str(tmp_path), "--device", "cpu"]) == 1
+    assert "was not trained on Gaussian noise (student.noise): give the smoothing's --sigma" in capsys.readouterr().err
+
+
+@needs_cifar10
+def test_a_shipped_purifier_is_certified_with_the_classifier_of_its_recipe(tmp_path: Path) -> None:
+    size = ["--sigma", "0.05", "--n", "12", "--n0", "2", "--images", "2"]
+    assert main(["certify", "cifar10", "--data-dir", str(CIFAR10), "--output", str(tmp_path), "--device", "cpu", *size]) == 0
+    found = json.loads((tmp_path / "certificate.json").read_text())
+    assert (found["purifier"], found["classifier"], found["recipe"]["name"]) == ("cifar10", "resnet56", "strong-cpu")

@@ -95,6 +95,8 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
             "adaptive_attacks names 'PGT', but the attacks are PGD, .*; set adaptive_attacks too",
         ),
         ("classifier.training=null", "either a source or a group 'training'"),
+        ("training_attacks={}", "is empty, and teacher_at has neither an attack of its own nor noise"),
+        ("student.noise=-1", "greater than or equal to 0"),
         ("student.epochs", "reads key=value"),
         ("=5", "reads key=value"),
         ("student..epochs=5", "reads key=value"),

@@ -49,9 +49,25 @@ def test_strengths_fill_their_range_and_some_images_stay_clean() -> None:
 
 
 def test_results_stay_images() -> None:
-    _, result = draw(strength_high=20.0)
-    assert result.min() == 0
-    assert result.max() == 1
+    for options in ({"strength_high": 20.0}, {"noise": 1.0}):
+        _, result = draw(**options)
+        assert result.min() == 0
+        assert result.max() == 1
+
+
+def test_noise_comes_on_top_of_every_image_anew_each_time() -> None:
+    images, adversarial = pairs()
+    batch, generator = torch.cat([images, adversarial], 1), torch.Generator().manual_seed(3)
+    for config, around in (
+        (OnAttacked(epochs=1, noise=0.05, clean_share=1.0), images),
+        (OnAttacked(epochs=1, noise=0.05), adversarial),
+    ):
+        (clean, first), (_, second) = (attacked(batch, config, generator) for _ in range(2))
+        assert torch.equal(clean, images)
+        assert not torch.equal(first, second)
+        noise = (first - around)[(first > 0) & (first < 1)]
+        assert noise.std().item() == pytest.approx(0.05, rel=0.05)
+        assert noise.mean().item() == pytest.approx(0, abs=0.005)
 
 
 def test_guidance_is_what_its_formulas_say() -> None:

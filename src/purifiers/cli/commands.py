@@ -156,9 +156,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
     if parsed.baselines == "all" and parsed.classifier:
         raise ConfigError("--baselines all would train them for the --classifier into a run that is of another: not together")
     output = parsed.output or parsed.run
-    _refuse_file(output)
-    if output.resolve() != parsed.run.resolve() and (output / RECIPE_FILE).is_file():
-        raise ConfigError(f"{output} is a run of its own, whose results would be replaced; give another --output")
+    _refuse_other_run(output, parsed.run)
     run = open_run(load_recipe(recipe_file, _overrides(parsed)), parsed.run, parsed.device)
     _compare(parsed, run, default="ready")
     _report(run, output)
@@ -171,9 +169,80 @@ def _refuse_training_settings(overrides: Sequence[str]) -> None:
             raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
 
 
+def open_defended(parsed: argparse.Namespace, purpose: str):  # type: ignore[no-untyped-def]
+    """What a command's WHAT names, opened as a run, and the folder for what is made of it.
+
+    WHAT is a run's folder; or a purifier, by its shipped name or its folder, in front of the classifier of the recipe that is
+    given or, for a shipped one, that trained it. Of the latter nothing but the student is there.
+
+    Args:
+        parsed: with what, recipe, output, overrides, classifier, data_dir and device.
+        purpose: the end of the folder's name where there is neither a run nor an --output.
+    """
+    from purifiers import weights
+    from purifiers.naming import nearest
+    from purifiers.recipes import NAMES, load_recipe
+    from purifiers.registry import CONFIG_FILE
+    from purifiers.training.run import RECIPE_FILE, open_run, open_weights
+
+    _refuse_training_settings(parsed.overrides)
+    what, folder = parsed.what, weights.locate(parsed.what)
+    if (folder / RECIPE_FILE).is_file():
+        if parsed.recipe:
+            raise ConfigError(f"{folder} is a run, which has its own recipe: leave out --recipe")
+        output = parsed.output or folder
+        _refuse_other_run(output, folder)
+        return open_run(load_recipe(folder / RECIPE_FILE, _overrides(parsed)), folder, parsed.device), output
+    if not (folder / CONFIG_FILE).is_file():
+        raise MissingFileError(
+            f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
+            "'purifiers train')"
+        )
+    name = parsed.recipe or next((one for one in NAMES if load_recipe(one).weights.get("student") == what), None)
+    if name is None:
+        raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
+    student = what if what in weights.NAMES else str(folder.resolve())
+    recipe = load_recipe(name, [*_overrides(parsed), ("weights.student", student)])
+    if recipe.classifier.source is None and "classifier" not in recipe.weights:
+        raise ConfigError(f"the classifier of the recipe '{name}' does not come with the library; give yours with --classifier")
+    output = parsed.output or Path("runs") / f"{folder.name}-{purpose}"
+    _refuse_other_run(output)
+    return open_weights(recipe, load_recipe(name), output, parsed.device), output
+
+
+def certify(parsed: argparse.Namespace) -> int:
+    """Certify by randomised smoothing, print, and write it down."""
+    from purifiers.console import say, show_table
+    from purifiers.evaluation.certify import Smoothing, certify_run
+    from purifiers.reports.certificate import certificate_tables, write_certificate
+
+    run, output = open_defended(parsed, "certificate")
+    sigma = run.recipe.student.noise if parsed.sigma is None else parsed.sigma
+    if parsed.sigma is None and not sigma:
+        raise ConfigError("this purifier was not trained on Gaussian noise (student.noise): give the smoothing's --sigma")
+    smoothing = Smoothing(sigma, parsed.n0, parsed.n, parsed.alpha)
+    certificate = certify_run(run, Path(parsed.what).name, smoothing, parsed.n_images)
+    page = write_certificate(certificate, output)
+    for table in certificate_tables(certificate):
+        short = table.compact()
+        show_table(short.title, short.header, short.rows)
+        say(short.caption)
+    say(f"\nopen {page}")
+    return 0
+
+
 def _refuse_file(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; give a folder")
+
+
+def _refuse_other_run(output: Path, own: Path | None = None) -> None:
+    """Refuse a folder for results that is a file, or a run other than ``own``."""
+    from purifiers.training.run import RECIPE_FILE
+
+    _refuse_file(output)
+    if (own is None or output.resolve() != own.resolve()) and (output / RECIPE_FILE).is_file():
+        raise ConfigError(f"{output} is a run of its own, whose results would be replaced; give another --output")
 
 
 def _report(run, folder: Path):  # type: ignore[no-untyped-def]

@@ -100,6 +100,41 @@ def make_parser() -> argparse.ArgumentParser:
     _add_training(reproduce)
     _add_classifier(reproduce)
 
+    certify = add(
+        "certify",
+        commands.certify,
+        "prove how long a perturbation has to be to change a class",
+        "Certify by randomised smoothing: Gaussian noise, the purifier and the classifier, many times for each image, with the "
+        "classifier alone beside it. No attacker, whatever is known to him, changes the class that wins by a perturbation "
+        "shorter (L2) than the certified radius. Train for it with the recipe smooth or smooth-cpu. Writes certificate.json, "
+        "certificate.md and a figure; images that are done are kept, so that the same command goes on where it stopped.",
+    )
+    _add_defended(certify, "certificate")
+    certify.add_argument(
+        "--sigma",
+        type=float,
+        help="standard deviation of the noise, in [0,1] units (default: what the purifier was trained on, student.noise)",
+    )
+    certify.add_argument(
+        "--n",
+        type=int,
+        default=1000,
+        help="noisy copies of each image to bound the probability of its class; more certify larger radii (default: "
+        "%(default)s; the paper: 100000)",
+    )
+    certify.add_argument("--n0", type=int, default=100, help="noisy copies to select that class (default: %(default)s)")
+    certify.add_argument(
+        "--alpha", type=float, default=0.001, help="probability, at most, that a certificate is wrong (default: %(default)s)"
+    )
+    certify.add_argument(
+        "--images",
+        metavar="N",
+        dest="n_images",
+        type=_count,
+        default=100,
+        help="on how many random test images (default: %(default)s)",
+    )
+
     purify = add(
         "purify",
         commands.purify,
@@ -117,8 +152,24 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_defended(command: argparse.ArgumentParser, purpose: str) -> None:
+    """What :func:`commands.open_defended` reads."""
+    command.add_argument(
+        "what",
+        metavar="RUN|NAME",
+        help="the --output of 'purifiers train', a shipped purifier (cifar10), or a saved one's folder",
+    )
+    command.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="data set and classifier of a purifier without a run (default: of a shipped one, the recipe that trained it)",
+    )
+    _add_run(command, output=f"RUN itself, or runs/NAME-{purpose}")
+    _add_classifier(command, trains=False)
+
+
 def _add_recipe(command: argparse.ArgumentParser, default: str) -> None:
-    shipped = "a shipped recipe (digits, folder, paper, paper-cpu, strong, strong-cpu) or a YAML file"
+    shipped = "a shipped recipe (digits, folder, paper, paper-cpu, smooth, smooth-cpu, strong, strong-cpu) or a YAML file"
     command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
     command.set_defaults(default_recipe=default.split(",")[0])
 
@@ -166,6 +217,13 @@ def _minutes(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"a number of minutes above 0, please; got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a number of 1 or more, please; got {text}")
     return value
 
 

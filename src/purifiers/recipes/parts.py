@@ -98,11 +98,14 @@ class OnPerturbed(Optimisation):
 
     ``strength_low`` and ``strength_high``: each perturbation is scaled by a factor drawn between them (clipped to [0,1]).
     ``clean_share``: with this probability an image comes without its perturbation.
+    ``noise``: standard deviation, in [0,1] units, of Gaussian noise that is then added to every image (clipped to [0,1]), drawn
+    anew each time.
     """
 
     strength_low: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     strength_high: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     clean_share: float = Field(default=0.0, ge=0, le=1)
+    noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

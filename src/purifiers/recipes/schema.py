@@ -155,7 +155,8 @@ class Recipe(Group):
     ``companions``: further classifiers, so that the purifier does not lean on the errors of one: they are attacked for
     training images and asked for guidance in equal shares, and never evaluated.
     ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
-    of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random.
+    of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Without any,
+    ``noise`` is all that there is to remove.
     ``precision``: of networks in training, and of classifiers under training attacks, whose images stay float32; attacks
     of the evaluation are float32 throughout.
     ``compiled``: train with ``torch.compile``; meant for a GPU.
@@ -202,13 +203,13 @@ class Recipe(Group):
         return self
 
     @model_validator(mode="after")
-    def _attacked_by_something(self) -> "Recipe":
+    def _something_to_remove(self) -> "Recipe":
         stages = {"teacher_at": self.teacher_at, "student": self.student}
         if self.latent is not None:
             stages["latent.decoder"] = self.latent.decoder
-        idle = [name for name, config in stages.items() if config.attack is None and config.clean_share < 1]
+        idle = [name for name, one in stages.items() if one.attack is None and not one.noise and one.clean_share < 1]
         if idle and not self.training_attacks:
-            raise ValueError(f"training_attacks is empty, and {idle[0]} has no attack of its own")
+            raise ValueError(f"training_attacks is empty, and {idle[0]} has neither an attack of its own nor noise")
         return self
 
     @model_validator(mode="after")

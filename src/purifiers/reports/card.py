@@ -67,8 +67,13 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     names = " and ".join(
         one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers
     )
-    own = recipe["student"]["attack"]
-    attacks = ", ".join(recipe["training_attacks"]) or f"{own['kind']} of {own['num_steps']} steps through both networks"
+    own, noise = (recipe["student"].get(key) for key in ("attack", "noise"))  # results of earlier versions have no such keys
+    met = [
+        *recipe["training_attacks"],
+        *([f"{own['kind']} of {own['num_steps']} steps through both networks"] if own else []),
+        *([f"Gaussian noise of {noise:g}"] if noise else []),
+    ]
+    attacks = ", ".join(met)
     size = "their own size" if data["size"] is None else f"{data['size']} by {data['size']} pixels"
     attacker = _KNOWN if own else _BLIND
     parts.append(_LIMITS.format(attacker=attacker, dataset=data["name"], size=size, classifiers=names, attacks=attacks))
@@ -156,8 +161,8 @@ def _changes(recipe: Mapping[str, Any]) -> str:
         "perturbations of many strengths": (student["strength_low"], student["strength_high"]) != (1, 1),
         "clean images among the attacked": student["clean_share"],
         "a residual output": recipe["purifier"].get("residual"),
-        "attacks through purifier and classifier": student["attack"],
-        "a latent that was made robust first": recipe["latent"],
+        "attacks through purifier and classifier": student.get("attack"),
+        "a latent that was made robust first": recipe.get("latent"),
         "other weights of the losses": (at["reconstruction_weight"], student["beta"], student["gamma"]) != (1, 0.5, 0.5),
         "no adversarial term in equation 2": not at["adversarial_weight"],
         "teacher NT the identity": not recipe["teacher_nt"]["epochs"],

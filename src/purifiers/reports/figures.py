@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from purifiers.evaluation.certificate import Certificate
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Results
 from purifiers.files import atomic_path
@@ -28,12 +29,17 @@ def save_figures(results: Results, examples: Examples, folder: Path) -> list[Pat
         "training.svg": training_figure(results),
     }
     for name, figure in figures.items():
-        # Without a date and with fixed ids, equal results give equal files.
-        with atomic_path(folder / name) as temporary, plt.rc_context({"svg.hashsalt": "purifiers"}):
-            metadata = {"Date": None} if name.endswith(".svg") else None
-            figure.savefig(temporary, bbox_inches="tight", dpi=160, metadata=metadata)
-        plt.close(figure)
+        save_figure(figure, folder / name)
     return [folder / name for name in figures]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to ``path`` as its suffix says, and close it; without a date and with fixed ids, equal results give
+    equal files."""
+    with atomic_path(path) as temporary, plt.rc_context({"svg.hashsalt": "purifiers"}):
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(temporary, bbox_inches="tight", dpi=160, metadata=metadata)
+    plt.close(figure)
 
 
 def accuracy_figure(results: Results) -> Figure:
@@ -59,6 +65,24 @@ def accuracy_figure(results: Results) -> Figure:
     axes.set_ylim(0, 109)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    return figure
+
+
+def certificate_figure(certificate: Certificate) -> Figure:
+    """Certified accuracy against radius, a step for each image: the purifier with the classifier, and the classifier alone."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for model, colour in zip(certificate.models, (BLUE, GREY), strict=True):
+        radii = sorted(image.radius for image in model.images if image.predicted == image.label)
+        shares = [100 * (len(radii) - i) / len(model.images) for i in range(len(radii) + 1)]
+        axes.stairs(shares, [0.0, *radii, 1.08 * certificate.largest_radius], color=colour, linewidth=1.8, label=model.name)
+    axes.axvline(certificate.largest_radius, color=GREY, linewidth=1, linestyle=":")
+    axes.set_xlim(0, 1.08 * certificate.largest_radius)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("L2 radius")
+    axes.set_ylabel("certified accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
     return figure
 
 

@@ -129,24 +129,24 @@ def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> 
     """Split a batch of stacked images into images and adversarial examples of the strengths that ``config`` asks for.
 
     Args:
-        pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels; without any, all
-            images come as they are.
-        config: the range of strengths, and the share of images that come without perturbation.
-        generator: draws the round and both of these, for each image; on the pairs' device.
+        pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels, if there are any.
+        config: the range of strengths, the share of images that come without perturbation, and noise on top.
+        generator: draws the round and all of these, for each image; on the pairs' device.
     """
     images, *rounds = (part.contiguous() for part in pairs.split(3, dim=1))
-    if not rounds:
-        return images, images
-    adversarial = rounds[0]
+    adversarial = rounds[0] if rounds else images
     if len(rounds) > 1:
         turn = torch.randint(len(rounds), (len(images),), generator=generator, device=images.device)
         adversarial = torch.stack(rounds)[turn, torch.arange(len(images), device=images.device)]
     low, high, clean_share = config.strength_low, config.strength_high, config.clean_share
-    if (low, high, clean_share) == (1, 1, 0):
-        return images, adversarial
-    strength, draw = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
-    strength = (low + (high - low) * strength) * (draw >= clean_share)
-    return images, (images + strength * (adversarial - images)).clamp_(0, 1)
+    if (low, high, clean_share) != (1, 1, 0):
+        strength, draw = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
+        strength = (low + (high - low) * strength) * (draw >= clean_share)
+        adversarial = (images + strength * (adversarial - images)).clamp_(0, 1)
+    if config.noise:
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        adversarial = (adversarial + config.noise * noise).clamp_(0, 1)
+    return images, adversarial
 
 
 def _guided(
