@@ -192,7 +192,9 @@ def test_the_encoder_learns_from_attacks_on_itself() -> None:
     attack = PGD(epsilon=0.05, step_size=0.1, num_steps=1)
     compute = encoder_losses(attack, Panel([Same()], make_fabric("cpu", "32-true")))
     found = compute(classifier, images, labels, torch.Generator().manual_seed(0))["loss"]
-    torch.testing.assert_close(found, nn.functional.cross_entropy(classifier(worst_of(classifier, images, labels, 0.05)), labels))
+    torch.testing.assert_close(
+        found, nn.functional.cross_entropy(classifier(worst_of(classifier, images, labels, 0.05)), labels)
+    )
 
 
 def test_without_adversarial_examples_images_come_as_they_are() -> None:

@@ -155,8 +155,8 @@ class Recipe(Group):
     ``companions``: further classifiers, so that the purifier does not lean on the errors of one: they are attacked for
     training images and asked for guidance in equal shares, and never evaluated.
     ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
-    of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Without any,
-    ``noise`` is all that there is to remove.
+    of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Empty
+    where all trainings have an ``attack`` of their own, or ``noise`` to remove.
     ``precision``: of networks in training, and of classifiers under training attacks, whose images stay float32; attacks
     of the evaluation are float32 throughout.
     ``compiled``: train with ``torch.compile``; meant for a GPU.

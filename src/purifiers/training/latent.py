@@ -7,7 +7,6 @@ latent that attacks hardly move; what is decoded from there is as hard to move.
 
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
 from purifiers.networks import CAE
