@@ -25,7 +25,7 @@ RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
 MADE_BY_A_RUN = (
     *("checkpoints", "variants", "cache", "figures", "recipe.yaml", "config.json", "model.safetensors"),
-    *("results.json", "report.md", "report.html", "card.md"),
+    *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
 )
 """Everything that a run writes into its folder."""
 TEACHERS = ("teacher_nt", "teacher_at")
