@@ -98,7 +98,7 @@ def audit_all(
         warnings += one.warnings
         random += [subject.name] if one.random else []
         if settings.check_images:
-            few = evaluator.limited(settings.check_images)
+            few = evaluator.limited(min(settings.check_images, settings.images))
             with progress(f"{subject.name}: trust checks", len(few)) as advance:
                 checks[subject.name] = trust_checks(
                     subject.defended,
