@@ -106,8 +106,8 @@ def make_parser() -> argparse.ArgumentParser:
         "attack defended models under every threat model, and say what is left",
         "Attack the whole of purifier and classifier: by an attacker who knows everything, only the classifier, only other "
         "models, or who can only ask. The number to quote is the worst case over all attacks, image by image. Writes "
-        "audit.json, audit.md and audit.html. Stopped? The same command goes on. It takes hours on two cores; --images 50 gives a "
-        "first impression.",
+        "audit.json, audit.md and audit.html. Stopped? The same command goes on. Hours on two cores; --images 50 gives a first "
+        "impression.",
     )
     audit.add_argument(
         "whats",

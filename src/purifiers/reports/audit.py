@@ -18,12 +18,11 @@ NAMES = {"linf": "L-inf", "l2": "L2"}
 NOTES = (
     "The worst case counts an image as right only if it is right under every attack. It is an upper bound: an attack that was "
     "not tried may leave less.",
-    "gray-box: the attacker knows the classifier, not the purifier. transfer: only other models. black-box: only answers of the "
-    "whole, at so many queries an image as the settings below say. white-box: everything, by exact gradients (full), with the "
-    "identity in place of the purifier's gradient (bpda), and averaged over its random draws (eot).",
+    "gray-box: the attacker knows the classifier, not the purifier. transfer: only other models. black-box: only answers of "
+    "the whole, at so many queries an image as the settings below say. white-box: everything, by exact gradients (full), with "
+    "the identity in place of the purifier's gradient (bpda), and averaged over its random draws (eot).",
     "Of a random purifier every attack is judged by one draw, and the attacker has the best of them: its worst case is "
     "lower than what one attack alone leaves, by chance too.",
-    "A failed trust check means that the attacks were hindered, not that the purifier is strong: do not quote its number.",
 )
 
 
@@ -49,8 +48,8 @@ def overview(audit: Audit) -> Table:
     first = audit.records[0]
     caption = (
         f"Accuracy in % on random test images of {first.dataset}; clean on {first.n:,} of them. gray-box, transfer, black-box "
-        f"and white-box: the worst case over the attacks of that threat model, L-inf {ball}. Worst case: over all attacks of the "
-        f"norm, image by image, with the 95 % interval; L2 {ball_l2}. Images: those that all attacks of the norm share."
+        f"and white-box: the worst case over the attacks of that threat model, L-inf {ball}. Worst case: over all attacks of "
+        f"the norm, image by image, with the 95 % interval; L2 {ball_l2}. Images: those that all attacks of the norm share."
     )
     header = ["purifier", "images", "clean", "gray-box", "transfer", "black-box", "white-box", *HEADLINE]
     return Table("Every purifier under every threat model", caption, header, rows, details=("images",))
@@ -73,7 +72,9 @@ def attacks(audit: Audit) -> Table:
         for record in audit.records
         if record.view not in (CLEAN, WORST)
     ]
-    caption = "Accuracy in % of the defended model. L2: median length of the perturbation, 0 where most images came back as they were."
+    caption = (
+        "Accuracy in % of the defended model. L2: median length of the perturbation, 0 where most images came back unchanged."
+    )
     if audit.settings["cascade"]:
         caption += " A cascade: images that an attack further up broke are not attacked again, and count as broken."
     header = ["purifier", "view", "attack", "epsilon", "images", "accuracy", "95 % interval", "L2", "time"]
@@ -83,7 +84,10 @@ def attacks(audit: Audit) -> Table:
 def trust(audit: Audit) -> Table:
     """Every trust check."""
     rows = [[name, check.name, check.status, check.sentence] for name, checks in audit.checks.items() for check in checks]
-    return Table("Can these numbers be trusted?", "", ["purifier", "check", "status", "in words"], rows)
+    caption = (
+        "A failed check means that the attacks were hindered, not that the purifier is strong: do not believe its numbers."
+    )
+    return Table("Can these numbers be trusted?", caption, ["purifier", "check", "status", "in words"], rows)
 
 
 def verdict(audit: Audit, purifier: str) -> str:
@@ -157,8 +161,9 @@ def _sentence(audit: Audit, worst: Record) -> str:
         for record in audit.records
     )
     return (
-        f"whatever of {tried} {NAMES[worst.norm or '']} attacks was tried within {show_fraction(worst.epsilon)}, it stays right on "
-        f"{percent(worst.accuracy)} % of {worst.n:,} images (95 % interval {interval(worst)} %); a stronger attack may leave less."
+        f"under the worst of {tried} {NAMES[worst.norm or '']} attacks within {show_fraction(worst.epsilon)}, image by image, it "
+        f"is right on {percent(worst.accuracy)} % of {worst.n:,} images (95 % interval {interval(worst)} %); a stronger attack "
+        "may leave less."
     )
 
 
