@@ -41,10 +41,9 @@ class AutoAttack(Attack):
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         classes = number_of_classes(model, images)
         if self.version == "rand":
-            without_dlr = classes < 3
-            reference = make_reference(self, model, images, seed, ["apgd-ce"] if without_dlr else "rand")
-            if without_dlr:
-                reference.apgd.n_restarts, reference.apgd.eot_iter = 1, 20
+            reference = make_reference(self, model, images, seed, "rand")
+            if classes < 3:
+                reference.attacks_to_run = ["apgd-ce"]
                 logging.getLogger(LOGGER).warning("%d classes: APGD-DLR left out (not the rand version)", classes)
         elif classes < 4:
             reference = make_reference(self, model, images, seed, ["apgd-ce", "fab", "square"])

@@ -161,9 +161,9 @@ def _sentence(audit: Audit, worst: Record) -> str:
         for record in audit.records
     )
     return (
-        f"under the worst of {tried} {NAMES[worst.norm or '']} attacks within {show_fraction(worst.epsilon)}, image by image, it "
-        f"is right on {percent(worst.accuracy)} % of {worst.n:,} images (95 % interval {interval(worst)} %); a stronger attack "
-        "may leave less."
+        f"under the worst of {tried} {NAMES[worst.norm or '']} attacks within {show_fraction(worst.epsilon)}, image by image, "
+        f"it is right on {percent(worst.accuracy)} % of {worst.n:,} images (95 % interval {interval(worst)} %); a stronger "
+        "attack may leave less."
     )
 
 
