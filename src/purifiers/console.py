@@ -35,9 +35,9 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def say(message: str = "") -> None:
-    """One line to standard output, at once, also when it is a pipe."""
-    console.print(message, markup=False)
+def say(message: str = "", style: str | None = None) -> None:
+    """One line to standard output, at once, also when it is a pipe; ``style`` is a colour of rich's, for terminals."""
+    console.print(message, markup=False, style=style)
     sys.stdout.flush()
 
 

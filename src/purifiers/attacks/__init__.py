@@ -7,7 +7,10 @@ from pydantic import Field
 from purifiers.attacks.autoattack import AutoAttack
 from purifiers.attacks.base import Attack, Length, distances, show_fraction
 from purifiers.attacks.cw import CW
+from purifiers.attacks.foolbox_pgd import FoolboxPGD
+from purifiers.attacks.hop_skip_jump import HopSkipJump
 from purifiers.attacks.pgd import BIM, FGSM, MIFGSM, PGD, SSP
+from purifiers.attacks.square import Square
 from purifiers.attacks.views import VIEWS
 
 __all__ = [
@@ -21,10 +24,16 @@ __all__ = [
     "AnyAttack",
     "Attack",
     "AutoAttack",
+    "FoolboxPGD",
+    "HopSkipJump",
     "Length",
+    "Square",
     "distances",
     "show_fraction",
 ]
 
-AnyAttack = Annotated[PGD | FGSM | BIM | MIFGSM | SSP | CW | AutoAttack, Field(discriminator="kind")]
+AnyAttack = Annotated[
+    PGD | FGSM | BIM | MIFGSM | SSP | CW | AutoAttack | FoolboxPGD | Square | HopSkipJump,
+    Field(discriminator="kind"),
+]
 """The registry: what a recipe may name as an attack's ``kind``."""

@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
 from purifiers.attacks.base import Attack, Length
@@ -15,40 +16,72 @@ LOGGER = "auto-attack"
 
 
 class AutoAttack(Attack):
-    """The standard version: APGD-CE, targeted APGD and FAB (9 targets each), then Square with 5,000 queries.
+    """A cascade of attacks without parameters, each run on the survivors of those before.
 
-    Each attack is run on the survivors of those before. With 4 to 9 classes there are fewer targets; with 2 or 3 the
-    targeted losses do not exist, so that FAB runs untargeted and APGD-T is left out. Both are logged as warnings, as
-    what results is not the standard version.
+    ``version``:
+
+    - ``standard``: APGD-CE, targeted APGD and FAB (9 targets each), then Square with 5,000 queries. With 4 to 9 classes there
+      are fewer targets; with 2 or 3 the targeted losses do not exist, so that FAB runs untargeted and APGD-T is left out.
+    - ``rand``, for models that draw random numbers: APGD-CE and APGD-DLR on gradients averaged over 20 draws. With 2 classes
+      there is no DLR loss, and APGD-CE runs alone.
+
+    What is left out is logged as a warning, as what results is not that version.
     """
 
     kind: Literal["autoattack"] = "autoattack"
+    version: Literal["standard", "rand"] = "standard"
     epsilon: Length
     batch_size: int = 250
 
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        from pyautoattack import AutoAttack as Reference
+    @model_serializer(mode="wrap")
+    def _standard_unsaid(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written without it, recipes, results and cached examples from before there were versions stay what they are.
+        return {key: value for key, value in default(self).items() if (key, value) != ("version", "standard")}
 
-        with torch.no_grad():
-            classes = model(images[:1]).shape[-1]
-        if classes < 2:
-            raise InputError(f"AutoAttack needs a classifier of at least 2 classes; this one has {classes}")
-        norm = {"linf": "Linf", "l2": "L2"}[self.norm]
-        common = {"norm": norm, "eps": self.epsilon, "seed": seed, "device": images.device}
-        if classes < 4:
-            reference = Reference(model, version="custom", attacks=["apgd-ce", "fab", "square"], **common)
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        classes = number_of_classes(model, images)
+        if self.version == "rand":
+            reference = make_reference(self, model, images, seed, "rand")
+            if classes < 3:
+                reference.attacks_to_run = ["apgd-ce"]
+                logging.getLogger(LOGGER).warning("%d classes: APGD-DLR left out (not the rand version)", classes)
+        elif classes < 4:
+            reference = make_reference(self, model, images, seed, ["apgd-ce", "fab", "square"])
             logging.getLogger(LOGGER).warning("%d classes: APGD-T left out, FAB untargeted (not the standard version)", classes)
         else:
-            reference = Reference(model, version="standard", **common)
+            reference = make_reference(self, model, images, seed, "standard")
             if classes < 10:
                 reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = classes - 1
                 logging.getLogger(LOGGER).warning("%d classes: %d targets instead of 9", classes, classes - 1)
-        # Its check for dynamic defences ends with sys.settrace(None), which would cut off a debugger or coverage.
-        tracer = sys.gettrace()
-        devices = [images.device] if images.device.type == "cuda" else []
-        try:
-            with torch.random.fork_rng(devices):  # it seeds torch's own generator, which is not ours to change
-                adversarial, _ = reference.run_standard_evaluation(images, labels, batch_size=self.batch_size)
-        finally:
-            sys.settrace(tracer)
-        return adversarial
+        return run_reference(reference, images, labels, self.batch_size)
+
+
+def number_of_classes(model: nn.Module, images: Tensor) -> int:
+    """How many classes ``model`` tells apart; raises InputError for fewer than 2."""
+    with torch.no_grad():
+        classes = model(images[:1]).shape[-1]
+    if classes < 2:
+        raise InputError(f"AutoAttack needs a classifier of at least 2 classes; this one has {classes}")
+    return classes
+
+
+def make_reference(attack: Attack, model: nn.Module, images: Tensor, seed: int, attacks: str | list[str]) -> Any:
+    """pyautoattack's object for ``attack``'s ball: a version by its name, or a list of its attacks."""
+    from pyautoattack import AutoAttack as Reference
+
+    norm = {"linf": "Linf", "l2": "L2"}[attack.norm]
+    chosen = {"version": attacks} if isinstance(attacks, str) else {"version": "custom", "attacks": attacks}
+    return Reference(model, norm=norm, eps=attack.epsilon, seed=seed, device=images.device, **chosen)
+
+
+def run_reference(reference: Any, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Run pyautoattack's object without traces: torch's randomness and Python's trace function are left as they were."""
+    # Its check for dynamic defences ends with sys.settrace(None), which would cut off a debugger or coverage.
+    tracer = sys.gettrace()
+    devices = [images.device] if images.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):  # it seeds torch's own generator, which is not ours to change
+            adversarial: Tensor = reference.run_standard_evaluation(images, labels, batch_size=batch_size)[0]
+    finally:
+        sys.settrace(tracer)
+    return adversarial

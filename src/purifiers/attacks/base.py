@@ -1,5 +1,6 @@
 """What every attack is: a function (model, images, labels, seed) -> adversarial images, checked on both ends."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, required in gradients:
             parameter.requires_grad_(required)
+
+
+def import_foolbox() -> Any:
+    """foolbox, which takes a second to load, and only attacks need."""
+    # It imports GitPython, which refuses to load where git is not installed unless told to be quiet.
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import foolbox
+
+    return foolbox
 
 
 class Attack(BaseModel, ABC):

@@ -1,13 +1,12 @@
 """Carlini and Wagner's L2 attack (2017), by foolbox."""
 
-import os
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import Attack
+from purifiers.attacks.base import Attack, import_foolbox
 
 
 class CW(Attack):
@@ -25,10 +24,7 @@ class CW(Attack):
     constant: float = Field(default=1.0, gt=0)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        # foolbox imports GitPython, which refuses to load where git is not installed unless told to be quiet.
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        import foolbox
-
+        foolbox = import_foolbox()
         attack = foolbox.attacks.L2CarliniWagnerAttack(
             binary_search_steps=1,
             steps=self.num_steps,

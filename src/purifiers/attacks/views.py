@@ -6,11 +6,13 @@ threat model, and a new threat model is one function and one line in ``VIEWS``.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from purifiers.errors import ConfigError
+from purifiers.errors import ConfigError, InputError
 from purifiers.naming import nearest
 from purifiers.purifier import PurifiedClassifier
+from purifiers.seeds import reproducible
 
 
 def blind(defended: PurifiedClassifier) -> nn.Module:
@@ -23,7 +25,120 @@ def full(defended: PurifiedClassifier) -> nn.Module:
     return defended
 
 
-VIEWS: dict[str, Callable[[PurifiedClassifier], nn.Module]] = {"blind": blind, "full": full}
+def bpda(defended: PurifiedClassifier) -> nn.Module:
+    """The whole defended model, the purifier's gradient replaced by the identity's (Athalye et al. 2018): for purifiers whose
+    own gradient is zero, absent or misleading."""
+    return PurifiedClassifier(StraightThrough(defended.purifier), defended.classifier)
+
+
+def eot(defended: PurifiedClassifier) -> nn.Module:
+    """The whole defended model, averaged over 20 draws of the purifier's random numbers (Athalye et al. 2018)."""
+    return Expectation(defended)
+
+
+def query(defended: PurifiedClassifier) -> nn.Module:
+    """The whole defended model's answers, without gradients: the attacker can only ask."""
+    return Queries(defended)
+
+
+VIEWS: dict[str, Callable[[PurifiedClassifier], nn.Module]] = {
+    "blind": blind,
+    "full": full,
+    "bpda": bpda,
+    "eot": eot,
+    "query": query,
+}
+"""By name. One more threat model, ``transfer``, needs another model to attack; see :mod:`purifiers.evaluation.audit`."""
+
+
+class StraightThrough(nn.Module):
+    """A purifier with the identity's gradient: images (N, C, H, W) -> exactly what the purifier gives.
+
+    Args:
+        purifier: images -> images of the same shape.
+
+    Raises:
+        InputError: when called, if the purifier changes the shape, so that the identity's gradient does not fit.
+    """
+
+    def __init__(self, purifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            purified = self.purifier(images.detach())
+        if purified.shape != images.shape:
+            raise InputError(
+                f"the purifier makes {tuple(purified.shape)} of {tuple(images.shape)}: the view bpda needs images of one shape"
+            )
+        return purified + (images - images.detach())
+
+
+class Expectation(nn.Module):
+    """A random model's mean logits over ``draws`` passes: images -> (N, classes).
+
+    Its gradient is the mean of the gradients of the logits. Log-probabilities differ from logits by a number for each image
+    and draw; so do their means, and every loss that does not change when all logits of an image move together
+    (cross-entropy, margin, DLR) is the same for both. The mean of probabilities would lose the gradient where one draw
+    is sure.
+
+    A pass keeps ``draws`` graphs in memory: attack in batches smaller by that factor.
+
+    Args:
+        model: images in [0,1] -> logits; draws from torch's global source of randomness.
+        draws: 20 as in AutoAttack's version for random defences.
+
+    Raises:
+        InputError: fewer than one draw.
+    """
+
+    def __init__(self, model: nn.Module, draws: int = 20) -> None:
+        super().__init__()
+        if draws < 1:
+            raise InputError(f"an expectation needs at least one draw; got {draws}")
+        self.model = model
+        self.draws = draws
+        self.eval()
+
+    def extra_repr(self) -> str:
+        return f"draws={self.draws}"  # a part of the fingerprint that cached adversarial examples are found by
+
+    def forward(self, images: Tensor) -> Tensor:
+        total = self.model(images)
+        for _ in range(self.draws - 1):
+            total = total + self.model(images)
+        return total / self.draws
+
+
+class Queries(nn.Module):
+    """A model that only answers: logits (N, classes) without history.
+
+    Raises:
+        InputError: when called for a gradient.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            raise InputError("the view query gives no gradients: attack it with square or hop_skip_jump")
+        with torch.no_grad():
+            return self.model(images)
+
+
+def is_random(model: nn.Module, images: Tensor) -> bool:
+    """Does ``model`` give different outputs for the same ``images`` (N, C, H, W), asked twice with different random states?"""
+    with torch.no_grad():
+        outputs = []
+        for seed in (0, 1):
+            with reproducible(seed, images.device):
+                outputs.append(model(images))
+    return not torch.equal(*outputs)
 
 
 class Features(nn.Module):

@@ -5,11 +5,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from purifiers.errors import ConfigError, MissingFileError
 
+if TYPE_CHECKING:
+    from purifiers.recipes import Recipe
+
 EVALUATION_ONLY = (
     "evaluation",
+    "audit",
     "data.path",
     "data.size",
     "data.test_limit",
@@ -85,21 +90,27 @@ def _compare(parsed: argparse.Namespace, run, default: str) -> None:  # type: ig
 
 
 def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from purifiers.recipes import load_recipe, with_shipped_classifiers
+    from purifiers.recipes import with_shipped_classifiers
 
     own_images = vars(parsed).get("images") is not None
-    name = parsed.recipe or ("folder" if own_images else parsed.default_recipe)
-    overrides = _overrides(parsed)
-    recipe = load_recipe(name, overrides)
-    if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
-        # Kept in the run, so that it can be evaluated where the variable is not set.
-        recipe = load_recipe(name, [*overrides, ("data.path", _absolute(os.environ["PURIFIERS_DATA"]))])
+    recipe = _loaded(parsed.recipe or ("folder" if own_images else parsed.default_recipe), _overrides(parsed))
     if vars(parsed).get("shipped_classifiers"):
         recipe = with_shipped_classifiers(recipe)
     shipped = "-weights" if vars(parsed).get("from_weights") else ""
     folder = parsed.output or Path(parsed.default_output.replace("RECIPE", recipe.name + shipped))
     _refuse_file(folder)
     return recipe, folder
+
+
+def _loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "Recipe":
+    """The recipe, with CIFAR-10 where the environment says."""
+    from purifiers.recipes import load_recipe
+
+    recipe = load_recipe(name, overrides)
+    if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
+        # Kept in the run, so that it can be evaluated where the variable is not set.
+        recipe = load_recipe(name, [*overrides, ("data.path", _absolute(os.environ["PURIFIERS_DATA"]))])
+    return recipe
 
 
 def train(parsed: argparse.Namespace) -> int:
@@ -262,6 +273,49 @@ def _report(run, folder: Path):  # type: ignore[no-untyped-def]
         say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
     say(f"\nmeasured in {duration(results.seconds['evaluation'])}; open {page}")
     return results
+
+
+def audit(parsed: argparse.Namespace) -> int:
+    """Attack defended models under every threat model, and say what is left."""
+    from purifiers.console import duration, say, show_table
+    from purifiers.evaluation.audit_runs import is_run, open_audited
+    from purifiers.reports.audit import HEADLINE, overview, sentences, write_audit
+
+    _refuse_training_settings(parsed.overrides)
+    runs = [what for what in parsed.whats if is_run(what)]
+    if parsed.recipe and len(runs) == len(parsed.whats):
+        raise ConfigError("--recipe is for purifiers that are no runs; a run brings its own")
+    if parsed.baselines == "all" and parsed.classifier and runs:
+        raise ConfigError("--baselines all would train them for the --classifier into a run that is of another: not together")
+    folder = parsed.output or (Path(runs[0]) if len(parsed.whats) == len(runs) == 1 else Path(parsed.default_output))
+    _refuse_file(folder)
+    overrides = _overrides(parsed)
+    overrides += [("audit.images", parsed.count)] if parsed.count else []
+    overrides += [("audit.check_images", 0)] if parsed.no_checks else []
+    recipe = parsed.recipe or parsed.default_recipe
+    opened = open_audited(
+        parsed.whats,
+        recipe,
+        lambda name: _loaded(name, overrides),
+        folder,
+        baselines=parsed.baselines or "none",
+        device=parsed.device,
+    )
+    found = opened.audit(folder / "cache")
+    page = write_audit(found, folder)
+    table = overview(found).compact()
+    first = table.header.index(HEADLINE[0])
+    for row in table.rows:
+        if found.failed(row[0]):
+            row[first:] = [f"[red]{cell}[/red]" for cell in row[first:]]
+    show_table(table.title, table.header, table.rows)
+    say(table.caption)
+    for sentence, doubted in sentences(found):
+        say(sentence, style="red" if doubted else None)
+    for warning in found.warnings:
+        say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
+    say(f"\naudited in {duration(found.seconds)}; open {page}")
+    return 0
 
 
 def purify(parsed: argparse.Namespace) -> int:

@@ -100,6 +100,28 @@ def make_parser() -> argparse.ArgumentParser:
     _add_training(reproduce)
     _add_classifier(reproduce)
 
+    audit = add(
+        "audit",
+        commands.audit,
+        "attack defended models under every threat model, and say what is left",
+        "Attack the whole of purifier and classifier: by an attacker who knows everything, only the classifier, only other "
+        "models, or who can only ask. The number to quote is the worst case over all attacks, image by image. Writes "
+        "audit.json, audit.md and audit.html. Stopped? The same command goes on. Hours on two cores; --images 50 gives a first "
+        "impression.",
+    )
+    audit.add_argument(
+        "whats",
+        metavar="WHAT",
+        nargs="+",
+        help="a run's folder, a shipped purifier's name (cifar10), or a saved one's folder",
+    )
+    _add_recipe(audit, default="strong-cpu", what="gives data set and classifier for a WHAT that is no run: ")
+    audit.add_argument("--images", metavar="N", dest="count", type=_count, help="attack at most N images with anything")
+    audit.add_argument("--no-checks", action="store_true", help="leave out the trust checks")
+    _add_run(audit, output="runs/audit", where="the run, if WHAT is one; or runs/audit")
+    _add_baselines(audit, default="none", where="the first WHAT's recipe's other purifiers, audited too")
+    _add_classifier(audit, trains=False)
+
     certify = add(
         "certify",
         commands.certify,
@@ -168,15 +190,15 @@ def _add_defended(command: argparse.ArgumentParser, purpose: str) -> None:
     _add_classifier(command, trains=False)
 
 
-def _add_recipe(command: argparse.ArgumentParser, default: str) -> None:
-    shipped = "a shipped recipe (digits, folder, paper, paper-cpu, smooth, smooth-cpu, strong, strong-cpu) or a YAML file"
+def _add_recipe(command: argparse.ArgumentParser, default: str, what: str = "") -> None:
+    shipped = what + "a shipped recipe (digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu) or a YAML file"
     command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
     command.set_defaults(default_recipe=default.split(",")[0])
 
 
-def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE") -> None:
-    where = f"folder for everything that is made (default: {output or 'RUN itself'})"
-    command.add_argument("--output", metavar="DIR", type=Path, default=None, help=where)
+def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE", where: str | None = None) -> None:
+    told = f"folder for everything that is made (default: {where or output or 'RUN itself'})"
+    command.add_argument("--output", metavar="DIR", type=Path, default=None, help=told)
     command.set_defaults(default_output=output)
     command.add_argument(
         "--set",
@@ -204,11 +226,13 @@ def _add_training(command: argparse.ArgumentParser) -> None:
     command.add_argument("--restart", action="store_true", help="discard what an earlier run left in the output folder")
 
 
-def _add_baselines(command: argparse.ArgumentParser, default: str) -> None:
+def _add_baselines(
+    command: argparse.ArgumentParser, default: str, where: str = "the recipe's other purifiers, to compare with in Table 1"
+) -> None:
     command.add_argument(
         "--baselines",
         choices=("all", "ready", "none"),
-        help="the recipe's other purifiers, to compare with in Table 1: all, trained here if they are not yet; those that are "
+        help=f"{where}: all, trained here if they are not yet; those that are "
         f"ready, as they need no training or have had it; or none (default: {default})",
     )
 

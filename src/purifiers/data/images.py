@@ -44,10 +44,12 @@ class ImageSet:
 
     def limited(self, count: int | None, seed: int) -> "ImageSet":
         """A random subset of ``count`` images, drawn by ``seed``; everything if ``count`` is None or larger."""
-        if count is None or count >= len(self):
-            return self
+        return self if count is None or count >= len(self) else self.subset(self.drawn(count, seed))
+
+    def drawn(self, count: int, seed: int) -> Tensor:
+        """The indices of :meth:`limited`'s images, sorted; those of a smaller subset are among those of every larger one."""
         generator = torch.Generator().manual_seed(seed)
-        return self.subset(torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.images.device))
+        return torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.images.device)
 
     def subset(self, chosen: Tensor) -> "ImageSet":
         """The images at the indices ``chosen``, int64 (M,), in that order."""

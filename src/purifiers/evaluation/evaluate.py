@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, distances
 from purifiers.attacks.generate import Adversarial, generate
+from purifiers.attacks.views import Expectation
 from purifiers.console import progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation import metrics
@@ -63,41 +64,62 @@ class Evaluator:
             at_most: a limit for everything, clean images too, for a purifier that is slow.
         """
         defended = PurifiedClassifier(purifier, self.classifier)
-        limit_seed = seed_for(self.seed, "limit")
-        few = self.data.limited(at_most, limit_seed)
-        clean = Adversarial(few.images, {}, 0, 0.0)
-        records = [self._measure(name, defended, CLEAN, CLEAN, None, clean, few)]
+        few = self.limited(at_most)
+        records = [self.measure(name, defended, few)[0]]
         warnings: list[AttackWarning] = []
         for view in views:
             for attack_name, attack in attacks(view).items():
                 counts = [count for count in (limit(view, attack_name), at_most) if count is not None]
-                data = self.data.limited(min(counts, default=None), limit_seed)
-                with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
-                    found = generate(
-                        attack,
-                        VIEWS[view](defended),
-                        data,
-                        seed=self.seed,
-                        batch_size=self.batch_size,
-                        cache=self.cache,
-                        advance=advance,
-                    )
-                records.append(self._measure(name, defended, view, attack_name, attack, found, data))
-                for text, count in found.warnings.items():
-                    said = f"{text} (in {count} of {found.batches} batches of up to {self.batch_size} images)"
-                    warnings.append(AttackWarning(view=view, attack=attack_name, message=said))
+                data = self.limited(min(counts, default=None))
+                found, noted = self.attack(name, view, VIEWS[view](defended), attack_name, attack, data)
+                ball = (attack.norm, attack.epsilon)
+                records.append(self.measure(name, defended, data, view, attack_name, ball, found)[0])
+                warnings += noted
         return records, warnings
 
-    def _measure(
+    def limited(self, count: int | None) -> ImageSet:
+        """``count`` random images of the data, None for all; a smaller subset is a part of every larger one."""
+        return self.data.limited(count, seed_for(self.seed, "limit"))
+
+    def attack(
+        self, name: str, view: str, model: nn.Module, attack_name: str, attack: Attack, data: ImageSet
+    ) -> tuple[Adversarial, list[AttackWarning]]:
+        """Run ``attack`` on ``model``, what the attacker has of the purifier ``name`` under ``view``.
+
+        Raises:
+            AttackError, InputError: see :func:`generate`.
+        """
+        # The graphs of all draws are in memory at once.
+        draws = model.draws if isinstance(model, Expectation) else 1
+        with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
+            found = generate(
+                attack,
+                model,
+                data,
+                seed=self.seed,
+                batch_size=max(1, self.batch_size // draws),
+                cache=self.cache,
+                advance=advance,
+            )
+        said = [
+            f"{text} (in {count} of {found.batches} batches of up to {self.batch_size // draws} images)"
+            for text, count in found.warnings.items()
+        ]
+        return found, [AttackWarning(view=view, attack=attack_name, message=text) for text in said]
+
+    def measure(
         self,
         name: str,
         defended: PurifiedClassifier,
-        view: str,
-        attack_name: str,
-        attack: Attack | None,
-        attacked: Adversarial,
         data: ImageSet,
-    ) -> Record:
+        view: str = CLEAN,
+        attack_name: str = CLEAN,
+        ball: tuple[str, float | None] | None = None,
+        attacked: Adversarial | None = None,
+    ) -> tuple[Record, Tensor]:
+        """The record of one purifier on adversarial versions of ``data``, or on ``data`` itself where none are given; and which
+        images are right after purification, bool (N,), on the CPU. ``ball``: the attack's norm and epsilon."""
+        attacked = attacked or Adversarial(data.images, {}, 0, 0.0)
         path = self._path(defended, attacked, data)
         about = {
             "dataset": self.data.name,
@@ -105,22 +127,22 @@ class Evaluator:
             "purifier": name,
             "view": view,
             "attack": attack_name,
-            "norm": None if attack is None else attack.norm,
-            "epsilon": None if attack is None else attack.epsilon,
+            "norm": ball and ball[0],
+            "epsilon": ball and ball[1],
             "n": len(data),
             "seconds": attacked.seconds,
         }
         if path is not None and path.is_file():
             try:
-                return Record(**json.loads(path.read_text()) | about)
-            except (ValueError, TypeError):
+                return _as_record(json.loads(path.read_text()), about)
+            except (KeyError, ValueError, TypeError, AttributeError):
                 pass  # damaged, or of another version: measured again, and replaced
         # Under the other views an attack is another for each purifier.
         key = attack_name if view in (CLEAN, "blind") else f"{attack_name} on {name}"
         measured = self._count(defended, attacked, data, self._classes_of(view, key, attacked.images))
         if path is not None:
             write_text(path, json.dumps(measured))
-        return Record(**measured | about)
+        return _as_record(measured, about)
 
     def _path(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet) -> Path | None:
         """Where this measurement is kept, so that an evaluation that was stopped goes on and another does not repeat it."""
@@ -133,7 +155,7 @@ class Evaluator:
         return self.cache / f"measured-{digest(fingerprint(defended), outputs, *content)[:32]}.json"
 
     def _count(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, undefended: Tensor) -> dict[str, Any]:
-        """What a record holds besides names."""
+        """What a record holds besides names; under ``right`` a digit for each image."""
         originals = self._classes_of(CLEAN, CLEAN, data.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
@@ -155,6 +177,7 @@ class Evaluator:
             "psnr": torch.cat(psnrs).mean().item(),
             "ssim": torch.cat(similarities).mean().item() if similarities else None,
             "l2": torch.cat(l2).median().item(),
+            "right": "".join(map(str, (predicted == data.labels).int().tolist())),
         }
 
     def _classes_of(self, view: str, attack: str, images: Tensor) -> Tensor:
@@ -165,6 +188,14 @@ class Evaluator:
                 parts = [self.classifier(_as_float(images[batch])).argmax(1) for batch in slices(len(images), self.batch_size)]
             self.seen[key] = torch.cat(parts)
         return self.seen[key]
+
+
+def _as_record(measured: dict[str, Any], about: dict[str, Any]) -> tuple[Record, Tensor]:
+    digits = measured["right"]
+    right = torch.tensor([digit == "1" for digit in digits], dtype=torch.bool)
+    if len(right) != about["n"]:
+        raise ValueError(f"{len(right)} of {about['n']} images")
+    return Record(**{key: value for key, value in measured.items() if key != "right"} | about), right
 
 
 def _as_float(images: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class Record(_Result):
         psnr, ssim: of the purified against the original image, mean over images; PSNR in dB.
         l2: median L2 distance of the attacked images to the originals.
         seconds: time that the attack took.
+        attacked: on how many of the images the attack was run, in an audit's cascade, where images that an earlier attack
+            broke are not attacked again and count as broken; None: on all.
     """
 
     dataset: str
@@ -61,6 +63,7 @@ class Record(_Result):
     ssim: float | None
     l2: float
     seconds: float
+    attacked: int | None = None
 
 
 class AttackWarning(_Result):

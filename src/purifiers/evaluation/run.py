@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import SHARD
@@ -50,7 +51,8 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         records += found
         warnings += [warning for warning in noted if warning not in warnings]
     for title, purifier in run.baselines.items():
-        own = _own(evaluator, title, purifier)
+        classifier = own_classifier(title, purifier)
+        own = evaluator if classifier is None else replace(evaluator, classifier=classifier[0], classifier_name=classifier[1])
         found, noted = own.evaluate(
             BASELINE + title,
             purifier,
@@ -93,16 +95,14 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     return results, examples
 
 
-def _own(evaluator: Evaluator, title: str, purifier: Purifier) -> Evaluator:
-    """The evaluator, for SOAP in front of the classifier that was trained with its task: no other will do."""
+def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | None:
+    """Of SOAP, the classifier that was trained with its task, as no other will do behind it, and a name for that."""
     network = purifier.network
     while isinstance(network, Adaptive | Blend | Noisy):
         network = network.base
     if not isinstance(network, SOAP):
-        return evaluator
-    return replace(
-        evaluator, classifier=network.classifier, classifier_name=f"resnet{network.classifier.config['depth']} of {title}"
-    )
+        return None
+    return network.classifier, f"resnet{network.classifier.config['depth']} of {title}"
 
 
 def quick_attacks(config: Evaluation) -> Mapping[str, Attack]:

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.naming import nearest
+from purifiers.recipes.audit import AuditSettings
 from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Positive
 from purifiers.registry import CLASSIFIERS
@@ -181,6 +182,7 @@ class Recipe(Group):
     teacher_nt: TeacherNT
     student: Student
     evaluation: Evaluation
+    audit: AuditSettings = Field(default_factory=AuditSettings)  # type: ignore[arg-type]
     weights: dict[str, str] = Field(default_factory=dict)
     baselines: dict[str, AnyBaseline] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)

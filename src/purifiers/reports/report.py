@@ -1,8 +1,9 @@
 """The report of a run: Markdown, and one self-contained HTML file. Reads results and figures, computes nothing."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import yaml
@@ -144,13 +145,19 @@ def _range(shares: Iterable[float]) -> str:
 
 def _facts(results: Results) -> dict[str, str]:
     """How it was run, as pairs."""
-    machine = results.hardware
     return {
         "recipe": f"{results.recipe['name']}, seed {results.seed}",
         "purifier": f"{results.parameters:,} parameters",
-        "machine": f"{machine['name']}, {machine['threads']} threads, {machine['platform']} ({machine['device']})",
-        "versions": ", ".join(f"{name} {number}" for name, number in results.versions.items()),
+        **machine_and_versions(results.hardware, results.versions),
         "time": ", ".join(f"{part} {duration(seconds)}" for part, seconds in results.seconds.items()),
+    }
+
+
+def machine_and_versions(machine: Mapping[str, str | int], versions: Mapping[str, str]) -> dict[str, str]:
+    """What it ran on and with, in words."""
+    return {
+        "machine": f"{machine['name']}, {machine['threads']} threads, {machine['platform']} ({machine['device']})",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
 
 
@@ -175,14 +182,8 @@ def _markdown(results: Results, tables: list[Table], figures: dict[str, Path], c
 
 
 def _html(results: Results, tables: list[Table], figures: dict[str, Path], captions: dict[str, str]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("purifiers.reports", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
         title=results.recipe["name"],
         headline=headline(results),
         tables=tables,
@@ -193,6 +194,18 @@ def _html(results: Results, tables: list[Table], figures: dict[str, Path], capti
         facts=_facts(results),
         recipe=yaml.safe_dump(results.recipe, sort_keys=False),
     )
+
+
+def page(template: str, **content: Any) -> str:
+    """A template of this folder, filled; what is not marked as safe is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("purifiers.reports", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**content)
 
 
 def _embedded(path: Path, name: str) -> Markup:

@@ -127,6 +127,7 @@ def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
     # CIFAR-10 is the same wherever it lies; another folder is other images.
     free = (
         "evaluation",
+        "audit",
         "data.test_limit",
         "name",
         "weights",

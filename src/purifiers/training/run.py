@@ -25,7 +25,8 @@ RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
 MADE_BY_A_RUN = (
     *("checkpoints", "variants", "cache", "figures", "recipe.yaml", "config.json", "model.safetensors"),
-    *("results.json", "report.md", "report.html", "card.md", "certificate.json", "certificate.md"),
+    *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
+    *("certificate.json", "certificate.md"),
 )
 """Everything that a run writes into its folder."""
 LATENT = ("latent_encoder", "latent_decoder")

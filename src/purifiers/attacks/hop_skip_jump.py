@@ -1,0 +1,92 @@
+"""HopSkipJump (Chen, Jordan and Wainwright 2020), by foolbox: an attack by queries for labels alone."""
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from purifiers.attacks.base import Attack, Length, distances, import_foolbox
+from purifiers.errors import AttackError
+from purifiers.seeds import reproducible
+
+DIRECTIONS = 50
+"""Noise images that are tried as starting points."""
+BLENDS = 50
+"""Steps between the image and its starting point."""
+
+
+class HopSkipJump(Attack):
+    """Walks along the boundary of the class towards the image, in the direction that random queries around it suggest.
+
+    It minimises the distance and knows no epsilon: what it finds beyond ``epsilon`` is no success, and the image comes back
+    unchanged, as it does where nothing is found.
+
+    A model that draws random numbers is attacked with one draw held, as this attack goes on for ever where the same question
+    gets different answers. What is found is then measured at other draws.
+
+    ``num_steps``: 64 in foolbox.
+    ``num_evaluations``: queries to estimate the first direction; step i takes the square root of i times as many. Queries of
+    each image in all: about ``num_evaluations * (2/3) * num_steps**1.5``, and some 30 a step to find the boundary again.
+    """
+
+    kind: Literal["hop_skip_jump"] = "hop_skip_jump"
+    epsilon: Length
+    num_steps: int = Field(default=20, ge=1)
+    num_evaluations: int = Field(default=100, ge=1)
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        foolbox = import_foolbox()
+        held = _Held(model, seed)
+        with torch.no_grad():
+            answers = held(images)
+            if not torch.equal(answers, held(images)):
+                raise AttackError(
+                    "hop_skip_jump needs a model that answers the same question twice alike, or draws its random numbers from "
+                    "torch's generator, which can be held; this one does neither"
+                )
+        wrapped = foolbox.PyTorchModel(held, bounds=(0, 1), device=images.device)
+        right = (answers.argmax(1) == labels).nonzero().flatten()
+        with reproducible(seed, images.device), torch.no_grad():
+            starts, found = _starting_points(foolbox, wrapped, images, labels)
+            chosen = right[found[right]]
+            result = images.clone()
+            if len(chosen):
+                attack = foolbox.attacks.HopSkipJumpAttack(
+                    steps=self.num_steps, initial_gradient_eval_steps=self.num_evaluations, constraint=self.norm
+                )
+                result[chosen] = attack.run(wrapped, images[chosen], labels[chosen], starting_points=starts[chosen])
+        result = result.clamp(0, 1)
+        within = distances(images, result, self.norm) <= self.epsilon
+        return torch.where(within.view(-1, 1, 1, 1), result, images)
+
+
+class _Held(nn.Module):
+    """A model whose random numbers are the same in every pass."""
+
+    def __init__(self, model: nn.Module, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.seed = seed
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with reproducible(self.seed, images.device):
+            return self.model(images)
+
+
+def _starting_points(foolbox: Any, wrapped: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """For each image one of another class, and whether there is one: the image blended with noise, or another of the batch."""
+    attack = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack(directions=DIRECTIONS, steps=BLENDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no noise was of another class: there are other images
+        starts = attack.run(wrapped, images, foolbox.criteria.Misclassification(labels))
+    found = wrapped(starts).argmax(1) != labels
+    # All noise may be of one class; images of that class start from other images.
+    for shift in range(1, len(images)):
+        if found.all():
+            break
+        others = torch.where(found.view(-1, 1, 1, 1), starts, images.roll(shift, 0))
+        starts, found = others, wrapped(others).argmax(1) != labels
+    return starts, found

@@ -1,0 +1,150 @@
+"""The audit: a defended model under every threat model, and the worst case over all attacks, image by image.
+
+Which module the attacker has decides the threat model (:mod:`purifiers.attacks.views`); under ``transfer`` it is another model.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.console import Stopwatch, progress
+from purifiers.data import ImageSet, to_float, to_uint8
+from purifiers.errors import InputError
+from purifiers.evaluation.audited import Audit
+from purifiers.evaluation.auditor import Auditor, Subject
+from purifiers.evaluation.evaluate import Evaluator
+from purifiers.evaluation.records import AttackWarning, Record, hardware, versions
+from purifiers.evaluation.trust import Check, trust_checks
+from purifiers.purifier import PurifiedClassifier, check_images
+from purifiers.recipes.audit import AuditSettings
+
+
+def audit(
+    purifier: nn.Module,
+    classifier: nn.Module,
+    images: ImageSet | Tensor,
+    labels: Tensor | None = None,
+    *,
+    settings: AuditSettings | None = None,
+    surrogates: Mapping[str, nn.Module] | None = None,
+    name: str = "purifier",
+    seed: int = 0,
+    batch_size: int = 250,
+    cache: Path | None = None,
+) -> Audit:
+    """Audit any purifier in front of any classifier.
+
+    Args:
+        purifier: images (N, 3, H, W), float32, in [0,1] -> the same; a :class:`purifiers.Purifier` or any module.
+        classifier: images in [0,1] -> logits (N, classes).
+        images: what is attacked: an :class:`ImageSet`, or (N, 3, H, W), uint8 or float32 in [0,1], which is rounded to the 8
+            bits that image files have.
+        labels: int64 (N,), the true classes; only beside a tensor of images.
+        settings: the attacks, their threat models, and on how many images each is run; None takes the standard ones, within
+            8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels.
+        surrogates: further models, images -> logits, by name: what an attacker without access attacks instead.
+        name: the purifier's, for the records.
+        seed: decides every random choice.
+        batch_size: images at once.
+        cache: a folder where finished attacks and measurements are kept, so that a stopped audit goes on; None keeps nothing.
+
+    Returns:
+        All records, among them the worst case (view ``worst``), and the trust checks.
+
+    Raises:
+        InputError: images, labels, a model's outputs or a surrogate are not as above.
+        DataError: images that are not of 3 channels, or none.
+    """
+    defended = PurifiedClassifier(purifier, classifier)
+    data = _as_data(defended, images, labels)
+    subject = Subject(name, defended)
+    return audit_all([subject], data, settings, surrogates or {}, seed=seed, batch_size=batch_size, cache=cache)
+
+
+def audit_all(
+    subjects: Sequence[Subject],
+    data: ImageSet,
+    settings: AuditSettings | None = None,
+    surrogates: Mapping[str, nn.Module] | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    cache: Path | None = None,
+) -> Audit:
+    """Audit several defended models on the same images, into one :class:`Audit`; arguments and errors as of :func:`audit`.
+
+    Args:
+        subjects: of different names, on the device of ``data``.
+    """
+    settings = settings or AuditSettings()  # type: ignore[call-arg]
+    surrogates = surrogates or {}
+    if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
+        raise InputError(f"an audit needs defended models of different names; got {[subject.name for subject in subjects]}")
+    watch = Stopwatch()
+    records: list[Record] = []
+    warnings: list[AttackWarning] = []
+    checks: dict[str, list[Check]] = {}
+    random = []
+    for subject in subjects:
+        _check_models(subject, surrogates, data)
+        evaluator = Evaluator(
+            subject.defended.classifier, subject.classifier_name, data, seed=seed, batch_size=batch_size, cache=cache
+        )
+        one = Auditor(subject, evaluator, settings, surrogates)
+        one.run()
+        records += one.records
+        warnings += one.warnings
+        random += [subject.name] if one.random else []
+        if settings.check_images:
+            few = evaluator.limited(min(settings.check_images, settings.images))
+            with progress(f"{subject.name}: trust checks", len(few)) as advance:
+                checks[subject.name] = trust_checks(
+                    subject.defended,
+                    few,
+                    epsilon=settings.epsilon,
+                    seed=seed,
+                    batch_size=min(batch_size, len(few)),
+                    known=one.known(),
+                    advance=advance,
+                )
+    return Audit(
+        settings=settings.model_dump(mode="json"),
+        seed=seed,
+        versions=versions(),
+        hardware=hardware(data.images.device),
+        seconds=watch.seconds,
+        random=random,
+        records=records,
+        checks=checks,
+        warnings=warnings,
+    )
+
+
+def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Tensor | None) -> ImageSet:
+    device = next((parameter.device for parameter in defended.parameters()), torch.device("cpu"))
+    if isinstance(images, ImageSet):
+        if labels is not None:
+            raise InputError("an ImageSet has its labels: leave out labels")
+        return images.to(device)
+    if labels is None:
+        raise InputError("images need labels: audit(purifier, classifier, images, labels)")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        check_images(images)
+        images = to_uint8(images.float())
+    with torch.no_grad():
+        classes = defended(to_float(images[:1].to(device))).shape[-1] if len(images) else 0
+    return ImageSet("images", images, labels, tuple(map(str, range(classes)))).to(device)
+
+
+def _check_models(subject: Subject, surrogates: Mapping[str, nn.Module], data: ImageSet) -> None:
+    images = to_float(data.images[:2])
+    with torch.no_grad():
+        shape = tuple(subject.defended(images).shape)
+        for name, surrogate in surrogates.items():
+            if (other := tuple(surrogate(images).shape)) != shape:
+                raise InputError(f"the surrogate '{name}' gives logits of shape {other}, {subject.name} of {shape}")
+    if len(shape) != 2 or int(data.labels.max()) >= shape[1] or int(data.labels.min()) < 0:
+        low, high = int(data.labels.min()), int(data.labels.max())
+        raise InputError(f"labels go from {low} to {high}, {subject.name} gives outputs of shape {shape}")

@@ -1,0 +1,147 @@
+"""What the command line audits: runs, and purifiers by name or folder, with the recipe's baselines and companions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from purifiers import weights
+from purifiers.console import say
+from purifiers.errors import ConfigError
+from purifiers.evaluation.audit import audit_all
+from purifiers.evaluation.audited import Audit
+from purifiers.evaluation.auditor import Subject
+from purifiers.evaluation.run import own_classifier
+from purifiers.purifier import PurifiedClassifier, Purifier
+from purifiers.recipes import Recipe, changed
+from purifiers.registry import CONFIG_FILE, place
+from purifiers.seeds import seed_for
+from purifiers.training.baselines import prepare_baselines
+from purifiers.training.classifier import load_classifier
+from purifiers.training.run import RECIPE_FILE, Run, open_run, open_weights
+
+
+@dataclass
+class Opened:
+    """What is to be audited together.
+
+    Attributes:
+        run: the first; it gives the images, the settings, the baselines and the companions.
+        subjects: the defended models.
+        surrogates: what is attacked in their place under ``transfer``.
+    """
+
+    run: Run
+    subjects: list[Subject] = field(default_factory=list)
+    surrogates: dict[str, nn.Module] = field(default_factory=dict)
+
+    def audit(self, cache: Path) -> Audit:
+        """Audit them, keeping what is finished in ``cache``; raises as :func:`purifiers.evaluation.audit.audit` does."""
+        recipe = self.run.recipe
+        return audit_all(
+            self.subjects,
+            self.run.images("test"),
+            recipe.audit,
+            self.surrogates,
+            seed=seed_for(recipe.seed, "evaluation"),
+            batch_size=recipe.evaluation.batch_size,
+            cache=cache,
+        )
+
+
+def is_run(what: str) -> bool:
+    """Is ``what`` the folder of a run, and no shipped name?"""
+    return what not in weights.NAMES and (Path(what) / RECIPE_FILE).is_file()
+
+
+def open_audited(
+    whats: Sequence[str],
+    recipe: str,
+    load: Callable[[str | Path], Recipe],
+    folder: Path,
+    *,
+    baselines: Literal["all", "ready", "none"] = "none",
+    device: str = "auto",
+) -> Opened:
+    """Open everything that is to be audited.
+
+    Args:
+        whats: folders of runs, names of shipped purifiers or folders of saved ones.
+        recipe: gives data set and classifier for purifiers that are no runs.
+        load: reads a recipe, by name or file, with whatever is to be set in it.
+        folder: where baselines of a purifier that is no run are trained.
+        baselines: the first recipe's other purifiers: all, trained where they are not yet; those that are ready; or none.
+        device: see :func:`purifiers.training.run.make_fabric`.
+
+    Raises:
+        ConfigError: other images or another list of classes than the first's, the same twice, or see the parts.
+        MissingFileError, CheckpointError: see :func:`open_run` and :func:`open_weights`.
+    """
+    runs = {what: _open(what, recipe, load, folder, device) for what in whats}
+    if len(runs) < len(whats):
+        raise ConfigError(f"each purifier once, please; got {', '.join(whats)}")
+    run = next(iter(runs.values()))
+    opened = Opened(run)
+    names = _names(list(runs))
+    for what, one in runs.items():
+        if _images_of(one) != _images_of(run):
+            raise ConfigError(
+                f"{what} is of other images ({one.recipe.data.name}) than {whats[0]} ({run.recipe.data.name}): audit them apart"
+            )
+        purifier = one.purifiers["student"]
+        # SOAP that was saved comes with the classifier that it needs.
+        classifier, name = own_classifier(names[what], purifier) or (one.classifier, one.classifier_name)
+        opened.subjects.append(Subject(names[what], PurifiedClassifier(purifier, classifier), name))
+    if baselines != "none":
+        prepare_baselines(run, train=baselines == "all")
+        for title, purifier in run.baselines.items():
+            classifier, name = own_classifier(title, purifier) or (run.classifier, run.classifier_name)
+            opened.subjects.append(Subject(title, PurifiedClassifier(purifier, classifier), name))
+    opened.surrogates = _surrogates(run)
+    if not opened.surrogates and run.recipe.audit.views.get("transfer"):
+        say("transfer is left out: no companions, and no audit.surrogates")
+    return opened
+
+
+def _open(what: str, recipe: str, load: Callable[[str | Path], Recipe], folder: Path, device: str) -> Run:
+    if is_run(what):
+        return open_run(load(Path(what) / RECIPE_FILE), Path(what), device)
+    own = load(recipe)
+    return open_weights(changed(own, {"weights.student": what}), own, folder, device)
+
+
+def _names(whats: Sequence[str]) -> dict[str, str]:
+    """Short names for the table: the last part of a folder where that tells them apart."""
+    last = {what: Path(what).resolve().name if what not in weights.NAMES else what for what in whats}
+    return last if len(set(last.values())) == len(last) else {what: what for what in whats}
+
+
+def _images_of(run: Run) -> tuple[Any, ...]:
+    # What decides the test images; CIFAR-10 is the same wherever it lies.
+    data = run.recipe.data
+    return data.name, data.size, data.path if data.name == "folder" else None
+
+
+def _surrogates(run: Run) -> dict[str, nn.Module]:
+    """The recipe's companions, where they are trained or ship, and those that ``audit.surrogates`` names."""
+    found: dict[str, nn.Module] = {}
+    for stage, config in run.recipe.classifiers().items():
+        trained = run.checkpoint(stage)
+        ready = str(trained) if (trained / CONFIG_FILE).is_file() else None
+        source = config.source or ready or run.recipe.weights.get(stage)
+        if stage == "classifier" or source is None:
+            continue
+        title = stage if source == ready else Path(source).stem
+        found[title] = load_classifier(source, config, run.images("test"))
+    for text in run.recipe.audit.surrogates:
+        *purifier, source = text.split("+")
+        if len(purifier) > 1 or not all((*purifier, source)):
+            raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
+        model = load_classifier(source, run.recipe.classifier, run.images("test"))
+        if purifier:
+            network = place(Purifier.from_pretrained(purifier[0]).network, run.fabric.device).requires_grad_(False)
+            model = PurifiedClassifier(Purifier(network), model)
+        found["+".join(Path(part).name for part in (*purifier, source))] = model
+    return found

@@ -1,0 +1,188 @@
+"""One defended model under every attack of an audit."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from purifiers.attacks import VIEWS, Attack, AutoAttack
+from purifiers.attacks.generate import Adversarial
+from purifiers.attacks.views import Expectation, is_random
+from purifiers.console import Stopwatch, detail, duration
+from purifiers.data import ImageSet, to_float
+from purifiers.errors import AttackError
+from purifiers.evaluation import metrics
+from purifiers.evaluation.audited import EVERYTHING, GROUPS, WORST
+from purifiers.evaluation.evaluate import Evaluator
+from purifiers.evaluation.records import AttackWarning, Record
+from purifiers.evaluation.worst import Composite, positions
+from purifiers.purifier import PurifiedClassifier
+from purifiers.recipes.audit import THREAT_MODELS, AuditSettings
+from purifiers.seeds import seed_for
+
+PROBE = 4
+"""Images on which it is found out whether a model is random."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A defended model to audit: its name and that of its classifier, for the records, and the model."""
+
+    name: str
+    defended: PurifiedClassifier
+    classifier_name: str = "classifier"
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One attack to run: on which model, under which name, on how many images."""
+
+    view: str
+    name: str
+    attack: Attack
+    model: nn.Module
+    count: int
+    slow: bool
+
+
+class Auditor:
+    """Attacks one defended model, and keeps the worst case.
+
+    Args:
+        subject: the defended model.
+        evaluator: of its classifier, with the images.
+        settings: what to attack it with.
+        surrogates: models that are attacked in its place under ``transfer``, by name.
+
+    Attributes:
+        random: does it draw random numbers?
+        records, warnings: filled by :meth:`run`.
+    """
+
+    def __init__(
+        self, subject: Subject, evaluator: Evaluator, settings: AuditSettings, surrogates: Mapping[str, nn.Module]
+    ) -> None:
+        self.subject, self.evaluator, self.settings, self.surrogates = subject, evaluator, settings, surrogates
+        data = evaluator.data
+        self.random = is_random(subject.defended, to_float(data.images[:PROBE]))
+        self.drawn = self._drawn(settings.limit_of("", subject.name))
+        self.data = data.subset(self.drawn)
+        self.records: list[Record] = []
+        self.warnings: list[AttackWarning] = []
+        self.composites: dict[tuple[str, str], Composite] = {}  # by norm and group
+        self.tried: list[tuple[_Planned, Tensor, Tensor]] = []  # with places, and what was right there
+
+    def run(self) -> None:
+        """Run everything, and fill ``records`` and ``warnings``."""
+        record, right = self.evaluator.measure(self.subject.name, self.subject.defended, self.data)
+        self.records.append(record)
+        # Slow attacks come last, so that a cascade spares them what quick ones break.
+        for planned in sorted(self._plan(), key=lambda planned: planned.slow):
+            groups = [EVERYTHING] if self.settings.cascade else [EVERYTHING, GROUPS[planned.view]]
+            composites = [
+                self.composites.setdefault((planned.attack.norm, group), Composite(self.data, right)) for group in groups
+            ]
+            self._attack(planned, composites)
+        for (norm, group), composite in self.composites.items():
+            self._worst(norm, group, composite)
+
+    def known(self) -> dict[str, float] | None:
+        """Robust accuracies in the L-inf ball on the images that all its attacks share, for the trust checks."""
+        total = self.composites.get(("linf", EVERYTHING))
+        if self.settings.cascade or total is None or total.fewest is None:
+            return None
+        common = positions(self.drawn, self._drawn(total.fewest))
+        found = {
+            group: composite.right[common].float().mean().item()
+            for (norm, group), composite in self.composites.items()
+            if norm == "linf" and group in ("white-box", "black-box", "transfer") and composite.attacks
+        }
+        for key, kind in (("one-step", "fgsm"), ("iterative", "pgd")):
+            for planned, places, right in self.tried:
+                if (planned.view, planned.attack.kind, planned.attack.norm) == ("full", kind, "linf"):
+                    found.setdefault(key, right[positions(places, common)].float().mean().item())
+        return found
+
+    def _plan(self) -> Iterator[_Planned]:
+        settings, defended = self.settings, self.subject.defended
+        for view in THREAT_MODELS:
+            if view == "eot" and not self.random:
+                continue
+            models = {"": VIEWS[view](defended)} if view in VIEWS else {f" on {k}": v for k, v in self.surrogates.items()}
+            if view == "eot":
+                models = {"": Expectation(defended, settings.draws)}
+            for chosen in settings.views.get(view, ()):
+                attack, shown = settings.attacks[chosen], chosen
+                if self.random and view in ("full", "bpda") and isinstance(attack, AutoAttack):
+                    attack, shown = attack.model_copy(update={"version": "rand"}), f"{chosen}, rand"
+                count = min(len(self.data), settings.limit_of(chosen, self.subject.name))
+                for suffix, model in models.items():
+                    yield _Planned(view, shown + suffix, attack, model, count, slow=chosen in settings.limits)
+
+    def _attack(self, planned: _Planned, composites: list[Composite]) -> None:
+        evaluator, defended, name = self.evaluator, self.subject.defended, self.subject.name
+        watch = Stopwatch()
+        subset = positions(self.drawn, self._drawn(planned.count))
+        total = composites[0]
+        places = subset[total.right[subset]] if self.settings.cascade else subset
+        found = Adversarial(to_float(self.data.images[:0]), {}, 0, 0.0)
+        noted: list[AttackWarning] = []
+        data = self._at(places) if len(places) else None
+        try:
+            if data is not None:
+                found, noted = evaluator.attack(name, planned.view, planned.model, planned.name, planned.attack, data)
+        except AttackError as error:
+            self.warnings.append(AttackWarning(view=planned.view, attack=planned.name, message=f"{name}: left out: {error}"))
+            return
+        self.warnings += [note.model_copy(update={"message": f"{name}: {note.message}"}) for note in noted]
+        ball = (planned.attack.norm, planned.attack.epsilon)
+        if data is not None:
+            record, right = evaluator.measure(name, defended, data, planned.view, planned.name, ball, found)
+            self.tried.append((planned, places, right))
+            for composite in composites:
+                composite.add(places, found.images, right, planned.count, found.seconds)
+        else:
+            total.add(places, found.images, total.right[places], planned.count)
+        if self.settings.cascade:
+            record = self._record_of(total, subset, planned.view, planned.name, ball, found.seconds, attacked=len(places))
+        self.records.append(record)
+        detail(
+            f"{name}: {planned.name} ({planned.view}): {record.accuracy:.1%} of {record.n:,} images, {duration(watch.seconds)}"
+        )
+
+    def _worst(self, norm: str, group: str, composite: Composite) -> None:
+        shared = self.composites[norm, EVERYTHING].fewest
+        if not composite.attacks or shared is None:
+            return
+        ball = (norm, self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2)
+        places = positions(self.drawn, self._drawn(shared))
+        self.records.append(self._record_of(composite, places, WORST, group, ball, composite.seconds))
+
+    def _record_of(
+        self,
+        composite: Composite,
+        places: Tensor,
+        view: str,
+        attack: str,
+        ball: tuple[str, float | None],
+        seconds: float,
+        attacked: int | None = None,
+    ) -> Record:
+        attacked_images = Adversarial(composite.images[places.to(composite.images.device)], {}, 0, seconds)
+        # By norm too, as what the classifier alone says of them is kept by the attack's name.
+        known_as = f"{attack} ({ball[0]})"
+        record, _ = self.evaluator.measure(
+            self.subject.name, self.subject.defended, self._at(places), view, known_as, ball, attacked_images
+        )
+        # Not measured anew: of a random purifier that would be another draw.
+        right, n = int(composite.right[places].sum()), len(places)
+        return record.model_copy(
+            update={"attack": attack, "accuracy": right / n, "ci95": metrics.wilson_interval(right, n), "attacked": attacked}
+        )
+
+    def _drawn(self, count: int) -> Tensor:
+        data = self.evaluator.data
+        return data.drawn(count, seed_for(self.evaluator.seed, "limit"))
+
+    def _at(self, places: Tensor) -> ImageSet:
+        return self.data.subset(places.to(self.data.images.device))

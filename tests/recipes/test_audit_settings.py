@@ -1,0 +1,75 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from purifiers.errors import ConfigError
+from purifiers.recipes import NAMES, load_recipe, parse_recipe, recipe_text
+from purifiers.recipes.audit import STANDARD_VIEWS, AuditSettings, standard_attacks
+
+
+def test_the_standard_attacks_have_the_audits_balls_and_steps_to_suit() -> None:
+    settings = AuditSettings(epsilon="4/255", epsilon_l2=0.4)
+    for name, attack in settings.attacks.items():
+        radius = 0.4 if name.endswith("-L2") else 4 / 255
+        assert (attack.epsilon, attack.norm) == (radius, "l2" if name.endswith("-L2") else "linf")
+    assert settings.attacks["PGD"].step_size == pytest.approx(1 / 255)
+    assert settings.attacks["MI-FGSM-L2"].step_size == pytest.approx(0.04)
+    assert set(settings.attacks) == {name for names in STANDARD_VIEWS.values() for name in names}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_recipe_has_an_audit(name: str) -> None:
+    assert load_recipe(name).audit.attacks.keys() == standard_attacks(1, 1).keys()
+
+
+def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written() -> None:
+    overrides = ["audit.attacks.AA=null", "audit.attacks.PGD.num_steps=5", "audit.limits.Square=null", "audit.limits.AA-L2=7"]
+    overrides += ["audit.attacks.mine={kind: bim, step_size: 1/255}", "audit.views.query=Square", "audit.views.bpda=[]"]
+    recipe = load_recipe("strong-cpu", overrides)
+    audit = recipe.audit
+    assert "AA" not in audit.attacks and "AA" not in audit.views["full"] and "AA" not in audit.limits
+    assert (audit.attacks["PGD"].num_steps, audit.attacks["PGD"].step_size) == (5, 2 / 255)
+    assert audit.attacks["mine"].epsilon == 8 / 255
+    assert audit.views["query"] == ("Square",) and audit.views["bpda"] == ()
+    assert (audit.limits["AA-L2"], audit.limits.get("Square")) == (7, None)
+    content = yaml.safe_load(recipe_text(recipe))
+    assert parse_recipe(content) == recipe
+    # A written recipe takes another ball for all attacks at once.
+    other = parse_recipe(content | {"audit": content["audit"] | {"epsilon": "2/255"}}).audit
+    assert {attack.epsilon for attack in other.attacks.values() if attack.norm == "linf"} == {2 / 255}
+
+
+def test_limits_are_of_attacks_and_of_purifiers() -> None:
+    settings = AuditSettings(images=500, limits={"AA": 100, "SOAP": 50})
+    assert settings.limit_of("PGD", "x") == 500
+    assert settings.limit_of("AA", "x") == 100
+    assert settings.limit_of("AA", "SOAP") == 50
+    assert AuditSettings(images=9).limit_of("AA", "x") == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("audit.epsilon=x", "'x' is not a number; write 0.1 or 8/255"),
+        ("audit.epsilon=0", "audit.epsilon: Input should be greater than 0"),
+        ("audit.epsilon=8", "audit.epsilon: Input should be less than or equal to 1"),
+        ("audit.epsilon_l2=null", "audit.epsilon_l2"),
+        ("audit.attacks.PGD.epsilon=0.5", "attacks.PGD has an epsilon of its own"),
+        ("audit.attacks.PGD.num_step=4", "did you mean 'num_steps'"),
+        ("audit.attacks.X={step_size: 1/255}", "a new one needs a kind"),
+        ("audit.attacks.CW={kind: cw}", "CW .cw. has no epsilon"),
+        ("audit.attacks.PGD=3", "audit.attacks.PGD"),
+        ("audit.attacks=3", "attacks is a group of values; got 3"),
+        ("audit.views.full=[PGGD]", "there is no attack 'PGGD'; did you mean 'PGD'"),
+        ("audit.views.ful=[PGD]", "there is no threat model 'ful'; did you mean 'full'"),
+        ("audit.views.query=[PGD]", "'PGD' takes gradients; this attacker can only ask"),
+        ("audit.limits.AA=-1", "audit.limits.AA: Input should be greater than or equal to 1"),
+        ("audit.image=3", "did you mean 'images'"),
+        ("audit.images=0", "audit.images"),
+        ("audit=3", "audit: Input should be"),
+    ],
+)
+def test_what_is_wrong_is_told(override: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("digits", [override])

@@ -1,0 +1,115 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purifiers.evaluation.audited import EVERYTHING, Audit
+from purifiers.evaluation.records import AttackWarning, Record
+from purifiers.evaluation.trust import Check
+from purifiers.reports.audit import attacks, overview, sentences, verdict, write_audit
+
+
+def record(purifier: str, view: str, attack: str, accuracy: float, norm: str | None = "linf", **others: Any) -> Record:
+    epsilon = {"linf": 8 / 255, "l2": 0.5, None: None}[norm]
+    return Record(
+        **{
+            **{"dataset": "cifar10", "classifier": "resnet56", "purifier": purifier, "view": view, "attack": attack},
+            **{"norm": norm, "epsilon": epsilon, "n": 100, "accuracy_undefended": 0.0, "accuracy": accuracy, "agreement": 0.0},
+            **{"ci95": (accuracy - 0.05, accuracy + 0.05), "psnr": 20.0, "ssim": None, "l2": 0.5, "seconds": 61.0},
+            **others,
+        }
+    )
+
+
+def found(**others: Any) -> Audit:
+    records = []
+    for name in ("<b>mine", "JPEG"):
+        records += [
+            record(name, "none", "none", 0.9, None, n=1000),
+            record(name, "full", "PGD", 0.4),
+            record(name, "query", "Square", 0.5, attacked=40),
+            record(name, "full", "PGD-L2", 0.3, "l2"),
+            record(name, "worst", "white-box", 0.4),
+            record(name, "worst", "black-box", 0.5),
+            record(name, "worst", EVERYTHING, 0.375),
+            record(name, "worst", EVERYTHING, 0.25, "l2"),
+        ]
+    check = Check(name="a check", status="passed", sentence="Fine.", figures={})
+    failed = Check(name="gradients", status="failed", sentence="The gradient is masked.", figures={})
+    skipped = Check(name="other", status="not applicable", sentence="-", figures={})
+    return Audit(
+        **{
+            **{"settings": {"epsilon": "8/255", "epsilon_l2": "128/255", "cascade": False, "check_images": 10}, "seed": 0},
+            **{"versions": {"torch": "2"}, "hardware": {"name": "cpu", "threads": 1, "platform": "x", "device": "cpu"}},
+            **{
+                "seconds": 1.0,
+                "random": [],
+                "records": records,
+                "checks": {"<b>mine": [check, failed], "JPEG": [check, skipped]},
+            },
+            **{"warnings": [AttackWarning(view="full", attack="AA", message="JPEG: odd")]},
+            **others,
+        }
+    )
+
+
+def test_one_row_for_each_purifier() -> None:
+    table = overview(found())
+    row = dict(zip(table.header, table.rows[1], strict=True))
+    assert row == {
+        "purifier": "JPEG",
+        "images": "100",
+        "clean": "90.00",
+        "gray-box": "-",
+        "transfer": "-",
+        "black-box": "50.00",
+        "white-box": "40.00",
+        "worst case L-inf": "37.50 (32.50 to 42.50)",
+        "worst case L2": "25.00 (20.00 to 30.00)",
+        "trust checks": "1 passed",
+    }
+    assert "L-inf 8/255" in table.caption and "L2 128/255" in table.caption
+    assert [row[4] for row in attacks(found()).rows] == ["100", "100 (40 attacked)", "100"] * 2
+
+
+def test_a_failed_check_says_not_to_believe() -> None:
+    audit = found()
+    assert verdict(audit, "<b>mine") == "do not believe: 1 of 2 failed"
+    said = sentences(audit)
+    assert ("<b>mine: do not believe these numbers. gradients: The gradient is masked.", True) in said
+    doubted = [text for text, doubted in said if doubted]
+    assert len(doubted) == 3 and all(text.startswith("<b>mine") for text in doubted)
+    assert any(
+        "JPEG: under the worst of 2 L-inf attacks within 8/255, image by image, it is right on 37.50 %" in t for t, _ in said
+    )
+    assert ("JPEG: not measured under gray-box, transfer.", False) in said
+
+
+def test_without_checks_that_is_said() -> None:
+    settings = found().settings | {"check_images": 0}
+    audit = found(checks={}, settings=settings)
+    assert verdict(audit, "JPEG") == "not checked"
+    assert ("JPEG: no trust check was made.", False) in sentences(audit)
+
+
+def test_the_page_turns_the_number_red_and_nothing_else(tmp_path: Path) -> None:
+    page = write_audit(found(), tmp_path).read_text()
+    assert page.count('<td class="doubted">37.50') == 1
+    assert '<td class="doubted">do not believe: 1 of 2 failed</td>' in page
+    assert "&lt;b&gt;mine" in page and "<b>mine" not in page
+    assert "http" not in page.replace("http-equiv", "")  # self-contained
+    assert "--accent" in page
+    text = (tmp_path / "audit.md").read_text()
+    assert "**<b>mine: do not believe these numbers." in text
+    assert "AA, view full: JPEG: odd" in text
+    assert Audit.read(tmp_path) == found()
+    write_audit(found(checks={}), tmp_path)
+    assert 'class="doubted"' not in (tmp_path / "audit.html").read_text()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_norm_that_was_not_attacked_is_said(norm: str) -> None:
+    left = [record for record in found().records if record.norm != norm]
+    said = [text for text, _ in sentences(found(records=left))]
+    assert f"JPEG: no attack in {'L-inf' if norm == 'linf' else 'L2'} was measured." in said
+    assert overview(found(records=left)).rows
