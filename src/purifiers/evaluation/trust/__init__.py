@@ -7,20 +7,19 @@ leave. Passing them proves nothing; failing one means that the number is not to 
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from torch import nn
-
 from purifiers.data import ImageSet
 from purifiers.errors import InputError
 from purifiers.evaluation.trust.check import Check, believable
 from purifiers.evaluation.trust.checks import KNOWN, judge
 from purifiers.evaluation.trust.evidence import PASSES, gather
 from purifiers.naming import nearest
+from purifiers.purifier import PurifiedClassifier
 
 __all__ = ["PASSES", "Check", "believable", "trust_checks"]
 
 
 def trust_checks(
-    defended: nn.Module,
+    defended: PurifiedClassifier,
     data: ImageSet,
     *,
     epsilon: float,
@@ -34,7 +33,7 @@ def trust_checks(
     """Run all checks, at the cost of ``PASSES`` forward and backward passes of the data.
 
     Args:
-        defended: what the attacker differentiates: a :class:`purifiers.PurifiedClassifier`, or a view of one.
+        defended: the model whose robust accuracy is in question, attacked by somebody who knows all of it (view ``full``).
         data: images on its device, about a hundred; few images show only gross failures.
         epsilon, norm: of the attack whose result is in question, in [0,1] units.
         seed: decides every random choice.
@@ -42,7 +41,7 @@ def trust_checks(
         known: robust accuracies in [0,1] that were measured already on such images: ``white-box``, ``black-box``,
             ``transfer``, ``iterative``, ``one-step``; of those that are missing, what is cheap is measured.
         eot: the attack in question averaged over the model's randomness.
-        advance: called with a number of images after each pass; the calls add up to ``PASSES * len(data)``.
+        advance: called after each pass, with numbers of images that add up to ``len(data)``.
 
     Raises:
         InputError: an epsilon that is not in reach, an unknown name in ``known``, or one that is no share.

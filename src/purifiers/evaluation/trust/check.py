@@ -9,7 +9,7 @@ from purifiers.evaluation.metrics import sign_test, wilson_interval
 
 SIGNIFICANT = 0.01
 """A stronger attack counts as weaker than a weaker one if, of the images on which the two differ, so many more fall to the
-weaker one that a fair coin would do that less often than this. With 16 checks a sound model rarely fails one by chance."""
+weaker one that a fair coin would do that less often than this. With 17 checks a sound model rarely fails one by chance."""
 
 
 class Check(BaseModel):

@@ -47,6 +47,7 @@ def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, f
         _gradients_exist(evidence, norm),
         _gradients_are_true(evidence),
         _gradients_are_steady(evidence),
+        _own_gradient_beats_the_identitys(evidence),
         _loss_does_not_saturate(evidence),
         _loss_rises(evidence),
         _keeps_what_it_finds(evidence),
@@ -140,13 +141,13 @@ def _gradients_are_steady(evidence: Evidence) -> Check:
 
 def _loss_does_not_saturate(evidence: Evidence) -> Check:
     """Croce and Hein 2020: cross-entropy underflows where logits are large; the margin of the logits does not."""
-    missed = evidence.starts[0] & ~evidence.margin
-    more = int(missed.sum()) - int((~evidence.starts[0] & evidence.margin).sum())
-    bad = exceeds(more, evidence.images, LITTLE)
-    said = f"A loss that cannot saturate breaks {max(more, 0)} of {len(missed)} images more than the cross-entropy."
+    flat = evidence.saturated & evidence.starts[0]
+    missed = flat & ~evidence.margin
+    bad = exceeds(missed.sum(), evidence.images, LITTLE)
+    said = f"On {of(evidence.saturated)} images the true class has a probability that rounds to 1; {of(missed)} hide in that."
     if bad:
-        said += " The cross-entropy is flat there, as the logits are too large; attack the margin of the logits (CW, DLR)."
-    return decided("the loss does not saturate", not bad, said, missed=share(missed), saturated=share(evidence.saturated))
+        said += " The cross-entropy is flat there and the margin of the logits breaks them; attack the margin (CW, DLR)."
+    return decided("the loss does not saturate", not bad, said, saturated=share(evidence.saturated), missed=share(missed))
 
 
 def _loss_rises(evidence: Evidence) -> Check:
@@ -163,6 +164,17 @@ def _loss_rises(evidence: Evidence) -> Check:
             "median one: the attack does not climb; smooth the loss or take other step sizes."
         )
     return decided("the loss rises along the attack", not bad, said, lost=lost, still=share(still))
+
+
+def _own_gradient_beats_the_identitys(evidence: Evidence) -> Check:
+    """Athalye et al. 2018 (BPDA); Carlini et al., "Approximate non-differentiable layers": a purifier's output is close to its
+    input, so whoever takes it for the identity on the way back has a poor gradient; only a hidden one is poorer."""
+    missed = evidence.right[LONG] & ~evidence.bpda
+    bad = exceeds(missed.sum(), evidence.images, LITTLE)
+    said = f"The identity's gradient in place of the purifier's (BPDA) breaks {of(missed)} images more."
+    if bad:
+        said += " The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
+    return decided("the purifier's gradient beats the identity's", not bad, said, missed=share(missed))
 
 
 def _keeps_what_it_finds(evidence: Evidence) -> Check:

@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from purifiers.attacks.base import frozen
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.pgd import pgd
+from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -31,7 +32,8 @@ PROBES = (1 / 1020, 1 / 4080, 1 / 16320)
 """Lengths at which the loss is compared with its gradient, in [0,1] units: a quarter of a grey level, and less. A true
 gradient is right about one of them, whatever curvature (at the longest) and rounding (at the shortest) do. A purifier that
 rounds does not move at any of them."""
-PASSES = 2 + 2 + 2 * len(PROBES) + LONG + 1 + SHORT * (STARTS - 1 + len(FACTORS) + 1) + UNBOUNDED_STEPS
+_ATTACKS = (LONG, LONG, 1, UNBOUNDED_STEPS, *[SHORT] * (STARTS - 1 + len(FACTORS) + 1))
+PASSES = 2 + 2 + 2 * len(PROBES) + sum(steps + 1 for steps in _ATTACKS)
 """What the evidence costs: passes of all images, forward and mostly backward too."""
 
 
@@ -53,6 +55,7 @@ class Evidence:
         starts: (STARTS, N), the same after SHORT steps from each random start; the first is that of the long attack.
         epsilons: (len(FACTORS), N), the same after SHORT steps with other epsilons.
         margin: (N,), the same after SHORT steps that climb the margin instead of the cross-entropy.
+        bpda: (N,), the same after LONG steps that take the identity's gradient for the purifier's.
         one_step: (N,), the same after one step of length epsilon.
         unbounded: (N,), the same after an attack that may change everything.
     """
@@ -70,6 +73,7 @@ class Evidence:
     starts: Tensor
     epsilons: Tensor
     margin: Tensor
+    bpda: Tensor
     one_step: Tensor
     unbounded: Tensor
 
@@ -80,7 +84,7 @@ class Evidence:
 
 
 def gather(
-    model: nn.Module,
+    model: PurifiedClassifier,
     data: ImageSet,
     *,
     epsilon: float,
@@ -89,15 +93,20 @@ def gather(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Evidence:
-    """Measure everything, batch by batch; the calls of ``advance`` add up to ``PASSES * len(data)``."""
+    """Measure everything, batch by batch; ``advance`` is called after each pass, with numbers that add up to ``len(data)``."""
     parts = []
+    done = 0
+
+    def passed(images: int) -> None:
+        nonlocal done
+        before, done = done, done + images
+        advance(done // PASSES - before // PASSES)
+
     with frozen(model), torch.autocast(data.images.device.type, enabled=False):
         for batch in slices(len(data), batch_size):
-            # A model that draws random numbers goes on drawing them from step to step, as it would for an attacker.
             own_seed = seed_for(seed, "trust", batch.start)
-            with reproducible(own_seed, data.images.device):
-                measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, advance)
-                parts.append(measured.evidence())
+            measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, passed)
+            parts.append(measured.evidence())
     joined = {field.name: torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(Evidence)}
     return Evidence(**joined)
 
@@ -116,17 +125,17 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Batch:
-    model: nn.Module
+    model: PurifiedClassifier
     images: Tensor
     labels: Tensor
     epsilon: float
     norm: Literal["linf", "l2"]
     seed: int
-    advance: Callable[[int], None]
+    passed: Callable[[int], None]
 
     def evidence(self) -> Evidence:
         with torch.no_grad():
-            logits, again = self._logits(self.images), self._logits(self.images)
+            logits, again = self._logits(self.images), self._logits(self.images, draw="another")
         rest = (logits.softmax(1) * (1 - F.one_hot(self.labels, logits.shape[1]))).sum(1)
         epsilon = self.epsilon
         losses, right = self._climb(cross_entropy, epsilon, LONG, start=0)
@@ -142,19 +151,36 @@ class _Batch:
             starts=torch.stack(starts),
             epsilons=torch.stack(epsilons),
             margin=self._climb(margin, epsilon, SHORT, start=0)[1][-1],
+            bpda=self._climb(cross_entropy, epsilon, LONG, start=0, identity=True)[1][-1],
             one_step=self._climb(cross_entropy, epsilon, 1, start=None, step_size=epsilon)[1][-1],
             unbounded=self._climb(cross_entropy, everything, UNBOUNDED_STEPS, None, everything / 50)[1][-1],
             **self._gradients(),
         )
 
-    def _logits(self, images: Tensor) -> Tensor:
-        self.advance(len(images))
-        return self.model(images)
+    def _logits(self, images: Tensor, *, draw: str = "one", identity: bool = False) -> Tensor:
+        """A model that draws random numbers is held still, the same draw in every pass: what is asked of its gradient and of
+        attacks on it is whether they work, not whether it is random (Carlini et al., "Verify that attacks succeed if randomness
+        is fixed")."""
+        self.passed(len(images))
+        with reproducible(seed_for(self.seed, draw, "draw"), images.device):
+            if not identity:
+                return self.model(images)
+            with torch.no_grad():
+                purified = self.model.purifier(images.detach())
+            return self.model.classifier(purified + (images - images.detach()))
 
     def _climb(
-        self, loss: Loss, epsilon: float, num_steps: int, start: int | None, step_size: float | None = None
+        self,
+        loss: Loss,
+        epsilon: float,
+        num_steps: int,
+        start: int | None,
+        step_size: float | None = None,
+        *,
+        identity: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and correctness at every step of PGD, the start first: each (num_steps + 1, N)."""
+        """Loss and correctness at every step of PGD, the start first: each (num_steps + 1, N); ``identity`` takes the
+        identity's gradient for the purifier's."""
         losses, right = [], []
 
         def note(logits: Tensor) -> Tensor:
@@ -166,7 +192,7 @@ class _Batch:
         def objective(candidate: Tensor) -> Tensor:
             # An attacker would not stop at a gradient that is missing or not finite: such pixels stay where they are.
             candidate.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
-            return _with_gradient(note(self._logits(candidate)), candidate)
+            return _with_gradient(note(self._logits(candidate, identity=identity)), candidate)
 
         adversarial = pgd(
             objective,
@@ -178,20 +204,13 @@ class _Batch:
             generator=None if start is None else generator_for(self.seed, "start", start, device=self.images.device),
         )
         with torch.no_grad():
-            note(self.model(adversarial))
+            note(self._logits(adversarial))
         return torch.stack(losses), torch.stack(right)
 
     def _gradients(self) -> dict[str, Tensor]:
-        # A random model is held still here, so that what is asked is whether its gradient is true, not whether it is random.
-        still = seed_for(self.seed, "gradients")
-
-        def logits_at(images: Tensor) -> Tensor:
-            with reproducible(still, images.device):
-                return self._logits(images)
-
         def gradients_at(images: Tensor, *losses: Loss) -> list[Tensor]:
             images = images.clone().requires_grad_(True)
-            logits = logits_at(images.view_as(images))
+            logits = self._logits(images.view_as(images))
             values = [_with_gradient(loss(logits, self.labels), images) for loss in losses]
             return [torch.autograd.grad(value, images, retain_graph=value is not values[-1])[0] for value in values]
 
@@ -203,7 +222,7 @@ class _Batch:
             ahead, behind = ((self.images + side * probe * gradient.sign()).nan_to_num(0).clamp(0, 1) for side in (1, -1))
             predicted.append(((ahead - behind) * gradient).flatten(1).sum(1))
             with torch.no_grad():
-                observed.append(margin(logits_at(ahead), self.labels) - margin(logits_at(behind), self.labels))
+                observed.append(margin(self._logits(ahead), self.labels) - margin(self._logits(behind), self.labels))
         return {
             "gradient_finite": attackers.isfinite().flatten(1).all(1),
             "gradient_length": attackers.flatten(1).norm(p=1 if self.norm == "linf" else 2, dim=1),
