@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from purifiers.evaluation.metrics import matches, psnr, ssim, wilson_interval
+from purifiers.evaluation.metrics import matches, psnr, sign_test, ssim, wilson_interval
 
 
 def test_equation_7_counts_matches() -> None:
@@ -20,6 +20,19 @@ def test_intervals_are_scipys(count: int, share: float) -> None:
     low, high = wilson_interval(successes, count)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
     assert low - 1e-12 <= successes / count <= high + 1e-12
+
+
+@given(count=st.integers(1, 500), share=st.floats(0, 1))
+def test_sign_tests_are_scipys(count: int, share: float) -> None:
+    successes = round(share * count)
+    expected = binomtest(successes, count, alternative="greater").pvalue
+    assert sign_test(successes, count) == pytest.approx(expected, rel=1e-9)
+
+
+def test_nothing_to_compare_is_no_evidence() -> None:
+    assert sign_test(0, 0) == 1
+    with pytest.raises(ValueError, match="cannot test"):
+        sign_test(3, 2)
 
 
 @pytest.mark.parametrize(("successes", "count"), [(1, 0), (-1, 5), (6, 5)])

@@ -33,6 +33,17 @@ def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tup
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def sign_test(successes: int, count: int) -> float:
+    """Chance of at least ``successes`` heads in ``count`` throws of a fair coin: the one-sided p-value of the sign test.
+
+    Raises:
+        ValueError: successes are not within count.
+    """
+    if not 0 <= successes <= count:
+        raise ValueError(f"cannot test {successes} successes in {count}")
+    return sum(math.comb(count, heads) for heads in range(successes, count + 1)) / 2**count
+
+
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, (N,), capped at 100; images (N, C, H, W) in [0,1]."""
     ratio = peak_signal_noise_ratio(images, originals, data_range=1.0, reduction="none", dim=(1, 2, 3))

@@ -1,0 +1,72 @@
+"""What a trust check is, and how it decides: shares and comparisons on the same images, each beyond chance."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+from torch import Tensor
+
+from purifiers.evaluation.metrics import sign_test, wilson_interval
+
+SIGNIFICANT = 0.01
+"""A stronger attack counts as weaker than a weaker one if, of the images on which the two differ, so many more fall to the
+weaker one that a fair coin would do that less often than this. With 17 checks a sound model rarely fails one by chance."""
+
+
+class Check(BaseModel):
+    """The result of one check: its name, what came out, one plain sentence, and the figures that it rests on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    status: Literal["passed", "failed", "not applicable"]
+    sentence: str
+    figures: dict[str, FiniteFloat] = {}
+
+
+def believable(checks: list[Check]) -> bool:
+    """Did no check fail?"""
+    return all(check.status != "failed" for check in checks)
+
+
+def decided(name: str, passed: bool, sentence: str, **figures: float) -> Check:
+    """A check that passed or failed."""
+    return Check(name=name, status="passed" if passed else "failed", sentence=sentence, figures=figures)
+
+
+def not_applicable(name: str, sentence: str) -> Check:
+    """A check that cannot be made."""
+    return Check(name=name, status="not applicable", sentence=sentence)
+
+
+def share(images: Tensor) -> float:
+    """The share of images for which ``images``, bool (N,), is true."""
+    return images.float().mean().item()
+
+
+def of(images: Tensor) -> str:
+    """The same in words: "3 of 100"."""
+    return f"{int(images.sum())} of {len(images)}"
+
+
+def exceeds(number: int | Tensor, count: int, limit: float) -> bool:
+    """Is the share of ``number`` images in ``count`` above ``limit``, at the low end of its 95 % interval?"""
+    return wilson_interval(max(int(number), 0), count)[0] > limit
+
+
+def weaker(strong: Tensor, weak: Tensor) -> float:
+    """The chance that two equal attacks differ so much against ``strong``; both bool (N,): is the image right after it?"""
+    against, favour = int((strong & ~weak).sum()), int((~strong & weak).sum())
+    return sign_test(against, against + favour)
+
+
+def not_above(name: str, strong: str, strong_accuracy: float, weak: str, weak_accuracy: float, images: int) -> Check:
+    """Two robust accuracies on the same images: the first attack must not be weaker beyond chance.
+
+    At least as many images fall to the second alone as the counts differ by; the test takes them for all that differ.
+    """
+    excess = max(0, round((strong_accuracy - weak_accuracy) * images))
+    bad = sign_test(excess, excess) < SIGNIFICANT
+    said = f"The {strong} attack leaves {strong_accuracy:.1%} robust accuracy, the {weak} attack {weak_accuracy:.1%}."
+    if bad:
+        said += f" The {weak} attack knows or does less and breaks more: the {strong} attack fails, and its number is too high."
+    return decided(name, not bad, said, **{strong: strong_accuracy, weak: weak_accuracy})

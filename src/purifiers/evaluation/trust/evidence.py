@@ -1,0 +1,237 @@
+"""What the trust checks look at: one measurement of a defended model, a number for each image; nothing is judged here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purifiers.attacks.base import frozen
+from purifiers.data import ImageSet, slices, to_float
+from purifiers.pgd import pgd
+from purifiers.purifier import PurifiedClassifier
+from purifiers.seeds import generator_for, reproducible, seed_for
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LONG = 50
+"""Steps of the attack."""
+SHORT = LONG // 2
+"""Steps of the other attacks, which are compared with the first half of the long one, or with each other."""
+STEP = 0.1
+"""A step's length as a share of epsilon: 25 of them cross the ball, from side to side, and small ones show the loss."""
+STARTS = 3
+"""Random starts, that of the long attack among them."""
+FACTORS = (0.5, 2.0, 4.0)
+"""Other epsilons, as multiples."""
+UNBOUNDED_STEPS = 100
+"""Steps of the attack that may change everything; of 1/50 of the range, so that every pixel can cross it twice."""
+PROBES = (1 / 1020, 1 / 4080, 1 / 16320)
+"""Lengths at which the loss is compared with its gradient, in [0,1] units: a quarter of a grey level, and less. A true
+gradient is right about one of them, whatever curvature (at the longest) and rounding (at the shortest) do. A purifier that
+rounds does not move at any of them."""
+_ATTACKS = (LONG, LONG, 1, UNBOUNDED_STEPS, *[SHORT] * (STARTS - 1 + len(FACTORS) + 1))
+PASSES = 2 + 2 + 2 * len(PROBES) + sum(steps + 1 for steps in _ATTACKS)
+"""What the evidence costs: passes of all images, forward and mostly backward too."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One entry for each of N images, along the last dimension.
+
+    Attributes:
+        difference: (N,), largest difference between the logits of two passes, relative to the largest logit.
+        probabilities: (N,), the outputs lie in [0,1] and their sum is 1.
+        saturated: (N,), the true class's probability rounds to 1 in float32.
+        gradient_finite: (N,), the gradient of the cross-entropy is finite.
+        gradient_length: (N,), its length: L1 for attacks in L-inf, which go by its sign; L2 for attacks in L2.
+        predicted: (len(PROBES), N), the change of the margin between two near images on both sides, by its gradient.
+        observed: (len(PROBES), N), the change that there is.
+        cosine: (N,), between the margin's gradients at the image and a quarter of a grey level beside it.
+        losses: (LONG + 1, N), the cross-entropy along the long attack.
+        right: (LONG + 1, N), is the image classified correctly there?
+        starts: (STARTS, N), the same after SHORT steps from each random start; the first is that of the long attack.
+        epsilons: (len(FACTORS), N), the same after SHORT steps with other epsilons.
+        margin: (N,), the same after SHORT steps that climb the margin instead of the cross-entropy.
+        bpda: (N,), the same after LONG steps that take the identity's gradient for the purifier's.
+        one_step: (N,), the same after one step of length epsilon.
+        unbounded: (N,), the same after an attack that may change everything.
+    """
+
+    difference: Tensor
+    probabilities: Tensor
+    saturated: Tensor
+    gradient_finite: Tensor
+    gradient_length: Tensor
+    predicted: Tensor
+    observed: Tensor
+    cosine: Tensor
+    losses: Tensor
+    right: Tensor
+    starts: Tensor
+    epsilons: Tensor
+    margin: Tensor
+    bpda: Tensor
+    one_step: Tensor
+    unbounded: Tensor
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.difference)
+
+
+def gather(
+    model: PurifiedClassifier,
+    data: ImageSet,
+    *,
+    epsilon: float,
+    norm: Literal["linf", "l2"],
+    seed: int,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Evidence:
+    """Measure everything, batch by batch; ``advance`` is called after each pass, with numbers that add up to ``len(data)``."""
+    parts = []
+    done = 0
+
+    def passed(images: int) -> None:
+        nonlocal done
+        before, done = done, done + images
+        advance(done // PASSES - before // PASSES)
+
+    with frozen(model), torch.autocast(data.images.device.type, enabled=False):
+        for batch in slices(len(data), batch_size):
+            own_seed = seed_for(seed, "trust", batch.start)
+            measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, passed)
+            parts.append(measured.evidence())
+    joined = {field.name: torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(Evidence)}
+    return Evidence(**joined)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """What the attack climbs, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """By how much the best wrong class leads the true one, (N,): has no exponential that could underflow."""
+    true = labels[:, None]
+    wrong = logits.scatter(1, true, -torch.inf).amax(1)
+    return wrong - logits.gather(1, true).squeeze(1)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    model: PurifiedClassifier
+    images: Tensor
+    labels: Tensor
+    epsilon: float
+    norm: Literal["linf", "l2"]
+    seed: int
+    passed: Callable[[int], None]
+
+    def evidence(self) -> Evidence:
+        with torch.no_grad():
+            logits, again = self._logits(self.images), self._logits(self.images, draw="another")
+        rest = (logits.softmax(1) * (1 - F.one_hot(self.labels, logits.shape[1]))).sum(1)
+        epsilon = self.epsilon
+        losses, right = self._climb(cross_entropy, epsilon, LONG, start=0)
+        starts = [right[SHORT]] + [self._climb(cross_entropy, epsilon, SHORT, start)[1][-1] for start in range(1, STARTS)]
+        epsilons = [self._climb(cross_entropy, factor * epsilon, SHORT, start=0)[1][-1] for factor in FACTORS]
+        everything = 1.0 if self.norm == "linf" else self.images[0].numel() ** 0.5
+        return Evidence(
+            difference=(logits - again).abs().amax(1) / logits.abs().amax(1).clamp_min(1e-12),
+            probabilities=((logits >= 0) & (logits <= 1)).all(1) & ((logits.sum(1) - 1).abs() < 1e-5),
+            saturated=rest < torch.finfo(torch.float32).eps / 2,
+            losses=losses,
+            right=right,
+            starts=torch.stack(starts),
+            epsilons=torch.stack(epsilons),
+            margin=self._climb(margin, epsilon, SHORT, start=0)[1][-1],
+            bpda=self._climb(cross_entropy, epsilon, LONG, start=0, identity=True)[1][-1],
+            one_step=self._climb(cross_entropy, epsilon, 1, start=None, step_size=epsilon)[1][-1],
+            unbounded=self._climb(cross_entropy, everything, UNBOUNDED_STEPS, None, everything / 50)[1][-1],
+            **self._gradients(),
+        )
+
+    def _logits(self, images: Tensor, *, draw: str = "one", identity: bool = False) -> Tensor:
+        """A model that draws random numbers is held still, the same draw in every pass: what is asked of its gradient and of
+        attacks on it is whether they work, not whether it is random (Carlini et al., "Verify that attacks succeed if randomness
+        is fixed")."""
+        self.passed(len(images))
+        with reproducible(seed_for(self.seed, draw, "draw"), images.device):
+            if not identity:
+                return self.model(images)
+            with torch.no_grad():
+                purified = self.model.purifier(images.detach())
+            return self.model.classifier(purified + (images - images.detach()))
+
+    def _climb(
+        self,
+        loss: Loss,
+        epsilon: float,
+        num_steps: int,
+        start: int | None,
+        step_size: float | None = None,
+        *,
+        identity: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and correctness at every step of PGD, the start first: each (num_steps + 1, N); ``identity`` takes the
+        identity's gradient for the purifier's."""
+        losses, right = [], []
+
+        def note(logits: Tensor) -> Tensor:
+            values = loss(logits, self.labels)
+            losses.append(values.detach())
+            right.append(logits.argmax(1) == self.labels)
+            return values
+
+        def objective(candidate: Tensor) -> Tensor:
+            # An attacker would not stop at a gradient that is missing or not finite: such pixels stay where they are.
+            candidate.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
+            return _with_gradient(note(self._logits(candidate, identity=identity)), candidate)
+
+        adversarial = pgd(
+            objective,
+            self.images,
+            epsilon=epsilon,
+            step_size=STEP * epsilon if step_size is None else step_size,
+            num_steps=num_steps,
+            norm=self.norm,
+            generator=None if start is None else generator_for(self.seed, "start", start, device=self.images.device),
+        )
+        with torch.no_grad():
+            note(self._logits(adversarial))
+        return torch.stack(losses), torch.stack(right)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        def gradients_at(images: Tensor, *losses: Loss) -> list[Tensor]:
+            images = images.clone().requires_grad_(True)
+            logits = self._logits(images.view_as(images))
+            values = [_with_gradient(loss(logits, self.labels), images) for loss in losses]
+            return [torch.autograd.grad(value, images, retain_graph=value is not values[-1])[0] for value in values]
+
+        attackers, gradient = gradients_at(self.images, cross_entropy, margin)
+        signs = torch.randint(2, self.images.shape, generator=generator_for(self.seed, "beside")).to(self.images) * 2 - 1
+        (beside,) = gradients_at((self.images + PROBES[0] * signs).clamp(0, 1), margin)
+        predicted, observed = [], []
+        for probe in PROBES:
+            ahead, behind = ((self.images + side * probe * gradient.sign()).nan_to_num(0).clamp(0, 1) for side in (1, -1))
+            predicted.append(((ahead - behind) * gradient).flatten(1).sum(1))
+            with torch.no_grad():
+                observed.append(margin(self._logits(ahead), self.labels) - margin(self._logits(behind), self.labels))
+        return {
+            "gradient_finite": attackers.isfinite().flatten(1).all(1),
+            "gradient_length": attackers.flatten(1).norm(p=1 if self.norm == "linf" else 2, dim=1),
+            "predicted": torch.stack(predicted),
+            "observed": torch.stack(observed),
+            "cosine": F.cosine_similarity(gradient.flatten(1), beside.flatten(1)),
+        }
+
+
+def _with_gradient(values: Tensor, images: Tensor) -> Tensor:
+    """The sum of ``values``, with a gradient of zero where the model passes none to its images."""
+    return values.sum() + 0 * images.sum()
