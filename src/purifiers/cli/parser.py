@@ -191,7 +191,10 @@ def _add_defended(command: argparse.ArgumentParser, purpose: str) -> None:
 
 
 def _add_recipe(command: argparse.ArgumentParser, default: str, what: str = "") -> None:
-    shipped = what + "a shipped recipe (digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu) or a YAML file"
+    shipped = (
+        what
+        + "a shipped recipe (digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu) or a YAML file"
+    )
     command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
     command.set_defaults(default_recipe=default.split(",")[0])
 

@@ -62,19 +62,16 @@ def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor) -> nn.Mo
     classes = len(run.images("train").classes)
     encoder, decoder = LATENT
 
-    def untrained() -> CAE:
-        network = build_network(name, arguments)
-        assert isinstance(network, CAE)
-        return network
-
-    purifier = seeded(run, encoder, untrained)
-    head = seeded(run, f"{encoder} head", lambda: nn.Linear(purifier.config["widths"][-1], classes))
+    purifier = seeded(run, encoder, lambda: build_network(name, arguments))
+    assert isinstance(purifier, CAE)  # the schema knows no other that is trained
+    width = purifier.config["widths"][-1]
+    head = seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes))
     probe = EncoderWithHead(purifier, head)
     made_from = [config.attack.model_dump()]
     losses = encoder_losses(config.attack, panel)
     fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), made_from, purifier)
     alone = DecoderAlone(purifier)
-    parents = [*panel.classifiers, purifier.encoder]
+    parents: list[nn.Module] = [*panel.classifiers, purifier.encoder]
     losses = at_losses(config.decoder, panel)
     fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, kept=purifier)
     return purifier.requires_grad_(True)
