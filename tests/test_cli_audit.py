@@ -85,7 +85,7 @@ def test_what_cannot_be_audited_is_told(tiny_run: Run, tmp_path: Path, capsys: p
         ([run, "--set", "student.epochs=3"], "training is over"),
         ([run, "--set", "audit.surrogates=[a+b+c]"], "a classifier, or PURIFIER+CLASSIFIER; got 'a+b+c'"),
         ([run, "--set", "audit.surrogates=[nothing]"], "cannot load a classifier from 'nothing'"),
-        (["cifar10", "--recipe", "digits"], "no weights of the recipe 'digits'"),
+        (["cifar10", "--recipe", "digits"], "of the recipe 'digits' does not come with the library"),
         ([run, "--baselines", "all", "--classifier", "cifar10-resnet20"], "not together"),
     ]:
         assert main(["audit", *arguments, *out]) == 1, arguments

@@ -26,7 +26,7 @@ EVALUATION_ONLY = (
 ALL_TABLES = (1, 2, 3)
 
 
-def _overrides(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
+def overrides_of(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
     """All ways of changing the recipe as one list; what stands last wins."""
     given = vars(parsed)
     chosen: list[str | tuple[str, object]] = list(parsed.overrides)
@@ -71,7 +71,7 @@ def _shipped(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
         raise ConfigError("--from-weights takes ours as it is: not with --seed, --restart, or --tables other than 1")
     if parsed.minutes is not None and parsed.baselines != "all":
         raise ConfigError("--minutes limits training, and --from-weights trains nothing without --baselines all")
-    _refuse_training_settings(parsed.overrides)
+    refuse_training_settings(parsed.overrides)
     recipe, folder = _recipe_and_folder(parsed)
     if (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} is a run that was trained, whose results would be replaced; give another --output")
@@ -93,16 +93,16 @@ def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-d
     from purifiers.recipes import with_shipped_classifiers
 
     own_images = vars(parsed).get("images") is not None
-    recipe = _loaded(parsed.recipe or ("folder" if own_images else parsed.default_recipe), _overrides(parsed))
+    recipe = loaded(parsed.recipe or ("folder" if own_images else parsed.default_recipe), overrides_of(parsed))
     if vars(parsed).get("shipped_classifiers"):
         recipe = with_shipped_classifiers(recipe)
     shipped = "-weights" if vars(parsed).get("from_weights") else ""
     folder = parsed.output or Path(parsed.default_output.replace("RECIPE", recipe.name + shipped))
-    _refuse_file(folder)
+    refuse_file(folder)
     return recipe, folder
 
 
-def _loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "Recipe":
+def loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "Recipe":
     """The recipe, with CIFAR-10 where the environment says."""
     from purifiers.recipes import load_recipe
 
@@ -163,95 +163,35 @@ def evaluate(parsed: argparse.Namespace) -> int:
     recipe_file = parsed.run / RECIPE_FILE
     if not recipe_file.is_file():
         raise MissingFileError(f"{parsed.run} holds no {RECIPE_FILE}; give the --output of 'purifiers train'")
-    _refuse_training_settings(parsed.overrides)
+    refuse_training_settings(parsed.overrides)
     if parsed.baselines == "all" and parsed.classifier:
         raise ConfigError("--baselines all would train them for the --classifier into a run that is of another: not together")
     output = parsed.output or parsed.run
-    _refuse_other_run(output, parsed.run)
-    run = open_run(load_recipe(recipe_file, _overrides(parsed)), parsed.run, parsed.device)
+    refuse_other_run(output, parsed.run)
+    run = open_run(load_recipe(recipe_file, overrides_of(parsed)), parsed.run, parsed.device)
     _compare(parsed, run, default="ready")
     _report(run, output)
     return 0
 
 
-def _refuse_training_settings(overrides: Sequence[str]) -> None:
+def refuse_training_settings(overrides: Sequence[str]) -> None:
+    """Refuse to set what training has decided already."""
     for override in overrides:
         if not override.startswith(EVALUATION_ONLY):
             raise ConfigError(f"--set {override}: training is over; here only {', '.join(EVALUATION_ONLY)} can be set")
 
 
-def open_defended(parsed: argparse.Namespace, purpose: str):  # type: ignore[no-untyped-def]
-    """What a command's WHAT names, opened as a run, and the folder for what is made of it.
-
-    WHAT is a run's folder; or a purifier, by its shipped name or its folder, in front of the classifier of the recipe that is
-    given or, for a shipped one, that trained it. Of the latter nothing but the student is there.
-
-    Args:
-        parsed: with what, recipe, output, overrides, classifier, data_dir and device.
-        purpose: the end of the folder's name where there is neither a run nor an --output.
-    """
-    from purifiers import weights
-    from purifiers.naming import nearest
-    from purifiers.recipes import NAMES, load_recipe
-    from purifiers.registry import CONFIG_FILE
-    from purifiers.training.run import RECIPE_FILE, open_run, open_weights
-
-    _refuse_training_settings(parsed.overrides)
-    what, folder = parsed.what, weights.locate(parsed.what)
-    if (folder / RECIPE_FILE).is_file():
-        if parsed.recipe:
-            raise ConfigError(f"{folder} is a run, which has its own recipe: leave out --recipe")
-        output = parsed.output or folder
-        _refuse_other_run(output, folder)
-        return open_run(load_recipe(folder / RECIPE_FILE, _overrides(parsed)), folder, parsed.device), output
-    if not (folder / CONFIG_FILE).is_file():
-        raise MissingFileError(
-            f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
-            "'purifiers train')"
-        )
-    name = parsed.recipe or next((one for one in NAMES if load_recipe(one).weights.get("student") == what), None)
-    if name is None:
-        raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
-    student = what if what in weights.NAMES else str(folder.resolve())
-    recipe = load_recipe(name, [*_overrides(parsed), ("weights.student", student)])
-    if recipe.classifier.source is None and "classifier" not in recipe.weights:
-        raise ConfigError(f"the classifier of the recipe '{name}' does not come with the library; give yours with --classifier")
-    output = parsed.output or Path("runs") / f"{folder.name}-{purpose}"
-    _refuse_other_run(output)
-    return open_weights(recipe, load_recipe(name), output, parsed.device), output
-
-
-def certify(parsed: argparse.Namespace) -> int:
-    """Certify by randomised smoothing, print, and write it down."""
-    from purifiers.console import say, show_table
-    from purifiers.evaluation.certify import Smoothing, certify_run
-    from purifiers.reports.certificate import certificate_tables, write_certificate
-
-    run, output = open_defended(parsed, "certificate")
-    sigma = run.recipe.student.noise if parsed.sigma is None else parsed.sigma
-    if parsed.sigma is None and not sigma:
-        raise ConfigError("this purifier was not trained on Gaussian noise (student.noise): give the smoothing's --sigma")
-    smoothing = Smoothing(sigma, parsed.n0, parsed.n, parsed.alpha)
-    certificate = certify_run(run, Path(parsed.what).name, smoothing, parsed.n_images)
-    page = write_certificate(certificate, output)
-    for table in certificate_tables(certificate):
-        short = table.compact()
-        show_table(short.title, short.header, short.rows)
-        say(short.caption)
-    say(f"\nopen {page}")
-    return 0
-
-
-def _refuse_file(output: Path) -> None:
+def refuse_file(output: Path) -> None:
+    """Refuse a file where a folder is to be made."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; give a folder")
 
 
-def _refuse_other_run(output: Path, own: Path | None = None) -> None:
+def refuse_other_run(output: Path, own: Path | None = None) -> None:
     """Refuse a folder for results that is a file, or a run other than ``own``."""
     from purifiers.training.run import RECIPE_FILE
 
-    _refuse_file(output)
+    refuse_file(output)
     if (own is None or output.resolve() != own.resolve()) and (output / RECIPE_FILE).is_file():
         raise ConfigError(f"{output} is a run of its own, whose results would be replaced; give another --output")
 
@@ -273,49 +213,6 @@ def _report(run, folder: Path):  # type: ignore[no-untyped-def]
         say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
     say(f"\nmeasured in {duration(results.seconds['evaluation'])}; open {page}")
     return results
-
-
-def audit(parsed: argparse.Namespace) -> int:
-    """Attack defended models under every threat model, and say what is left."""
-    from purifiers.console import duration, say, show_table
-    from purifiers.evaluation.audit_runs import is_run, open_audited
-    from purifiers.reports.audit import HEADLINE, overview, sentences, write_audit
-
-    _refuse_training_settings(parsed.overrides)
-    runs = [what for what in parsed.whats if is_run(what)]
-    if parsed.recipe and len(runs) == len(parsed.whats):
-        raise ConfigError("--recipe is for purifiers that are no runs; a run brings its own")
-    if parsed.baselines == "all" and parsed.classifier and runs:
-        raise ConfigError("--baselines all would train them for the --classifier into a run that is of another: not together")
-    folder = parsed.output or (Path(runs[0]) if len(parsed.whats) == len(runs) == 1 else Path(parsed.default_output))
-    _refuse_file(folder)
-    overrides = _overrides(parsed)
-    overrides += [("audit.images", parsed.count)] if parsed.count else []
-    overrides += [("audit.check_images", 0)] if parsed.no_checks else []
-    recipe = parsed.recipe or parsed.default_recipe
-    opened = open_audited(
-        parsed.whats,
-        recipe,
-        lambda name: _loaded(name, overrides),
-        folder,
-        baselines=parsed.baselines or "none",
-        device=parsed.device,
-    )
-    found = opened.audit(folder / "cache")
-    page = write_audit(found, folder)
-    table = overview(found).compact()
-    first = table.header.index(HEADLINE[0])
-    for row in table.rows:
-        if found.failed(row[0]):
-            row[first:] = [f"[red]{cell}[/red]" for cell in row[first:]]
-    show_table(table.title, table.header, table.rows)
-    say(table.caption)
-    for sentence, doubted in sentences(found):
-        say(sentence, style="red" if doubted else None)
-    for warning in found.warnings:
-        say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
-    say(f"\naudited in {duration(found.seconds)}; open {page}")
-    return 0
 
 
 def purify(parsed: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from purifiers.cli import commands
+from purifiers.cli import auditing, commands
 from purifiers.naming import nearest
 from purifiers.version import __version__
 
@@ -102,36 +102,28 @@ def make_parser() -> argparse.ArgumentParser:
 
     audit = add(
         "audit",
-        commands.audit,
+        auditing.audit,
         "attack defended models under every threat model, and say what is left",
         "Attack the whole of purifier and classifier: by an attacker who knows everything, only the classifier, only other "
         "models, or who can only ask. The number to quote is the worst case over all attacks, image by image. Writes "
         "audit.json, audit.md and audit.html. Stopped? The same command goes on. Hours on two cores; --images 50 gives a first "
         "impression.",
     )
-    audit.add_argument(
-        "whats",
-        metavar="WHAT",
-        nargs="+",
-        help="a run's folder, a shipped purifier's name (cifar10), or a saved one's folder",
-    )
-    _add_recipe(audit, default="strong-cpu", what="gives data set and classifier for a WHAT that is no run: ")
+    _add_defended(audit, output="the run, if it is one; or runs/audit", several=True)
     audit.add_argument("--images", metavar="N", dest="count", type=_count, help="attack at most N images with anything")
     audit.add_argument("--no-checks", action="store_true", help="leave out the trust checks")
-    _add_run(audit, output="runs/audit", where="the run, if WHAT is one; or runs/audit")
-    _add_baselines(audit, default="none", where="the first WHAT's recipe's other purifiers, audited too")
-    _add_classifier(audit, trains=False)
+    _add_baselines(audit, default="none", where="other purifiers of the first one's recipe, audited too")
 
     certify = add(
         "certify",
-        commands.certify,
+        auditing.certify,
         "prove how long a perturbation has to be to change a class",
         "Certify by randomised smoothing: Gaussian noise, the purifier and the classifier, many times for each image, with the "
         "classifier alone beside it. No attacker, whatever is known to him, changes the class that wins by a perturbation "
         "shorter (L2) than the certified radius. Train for it with the recipe smooth or smooth-cpu. Writes certificate.json, "
         "certificate.md and a figure; images that are done are kept, so that the same command goes on where it stopped.",
     )
-    _add_defended(certify, "certificate")
+    _add_defended(certify, output="the run, if it is one; or runs/NAME-certificate")
     certify.add_argument(
         "--sigma",
         type=float,
@@ -174,11 +166,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_defended(command: argparse.ArgumentParser, purpose: str) -> None:
-    """What :func:`commands.open_defended` reads."""
+def _add_defended(command: argparse.ArgumentParser, output: str, several: bool = False) -> None:
+    """One or several purifiers with the classifiers behind them: see :func:`purifiers.training.run.open_defended`."""
     command.add_argument(
-        "what",
+        "whats" if several else "what",
         metavar="RUN|NAME",
+        nargs="+" if several else None,
         help="the --output of 'purifiers train', a shipped purifier (cifar10), or a saved one's folder",
     )
     command.add_argument(
@@ -186,21 +179,19 @@ def _add_defended(command: argparse.ArgumentParser, purpose: str) -> None:
         metavar="NAME|FILE",
         help="data set and classifier of a purifier without a run (default: of a shipped one, the recipe that trained it)",
     )
-    _add_run(command, output=f"RUN itself, or runs/NAME-{purpose}")
+    _add_run(command, output=output)
     _add_classifier(command, trains=False)
 
 
-def _add_recipe(command: argparse.ArgumentParser, default: str, what: str = "") -> None:
-    shipped = (
-        what
-        + "a shipped recipe (digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu) or a YAML file"
-    )
+def _add_recipe(command: argparse.ArgumentParser, default: str) -> None:
+    names = "digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu"
+    shipped = f"a shipped recipe ({names}) or a YAML file"
     command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
     command.set_defaults(default_recipe=default.split(",")[0])
 
 
-def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE", where: str | None = None) -> None:
-    told = f"folder for everything that is made (default: {where or output or 'RUN itself'})"
+def _add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE") -> None:
+    told = f"folder for everything that is made (default: {output or 'RUN itself'})"
     command.add_argument("--output", metavar="DIR", type=Path, default=None, help=told)
     command.set_defaults(default_output=output)
     command.add_argument(

@@ -15,12 +15,12 @@ from purifiers.evaluation.audited import Audit
 from purifiers.evaluation.auditor import Subject
 from purifiers.evaluation.run import own_classifier
 from purifiers.purifier import PurifiedClassifier, Purifier
-from purifiers.recipes import Recipe, changed
+from purifiers.recipes import Recipe
 from purifiers.registry import CONFIG_FILE, place
 from purifiers.seeds import seed_for
 from purifiers.training.baselines import prepare_baselines
 from purifiers.training.classifier import load_classifier
-from purifiers.training.run import RECIPE_FILE, Run, open_run, open_weights
+from purifiers.training.run import Run, is_run, open_defended
 
 
 @dataclass
@@ -51,17 +51,12 @@ class Opened:
         )
 
 
-def is_run(what: str) -> bool:
-    """Is ``what`` the folder of a run, and no shipped name?"""
-    return what not in weights.NAMES and (Path(what) / RECIPE_FILE).is_file()
-
-
 def open_audited(
     whats: Sequence[str],
-    recipe: str,
-    load: Callable[[str | Path], Recipe],
+    load: Callable[[str | Path, Sequence[tuple[str, Any]]], Recipe],
     folder: Path,
     *,
+    recipe: str | None = None,
     baselines: Literal["all", "ready", "none"] = "none",
     device: str = "auto",
 ) -> Opened:
@@ -69,17 +64,16 @@ def open_audited(
 
     Args:
         whats: folders of runs, names of shipped purifiers or folders of saved ones.
-        recipe: gives data set and classifier for purifiers that are no runs.
-        load: reads a recipe, by name or file, with whatever is to be set in it.
+        load, recipe: see :func:`purifiers.training.run.open_defended`; ``recipe`` is for those that are no runs.
         folder: where baselines of a purifier that is no run are trained.
         baselines: the first recipe's other purifiers: all, trained where they are not yet; those that are ready; or none.
         device: see :func:`purifiers.training.run.make_fabric`.
 
     Raises:
         ConfigError: other images or another list of classes than the first's, the same twice, or see the parts.
-        MissingFileError, CheckpointError: see :func:`open_run` and :func:`open_weights`.
+        MissingFileError, CheckpointError: see :func:`purifiers.training.run.open_defended`.
     """
-    runs = {what: _open(what, recipe, load, folder, device) for what in whats}
+    runs = {what: open_defended(what, load, folder, None if is_run(what) else recipe, device) for what in whats}
     if len(runs) < len(whats):
         raise ConfigError(f"each purifier once, please; got {', '.join(whats)}")
     run = next(iter(runs.values()))
@@ -103,13 +97,6 @@ def open_audited(
     if not opened.surrogates and run.recipe.audit.views.get("transfer"):
         say("transfer is left out: no companions, and no audit.surrogates")
     return opened
-
-
-def _open(what: str, recipe: str, load: Callable[[str | Path], Recipe], folder: Path, device: str) -> Run:
-    if is_run(what):
-        return open_run(load(Path(what) / RECIPE_FILE), Path(what), device)
-    own = load(recipe)
-    return open_weights(changed(own, {"weights.student": what}), own, folder, device)
 
 
 def _names(whats: Sequence[str]) -> dict[str, str]:

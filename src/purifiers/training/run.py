@@ -1,20 +1,22 @@
 """A run: a recipe at work in its folder. Opened by training, and again by whoever evaluates what was trained."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from purifiers import weights
 from purifiers.console import Deadline
 from purifiers.data import ImageSet, load_images
 from purifiers.errors import ConfigError, MissingFileError
+from purifiers.naming import nearest
 from purifiers.purifier import Purifier
-from purifiers.recipes import Recipe, load_recipe
+from purifiers.recipes import NAMES, Recipe, load_recipe
 from purifiers.recipes.schema import Student
 from purifiers.registry import CONFIG_FILE, load_network, place
 from purifiers.seeds import seed_for
@@ -184,6 +186,53 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
         if state.is_file():
             run.histories[stage] = load_state(state)["history"]
     return run
+
+
+def is_run(what: str) -> bool:
+    """Is ``what`` the folder of a run, and no shipped name?"""
+    return (weights.locate(what) / RECIPE_FILE).is_file()
+
+
+def open_defended(
+    what: str,
+    load: Callable[[str | Path, Sequence[tuple[str, Any]]], Recipe],
+    folder: Path,
+    recipe: str | None = None,
+    device: str = "auto",
+) -> Run:
+    """Open a purifier and the classifier behind it, by what a user calls them.
+
+    Args:
+        what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
+            shipped one, of the recipe that trained it. Of the latter the run has nothing but the student.
+        load: reads a recipe, by name or file, with further values by dotted key.
+        folder: for what is made of a purifier that is no run.
+        recipe: of a purifier that is no run, its data set and classifier.
+        device: see :func:`make_fabric`.
+
+    Raises:
+        ConfigError, MissingFileError: nothing is called so, or its recipe is not known; see :func:`open_run` and
+            :func:`open_weights`.
+        CheckpointError: damaged files.
+    """
+    place = weights.locate(what)
+    if is_run(what):
+        if recipe is not None:
+            raise ConfigError(f"{place} is a run, which has its own recipe: leave out --recipe")
+        return open_run(load(place / RECIPE_FILE, ()), place, device)
+    if not (place / CONFIG_FILE).is_file():
+        raise MissingFileError(
+            f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
+            "'purifiers train')"
+        )
+    name = recipe or next((one for one in NAMES if load_recipe(one).weights.get("student") == what), None)
+    if name is None:
+        raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
+    student = what if what in weights.NAMES else str(place.resolve())
+    opened = load(name, [("weights.student", student)])
+    if opened.classifier.source is None and "classifier" not in opened.weights:
+        raise ConfigError(f"the classifier of the recipe '{name}' does not come with the library; give yours with --classifier")
+    return open_weights(opened, load_recipe(name), folder, device)
 
 
 def _load_purifiers(folders: Mapping[str, Path], run: Run) -> dict[str, Purifier]:
