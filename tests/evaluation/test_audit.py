@@ -164,7 +164,22 @@ def test_a_cascade_attacks_survivors_only_and_finds_the_same_worst_case() -> Non
     assert second.accuracy == worst.accuracy  # what is left after both, as image by image
     assert third.accuracy == 0
     assert (second.n, third.n) == (30, 30)
-    assert cascade.worst("x", group="white-box") is None
+    white_box = cascade.worst("x", group="white-box")
+    assert white_box is not None and white_box.accuracy == 0
+
+
+def test_every_group_has_a_cascade_of_its_own() -> None:
+    """What a white-box attacker has broken is not taken from the one who knows less: each has a worst case of its own."""
+    model, data = problem(30, classes=3)
+    chosen = half_blind(0, 1, cascade=True)
+    names = tuple(chosen.attacks)
+    chosen = chosen.model_copy(update={"views": {"full": names[:1], "blind": names[1:]}})
+    found = audit(nn.Identity(), model, data, settings=chosen, name="x")
+    full, blind = (next(record for record in found.records if record.view == view) for view in ("full", "blind"))
+    assert full.attacked == blind.attacked == 29
+    left = {group: found.worst("x", group=group) for group in ("white-box", "gray-box", "all attacks")}
+    shares = {group: record.accuracy for group, record in left.items() if record is not None}
+    assert shares["all attacks"] == pytest.approx(shares["white-box"] + shares["gray-box"] - 29 / 30)
 
 
 def test_a_cascade_with_nothing_left_says_so() -> None:

@@ -107,6 +107,7 @@ def audit_all(
                     seed=seed,
                     batch_size=min(batch_size, len(few)),
                     known=one.known(),
+                    eot=one.averaged,
                     advance=advance,
                 )
     return Audit(

@@ -78,18 +78,18 @@ class Auditor:
         self.records.append(record)
         # Slow attacks come last, so that a cascade spares them what quick ones break.
         for planned in sorted(self._plan(), key=lambda planned: planned.slow):
-            groups = [EVERYTHING] if self.settings.cascade else [EVERYTHING, GROUPS[planned.view]]
-            composites = [
-                self.composites.setdefault((planned.attack.norm, group), Composite(self.data, right)) for group in groups
-            ]
-            self._attack(planned, composites)
+            total, group = (
+                self.composites.setdefault((planned.attack.norm, name), Composite(self.data, right))
+                for name in (EVERYTHING, GROUPS[planned.view])
+            )
+            self._attack(planned, total, group)
         for (norm, group), composite in self.composites.items():
             self._worst(norm, group, composite)
 
     def known(self) -> dict[str, float] | None:
         """Robust accuracies in the L-inf ball on the images that all its attacks share, for the trust checks."""
         total = self.composites.get(("linf", EVERYTHING))
-        if self.settings.cascade or total is None or total.fewest is None:
+        if total is None or total.fewest is None:
             return None
         common = positions(self.drawn, self._drawn(total.fewest))
         found = {
@@ -97,11 +97,17 @@ class Auditor:
             for (norm, group), composite in self.composites.items()
             if norm == "linf" and group in ("white-box", "black-box", "transfer") and composite.attacks
         }
-        for key, kind in (("one-step", "fgsm"), ("iterative", "pgd")):
+        # Attacks of a cascade are not made on the same images.
+        for key, kind in () if self.settings.cascade else (("one-step", "fgsm"), ("iterative", "pgd")):
             for planned, places, right in self.tried:
                 if (planned.view, planned.attack.kind, planned.attack.norm) == ("full", kind, "linf"):
                     found.setdefault(key, right[positions(places, common)].float().mean().item())
         return found
+
+    @property
+    def averaged(self) -> bool:
+        """Did an attack average over the model's random numbers?"""
+        return any(planned.view == "eot" or getattr(planned.attack, "version", "") == "rand" for planned, _, _ in self.tried)
 
     def _plan(self) -> Iterator[_Planned]:
         settings, defended = self.settings, self.subject.defended
@@ -119,12 +125,11 @@ class Auditor:
                 for suffix, model in models.items():
                     yield _Planned(view, shown + suffix, attack, model, count, slow=chosen in settings.limits)
 
-    def _attack(self, planned: _Planned, composites: list[Composite]) -> None:
+    def _attack(self, planned: _Planned, total: Composite, group: Composite) -> None:
         evaluator, defended, name = self.evaluator, self.subject.defended, self.subject.name
         watch = Stopwatch()
         subset = positions(self.drawn, self._drawn(planned.count))
-        total = composites[0]
-        places = subset[total.right[subset]] if self.settings.cascade else subset
+        places = subset[group.right[subset]] if self.settings.cascade else subset
         found = Adversarial(to_float(self.data.images[:0]), {}, 0, 0.0)
         noted: list[AttackWarning] = []
         data = self._at(places) if len(places) else None
@@ -139,12 +144,13 @@ class Auditor:
         if data is not None:
             record, right = evaluator.measure(name, defended, data, planned.view, planned.name, ball, found)
             self.tried.append((planned, places, right))
-            for composite in composites:
+            for composite in (total, group):
                 composite.add(places, found.images, right, planned.count, found.seconds)
         else:
-            total.add(places, found.images, total.right[places], planned.count)
+            for composite in (total, group):
+                composite.add(places, found.images, composite.right[places], planned.count)
         if self.settings.cascade:
-            record = self._record_of(total, subset, planned.view, planned.name, ball, found.seconds, attacked=len(places))
+            record = self._record_of(group, subset, planned.view, planned.name, ball, found.seconds, attacked=len(places))
         self.records.append(record)
         detail(
             f"{name}: {planned.name} ({planned.view}): {record.accuracy:.1%} of {record.n:,} images, {duration(watch.seconds)}"

@@ -67,8 +67,8 @@ class AuditSettings(Group):
     in all: the worst case is over that.
     ``draws``: of the purifier's random numbers, for the view ``eot``.
     ``surrogates``: for ``transfer``, beside the recipe's companions: classifiers, or pairs ``PURIFIER+CLASSIFIER``.
-    ``cascade``: an attack leaves out images that others have broken already, as AutoAttack does within; the slow ones, which
-    have a limit, come last. Saves most of the time where only the worst case is wanted.
+    ``cascade``: an attack leaves out images that others of its group have broken already, as AutoAttack does within; the slow
+    ones, which have a limit, come last. Saves most of the time where only the worst cases are wanted.
     ``check_images``: on how many images the trust checks are made; 0 for none.
     """
 

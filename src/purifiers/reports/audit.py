@@ -76,7 +76,9 @@ def attacks(audit: Audit) -> Table:
         "Accuracy in % of the defended model. L2: median length of the perturbation, 0 where most images came back unchanged."
     )
     if audit.settings["cascade"]:
-        caption += " A cascade: images that an attack further up broke are not attacked again, and count as broken."
+        caption += (
+            " A cascade: images that an attack of the same group further up broke are not attacked again, and count as broken."
+        )
     header = ["purifier", "view", "attack", "epsilon", "images", "accuracy", "95 % interval", "L2", "time"]
     return Table("Every attack", caption, header, rows)
 
@@ -114,7 +116,7 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
         ]
         if audit.settings["check_images"] == 0:
             said.append((f"{name}: no trust check was made.", False))
-        missing = {group for group in GROUPS.values() if not audit.settings["cascade"] and not _measured(audit, name, group)}
+        missing = {group for group in GROUPS.values() if not _measured(audit, name, group)}
         if missing:
             said.append((f"{name}: not measured under {', '.join(sorted(missing))}.", False))
     return said
