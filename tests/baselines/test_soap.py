@@ -86,6 +86,19 @@ def test_the_view_at_test_time_is_the_mirrored_middle() -> None:
     torch.testing.assert_close(soap().view(images), middle.flip(3))
 
 
+def test_a_held_view_is_a_constant_of_the_descent() -> None:
+    """Both have the same error; of the held one the gradient is that of the distance to fixed logits."""
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
+    held, whole = soap(task="consistency"), soap(task="consistency", held=False)
+    whole.load_state_dict(held.state_dict())
+    torch.testing.assert_close(held.error(images), whole.error(images))
+    fixed = held.auxiliary(held.view(images)).detach()
+    (expected,) = torch.autograd.grad((held.auxiliary(images) - fixed).square().mean(1).sum(), images)
+    torch.testing.assert_close(torch.autograd.grad(held.error(images).sum(), images)[0], expected)
+    other = torch.autograd.grad(whole.error(images).sum(), images)[0]
+    assert (other - expected).abs().max() > 0.01 * expected.abs().max()
+
+
 def test_training_views_zoom_within_the_image_and_mirror_where_that_is_allowed() -> None:
     # The value tells the place: views are affine in it.
     ramp = torch.linspace(-1, 1, 32).expand(64, 3, 32, 32).contiguous()

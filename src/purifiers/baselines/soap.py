@@ -57,6 +57,8 @@ class SOAP(nn.Module):
         num_steps, step_size: of each descent; 5 steps of 4/255 in the paper.
         epsilon_step, num_epsilons: the epsilons to choose from; 10 of 4/255 and their multiples, besides 0, in the paper.
         mirrored: the views of ``consistency`` are mirror images too (not where left and right mean something).
+        held: at test time the other view of ``consistency`` is a target that stays as it is in each step. The gradient of the
+            whole error moves both, as the paper's equation says, and they come to agree on the attacker's class as easily.
 
     Raises:
         InputError: another classifier or task, or a number that makes no sense.
@@ -71,6 +73,7 @@ class SOAP(nn.Module):
         epsilon_step: float = 4 / 255,
         num_epsilons: int = 10,
         mirrored: bool = True,
+        held: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(classifier, ResNet):
@@ -90,6 +93,7 @@ class SOAP(nn.Module):
             "epsilon_step": epsilon_step,
             "num_epsilons": num_epsilons,
             "mirrored": mirrored,
+            "held": held,
         }
         self.classifier = classifier
         self.task: Task = task
@@ -97,6 +101,7 @@ class SOAP(nn.Module):
         self.step_size = step_size
         self.epsilon_step = epsilon_step
         self.mirrored = mirrored
+        self.held = held
         # From where it starts a descent never gets further than this: larger epsilons would all give the same.
         reach = math.ceil(num_steps * step_size / epsilon_step - ROUNDING)
         self.levels = min(num_epsilons, reach)
@@ -137,7 +142,8 @@ class SOAP(nn.Module):
             return torch.stack(errors).mean(0)
         if self.task == "reconstruction":
             return reconstruction_error(self.auxiliary(images), images)
-        return consistency_error(self.auxiliary(images), self.auxiliary(self.view(images)))
+        others = self.auxiliary(self.view(images))
+        return consistency_error(self.auxiliary(images), others.detach() if self.held else others)
 
     def view(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A view of label consistency: a part of the image, from 24 of 32 pixels on, zoomed to the whole, and mirrored.
