@@ -60,6 +60,7 @@ def test_one_row_for_each_purifier() -> None:
         "purifier": "JPEG",
         "images": "100",
         "clean": "90.00",
+        "PSNR (dB)": "20.0",
         "gray-box": "-",
         "transfer": "-",
         "black-box": "50.00",

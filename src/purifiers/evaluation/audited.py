@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.evaluation.records import AttackWarning, Record
+from purifiers.evaluation.records import CLEAN, AttackWarning, Record
 from purifiers.evaluation.trust import Check
 from purifiers.files import write_text
 
@@ -56,6 +56,10 @@ class Audit(BaseModel):
     def purifiers(self) -> list[str]:
         """Their names, in order."""
         return list(dict.fromkeys(record.purifier for record in self.records))
+
+    def clean(self, purifier: str) -> Record:
+        """The record of ``purifier`` on clean images."""
+        return next(record for record in self.records if (record.purifier, record.view) == (purifier, CLEAN))
 
     def worst(self, purifier: str, norm: str = "linf", group: str = EVERYTHING) -> Record | None:
         """The worst case of ``purifier`` in a norm, over a group of threat models or over everything; None if not measured."""

@@ -83,8 +83,8 @@ class Auditor:
                 for name in (EVERYTHING, GROUPS[planned.view])
             )
             self._attack(planned, total, group)
-        for (norm, group), composite in self.composites.items():
-            self._worst(norm, group, composite)
+        for (norm, name), composite in self.composites.items():
+            self._worst(norm, name, composite)
 
     def known(self) -> dict[str, float] | None:
         """Robust accuracies in the L-inf ball on the images that all its attacks share, for the trust checks."""

@@ -9,11 +9,17 @@ from purifiers.console import duration
 from purifiers.evaluation.audited import GROUPS, WORST, Audit
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.files import write_text
-from purifiers.reports.report import machine_and_versions, page
+from purifiers.reports.figures import audit_figure, save_figure
+from purifiers.reports.report import embedded, machine_and_versions, page
 from purifiers.reports.tables import Table, epsilon_of, interval, percent
 
 HEADLINE = ("worst case L-inf", "worst case L2", "trust checks")
 """The columns that turn red where a trust check failed."""
+FIGURE = "figures/audit.svg"
+CAPTION = (
+    "What each purifier keeps of a clean image, and what it holds: accuracy on clean images, and under the worst case in L-inf "
+    "with its 95 % interval. A purifier that lets more of the input pass is further to the right."
+)
 NAMES = {"linf": "L-inf", "l2": "L2"}
 NOTES = (
     "The worst case counts an image as right only if it is right under every attack. It is an upper bound: an attack that was "
@@ -30,7 +36,7 @@ def overview(audit: Audit) -> Table:
     """Every purifier under every threat model, and its worst case."""
     rows = []
     for name in audit.purifiers:
-        clean = next(record for record in audit.records if (record.purifier, record.view) == (name, CLEAN))
+        clean = audit.clean(name)
         groups = [audit.worst(name, "linf", group) for group in ("gray-box", "transfer", "black-box", "white-box")]
         worst = {norm: audit.worst(name, norm) for norm in NAMES}
         counts = dict.fromkeys(f"{record.n:,}" for record in worst.values() if record)
@@ -39,6 +45,7 @@ def overview(audit: Audit) -> Table:
                 name,
                 " / ".join(counts) or "-",
                 percent(clean.accuracy),
+                f"{clean.psnr:.1f}",
                 *(percent(record.accuracy) if record else "-" for record in groups),
                 *(f"{percent(record.accuracy)} ({interval(record)})" if record else "-" for record in worst.values()),
                 verdict(audit, name),
@@ -47,12 +54,13 @@ def overview(audit: Audit) -> Table:
     ball, ball_l2 = audit.settings["epsilon"], audit.settings["epsilon_l2"]
     first = audit.records[0]
     caption = (
-        f"Accuracy in % on random test images of {first.dataset}; clean on {first.n:,} of them. gray-box, transfer, black-box "
+        f"Accuracy in % on random test images of {first.dataset}; clean on {first.n:,} of them, with the likeness of purified "
+        f"to original images (PSNR). gray-box, transfer, black-box "
         f"and white-box: the worst case over the attacks of that threat model, L-inf {ball}. Worst case: over all attacks of "
         f"the norm, image by image, with the 95 % interval; L2 {ball_l2}. Images: those that all attacks of the norm share."
     )
-    header = ["purifier", "images", "clean", "gray-box", "transfer", "black-box", "white-box", *HEADLINE]
-    return Table("Every purifier under every threat model", caption, header, rows, details=("images",))
+    header = ["purifier", "images", "clean", "PSNR (dB)", "gray-box", "transfer", "black-box", "white-box", *HEADLINE]
+    return Table("Every purifier under every threat model", caption, header, rows, details=("images", "PSNR (dB)"))
 
 
 def attacks(audit: Audit) -> Table:
@@ -135,8 +143,9 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         **machine_and_versions(audit.hardware, audit.versions),
         "time": duration(audit.seconds),
     }
+    save_figure(audit_figure(audit), folder / FIGURE)
     parts = ["# purifiers: audit", *(f"**{text}**" if doubted else text for text, doubted in sentences(audit))]
-    parts += [table.markdown() for table in tables]
+    parts += [f"![audit]({FIGURE})\n\n{CAPTION}", *(table.markdown() for table in tables)]
     parts.append("## Read this before you quote a number\n\n" + "\n".join(f"- {note}" for note in NOTES))
     parts.append("## Warnings of the attacks\n\n" + "\n".join(f"- {text}" for text in warnings or ["none"]))
     parts.append("## How it was run\n\n" + "\n".join(f"- {name}: {text}" for name, text in facts.items()))
@@ -145,6 +154,8 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     content = page(
         "audit.html.j2",
         headline=sentences(audit),
+        figure=embedded(folder / FIGURE, "audit"),
+        caption=CAPTION,
         tables=tables,
         doubted=[name for name in audit.purifiers if audit.failed(name)],
         red=HEADLINE,

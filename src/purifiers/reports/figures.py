@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from purifiers.evaluation.audited import Audit
 from purifiers.evaluation.certificate import Certificate
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Results
@@ -83,6 +84,29 @@ def certificate_figure(certificate: Certificate) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+    return figure
+
+
+def audit_figure(audit: Audit) -> Figure:
+    """What each purifier keeps of the image against what it holds: clean accuracy, and the worst case with its interval."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for name in audit.purifiers:
+        clean, worst = audit.clean(name), audit.worst(name)
+        if worst is None:
+            continue
+        height, (low, high) = 100 * worst.accuracy, (100 * end for end in worst.ci95)
+        margins = [[max(0.0, height - low)], [max(0.0, high - height)]]
+        axes.errorbar(clean.psnr, height, yerr=margins, fmt="o", color=ORANGE, capsize=3)
+        axes.plot(clean.psnr, 100 * clean.accuracy, "o", color=BLUE)
+        axes.annotate(name, (clean.psnr, height), fontsize=7, rotation=35, xytext=(4, 4), textcoords="offset points")
+    axes.plot([], [], "o", color=BLUE, label="clean images")
+    axes.plot([], [], "o", color=ORANGE, label="worst case, L-inf")
+    axes.set_xlabel("likeness of purified clean images (PSNR in dB; 100: unchanged)")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_ylim(-3, 103)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -187,7 +187,7 @@ def _html(results: Results, tables: list[Table], figures: dict[str, Path], capti
         title=results.recipe["name"],
         headline=headline(results),
         tables=tables,
-        figures={name: _embedded(path, name) for name, path in figures.items()},
+        figures={name: embedded(path, name) for name, path in figures.items()},
         captions=captions,
         notes=NOTES,
         warnings=_warnings(results),
@@ -208,7 +208,8 @@ def page(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def _embedded(path: Path, name: str) -> Markup:
+def embedded(path: Path, name: str) -> Markup:
+    """A figure as an image that is part of the page; ``name`` is its text for those who cannot see it."""
     kind = "svg+xml" if path.suffix == ".svg" else "png"
     content = base64.b64encode(path.read_bytes()).decode()
     return Markup('<img alt="{}" src="data:image/{};base64,{}">').format(name, kind, content)
