@@ -207,6 +207,30 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
     assert "against resnet56, with PGD." in card
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "said", "unsaid"),
+    [
+        ("paper", [], "**not** the purifier", "redraws"),
+        ("robust-cpu", [], "with pgd of 1 steps through both networks", "**not** the purifier"),
+        (
+            "robust-cpu",
+            ["student.attack={kind: fgsm, epsilon: 8/255}"],
+            "with fgsm through both networks",
+            "**not** the purifier",
+        ),
+        ("robust-cpu", [], "It redraws the image", "Gaussian noise, for"),
+        ("smooth-cpu", [], "with Gaussian noise of 0.25", "**not** the purifier"),
+        ("smooth-cpu", [], "met no attack in training", "redraws"),
+    ],
+)
+def test_a_card_tells_the_limits_of_its_training(
+    make_results: Callable[..., Results], recipe: str, overrides: list[str], said: str, unsaid: str
+) -> None:
+    content = load_recipe(recipe, overrides).model_dump(mode="json")
+    card = model_card("mine", [make_results().model_copy(update={"recipe": content})])
+    assert said in card and unsaid not in card
+
+
 def shifted(results: Results, seed: int, by: dict[str, float]) -> Results:
     def moved(r: Record) -> Record:
         accuracy = r.accuracy + by.get(r.purifier, 0.0)

@@ -201,3 +201,23 @@ def test_without_adversarial_examples_images_come_as_they_are() -> None:
     images, _ = pairs()
     first, second = attacked(images, OnAttacked(epochs=1, clean_share=1), torch.Generator())
     assert torch.equal(first, images) and torch.equal(second, images)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_attacks_in_training_leave_the_wrapped_network_as_it_was(precision: str) -> None:
+    """What Fabric returns may only be differentiated by Fabric; the attack sees the network within, and moves no statistics."""
+    fabric = make_fabric("cpu", precision)  # type: ignore[arg-type]
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Sigmoid())
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    model.train()
+    images, labels = pairs()[0], torch.arange(COUNT) % 2
+    attack = PGD(epsilon=0.05, step_size=0.02, num_steps=3)
+    config = TeacherAT(epochs=1, attack=attack, classification_weight=1)
+    compute = at_losses(config, Panel([Linear(2, SHAPE).requires_grad_(False)], fabric))
+    found = compute(model, images, labels, torch.Generator().manual_seed(0))
+    assert network[1].num_batches_tracked == 1  # of the one pass that learns
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    fabric.backward(found["loss"])
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    optimizer.step()

@@ -35,9 +35,12 @@ defended = PurifiedClassifier(Purifier.from_pretrained("{location}"), classifier
 _BLIND = """It withstands attackers who know the classifier and **not** the purifier. One who differentiates through both breaks
   it; the rows `full` above, where there are any, say how far. Do not use it where the attacker may know of it."""
 _KNOWN = """It was trained against attackers who know it and differentiate through both: the rows `full` above say what is left
-  then, and are upper bounds, as a stronger attack may leave less.
-- It redraws the image, so that nothing passes around its latent: PSNR and SSIM above say how far from the original. It is for
-  the classifier in front of which it was trained, not for people to look at."""
+  then, and are upper bounds, as a stronger attack may leave less."""
+_REDRAWN = """
+- It redraws the image, as nothing passes around its latent: PSNR and SSIM above say how far from the original. It is for the
+  classifier in front of which it was trained, not for people to look at."""
+_DENOISER = """It was trained to remove Gaussian noise, for `purifiers certify`, and met no attack in training: what attackers
+  leave is above, if it was measured; what is certain is in a certificate."""
 _LIMITS = """## Limits
 
 - {attacker}
@@ -70,14 +73,20 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     own, noise = (recipe["student"].get(key) for key in ("attack", "noise"))  # results of earlier versions have no such keys
     met = [
         *recipe["training_attacks"],
-        *([f"{own['kind']} of {own['num_steps']} steps through both networks"] if own else []),
+        *([f"{own['kind']}{_steps(own)} through both networks"] if own else []),
         *([f"Gaussian noise of {noise:g}"] if noise else []),
     ]
     attacks = ", ".join(met)
     size = "their own size" if data["size"] is None else f"{data['size']} by {data['size']} pixels"
-    attacker = _KNOWN if own else _BLIND
+    attacker = _KNOWN if own else _BLIND if recipe["training_attacks"] else _DENOISER
+    if not recipe["purifier"].get("residual") and not recipe["purifier"].get("skip_every", 2):
+        attacker += _REDRAWN
     parts.append(_LIMITS.format(attacker=attacker, dataset=data["name"], size=size, classifiers=names, attacks=attacks))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _steps(attack: Mapping[str, Any]) -> str:
+    return f" of {attack['num_steps']} steps" if "num_steps" in attack else ""
 
 
 def classifier_card(name: str, stage: str, results: Results, accuracy: float, count: int) -> str:

@@ -215,7 +215,9 @@ def _train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> n
         )
     losses = soap_losses(config.training, purifier)
     # What the structure does not tell: buffers that are not saved, and what the task is.
-    made_from = [purifier.task, purifier.mirrored, purifier.classifier.config]
+    made_from: list[object] = [purifier.task, purifier.mirrored, purifier.classifier.config]
+    if purifier.task == "consistency":
+        made_from.append("the second view as at test time")  # it was another random one once
     joint = JointTraining(purifier)
     fit_stage(run, stage, stage, joint, data.images, data.labels, losses, config.training, made_from=made_from, kept=purifier)
     return purifier

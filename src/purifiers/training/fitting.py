@@ -13,6 +13,9 @@ from purifiers.training.loop import Stage, fit
 from purifiers.training.run import STATE_FILE, Run
 from purifiers.training.stages import StageLosses
 
+UNSAID = (("noise", 0.0), ("attack", None))
+"""Values of keys that are younger than trainings that go on: without a word of them these stay what they are."""
+
 
 def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
     """What ``build`` builds, on the run's device, with initial weights drawn by the recipe's seed for ``stream``."""
@@ -55,8 +58,9 @@ def fit_stage(
     """
     # The images are keyed by what they are made from, not by their pixels: adversarial examples that are made again, on
     # another machine or after the cache was deleted, may differ in a bit, and need not throw away a training.
+    told = {name: value for name, value in optimisation.model_dump().items() if (name, value) not in UNSAID}
     key = digest(
-        repr(network), images[:, :3], labels, made_from, optimisation.model_dump(), run.recipe.precision, run.recipe.seed,
+        repr(network), images[:, :3], labels, made_from, told, run.recipe.precision, run.recipe.seed,
         [fingerprint(parent) for parent in parents],
     )  # fmt: skip
     seed = seed_for(run.recipe.seed, stream)

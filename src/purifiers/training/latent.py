@@ -47,7 +47,7 @@ class DecoderAlone(nn.Module):
         return self.purifier(images)
 
 
-def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor) -> nn.Module:
+def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_from: object) -> nn.Module:
     """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable.
 
     Args:
@@ -55,6 +55,7 @@ def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor) -> nn.Mo
         panel: the frozen classifiers.
         batch: uint8 (N, 3 * k, H, W): images, and adversarial examples along the channels if there are any.
         labels: int64 (N,).
+        made_from: of what those are made: see :func:`purifiers.training.fitting.fit_stage`.
     """
     config = run.recipe.latent
     assert config is not None
@@ -67,11 +68,11 @@ def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor) -> nn.Mo
     width = purifier.config["widths"][-1]
     head = seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes))
     probe = EncoderWithHead(purifier, head)
-    made_from = [config.attack.model_dump()]
     losses = encoder_losses(config.attack, panel)
-    fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), made_from, purifier)
+    attack = [config.attack.model_dump()]
+    fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), attack, purifier)
     alone = DecoderAlone(purifier)
     parents: list[nn.Module] = [*panel.classifiers, purifier.encoder]
     losses = at_losses(config.decoder, panel)
-    fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, kept=purifier)
+    fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, made_from, purifier)
     return purifier.requires_grad_(True)

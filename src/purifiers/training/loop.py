@@ -53,7 +53,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
     A resumed training gives the same weights, bit for bit, as one that was never interrupted. Nothing waits for the
-    device within an epoch.
+    device within an epoch, but for losses that attack: those check every batch.
 
     Args:
         stage: what to train, on what, and how.

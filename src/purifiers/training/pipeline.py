@@ -77,7 +77,7 @@ def train(
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     guided = at_losses(recipe.teacher_at, panel)
     nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
-    latent = train_latent(run, panel, pairs, data.labels) if recipe.latent is not None else None
+    latent = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs)) if recipe.latent is not None else None
     at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers, latent)
     teachers = {"AT": at, "NT": nt}
     for name, chosen in STUDENTS.items():
@@ -170,8 +170,12 @@ def _train_purifier(
     if first is not None:
         network.load_state_dict(first.state_dict())
         parents = [*parents, first]
-    attacks = {name: attack.model_dump() for name, attack in run.recipe.training_attacks.items()}
-    made_from = [attacks, run.recipe.attack_rounds] if images.shape[1] > 3 else []
-    fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, made_from)
+    fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, _made_from(run, images))
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network
+
+
+def _made_from(run: Run, images: Tensor) -> list[object]:
+    """Of what the adversarial examples in ``images``, stacked along the channels, are made; nothing where there are none."""
+    attacks = {name: attack.model_dump() for name, attack in run.recipe.training_attacks.items()}
+    return [attacks, run.recipe.attack_rounds] if images.shape[1] > 3 else []
