@@ -86,14 +86,14 @@ class Auditor:
         for (norm, name), composite in self.composites.items():
             self._worst(norm, name, composite)
 
-    def known(self) -> dict[str, float] | None:
-        """Robust accuracies in the L-inf ball on the images that all its attacks share, for the trust checks."""
+    def known(self) -> dict[str, Tensor] | None:
+        """For the trust checks: of the images that all attacks in the L-inf ball share, which are right, bool, by attack."""
         total = self.composites.get(("linf", EVERYTHING))
         if total is None or total.fewest is None:
             return None
         common = positions(self.drawn, self._drawn(total.fewest))
         found = {
-            group: composite.right[common].float().mean().item()
+            group: composite.right[common]
             for (norm, group), composite in self.composites.items()
             if norm == "linf" and group in ("white-box", "black-box", "transfer") and composite.attacks
         }
@@ -101,7 +101,7 @@ class Auditor:
         for key, kind in () if self.settings.cascade else (("one-step", "fgsm"), ("iterative", "pgd")):
             for planned, places, right in self.tried:
                 if (planned.view, planned.attack.kind, planned.attack.norm) == ("full", kind, "linf"):
-                    found.setdefault(key, right[positions(places, common)].float().mean().item())
+                    found.setdefault(key, right[positions(places, common)])
         return found
 
     @property
@@ -149,8 +149,9 @@ class Auditor:
         else:
             for composite in (total, group):
                 composite.add(places, found.images, composite.right[places], planned.count)
+            record = self._record_of(group, subset, planned.view, planned.name, ball, found.seconds)
         if self.settings.cascade:
-            record = self._record_of(group, subset, planned.view, planned.name, ball, found.seconds, attacked=len(places))
+            record = _counted(record, group.right[subset]).model_copy(update={"attacked": len(places)})
         self.records.append(record)
         detail(
             f"{name}: {planned.name} ({planned.view}): {record.accuracy:.1%} of {record.n:,} images, {duration(watch.seconds)}"
@@ -172,19 +173,12 @@ class Auditor:
         attack: str,
         ball: tuple[str, float | None],
         seconds: float,
-        attacked: int | None = None,
     ) -> Record:
         attacked_images = Adversarial(composite.images[places.to(composite.images.device)], {}, 0, seconds)
-        # By norm too, as what the classifier alone says of them is kept by the attack's name.
-        known_as = f"{attack} ({ball[0]})"
         record, _ = self.evaluator.measure(
-            self.subject.name, self.subject.defended, self._at(places), view, known_as, ball, attacked_images
+            self.subject.name, self.subject.defended, self._at(places), view, attack, ball, attacked_images
         )
-        # Not measured anew: of a random purifier that would be another draw.
-        right, n = int(composite.right[places].sum()), len(places)
-        return record.model_copy(
-            update={"attack": attack, "accuracy": right / n, "ci95": metrics.wilson_interval(right, n), "attacked": attacked}
-        )
+        return _counted(record, composite.right[places])
 
     def _drawn(self, count: int) -> Tensor:
         data = self.evaluator.data
@@ -192,3 +186,10 @@ class Auditor:
 
     def _at(self, places: Tensor) -> ImageSet:
         return self.data.subset(places.to(self.data.images.device))
+
+
+def _counted(record: Record, right: Tensor) -> Record:
+    """``record`` with the accuracy over these images, of which ``right``, bool (N,), has withstood everything. They are not
+    measured anew: of a random purifier that would be another draw."""
+    n, count = len(right), int(right.sum())
+    return record.model_copy(update={"n": n, "accuracy": count / n, "ci95": metrics.wilson_interval(count, n)})

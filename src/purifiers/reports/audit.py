@@ -85,7 +85,8 @@ def attacks(audit: Audit) -> Table:
     )
     if audit.settings["cascade"]:
         caption += (
-            " A cascade: images that an attack of the same group further up broke are not attacked again, and count as broken."
+            " A cascade: images that an attack of the same group further up broke are not attacked again, and count as broken; "
+            "L2 is of those that were attacked."
         )
     header = ["purifier", "view", "attack", "epsilon", "images", "accuracy", "95 % interval", "L2", "time"]
     return Table("Every attack", caption, header, rows)

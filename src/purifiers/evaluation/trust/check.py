@@ -57,16 +57,3 @@ def weaker(strong: Tensor, weak: Tensor) -> float:
     """The chance that two equal attacks differ so much against ``strong``; both bool (N,): is the image right after it?"""
     against, favour = int((strong & ~weak).sum()), int((~strong & weak).sum())
     return sign_test(against, against + favour)
-
-
-def not_above(name: str, strong: str, strong_accuracy: float, weak: str, weak_accuracy: float, images: int) -> Check:
-    """Two robust accuracies on the same images: the first attack must not be weaker beyond chance.
-
-    At least as many images fall to the second alone as the counts differ by; the test takes them for all that differ.
-    """
-    excess = max(0, round((strong_accuracy - weak_accuracy) * images))
-    bad = sign_test(excess, excess) < SIGNIFICANT
-    said = f"The {strong} attack leaves {strong_accuracy:.1%} robust accuracy, the {weak} attack {weak_accuracy:.1%}."
-    if bad:
-        said += f" The {weak} attack knows or does less and breaks more: the {strong} attack fails, and its number is too high."
-    return decided(name, not bad, said, **{strong: strong_accuracy, weak: weak_accuracy})
