@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import yaml
 
+from purifiers.attacks import PGD
 from purifiers.errors import ConfigError
 from purifiers.recipes import NAMES, load_recipe, parse_recipe, recipe_text
 from purifiers.recipes.audit import STANDARD_VIEWS, AuditSettings, standard_attacks
@@ -38,6 +39,18 @@ def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written
     # A written recipe takes another ball for all attacks at once.
     other = parse_recipe(content | {"audit": content["audit"] | {"epsilon": "2/255"}}).audit
     assert {attack.epsilon for attack in other.attacks.values() if attack.norm == "linf"} == {2 / 255}
+
+
+def test_an_attack_that_is_made_already_stays_within_the_ball() -> None:
+    """Its norm's: epsilon is taken from the settings where it has none, and refused where it is another."""
+    inside = AuditSettings(attacks={"mine": PGD(epsilon=4 / 255, step_size=0.01, num_steps=3)}, epsilon="4/255")
+    assert inside.attacks["mine"] == PGD(epsilon=4 / 255, step_size=0.01, num_steps=3)
+    for norm, epsilon, name in (("linf", 0.5, "epsilon"), ("l2", 0.6, "epsilon_l2")):
+        wider = PGD(norm=norm, epsilon=epsilon, step_size=0.01, num_steps=3)
+        with pytest.raises(
+            ValueError, match=rf"attacks.mine has an epsilon of its own: all attacks of a norm share one, {name}\b"
+        ):
+            AuditSettings(attacks={"mine": wider})
 
 
 def test_limits_are_of_attacks_and_of_purifiers() -> None:

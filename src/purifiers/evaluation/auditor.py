@@ -10,7 +10,7 @@ from purifiers.attacks.generate import Adversarial
 from purifiers.attacks.views import Expectation, is_random
 from purifiers.console import Stopwatch, detail, duration
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import AttackError
+from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.audited import EVERYTHING, GROUPS, WORST
 from purifiers.evaluation.evaluate import Evaluator
@@ -136,7 +136,7 @@ class Auditor:
         try:
             if data is not None:
                 found, noted = evaluator.attack(name, planned.view, planned.model, planned.name, planned.attack, data)
-        except AttackError as error:
+        except (AttackError, InputError) as error:
             self.warnings.append(AttackWarning(view=planned.view, attack=planned.name, message=f"{name}: left out: {error}"))
             return
         self.warnings += [note.model_copy(update={"message": f"{name}: {note.message}"}) for note in noted]

@@ -44,8 +44,8 @@ class Record(_Result):
         l2: median L2 distance of the attacked images to the originals.
         seconds: time that the attack took.
         attacked: on how many of the images the attack was run, in an audit's cascade, where images that an earlier attack
-            broke are not attacked again and count as broken; None: on all. ``accuracy`` and ``ci95`` are of all ``n``, the other
-            numbers of those that were attacked (where none was left, of the versions that broke them).
+            broke are not attacked again and count as broken; None: on all. ``accuracy`` and ``ci95`` are of all ``n``, the
+            other numbers of those that were attacked (where none was left, of the versions that broke them).
     """
 
     dataset: str

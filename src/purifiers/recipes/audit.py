@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from purifiers.attacks import AnyAttack, Length
+from purifiers.attacks import AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
 from purifiers.naming import nearest
 from purifiers.recipes.parts import Group, Positive
@@ -104,6 +104,7 @@ class AuditSettings(Group):
         attacks: dict[str, Any] = {}
         for name in dict.fromkeys([*standard, *given["attacks"]]):
             attack = given["attacks"].get(name, {})
+            attack = attack.model_dump() if isinstance(attack, Attack) else attack
             if attack is None:
                 continue
             if not isinstance(attack, Mapping):

@@ -59,6 +59,6 @@ def trust_checks(
         if not isinstance(right, Tensor) or right.dtype != torch.bool or right.ndim != 1:
             raise InputError(f"known '{name}' must say of each image whether it is right, bool (M,)")
     if len({len(right) for right in known.values()}) > 1:
-        raise InputError(f"known results must be of the same images; got {({name: len(known[name]) for name in known})}")
+        raise InputError(f"known results must be of the same images; got { ({name: len(known[name]) for name in known}) }")
     evidence = gather(defended, data, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch_size, advance=advance)
     return judge(evidence, norm, known, eot)
