@@ -77,6 +77,7 @@ def test_limits_are_of_attacks_and_of_purifiers() -> None:
         ("audit.views.full=[PGGD]", "there is no attack 'PGGD'; did you mean 'PGD'"),
         ("audit.views.ful=[PGD]", "there is no threat model 'ful'; did you mean 'full'"),
         ("audit.views.query=[PGD]", "'PGD' takes gradients; this attacker can only ask"),
+        ("evaluation.views=[blind, query]", "views.query: '.*' takes gradients; this attacker can only ask"),
         ("audit.limits.AA=-1", "audit.limits.AA: Input should be greater than or equal to 1"),
         ("audit.image=3", "did you mean 'images'"),
         ("audit.images=0", "audit.images"),
