@@ -22,11 +22,13 @@ CLEAN = "none"
 _PACKAGES = ("purifiers", "torch", "numpy", "lightning-fabric", "foolbox", "pyautoattack", "torchmetrics", "scikit-learn")
 
 
-class _Result(BaseModel):
+class Result(BaseModel):
+    """What all records are: typed, unchangeable, and without unknown fields when read."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Record(_Result):
+class Record(Result):
     """One purifier, in front of one classifier, under one attack and one view.
 
     Attributes:
@@ -67,7 +69,7 @@ class Record(_Result):
     attacked: int | None = None
 
 
-class AttackWarning(_Result):
+class AttackWarning(Result):
     """What an attack's library said against a number's trustworthiness."""
 
     view: str
@@ -75,7 +77,7 @@ class AttackWarning(_Result):
     message: str
 
 
-class Cost(_Result):
+class Cost(Result):
     """What a network costs.
 
     Attributes:
@@ -90,7 +92,7 @@ class Cost(_Result):
     batch_size: int
 
 
-class Results(_Result):
+class Results(Result):
     """Everything that a run measured.
 
     Attributes:

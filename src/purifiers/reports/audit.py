@@ -28,8 +28,8 @@ NOTES = (
     "the whole, at so many queries an image as the settings below say. white-box: everything, by exact gradients (full), with "
     "the identity in place of the purifier's gradient (bpda), and averaged over its random draws (eot).",
     "Of a random purifier all attacks on the same images are judged by one and the same draw, which is none of those that the "
-    "attacks saw. Attacks on other images, as in a cascade, are judged by other draws, and the worst case takes the best for the "
-    "attacker: it is lower by chance too.",
+    "attacks saw. Attacks on other images, as in a cascade, are judged by other draws, and the worst case takes the best for "
+    "the attacker: it is lower by chance too.",
 )
 
 

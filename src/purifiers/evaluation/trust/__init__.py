@@ -12,13 +12,13 @@ from torch import Tensor
 
 from purifiers.data import ImageSet
 from purifiers.errors import InputError
-from purifiers.evaluation.trust.check import Check, believable
+from purifiers.evaluation.trust.check import Check
 from purifiers.evaluation.trust.checks import KNOWN, judge
 from purifiers.evaluation.trust.evidence import PASSES, gather
 from purifiers.naming import nearest
 from purifiers.purifier import PurifiedClassifier
 
-__all__ = ["PASSES", "Check", "believable", "trust_checks"]
+__all__ = ["PASSES", "Check", "trust_checks"]
 
 
 def trust_checks(

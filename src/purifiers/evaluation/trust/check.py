@@ -2,30 +2,24 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from purifiers.evaluation.metrics import sign_test, wilson_interval
+from purifiers.evaluation.records import Result
 
 SIGNIFICANT = 0.01
 """A stronger attack counts as weaker than a weaker one if, of the images on which the two differ, so many more fall to the
 weaker one that a fair coin would do that less often than this. With 17 checks a sound model rarely fails one by chance."""
 
 
-class Check(BaseModel):
+class Check(Result):
     """The result of one check: its name, what came out, one plain sentence, and the figures that it rests on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     status: Literal["passed", "failed", "not applicable"]
     sentence: str
-    figures: dict[str, FiniteFloat] = {}
-
-
-def believable(checks: list[Check]) -> bool:
-    """Did no check fail?"""
-    return all(check.status != "failed" for check in checks)
+    figures: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
 def decided(name: str, passed: bool, sentence: str, **figures: float) -> Check:

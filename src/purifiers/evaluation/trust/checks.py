@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from purifiers.attacks.views import RANDOM
 from purifiers.evaluation.trust.check import SIGNIFICANT, Check, decided, exceeds, not_applicable, of, share, weaker
 from purifiers.evaluation.trust.evidence import FACTORS, LONG, SHORT, STARTS, UNBOUNDED_STEPS, Evidence
 
@@ -33,8 +34,6 @@ more, independent gradients 0."""
 FALLS = 0.5
 """Of what the loss rises along an attack, the share that may be lost again by falls, in the median image. Trained networks lose
 less than 0.1; on a shattered loss nearly all is lost."""
-RANDOM = 1e-4
-"""Two passes of a deterministic model agree up to this share of the largest logit; AutoAttack has the same number."""
 KNOWN = ("white-box", "black-box", "transfer", "iterative", "one-step")
 """Attacks whose results may be known already."""
 
