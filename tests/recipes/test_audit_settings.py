@@ -21,7 +21,9 @@ def test_the_standard_attacks_have_the_audits_balls_and_steps_to_suit() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_recipe_has_an_audit(name: str) -> None:
-    assert load_recipe(name).audit.attacks.keys() == standard_attacks(1, 1).keys()
+    audit = load_recipe(name).audit
+    assert audit.attacks.keys() >= {"PGD", "PGD-L2", "AA", "Square"}
+    assert audit.views["full"] and audit.views["query"]
 
 
 def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written() -> None:
