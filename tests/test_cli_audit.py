@@ -79,17 +79,26 @@ def test_a_shipped_purifier_by_its_name(tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_cannot_be_audited_is_told(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tiny_run.folder)
     out = ["--output", str(tmp_path / "out"), "--device", "cpu"]
+    twins = [tmp_path / name / "net-0.25" for name in "ab"]
+    for twin in twins:
+        save_network(twin, ResNet(20, width=4))
     for arguments, message in [
         ([run, "--recipe", "digits"], "a run brings its own"),
         ([run, run], "each purifier once, please"),
         ([run, "--set", "student.epochs=3"], "training is over"),
         ([run, "--set", "audit.surrogates=[a+b+c]"], "a classifier, or PURIFIER+CLASSIFIER; got 'a+b+c'"),
         ([run, "--set", "audit.surrogates=[nothing]"], "cannot load a classifier from 'nothing'"),
+        ([run, "--set", f"audit.surrogates=['{twins[0]}', '{twins[1]}']"], "two surrogates are called 'net-0.25'"),
         (["cifar10", "--recipe", "digits"], "of the recipe 'digits' does not come with the library"),
         ([run, "--baselines", "all", "--classifier", "cifar10-resnet20"], "not together"),
     ]:
         assert main(["audit", *arguments, *out]) == 1, arguments
         assert message in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "recipe.yaml").write_text("name: other\n")
+    assert main(["audit", run, "--output", str(other), "--device", "cpu"]) == 1
+    assert "is a run of its own" in capsys.readouterr().err
     for wrong in ("0", "x"):
         with pytest.raises(SystemExit):
             main(["audit", run, "--images", wrong])

@@ -38,4 +38,4 @@ class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (nothing is wrong)
 
 
 class AttackError(PurifiersError, RuntimeError):
-    """An attack returned images outside its own threat model."""
+    """An attack returned images outside its own threat model, or needs a gradient that the model does not pass."""

@@ -103,3 +103,6 @@ def test_queries_have_no_history_and_refuse_gradients() -> None:
 def test_random_models_are_found_out() -> None:
     assert is_random(Noisy(Nothing(), sigma=0.1, epsilon=1), IMAGES)
     assert not is_random(Square(), IMAGES)
+    # Rounding is no randomness: the trust checks have the same limit.
+    for sigma, random in ((1e-6, False), (1e-3, True)):
+        assert is_random(Noisy(Nothing(), sigma=sigma, epsilon=1), IMAGES) is random

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purifiers import Purifier
+from purifiers import PurifiedClassifier, Purifier
 from purifiers.attacks import FGSM
 from purifiers.baselines import Adaptive, Noisy, Nothing
 from purifiers.data import ImageSet, to_float
@@ -162,6 +162,16 @@ def test_what_the_classifier_says_of_one_set_is_not_taken_for_another(data: Imag
     assert other.evaluate("none", purifier, lambda view: {})[0][0].accuracy_undefended == 0.25
 
 
+def test_subsets_of_one_length_are_not_taken_for_each_other(data: ImageSet) -> None:
+    """As the survivors of two attacks of a cascade are: the first two images, and the last two, one of which is mislabelled."""
+    evaluator = Evaluator(Brightness(), "brightness", data)
+    defended = PurifiedClassifier(Purifier(Shift(0.0)), Brightness())
+    bright = replace(data, images=255 - data.images)
+    for which, undefended in ((data.subset(torch.tensor([0, 1])), 1.0), (bright.subset(torch.tensor([2, 3])), 0.5)):
+        record, _ = evaluator.measure("nothing", defended, which, "full", "PGD")
+        assert (record.agreement, record.accuracy_undefended) == (1.0, undefended)
+
+
 def test_what_was_measured_is_not_measured_again(data: ImageSet, tmp_path: Path) -> None:
     class Counted(Shift):
         calls = 0
@@ -182,7 +192,7 @@ def test_what_was_measured_is_not_measured_again(data: ImageSet, tmp_path: Path)
     assert again == [record.model_copy(update={"purifier": "again"}) for record in first]
     other = measure(0.2, "other")
     assert Counted.calls == measuring and other[0].accuracy != first[0].accuracy
-    for path in tmp_path.glob("measured-*.json"):
+    for path in tmp_path.glob("counted-*.json"):
         path.write_text("{")
     assert measure(-0.1, "first") == first and Counted.calls == measuring
 

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import yaml
 
+from purifiers.attacks import PGD
 from purifiers.errors import ConfigError
 from purifiers.recipes import NAMES, load_recipe, parse_recipe, recipe_text
 from purifiers.recipes.audit import STANDARD_VIEWS, AuditSettings, standard_attacks
@@ -20,7 +21,9 @@ def test_the_standard_attacks_have_the_audits_balls_and_steps_to_suit() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_recipe_has_an_audit(name: str) -> None:
-    assert load_recipe(name).audit.attacks.keys() == standard_attacks(1, 1).keys()
+    audit = load_recipe(name).audit
+    assert audit.attacks.keys() >= {"PGD", "PGD-L2", "AA", "Square"}
+    assert audit.views["full"] and audit.views["query"]
 
 
 def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written() -> None:
@@ -38,6 +41,18 @@ def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written
     # A written recipe takes another ball for all attacks at once.
     other = parse_recipe(content | {"audit": content["audit"] | {"epsilon": "2/255"}}).audit
     assert {attack.epsilon for attack in other.attacks.values() if attack.norm == "linf"} == {2 / 255}
+
+
+def test_an_attack_that_is_made_already_stays_within_the_ball() -> None:
+    """Its norm's: epsilon is taken from the settings where it has none, and refused where it is another."""
+    inside = AuditSettings(attacks={"mine": PGD(epsilon=4 / 255, step_size=0.01, num_steps=3)}, epsilon="4/255")
+    assert inside.attacks["mine"] == PGD(epsilon=4 / 255, step_size=0.01, num_steps=3)
+    for norm, epsilon, name in (("linf", 0.5, "epsilon"), ("l2", 0.6, "epsilon_l2")):
+        wider = PGD(norm=norm, epsilon=epsilon, step_size=0.01, num_steps=3)
+        with pytest.raises(
+            ValueError, match=rf"attacks.mine has an epsilon of its own: all attacks of a norm share one, {name}\b"
+        ):
+            AuditSettings(attacks={"mine": wider})
 
 
 def test_limits_are_of_attacks_and_of_purifiers() -> None:
@@ -64,6 +79,7 @@ def test_limits_are_of_attacks_and_of_purifiers() -> None:
         ("audit.views.full=[PGGD]", "there is no attack 'PGGD'; did you mean 'PGD'"),
         ("audit.views.ful=[PGD]", "there is no threat model 'ful'; did you mean 'full'"),
         ("audit.views.query=[PGD]", "'PGD' takes gradients; this attacker can only ask"),
+        ("evaluation.views=[blind, query]", "views.query: '.*' takes gradients; this attacker can only ask"),
         ("audit.limits.AA=-1", "audit.limits.AA: Input should be greater than or equal to 1"),
         ("audit.image=3", "did you mean 'images'"),
         ("audit.images=0", "audit.images"),

@@ -17,6 +17,9 @@ from purifiers.purifier import check_images
 ROUNDING = 1e-6
 """How far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that."""
 
+WITHOUT_GRADIENT = ("does not require grad", "not have been used in the graph")
+"""What torch says where a gradient is asked for that does not exist."""
+
 
 def parse_fraction(value: Any) -> Any:
     """A text such as ``8/255`` as a number; anything else as it is. Raises ValueError for another text."""
@@ -110,7 +113,7 @@ class Attack(BaseModel, ABC):
 
         Raises:
             InputError: images or labels are not as above.
-            AttackError: the attack's result is not as above.
+            AttackError: the attack's result is not as above, or it takes gradients and the model passes none to its images.
         """
         check_images(images)
         if images.dtype != torch.float32:
@@ -120,7 +123,12 @@ class Attack(BaseModel, ABC):
         if not len(images):
             return images.clone()
         with frozen(model), torch.autocast(images.device.type, enabled=False):
-            adversarial = self.perturb(_Dense(model), images.detach().contiguous(), labels, seed).detach()
+            try:
+                adversarial = self.perturb(_Dense(model), images.detach().contiguous(), labels, seed).detach()
+            except RuntimeError as error:
+                if not any(said in str(error) for said in WITHOUT_GRADIENT):
+                    raise
+                raise AttackError(f"{self.kind} takes gradients, and the model passes none to its images") from error
         self._check_result(images, adversarial)
         return adversarial
 

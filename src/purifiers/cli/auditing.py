@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from purifiers.cli.commands import loaded, overrides_of, refuse_file, refuse_other_run, refuse_training_settings
+from purifiers.cli.commands import loaded, overrides_of, refuse_other_run, refuse_training_settings
 from purifiers.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def audit(parsed: argparse.Namespace) -> int:
     if parsed.baselines == "all" and parsed.classifier and runs:
         raise ConfigError("--baselines all would train them for the --classifier into a run that is of another: not together")
     folder = parsed.output or (Path(runs[0]) if len(parsed.whats) == len(runs) == 1 else Path("runs/audit"))
-    refuse_file(folder)
+    refuse_other_run(folder, Path(runs[0]) if len(runs) == 1 else None)
     settings = [("audit.images", parsed.count)] if parsed.count else []
     settings += [("audit.check_images", 0)] if parsed.no_checks else []
     opened = open_audited(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from purifiers.attacks.base import frozen
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, to_float, to_uint8
 from purifiers.errors import InputError
@@ -98,7 +99,7 @@ def audit_all(
         warnings += one.warnings
         random += [subject.name] if one.random else []
         if settings.check_images:
-            few = evaluator.limited(min(settings.check_images, settings.images))
+            few = evaluator.limited(min(settings.check_images, settings.limit_of("", subject.name)))
             with progress(f"{subject.name}: trust checks", len(few)) as advance:
                 checks[subject.name] = trust_checks(
                     subject.defended,
@@ -141,9 +142,12 @@ def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Te
 
 def _check_models(subject: Subject, surrogates: Mapping[str, nn.Module], data: ImageSet) -> None:
     images = to_float(data.images[:2])
-    with torch.no_grad():
+    with torch.no_grad(), frozen(subject.defended):
+        if (purified := tuple(subject.defended.purifier(images).shape)) != tuple(images.shape):
+            raise InputError(f"{subject.name} makes images of shape {purified} of {tuple(images.shape)}; a purifier keeps it")
         shape = tuple(subject.defended(images).shape)
-        for name, surrogate in surrogates.items():
+    for name, surrogate in surrogates.items():
+        with torch.no_grad(), frozen(surrogate):
             if (other := tuple(surrogate(images).shape)) != shape:
                 raise InputError(f"the surrogate '{name}' gives logits of shape {other}, {subject.name} of {shape}")
     if len(shape) != 2 or int(data.labels.max()) >= shape[1] or int(data.labels.min()) < 0:

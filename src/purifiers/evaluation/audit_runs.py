@@ -70,7 +70,7 @@ def open_audited(
         device: see :func:`purifiers.training.run.make_fabric`.
 
     Raises:
-        ConfigError: other images or another list of classes than the first's, the same twice, or see the parts.
+        ConfigError: other images than the first's, the same purifier or title of a surrogate twice, or see the parts.
         MissingFileError, CheckpointError: see :func:`purifiers.training.run.open_defended`.
     """
     runs = {what: open_defended(what, load, folder, None if is_run(what) else recipe, device) for what in whats}
@@ -105,6 +105,10 @@ def _names(whats: Sequence[str]) -> dict[str, str]:
     return last if len(set(last.values())) == len(last) else {what: what for what in whats}
 
 
+def _title(source: str) -> str:
+    return Path(source).name.removesuffix(".safetensors")
+
+
 def _images_of(run: Run) -> tuple[Any, ...]:
     # What decides the test images; CIFAR-10 is the same wherever it lies.
     data = run.recipe.data
@@ -114,14 +118,21 @@ def _images_of(run: Run) -> tuple[Any, ...]:
 def _surrogates(run: Run) -> dict[str, nn.Module]:
     """The recipe's companions, where they are trained or ship, and those that ``audit.surrogates`` names."""
     found: dict[str, nn.Module] = {}
+
+    def add(title: str, model: nn.Module) -> None:
+        if title in found:
+            raise ConfigError(
+                f"two surrogates are called '{title}', as companions and audit.surrogates are: rename one, or drop it"
+            )
+        found[title] = model
+
     for stage, config in run.recipe.classifiers().items():
         trained = run.checkpoint(stage)
         ready = str(trained) if (trained / CONFIG_FILE).is_file() else None
         source = config.source or ready or run.recipe.weights.get(stage)
         if stage == "classifier" or source is None:
             continue
-        title = stage if source == ready else Path(source).stem
-        found[title] = load_classifier(source, config, run.images("test"))
+        add(stage if source == ready else _title(source), load_classifier(source, config, run.images("test")))
     for text in run.recipe.audit.surrogates:
         *purifier, source = text.split("+")
         if len(purifier) > 1 or not all((*purifier, source)):
@@ -130,5 +141,5 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
         if purifier:
             network = place(Purifier.from_pretrained(purifier[0]).network, run.fabric.device).requires_grad_(False)
             model = PurifiedClassifier(Purifier(network), model)
-        found["+".join(Path(part).name for part in (*purifier, source))] = model
+        add("+".join(map(_title, (*purifier, source))), model)
     return found

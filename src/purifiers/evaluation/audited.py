@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.evaluation.records import CLEAN, AttackWarning, Record
+from purifiers.evaluation.records import CLEAN, AttackWarning, Record, Result
 from purifiers.evaluation.trust import Check
 from purifiers.files import write_text
 
@@ -26,7 +26,7 @@ GROUPS = {
 """Threat model -> the group over which a worst case is given."""
 
 
-class Audit(BaseModel):
+class Audit(Result):
     """Everything that an audit found.
 
     Attributes:
@@ -39,8 +39,6 @@ class Audit(BaseModel):
         checks: the trust checks of every purifier, by name; empty where none were made.
         warnings: from the attacks, and attacks that could not be run.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     settings: dict[str, Any]
     seed: int

@@ -10,7 +10,7 @@ from purifiers.attacks.generate import Adversarial
 from purifiers.attacks.views import Expectation, is_random
 from purifiers.console import Stopwatch, detail, duration
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import AttackError
+from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.audited import EVERYTHING, GROUPS, WORST
 from purifiers.evaluation.evaluate import Evaluator
@@ -65,103 +65,105 @@ class Auditor:
         self.subject, self.evaluator, self.settings, self.surrogates = subject, evaluator, settings, surrogates
         data = evaluator.data
         self.random = is_random(subject.defended, to_float(data.images[:PROBE]))
-        self.drawn = self._drawn(settings.limit_of("", subject.name))
-        self.data = data.subset(self.drawn)
+        self._drawn = self._subset(settings.limit_of("", subject.name))
+        self._data = data.subset(self._drawn)
         self.records: list[Record] = []
         self.warnings: list[AttackWarning] = []
-        self.composites: dict[tuple[str, str], Composite] = {}  # by norm and group
-        self.tried: list[tuple[_Planned, Tensor, Tensor]] = []  # with places, and what was right there
+        self._composites: dict[tuple[str, str], Composite] = {}  # by norm and group
+        self._tried: list[tuple[_Planned, Tensor, Tensor]] = []  # with places, and what was right there
 
     def run(self) -> None:
         """Run everything, and fill ``records`` and ``warnings``."""
-        record, right = self.evaluator.measure(self.subject.name, self.subject.defended, self.data)
+        record, right = self.evaluator.measure(self.subject.name, self.subject.defended, self._data)
         self.records.append(record)
         # Slow attacks come last, so that a cascade spares them what quick ones break.
         for planned in sorted(self._plan(), key=lambda planned: planned.slow):
-            total, group = (
-                self.composites.setdefault((planned.attack.norm, name), Composite(self.data, right))
-                for name in (EVERYTHING, GROUPS[planned.view])
-            )
-            self._attack(planned, total, group)
-        for (norm, name), composite in self.composites.items():
+            keys = [(planned.attack.norm, name) for name in (EVERYTHING, GROUPS[planned.view])]
+            for key in keys:
+                if key not in self._composites:
+                    self._composites[key] = Composite(self._data, right)
+            self._attack(planned, *(self._composites[key] for key in keys))
+        for (norm, name), composite in self._composites.items():
             self._worst(norm, name, composite)
 
-    def known(self) -> dict[str, float] | None:
-        """Robust accuracies in the L-inf ball on the images that all its attacks share, for the trust checks."""
-        total = self.composites.get(("linf", EVERYTHING))
+    def known(self) -> dict[str, Tensor] | None:
+        """For the trust checks: of the images that all attacks in the L-inf ball share, which are right, bool, by attack."""
+        total = self._composites.get(("linf", EVERYTHING))
         if total is None or total.fewest is None:
             return None
-        common = positions(self.drawn, self._drawn(total.fewest))
+        common = positions(self._drawn, self._subset(total.fewest))
         found = {
-            group: composite.right[common].float().mean().item()
-            for (norm, group), composite in self.composites.items()
+            group: composite.right[common]
+            for (norm, group), composite in self._composites.items()
             if norm == "linf" and group in ("white-box", "black-box", "transfer") and composite.attacks
         }
         # Attacks of a cascade are not made on the same images.
         for key, kind in () if self.settings.cascade else (("one-step", "fgsm"), ("iterative", "pgd")):
-            for planned, places, right in self.tried:
+            for planned, places, right in self._tried:
                 if (planned.view, planned.attack.kind, planned.attack.norm) == ("full", kind, "linf"):
-                    found.setdefault(key, right[positions(places, common)].float().mean().item())
+                    found.setdefault(key, right[positions(places, common)])
         return found
 
     @property
     def averaged(self) -> bool:
         """Did an attack average over the model's random numbers?"""
-        return any(planned.view == "eot" or getattr(planned.attack, "version", "") == "rand" for planned, _, _ in self.tried)
+        return any(planned.view == "eot" or getattr(planned.attack, "version", "") == "rand" for planned, _, _ in self._tried)
 
     def _plan(self) -> Iterator[_Planned]:
         settings, defended = self.settings, self.subject.defended
         for view in THREAT_MODELS:
             if view == "eot" and not self.random:
                 continue
-            models = {"": VIEWS[view](defended)} if view in VIEWS else {f" on {k}": v for k, v in self.surrogates.items()}
-            if view == "eot":
-                models = {"": Expectation(defended, settings.draws)}
+            if view == "transfer":
+                models = {f" on {name}": model for name, model in self.surrogates.items()}
+            else:
+                models = {"": Expectation(defended, settings.draws) if view == "eot" else VIEWS[view](defended)}
             for chosen in settings.views.get(view, ()):
                 attack, shown = settings.attacks[chosen], chosen
                 if self.random and view in ("full", "bpda") and isinstance(attack, AutoAttack):
                     attack, shown = attack.model_copy(update={"version": "rand"}), f"{chosen}, rand"
-                count = min(len(self.data), settings.limit_of(chosen, self.subject.name))
+                count = min(len(self._data), settings.limit_of(chosen, self.subject.name))
                 for suffix, model in models.items():
                     yield _Planned(view, shown + suffix, attack, model, count, slow=chosen in settings.limits)
 
     def _attack(self, planned: _Planned, total: Composite, group: Composite) -> None:
         evaluator, defended, name = self.evaluator, self.subject.defended, self.subject.name
         watch = Stopwatch()
-        subset = positions(self.drawn, self._drawn(planned.count))
+        subset = positions(self._drawn, self._subset(planned.count))
         places = subset[group.right[subset]] if self.settings.cascade else subset
-        found = Adversarial(to_float(self.data.images[:0]), {}, 0, 0.0)
+        found = Adversarial(to_float(self._data.images[:0]), {}, 0, 0.0)
         noted: list[AttackWarning] = []
         data = self._at(places) if len(places) else None
         try:
             if data is not None:
                 found, noted = evaluator.attack(name, planned.view, planned.model, planned.name, planned.attack, data)
-        except AttackError as error:
+        except (AttackError, InputError) as error:
             self.warnings.append(AttackWarning(view=planned.view, attack=planned.name, message=f"{name}: left out: {error}"))
             return
         self.warnings += [note.model_copy(update={"message": f"{name}: {note.message}"}) for note in noted]
         ball = (planned.attack.norm, planned.attack.epsilon)
         if data is not None:
             record, right = evaluator.measure(name, defended, data, planned.view, planned.name, ball, found)
-            self.tried.append((planned, places, right))
+            self._tried.append((planned, places, right))
             for composite in (total, group):
                 composite.add(places, found.images, right, planned.count, found.seconds)
         else:
             for composite in (total, group):
                 composite.add(places, found.images, composite.right[places], planned.count)
+            record = self._record_of(group, subset, planned.view, planned.name, ball, found.seconds)
         if self.settings.cascade:
-            record = self._record_of(group, subset, planned.view, planned.name, ball, found.seconds, attacked=len(places))
+            record = _counted(record, group.right[subset]).model_copy(update={"attacked": len(places)})
         self.records.append(record)
         detail(
             f"{name}: {planned.name} ({planned.view}): {record.accuracy:.1%} of {record.n:,} images, {duration(watch.seconds)}"
         )
 
     def _worst(self, norm: str, group: str, composite: Composite) -> None:
-        shared = self.composites[norm, EVERYTHING].fewest
+        shared = self._composites[norm, EVERYTHING].fewest
         if not composite.attacks or shared is None:
             return
         ball = (norm, self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2)
-        places = positions(self.drawn, self._drawn(shared))
+        places = positions(self._drawn, self._subset(shared))
         self.records.append(self._record_of(composite, places, WORST, group, ball, composite.seconds))
 
     def _record_of(
@@ -172,23 +174,23 @@ class Auditor:
         attack: str,
         ball: tuple[str, float | None],
         seconds: float,
-        attacked: int | None = None,
     ) -> Record:
         attacked_images = Adversarial(composite.images[places.to(composite.images.device)], {}, 0, seconds)
-        # By norm too, as what the classifier alone says of them is kept by the attack's name.
-        known_as = f"{attack} ({ball[0]})"
         record, _ = self.evaluator.measure(
-            self.subject.name, self.subject.defended, self._at(places), view, known_as, ball, attacked_images
+            self.subject.name, self.subject.defended, self._at(places), view, attack, ball, attacked_images
         )
-        # Not measured anew: of a random purifier that would be another draw.
-        right, n = int(composite.right[places].sum()), len(places)
-        return record.model_copy(
-            update={"attack": attack, "accuracy": right / n, "ci95": metrics.wilson_interval(right, n), "attacked": attacked}
-        )
+        return _counted(record, composite.right[places])
 
-    def _drawn(self, count: int) -> Tensor:
+    def _subset(self, count: int) -> Tensor:
         data = self.evaluator.data
         return data.drawn(count, seed_for(self.evaluator.seed, "limit"))
 
     def _at(self, places: Tensor) -> ImageSet:
-        return self.data.subset(places.to(self.data.images.device))
+        return self._data.subset(places.to(self._data.images.device))
+
+
+def _counted(record: Record, right: Tensor) -> Record:
+    """``record`` with the accuracy over these images, of which ``right``, bool (N,), has withstood everything. They are not
+    measured anew: of a random purifier that would be another draw."""
+    n, count = len(right), int(right.sum())
+    return record.model_copy(update={"n": n, "accuracy": count / n, "ci95": metrics.wilson_interval(count, n)})

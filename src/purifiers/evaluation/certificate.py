@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from purifiers.evaluation.metrics import wilson_interval
-from purifiers.evaluation.records import _Result
+from purifiers.evaluation.records import Result
 from purifiers.files import write_text
 
 CERTIFICATE_FILE = "certificate.json"
 
 
-class ImageCertificate(_Result):
+class ImageCertificate(Result):
     """One image, and what is certain of the smoothed classifier around it.
 
     Attributes:
@@ -31,7 +31,7 @@ class ImageCertificate(_Result):
     seconds: float
 
 
-class Level(_Result):
+class Level(Result):
     """Certified accuracy at one radius: the share of images that are right there and certified up to it, with its 95 %
     Wilson interval, as the images are a sample."""
 
@@ -40,7 +40,7 @@ class Level(_Result):
     ci95: tuple[float, float]
 
 
-class SmoothedModel(_Result):
+class SmoothedModel(Result):
     """One smoothed classifier on all images.
 
     Attributes:
@@ -63,7 +63,7 @@ class SmoothedModel(_Result):
     images: list[ImageCertificate]
 
 
-class Certificate(_Result):
+class Certificate(Result):
     """Everything that a certification found.
 
     Attributes:

@@ -33,7 +33,7 @@ class Evaluator:
         seed: decides the attacks' random choices.
         batch_size: images at once.
         cache: folder of adversarial examples, where blind attacks are made once for all purifiers, and of measurements.
-        seen: what the classifier alone says of this data, asked once for all purifiers.
+        seen: what the classifier alone says of images, by their digest; asked once for all purifiers.
     """
 
     classifier: nn.Module
@@ -42,7 +42,7 @@ class Evaluator:
     seed: int = 0
     batch_size: int = 250
     cache: Path | None = None
-    seen: dict[tuple[str, str, int], Tensor] = field(init=False, default_factory=dict, compare=False)
+    seen: dict[str, Tensor] = field(init=False, default_factory=dict, compare=False)
 
     def evaluate(
         self,
@@ -91,18 +91,19 @@ class Evaluator:
         """
         # The graphs of all draws are in memory at once.
         draws = model.draws if isinstance(model, Expectation) else 1
+        at_once = max(1, self.batch_size // draws)
         with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
             found = generate(
                 attack,
                 model,
                 data,
                 seed=self.seed,
-                batch_size=max(1, self.batch_size // draws),
+                batch_size=at_once,
                 cache=self.cache,
                 advance=advance,
             )
         said = [
-            f"{text} (in {count} of {found.batches} batches of up to {self.batch_size // draws} images)"
+            f"{text} (in {count} of {found.batches} batches of up to {at_once} images)"
             for text, count in found.warnings.items()
         ]
         return found, [AttackWarning(view=view, attack=attack_name, message=text) for text in said]
@@ -137,9 +138,7 @@ class Evaluator:
                 return _as_record(json.loads(path.read_text()), about)
             except (KeyError, ValueError, TypeError, AttributeError):
                 pass  # damaged, or of another version: measured again, and replaced
-        # Under the other views an attack is another for each purifier.
-        key = attack_name if view in (CLEAN, "blind") else f"{attack_name} on {name}"
-        measured = self._count(defended, attacked, data, self._classes_of(view, key, attacked.images))
+        measured = self._count(defended, attacked, data)
         if path is not None:
             write_text(path, json.dumps(measured))
         return _as_record(measured, about)
@@ -152,11 +151,11 @@ class Evaluator:
         with torch.no_grad(), reproducible(self.seed, data.images.device):
             outputs = defended(to_float(data.images[:2]))
         content = (attacked.images, data.images, data.labels, self.seed, self.batch_size, torch.__version__)
-        return self.cache / f"measured-{digest(fingerprint(defended), outputs, *content)[:32]}.json"
+        return self.cache / f"counted-{digest(fingerprint(defended), outputs, *content)[:32]}.json"
 
-    def _count(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, undefended: Tensor) -> dict[str, Any]:
+    def _count(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet) -> dict[str, Any]:
         """What a record holds besides names; under ``right`` a digit for each image."""
-        originals = self._classes_of(CLEAN, CLEAN, data.images)
+        originals, undefended = self._classes_of(data.images), self._classes_of(attacked.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
             for batch in slices(len(data), self.batch_size):
@@ -180,9 +179,9 @@ class Evaluator:
             "right": "".join(map(str, (predicted == data.labels).int().tolist())),
         }
 
-    def _classes_of(self, view: str, attack: str, images: Tensor) -> Tensor:
-        """What the classifier alone makes of ``images``, (N,); a subset of another size is another entry."""
-        key = (view, attack, len(images))
+    def _classes_of(self, images: Tensor) -> Tensor:
+        """What the classifier alone makes of ``images``, (N,)."""
+        key = digest(images)
         if key not in self.seen:
             with torch.no_grad():
                 parts = [self.classifier(_as_float(images[batch])).argmax(1) for batch in slices(len(images), self.batch_size)]

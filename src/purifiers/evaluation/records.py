@@ -22,11 +22,13 @@ CLEAN = "none"
 _PACKAGES = ("purifiers", "torch", "numpy", "lightning-fabric", "foolbox", "pyautoattack", "torchmetrics", "scikit-learn")
 
 
-class _Result(BaseModel):
+class Result(BaseModel):
+    """What all records are: typed, unchangeable, and without unknown fields when read."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Record(_Result):
+class Record(Result):
     """One purifier, in front of one classifier, under one attack and one view.
 
     Attributes:
@@ -44,7 +46,8 @@ class Record(_Result):
         l2: median L2 distance of the attacked images to the originals.
         seconds: time that the attack took.
         attacked: on how many of the images the attack was run, in an audit's cascade, where images that an earlier attack
-            broke are not attacked again and count as broken; None: on all.
+            broke are not attacked again and count as broken; None: on all. ``accuracy`` and ``ci95`` are of all ``n``, the
+            other numbers of those that were attacked (where none was left, of the versions that broke them).
     """
 
     dataset: str
@@ -66,7 +69,7 @@ class Record(_Result):
     attacked: int | None = None
 
 
-class AttackWarning(_Result):
+class AttackWarning(Result):
     """What an attack's library said against a number's trustworthiness."""
 
     view: str
@@ -74,7 +77,7 @@ class AttackWarning(_Result):
     message: str
 
 
-class Cost(_Result):
+class Cost(Result):
     """What a network costs.
 
     Attributes:
@@ -89,7 +92,7 @@ class Cost(_Result):
     batch_size: int
 
 
-class Results(_Result):
+class Results(Result):
     """Everything that a run measured.
 
     Attributes:

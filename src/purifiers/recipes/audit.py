@@ -5,18 +5,23 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from purifiers.attacks import AnyAttack, Length
+from purifiers.attacks import AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
 from purifiers.naming import nearest
 from purifiers.recipes.parts import Group, Positive
 
 THREAT_MODELS = ("full", "bpda", "eot", "blind", "transfer", "query")
 """In the order in which they are run: the views, and ``transfer``, whose images are made on another model."""
-WHITE_BOX = ("full", "bpda", "eot")
-"""The threat models of an attacker who knows the purifier and its weights."""
 Radius = Annotated[Length, Field(gt=0)]
 ASKING = ("square", "hop_skip_jump")
 """Kinds of attacks that take no gradients."""
+
+
+def refuse_gradients(attacks: Mapping[str, AnyAttack]) -> None:
+    """Raise ValueError for an attack, by name, that takes what the view ``query`` does not give."""
+    for name, attack in attacks.items():
+        if attack.kind not in ASKING:
+            raise ValueError(f"views.query: '{name}' takes gradients; this attacker can only ask")
 
 
 def standard_attacks(epsilon: float, epsilon_l2: float) -> dict[str, dict[str, Any]]:
@@ -104,6 +109,7 @@ class AuditSettings(Group):
         attacks: dict[str, Any] = {}
         for name in dict.fromkeys([*standard, *given["attacks"]]):
             attack = given["attacks"].get(name, {})
+            attack = attack.model_dump() if isinstance(attack, Attack) else attack
             if attack is None:
                 continue
             if not isinstance(attack, Mapping):
@@ -142,8 +148,8 @@ class AuditSettings(Group):
             for name in names:
                 if name not in self.attacks:
                     raise ValueError(f"views.{view}: there is no attack '{name}'{nearest(name, self.attacks)}")
-                if view == "query" and self.attacks[name].kind not in ASKING:
-                    raise ValueError(f"views.query: '{name}' takes gradients; this attacker can only ask")
+            if view == "query":
+                refuse_gradients({name: self.attacks[name] for name in names})
         return self
 
     @field_serializer("attacks")

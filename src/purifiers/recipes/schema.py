@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.naming import nearest
-from purifiers.recipes.audit import AuditSettings
+from purifiers.recipes.audit import AuditSettings, refuse_gradients
 from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Positive
 from purifiers.registry import CLASSIFIERS
@@ -136,6 +136,8 @@ class Evaluation(Group):
         for name in self.limits:
             if name not in self.attacks and name != ADAPTIVE:
                 raise ValueError(f"limits names '{name}'{nearest(name, [*self.attacks, ADAPTIVE])}; set limits too")
+        if "query" in self.views:
+            refuse_gradients(self.attacks_under("query"))
         return self
 
     def attacks_under(self, view: str) -> dict[str, AnyAttack]:

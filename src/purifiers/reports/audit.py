@@ -27,8 +27,9 @@ NOTES = (
     "gray-box: the attacker knows the classifier, not the purifier. transfer: only other models. black-box: only answers of "
     "the whole, at so many queries an image as the settings below say. white-box: everything, by exact gradients (full), with "
     "the identity in place of the purifier's gradient (bpda), and averaged over its random draws (eot).",
-    "Of a random purifier every attack is judged by one draw, and the attacker has the best of them: its worst case is "
-    "lower than what one attack alone leaves, by chance too.",
+    "Of a random purifier all attacks on the same images are judged by one and the same draw, which is none of those that the "
+    "attacks saw. Attacks on other images, as in a cascade, are judged by other draws, and the worst case takes the best for "
+    "the attacker: it is lower by chance too.",
 )
 
 
@@ -53,8 +54,9 @@ def overview(audit: Audit) -> Table:
         )
     ball, ball_l2 = audit.settings["epsilon"], audit.settings["epsilon_l2"]
     first = audit.records[0]
+    clean_on = " / ".join(dict.fromkeys(f"{audit.clean(name).n:,}" for name in audit.purifiers))
     caption = (
-        f"Accuracy in % on random test images of {first.dataset}; clean on {first.n:,} of them, with the likeness of purified "
+        f"Accuracy in % on random test images of {first.dataset}; clean on {clean_on} of them, with the likeness of purified "
         f"to original images (PSNR). gray-box, transfer, black-box "
         f"and white-box: the worst case over the attacks of that threat model, L-inf {ball}. Worst case: over all attacks of "
         f"the norm, image by image, with the 95 % interval; L2 {ball_l2}. Images: those that all attacks of the norm share."
@@ -85,7 +87,8 @@ def attacks(audit: Audit) -> Table:
     )
     if audit.settings["cascade"]:
         caption += (
-            " A cascade: images that an attack of the same group further up broke are not attacked again, and count as broken."
+            " A cascade: images that an attack of the same group further up broke are not attacked again, and count as broken; "
+            "L2 is of those that were attacked."
         )
     header = ["purifier", "view", "attack", "epsilon", "images", "accuracy", "95 % interval", "L2", "time"]
     return Table("Every attack", caption, header, rows)

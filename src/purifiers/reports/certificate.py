@@ -6,6 +6,7 @@ from purifiers.console import duration
 from purifiers.evaluation.certificate import Certificate
 from purifiers.files import write_text
 from purifiers.reports.figures import certificate_figure, save_figure
+from purifiers.reports.report import machine_and_versions
 from purifiers.reports.tables import Table, percent
 
 PAGE, FIGURE = "certificate.md", "figures/certificate.svg"
@@ -61,17 +62,17 @@ def write_certificate(certificate: Certificate, folder: Path) -> Path:
     """Write ``certificate.json``, ``certificate.md`` and a figure into ``folder``; returns the page's path."""
     certificate.write(folder)
     save_figure(certificate_figure(certificate), folder / FIGURE)
-    machine = certificate.hardware
+    how = {
+        "recipe": f"{certificate.recipe['name']}, seed {certificate.seed}",
+        **machine_and_versions(certificate.hardware, certificate.versions),
+        "method": "CERTIFY of Cohen, Rosenfeld and Kolter (2019); noisy images are clipped to [0,1] before the purifier",
+    }
     parts = [
         f"# Certified robustness of {certificate.purifier}",
         f"![certificate]({FIGURE})\n\nCertified accuracy against the radius; dotted: the largest that so many copies certify.",
         *(table.markdown() for table in certificate_tables(certificate)),
         "## Read this before you quote a number\n\n" + "\n".join(f"- {note}" for note in NOTES),
-        "## How it was run\n\n"
-        f"- recipe: {certificate.recipe['name']}, seed {certificate.seed}\n"
-        f"- machine: {machine['name']}, {machine['threads']} threads, {machine['platform']} ({machine['device']})\n"
-        f"- versions: {', '.join(f'{name} {number}' for name, number in certificate.versions.items())}\n"
-        "- method: CERTIFY of Cohen, Rosenfeld and Kolter (2019); noisy images are clipped to [0,1] before the purifier",
+        "## How it was run\n\n" + "\n".join(f"- {name}: {text}" for name, text in how.items()),
     ]
     write_text(folder / PAGE, "\n\n".join(part.strip() for part in parts) + "\n")
     return folder / PAGE

@@ -7,15 +7,18 @@ leave. Passing them proves nothing; failing one means that the number is not to 
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from purifiers.data import ImageSet
 from purifiers.errors import InputError
-from purifiers.evaluation.trust.check import Check, believable
+from purifiers.evaluation.trust.check import Check
 from purifiers.evaluation.trust.checks import KNOWN, judge
 from purifiers.evaluation.trust.evidence import PASSES, gather
 from purifiers.naming import nearest
 from purifiers.purifier import PurifiedClassifier
 
-__all__ = ["PASSES", "Check", "believable", "trust_checks"]
+__all__ = ["PASSES", "Check", "trust_checks"]
 
 
 def trust_checks(
@@ -26,7 +29,7 @@ def trust_checks(
     norm: Literal["linf", "l2"] = "linf",
     seed: int = 0,
     batch_size: int = 100,
-    known: Mapping[str, float] | None = None,
+    known: Mapping[str, Tensor] | None = None,
     eot: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Check]:
@@ -38,21 +41,24 @@ def trust_checks(
         epsilon, norm: of the attack whose result is in question, in [0,1] units.
         seed: decides every random choice.
         batch_size: images at once.
-        known: robust accuracies in [0,1] that were measured already on such images: ``white-box``, ``black-box``,
-            ``transfer``, ``iterative``, ``one-step``; of those that are missing, what is cheap is measured.
+        known: what was attacked already, by ``white-box``, ``black-box``, ``transfer``, ``iterative`` or ``one-step``: which
+            images are right after it, bool (M,), the same M images for all, on the CPU; where ``white-box`` is missing, those
+            of ``data``. Of what is missing, what is cheap is measured.
         eot: the attack in question averaged over the model's randomness.
         advance: called after each pass, with numbers of images that add up to ``len(data)``.
 
     Raises:
-        InputError: an epsilon that is not in reach, an unknown name in ``known``, or one that is no share.
+        InputError: an epsilon that is not in reach, an unknown name in ``known``, or something else than M booleans.
     """
     known = {} if known is None else known
     if not 0 < epsilon < float("inf") or (norm == "linf" and epsilon > 1):
         raise InputError(f"trust checks need an epsilon above 0, in [0,1] units; got {epsilon:g}; write 8/255, not 8")
-    for name, accuracy in known.items():
+    for name, right in known.items():
         if name not in KNOWN:
-            raise InputError(f"there is no robust accuracy '{name}' that the trust checks could use{nearest(name, KNOWN)}")
-        if not 0 <= accuracy <= 1:
-            raise InputError(f"the robust accuracy '{name}' must be a share in [0,1]; got {accuracy:g}; divide percent by 100")
+            raise InputError(f"there is no attack '{name}' that the trust checks could compare{nearest(name, KNOWN)}")
+        if not isinstance(right, Tensor) or right.dtype != torch.bool or right.ndim != 1:
+            raise InputError(f"known '{name}' must say of each image whether it is right, bool (M,)")
+    if len({len(right) for right in known.values()}) > 1:
+        raise InputError(f"known results must be of the same images; got { ({name: len(known[name]) for name in known}) }")
     evidence = gather(defended, data, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch_size, advance=advance)
     return judge(evidence, norm, known, eot)

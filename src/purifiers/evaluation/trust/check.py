@@ -2,30 +2,24 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from purifiers.evaluation.metrics import sign_test, wilson_interval
+from purifiers.evaluation.records import Result
 
 SIGNIFICANT = 0.01
 """A stronger attack counts as weaker than a weaker one if, of the images on which the two differ, so many more fall to the
 weaker one that a fair coin would do that less often than this. With 17 checks a sound model rarely fails one by chance."""
 
 
-class Check(BaseModel):
+class Check(Result):
     """The result of one check: its name, what came out, one plain sentence, and the figures that it rests on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     status: Literal["passed", "failed", "not applicable"]
     sentence: str
-    figures: dict[str, FiniteFloat] = {}
-
-
-def believable(checks: list[Check]) -> bool:
-    """Did no check fail?"""
-    return all(check.status != "failed" for check in checks)
+    figures: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
 def decided(name: str, passed: bool, sentence: str, **figures: float) -> Check:
@@ -57,16 +51,3 @@ def weaker(strong: Tensor, weak: Tensor) -> float:
     """The chance that two equal attacks differ so much against ``strong``; both bool (N,): is the image right after it?"""
     against, favour = int((strong & ~weak).sum()), int((~strong & weak).sum())
     return sign_test(against, against + favour)
-
-
-def not_above(name: str, strong: str, strong_accuracy: float, weak: str, weak_accuracy: float, images: int) -> Check:
-    """Two robust accuracies on the same images: the first attack must not be weaker beyond chance.
-
-    At least as many images fall to the second alone as the counts differ by; the test takes them for all that differ.
-    """
-    excess = max(0, round((strong_accuracy - weak_accuracy) * images))
-    bad = sign_test(excess, excess) < SIGNIFICANT
-    said = f"The {strong} attack leaves {strong_accuracy:.1%} robust accuracy, the {weak} attack {weak_accuracy:.1%}."
-    if bad:
-        said += f" The {weak} attack knows or does less and breaks more: the {strong} attack fails, and its number is too high."
-    return decided(name, not bad, said, **{strong: strong_accuracy, weak: weak_accuracy})

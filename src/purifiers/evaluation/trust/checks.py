@@ -10,7 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from purifiers.evaluation.trust.check import SIGNIFICANT, Check, decided, exceeds, not_above, not_applicable, of, share, weaker
+from purifiers.attacks.views import RANDOM
+from purifiers.evaluation.trust.check import SIGNIFICANT, Check, decided, exceeds, not_applicable, of, share, weaker
 from purifiers.evaluation.trust.evidence import FACTORS, LONG, SHORT, STARTS, UNBOUNDED_STEPS, Evidence
 
 LITTLE = 0.05
@@ -33,13 +34,11 @@ more, independent gradients 0."""
 FALLS = 0.5
 """Of what the loss rises along an attack, the share that may be lost again by falls, in the median image. Trained networks lose
 less than 0.1; on a shattered loss nearly all is lost."""
-RANDOM = 1e-4
-"""Two passes of a deterministic model agree up to this share of the largest logit; AutoAttack has the same number."""
 KNOWN = ("white-box", "black-box", "transfer", "iterative", "one-step")
-"""Robust accuracies that may be known already."""
+"""Attacks whose results may be known already."""
 
 
-def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, float], eot: bool) -> list[Check]:
+def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, Tensor], eot: bool) -> list[Check]:
     """All checks, in the order in which a report shows them: the model, its gradient, the attack, attacks side by side."""
     return [
         _outputs_are_logits(evidence),
@@ -236,21 +235,23 @@ def _unbounded_breaks_all(evidence: Evidence) -> Check:
     return decided("an unbounded attack reaches 0 %", not bad, said, robust_accuracy=share(evidence.unbounded))
 
 
-def _iterative_beats_one_step(evidence: Evidence, known: Mapping[str, float]) -> Check:
+def _iterative_beats_one_step(evidence: Evidence, known: Mapping[str, Tensor]) -> Check:
     """Carlini et al., "Perform basic sanity tests"; single steps are better only where gradients mislead."""
     name = "iterative beats one-step"
     if "iterative" in known and "one-step" in known:
-        return not_above(name, "iterative", known["iterative"], "one-step", known["one-step"], evidence.images)
+        return _stronger(name, known["one-step"], known["iterative"], "the one-step attack", "the iterative attack")
     return _stronger(name, evidence.one_step, evidence.right[LONG], "one step", f"{LONG} steps")
 
 
-def _white_box_beats(other: str, evidence: Evidence, known: Mapping[str, float]) -> Check:
+def _white_box_beats(other: str, evidence: Evidence, known: Mapping[str, Tensor]) -> Check:
     """Carlini et al., "Apply gradient-free attacks", "Perform a transferability analysis": who knows more breaks more."""
     name = f"white-box beats {other}"
     if other not in known:
         return not_applicable(name, f"No {other} attack was measured.")
-    white = known.get("white-box", share(evidence.right[LONG]))
-    return not_above(name, "white-box", white, other, known[other], evidence.images)
+    white = known.get("white-box", evidence.right[LONG].cpu())
+    if len(white) != len(known[other]):
+        return not_applicable(name, f"No white-box attack was measured on the images of the {other} attack.")
+    return _stronger(name, known[other], white, f"the {other} attack", "the white-box attack")
 
 
 def _stronger(name: str, weak: Tensor, strong: Tensor, weak_name: str, strong_name: str) -> Check:
@@ -259,5 +260,5 @@ def _stronger(name: str, weak: Tensor, strong: Tensor, weak_name: str, strong_na
     bad = chance < SIGNIFICANT
     said = f"Robust accuracy is {share(weak):.1%} after {weak_name}, {share(strong):.1%} after {strong_name}."
     if bad:
-        said += " The attack with more steps is the weaker one: gradients mislead it."
+        said += " The second knows or does more and breaks fewer: it is misled, and its number is too high."
     return decided(name, not bad, said, weaker=share(weak), stronger=share(strong), chance=chance)

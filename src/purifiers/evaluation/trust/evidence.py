@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purifiers.attacks.base import frozen
+from purifiers.attacks.views import bpda, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.pgd import pgd
 from purifiers.purifier import PurifiedClassifier
@@ -143,7 +144,7 @@ class _Batch:
         epsilons = [self._climb(cross_entropy, factor * epsilon, SHORT, start=0)[1][-1] for factor in FACTORS]
         everything = 1.0 if self.norm == "linf" else self.images[0].numel() ** 0.5
         return Evidence(
-            difference=(logits - again).abs().amax(1) / logits.abs().amax(1).clamp_min(1e-12),
+            difference=relative_difference(logits, again),
             probabilities=((logits >= 0) & (logits <= 1)).all(1) & ((logits.sum(1) - 1).abs() < 1e-5),
             saturated=rest < torch.finfo(torch.float32).eps / 2,
             losses=losses,
@@ -162,12 +163,10 @@ class _Batch:
         attacks on it is whether they work, not whether it is random (Carlini et al., "Verify that attacks succeed if randomness
         is fixed")."""
         self.passed(len(images))
+        model = bpda(self.model) if identity else self.model
         with reproducible(seed_for(self.seed, draw, "draw"), images.device):
-            if not identity:
-                return self.model(images)
-            with torch.no_grad():
-                purified = self.model.purifier(images.detach())
-            return self.model.classifier(purified + (images - images.detach()))
+            logits: Tensor = model(images)
+        return logits
 
     def _climb(
         self,
