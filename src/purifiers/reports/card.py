@@ -156,7 +156,7 @@ def _otherwise(recipe: Mapping[str, Any]) -> str:
     name = str(recipe["name"])
     if name not in NAMES:
         return ""
-    free = ("evaluation", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
+    free = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
     found = differences(load_recipe(name), parse_recipe(recipe))
     listed = [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith(free)]
     return f", otherwise than in the library: {', '.join(listed)}" if listed else f": `purifiers train --recipe {name}`"

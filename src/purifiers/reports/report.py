@@ -129,7 +129,7 @@ def _remarks(clean: Record, blind: dict[str, Record]) -> list[str]:
     if clean.accuracy_undefended < GUESSING:
         remarks.append("The classifier itself is right on less than every second clean image: train that first.")
     if (cost := clean.accuracy_undefended - clean.accuracy) > COSTLY:
-        remarks.append(f"The purifier costs {percent(cost)} points on clean images: it is of little use as it is.")
+        remarks.append(f"The purifier costs {percent(cost)} points on clean images: is the attacker worth that?")
     return remarks
 
 
