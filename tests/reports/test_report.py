@@ -210,7 +210,7 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
 @pytest.mark.parametrize(
     ("recipe", "overrides", "said", "unsaid"),
     [
-        ("paper", [], "**not** the purifier", "redraws"),
+        ("paper", [], "**not** the purifier", "anew"),
         ("robust-cpu", [], "with pgd of 1 steps through both networks", "**not** the purifier"),
         (
             "robust-cpu",
@@ -218,9 +218,9 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
             "with fgsm through both networks",
             "**not** the purifier",
         ),
-        ("robust-cpu", [], "It redraws the image", "Gaussian noise, for"),
+        ("robust-cpu", [], "It draws the image anew", "Gaussian noise, for"),
         ("smooth-cpu", [], "with Gaussian noise of 0.25", "**not** the purifier"),
-        ("smooth-cpu", [], "met no attack in training", "redraws"),
+        ("smooth-cpu", [], "met no attack in training", "anew"),
     ],
 )
 def test_a_card_tells_the_limits_of_its_training(

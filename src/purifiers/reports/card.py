@@ -37,8 +37,8 @@ _BLIND = """It withstands attackers who know the classifier and **not** the puri
 _KNOWN = """It was trained against attackers who know it and differentiate through both: the rows `full` above say what is left
   then, and are upper bounds, as a stronger attack may leave less."""
 _REDRAWN = """
-- It redraws the image, as nothing passes around its latent: PSNR and SSIM above say how far from the original. It is for the
-  classifier in front of which it was trained, not for people to look at."""
+- It draws the image anew from its latent, around which nothing passes: PSNR and SSIM above say how far from the original. Where
+  they are low, what comes out is a pattern that its classifier reads and in which people see nothing."""
 _DENOISER = """It was trained to remove Gaussian noise, for `purifiers certify`, and met no attack in training: what attackers
   leave is above, if it was measured; what is certain is in a certificate."""
 _LIMITS = """## Limits
