@@ -58,7 +58,7 @@ class SOAP(nn.Module):
         epsilon_step, num_epsilons: the epsilons to choose from; 10 of 4/255 and their multiples, besides 0, in the paper.
         mirrored: the views of ``consistency`` are mirror images too (not where left and right mean something).
         held: at test time the other view of ``consistency`` is a target that stays as it is in each step. The gradient of the
-            whole error moves both, as the paper's equation says, and they come to agree on the attacker's class as easily.
+            whole error moves both, as published; holding it is a variant of ours.
 
     Raises:
         InputError: another classifier or task, or a number that makes no sense.
