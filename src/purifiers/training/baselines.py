@@ -176,13 +176,13 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
     """
     task = purifier.task
 
-    def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
-        return images + config.noise * torch.randn(images.shape, generator=generator, device=images.device)
+    def noise(images: Tensor, generator: torch.Generator) -> Tensor:
+        return config.noise * torch.randn(images.shape, generator=generator, device=images.device)
 
     def compute(joint: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         if task == "consistency":
-            # As in the authors' code: both views have the same noise, and the second is the one of test time.
-            shown = noisy(images, generator)
+            # As in the authors' code: noise without its negative half, the same for both views, and the second view of test time.
+            shown = images + noise(images, generator).clamp(min=0)
             logits, others = (part.float() for part in joint(purifier.view(shown, generator), purifier.view(shown)))
             classification = (F.cross_entropy(logits, labels) + F.cross_entropy(others, labels)) / 2
             auxiliary = soap.consistency_error(logits, others).mean()
@@ -192,11 +192,11 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
             turned = images.clone()
             for turn in range(1, soap.TURNS):
                 turned[turn :: soap.TURNS] = images[turn :: soap.TURNS].rot90(turn, (2, 3))
-            logits, said = (part.float() for part in joint(turned))
+            logits, said = (part.float() for part in joint((turned + noise(images, generator)).clamp(0, 1)))
             classification = F.cross_entropy(logits, labels)
             auxiliary = F.cross_entropy(said, turns)
         else:
-            logits, restored = (part.float() for part in joint(images, noisy(images, generator)))
+            logits, restored = (part.float() for part in joint(images, (images + noise(images, generator)).clamp(0, 1)))
             classification = F.cross_entropy(logits, labels)
             auxiliary = soap.reconstruction_error(restored, images).mean()
         return {"loss": classification + config.alpha * auxiliary, "classification": classification, "auxiliary": auxiliary}
@@ -216,8 +216,7 @@ def _train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> n
     losses = soap_losses(config.training, purifier)
     # What the structure does not tell: buffers that are not saved, and what the task is.
     made_from: list[object] = [purifier.task, purifier.mirrored, purifier.classifier.config]
-    if purifier.task == "consistency":
-        made_from.append("the second view as at test time")  # it was another random one once
+    made_from.append("views and noise as in the authors' code")  # they were others once
     joint = JointTraining(purifier)
     fit_stage(run, stage, stage, joint, data.images, data.labels, losses, config.training, made_from=made_from, kept=purifier)
     return purifier
