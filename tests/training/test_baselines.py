@@ -100,20 +100,29 @@ def test_soaps_losses_by_hand() -> None:
     assert (joint.shown[0] - joint.shown[1]).std().item() > 0.1  # two views
     grey = torch.full((4, 3, 16, 16), 0.5)
     soap_losses(TrainingSOAP(epochs=1, noise=0.1), small("consistency"))(joint, grey, labels, random())
-    assert (joint.shown[1] - grey).std().item() == pytest.approx(0.1, rel=0.1)
+    # A normal number without its negative half: mean 1 / sqrt(2 pi), variance 1/2 - 1 / (2 pi).
+    added = joint.shown[1] - grey
+    assert added.min().item() >= 0
+    assert added.mean().item() == pytest.approx(0.1 / math.sqrt(2 * math.pi), rel=0.1)
+    assert added.std().item() == pytest.approx(0.1 * math.sqrt(1 / 2 - 1 / (2 * math.pi)), rel=0.1)
     assert set(joint.shown[1].flatten().tolist()) & set(joint.shown[0].flatten().tolist())  # the same noise in both
 
     joint = Said(logits, torch.zeros(4, 4))
-    losses = soap_losses(TrainingSOAP(epochs=1, alpha=0.5), small("rotation"))(joint, images, labels, random())
+    losses = soap_losses(TrainingSOAP(epochs=1, alpha=0.5, noise=0), small("rotation"))(joint, images, labels, random())
     assert losses["loss"].item() == pytest.approx(cross_entropy + 0.5 * math.log(4))
     for turn, (shown, image) in enumerate(zip(joint.shown[0], images, strict=True)):
         assert torch.equal(shown, image.rot90(turn, (1, 2)))
+    soap_losses(TrainingSOAP(epochs=1, noise=0.1), small("rotation"))(joint, grey, labels, random())
+    assert (joint.shown[0] - grey).std().item() == pytest.approx(0.1, rel=0.1)
 
     joint = Said(logits, images + 0.3)
     losses = soap_losses(TrainingSOAP(epochs=1, noise=0.5), small("reconstruction"))(joint, images, labels, random())
     assert losses["loss"].item() == pytest.approx(cross_entropy + 0.09, rel=1e-5)
     assert torch.equal(joint.shown[0], images)
-    assert (joint.shown[1] - images).std().item() == pytest.approx(0.5, rel=0.1)
+    soap_losses(TrainingSOAP(epochs=1, noise=0.1), small("reconstruction"))(joint, grey, labels, random())
+    assert (joint.shown[1] - grey).std().item() == pytest.approx(0.1, rel=0.1)
+    soap_losses(TrainingSOAP(epochs=1, noise=5), small("reconstruction"))(joint, grey, labels, random())
+    assert (joint.shown[1].min().item(), joint.shown[1].max().item()) == (0, 1)
 
 
 def test_the_joint_pass_gives_what_the_parts_give() -> None:
