@@ -119,6 +119,7 @@ def test_soaps_losses_by_hand() -> None:
     losses = soap_losses(TrainingSOAP(epochs=1, noise=0.5), small("reconstruction"))(joint, images, labels, random())
     assert losses["loss"].item() == pytest.approx(cross_entropy + 0.09, rel=1e-5)
     assert torch.equal(joint.shown[0], images)
+    joint = Said(logits, grey)
     soap_losses(TrainingSOAP(epochs=1, noise=0.1), small("reconstruction"))(joint, grey, labels, random())
     assert (joint.shown[1] - grey).std().item() == pytest.approx(0.1, rel=0.1)
     soap_losses(TrainingSOAP(epochs=1, noise=5), small("reconstruction"))(joint, grey, labels, random())
