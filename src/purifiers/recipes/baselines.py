@@ -27,8 +27,8 @@ class TrainingSOAP(Optimisation):
     """SOAP's classifier and its auxiliary task, together.
 
     ``alpha``: weight of the auxiliary loss; 1 in the paper.
-    ``noise``: standard deviation of the noise on what the auxiliary task is shown, before clipping; in the authors' code 0.5 for
-    reconstruction and 0.1 for the others, without its negative half for consistency.
+    ``noise``: standard deviation of the noise on what the auxiliary task is shown, before clipping; in the authors' code 0.5
+    for reconstruction and 0.1 for the others, without its negative half for consistency.
     """
 
     alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)

@@ -181,7 +181,7 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
 
     def compute(joint: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         if task == "consistency":
-            # As in the authors' code: noise without its negative half, the same for both, and the second view is that of test time.
+            # As in the authors' code: noise without its negative half, the same for both; the second view is that of test time.
             shown = images + noise(images, generator).clamp(min=0)
             logits, others = (part.float() for part in joint(purifier.view(shown, generator), purifier.view(shown)))
             classification = (F.cross_entropy(logits, labels) + F.cross_entropy(others, labels)) / 2
