@@ -16,6 +16,7 @@ ORDER = [
     "__main__",
     "cli",
     "deploy",
+    "interop",
     "reports",
     "evaluation",
     "training",

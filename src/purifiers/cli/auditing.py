@@ -4,8 +4,63 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from purifiers.cli import options
 from purifiers.cli.commands import loaded, overrides_of, refuse_other_run, refuse_training_settings
 from purifiers.errors import ConfigError
+
+
+def add_commands(add: options.Add) -> None:
+    """Add them to the command line."""
+    command = add(
+        "audit",
+        audit,
+        "attack defended models under every threat model, and say what is left",
+        "Attack the whole of purifier and classifier: by an attacker who knows everything, only the classifier, only other "
+        "models, or who can only ask. The number to quote is the worst case over all attacks, image by image. Writes "
+        "audit.json, audit.md and audit.html. Stopped? The same command goes on. Hours on two cores; --images 50 gives a first "
+        "impression.",
+    )
+    options.add_defended(command, output="the run, if it is one; or runs/audit", several=True)
+    command.add_argument(
+        "--images", metavar="N", dest="count", type=options.count, help="attack at most N images with anything"
+    )
+    command.add_argument("--no-checks", action="store_true", help="leave out the trust checks")
+    options.add_baselines(command, default="none", where="other purifiers of the first one's recipe, audited too")
+
+    command = add(
+        "certify",
+        certify,
+        "prove how long a perturbation has to be to change a class",
+        "Certify by randomised smoothing: Gaussian noise, the purifier and the classifier, many times for each image, with the "
+        "classifier alone beside it. No attacker, whatever is known to him, changes the class that wins by a perturbation "
+        "shorter (L2) than the certified radius. Train for it with the recipe smooth or smooth-cpu. Writes certificate.json, "
+        "certificate.md and a figure; images that are done are kept, so that the same command goes on where it stopped.",
+    )
+    options.add_defended(command, output="the run, if it is one; or runs/NAME-certificate")
+    command.add_argument(
+        "--sigma",
+        type=float,
+        help="standard deviation of the noise, in [0,1] units (default: what the purifier was trained on, student.noise)",
+    )
+    command.add_argument(
+        "--n",
+        type=int,
+        default=1000,
+        help="noisy copies of each image to bound the probability of its class; more certify larger radii (default: "
+        "%(default)s; the paper: 100000)",
+    )
+    command.add_argument("--n0", type=int, default=100, help="noisy copies to select that class (default: %(default)s)")
+    command.add_argument(
+        "--alpha", type=float, default=0.001, help="probability, at most, that a certificate is wrong (default: %(default)s)"
+    )
+    command.add_argument(
+        "--images",
+        metavar="N",
+        dest="n_images",
+        type=options.count,
+        default=100,
+        help="on how many random test images (default: %(default)s)",
+    )
 
 
 def audit(parsed: argparse.Namespace) -> int:

@@ -215,24 +215,6 @@ def _report(run, folder: Path):  # type: ignore[no-untyped-def]
     return results
 
 
-def purify(parsed: argparse.Namespace) -> int:
-    """Clean image files."""
-    from purifiers.console import say
-    from purifiers.deploy.bulk import purify_files
-    from purifiers.purifier import Purifier
-    from purifiers.training.run import make_fabric
-
-    purifier = Purifier.from_pretrained(parsed.purifier).to(make_fabric(parsed.device, "32-true").device)
-    target = Path(parsed.target)
-    if parsed.target.endswith(("/", os.sep)) and parsed.source.is_file():
-        target = target / f"{parsed.source.stem}.png"
-    result = purify_files(purifier, parsed.source, target, overwrite=parsed.overwrite)
-    say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
-    for failure in result.failed:
-        fail(failure)
-    return 1 if result.failed else 0
-
-
 def fail(message: str) -> int:
     """Tell the user what was wrong; returns the exit status for it."""
     print(f"purifiers: error: {message}", file=sys.stderr)

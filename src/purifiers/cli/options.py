@@ -1,0 +1,126 @@
+"""Options that several commands share, and what their values may be."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
+"""Adds a command: its name, what runs it and gives the exit status, a summary of a line, and a description."""
+
+
+def add_defended(command: argparse.ArgumentParser, output: str, several: bool = False) -> None:
+    """One or several purifiers with the classifiers behind them: see :func:`purifiers.training.run.open_defended`."""
+    command.add_argument(
+        "whats" if several else "what",
+        metavar="RUN|NAME",
+        nargs="+" if several else None,
+        help="the --output of 'purifiers train', a shipped purifier (cifar10), or a saved one's folder",
+    )
+    command.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="data set and classifier of a purifier without a run (default: of a shipped one, the recipe that trained it)",
+    )
+    add_run(command, output=output)
+    add_classifier(command, trains=False)
+
+
+def add_recipe(command: argparse.ArgumentParser, default: str) -> None:
+    """Which recipe."""
+    names = "digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu"
+    shipped = f"a shipped recipe ({names}) or a YAML file"
+    command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
+    command.set_defaults(default_recipe=default.split(",")[0])
+
+
+def add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE") -> None:
+    """Where everything is made, changed values of the recipe, and the device."""
+    told = f"folder for everything that is made (default: {output or 'RUN itself'})"
+    command.add_argument("--output", metavar="DIR", type=Path, default=None, help=told)
+    command.set_defaults(default_output=output)
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="change any value of the recipe, e.g. --set student.epochs=5; may be given many times",
+    )
+    add_device(command)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """On what to compute."""
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+
+
+def add_training(command: argparse.ArgumentParser) -> None:
+    """Seed, time and starting afresh."""
+    command.add_argument("--seed", type=int, help="seed of all randomness (default: the recipe's)")
+    command.add_argument(
+        "--minutes",
+        metavar="N",
+        type=minutes,
+        help="stop, with exit status 3, before the epoch that would not fit into N minutes; the same command goes on",
+    )
+    command.add_argument("--restart", action="store_true", help="discard what an earlier run left in the output folder")
+
+
+def add_baselines(
+    command: argparse.ArgumentParser, default: str, where: str = "the recipe's other purifiers, to compare with in Table 1"
+) -> None:
+    """Which other purifiers."""
+    command.add_argument(
+        "--baselines",
+        choices=("all", "ready", "none"),
+        help=f"{where}: all, trained here if they are not yet; those that are "
+        f"ready, as they need no training or have had it; or none (default: {default})",
+    )
+
+
+def minutes(text: str) -> float:
+    """A number of minutes above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number of minutes above 0, please; got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a number of 1 or more, please; got {text}")
+    return value
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Several different seeds."""
+    chosen = tuple(int(part) for part in text.split(","))
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise argparse.ArgumentTypeError(f"several different seeds, please, such as 0,1,2; got {text}")
+    return chosen
+
+
+def tables(text: str) -> tuple[int, ...]:
+    """Numbers of tables."""
+    chosen = tuple(int(part) for part in text.split(","))
+    if not set(chosen) <= {1, 2, 3}:
+        raise argparse.ArgumentTypeError(f"tables are numbered 1 to 3; got {text}")
+    return chosen
+
+
+def add_classifier(command: argparse.ArgumentParser, trains: bool = True) -> None:
+    """The user's classifier, and where a data set lies."""
+    command.add_argument(
+        "--classifier",
+        metavar="SOURCE",
+        help="your classifier, which is only read: module:function, a .safetensors file, a saved folder or a shipped name",
+    )
+    if trains:
+        command.add_argument(
+            "--shipped-classifiers",
+            action="store_true",
+            help="take the recipe's classifiers from the weights that come with the library instead of training them",
+        )
+    command.add_argument("--data-dir", metavar="DIR", help="where the data set lies: CIFAR-10's batches, or your own folder")
