@@ -89,7 +89,7 @@ def test_the_view_at_test_time_is_the_mirrored_middle() -> None:
 def test_a_held_view_is_a_constant_of_the_descent() -> None:
     """Both have the same error; of the held one the gradient is that of the distance to fixed logits."""
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
-    held, whole = soap(task="consistency"), soap(task="consistency", held=False)
+    held, whole = soap(task="consistency", held=True), soap(task="consistency")
     whole.load_state_dict(held.state_dict())
     torch.testing.assert_close(held.error(images), whole.error(images))
     fixed = held.auxiliary(held.view(images)).detach()

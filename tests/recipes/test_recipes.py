@@ -191,6 +191,8 @@ def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
         ("baselines.JPEG.around=student", "'jpeg' goes around nothing: leave out around"),
         ("baselines.JPEG.network={network: noisy}", "give either around (such as student) or network.base"),
         ("baselines.JPEG.network={network: nrp}", "'nrp' needs training"),
+        ("baselines.JPEG.network={network: soap}", "'soap' needs training"),
+        ("baselines.X={kind: soap, network: {network: soap}, training: {epochs: 1}}", "give network.classifier"),
         (
             "baselines.X={kind: untrained, around: NPR, network: {network: noisy}}",
             "nothing before it is called 'NPR'; did you mean 'NRP'",

@@ -20,7 +20,7 @@ from purifiers.errors import CheckpointError, ConfigError, OutOfTime
 from purifiers.networks import ResNet
 from purifiers.recipes import Recipe, changed, load_recipe
 from purifiers.recipes.baselines import TrainingNRP, TrainingSOAP
-from purifiers.registry import load_network
+from purifiers.registry import describe, load_network
 from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, prepare_baselines, soap_losses
 from purifiers.training.pipeline import train
 from purifiers.training.run import Run, open_run
@@ -160,6 +160,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
             *(f"{stage}.epochs=1" for stage in ("teacher_at", "teacher_nt", "student")),
             "training_attacks={FGSM: {kind: fgsm, epsilon: 0.1}}",
             "baselines.NRP.training.epochs=8",
+            "baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}",
         ],
     )
     run = train(recipe, tmp_path_factory.mktemp("digits") / "run", device="cpu")
@@ -243,6 +244,22 @@ def test_wrappers_go_around_the_trained_network(digits: Run) -> None:
     assert isinstance(network, Adaptive)
     student = digits.purifiers["student"].network.state_dict()
     assert all(torch.equal(tensor, student[name]) for name, tensor in network.base.state_dict().items())
+
+
+def test_a_trained_soap_once_more_with_other_arguments(digits: Run) -> None:
+    first, held = (digits.baselines[title].network for title in ("SOAP, consistency", "held"))
+    assert isinstance(first, SOAP) and isinstance(held, SOAP)
+    assert held.config["held"] and not first.config["held"]
+    assert {**describe(held), "held": False} == describe(first)
+    assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in held.state_dict().items())
+    for around, network, told in (
+        ("student", "{network: soap, held: true}", "goes around a trained SOAP only; 'student' is none"),
+        ("SOAP, consistency", "{network: soap, task: rotation}", "weights of 'SOAP, consistency' do not fit"),
+    ):
+        override = f"baselines.held={{kind: untrained, around: '{around}', network: {network}}}"
+        run = open_run(load_recipe(digits.folder / "recipe.yaml", [override]), digits.folder, "cpu")
+        with pytest.raises(ConfigError, match=told):
+            prepare_baselines(run, train=False)
 
 
 def test_what_is_trained_is_reused_and_can_be_loaded(digits: Run) -> None:

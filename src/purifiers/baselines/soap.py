@@ -73,7 +73,7 @@ class SOAP(nn.Module):
         epsilon_step: float = 4 / 255,
         num_epsilons: int = 10,
         mirrored: bool = True,
-        held: bool = True,
+        held: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(classifier, ResNet):

@@ -43,9 +43,10 @@ class _Baseline(Group):
 
 
 class Untrained(_Baseline):
-    """A purifier that needs no training: a classical transformation, or a wrapper ``around`` a trained one.
+    """A purifier that needs no training: a classical transformation, a wrapper ``around`` a trained one, or SOAP once more.
 
-    ``around``: ``student`` or another baseline, whose network the wrapper gets as its ``base``.
+    ``around``: ``student`` or another baseline, whose network the wrapper gets as its ``base``. A network ``soap`` around a
+    trained SOAP is that one with other arguments, such as ``held: true``.
     """
 
     kind: Literal["untrained"] = "untrained"
@@ -54,6 +55,8 @@ class Untrained(_Baseline):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         name = self.network.network
+        if name == "soap" and self.around:
+            return self
         if name not in (*TRANSFORMATIONS, *WRAPPERS):
             raise ValueError(f"'{name}' needs training, or maps no images{nearest(name, [*TRANSFORMATIONS, *WRAPPERS])}")
         given = [
@@ -101,7 +104,9 @@ class BaselineSOAP(_Baseline):
     @field_validator("network")
     @classmethod
     def _is_soap(cls, network: Network) -> Network:
-        return _only(network, "soap")
+        if _only(network, "soap").arguments.get("classifier") is None:
+            raise ValueError("SOAP trains its own classifier: give network.classifier, such as {network: resnet, depth: 20}")
+        return network
 
 
 def _only(network: Network, name: str) -> Network:

@@ -60,9 +60,10 @@ class Network(BaseModel):
         return self.model_extra or {}
 
     def filled(self) -> Mapping[str, Any]:
-        """The same with a network in the place of a wrapper's ``base``, where that is to come from elsewhere."""
-        takes_base = self.network in NETWORKS and "base" in inspect.signature(NETWORKS[self.network]).parameters
-        return ({"base": {"network": "nothing"}} if takes_base else {}) | dict(self.arguments)
+        """The same with a network for a wrapper's ``base`` or SOAP's ``classifier``, where that comes from elsewhere."""
+        taken = inspect.signature(NETWORKS[self.network]).parameters if self.network in NETWORKS else {}
+        places = {"base": {"network": "nothing"}, "classifier": {"network": "resnet"}}
+        return {name: network for name, network in places.items() if name in taken} | dict(self.arguments)
 
     @model_validator(mode="after")
     def _buildable(self) -> "Network":

@@ -77,7 +77,17 @@ def _untrained(run: Run, config: Untrained) -> nn.Module | None:
     inner = run.purifiers["student"] if config.around == "student" else run.baselines.get(config.around)
     if inner is None:
         return None
-    outer = build_network(config.network.network, {**config.network.arguments, "base": describe(inner.network)})
+    described = describe(inner.network)
+    if config.network.network == "soap":
+        if described.pop("network") != "soap":
+            raise ConfigError(f"baselines: a network 'soap' goes around a trained SOAP only; '{config.around}' is none")
+        other = build_network("soap", {**described, **config.network.arguments})
+        try:
+            other.load_state_dict(inner.network.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(f"baselines: the weights of '{config.around}' do not fit the arguments given: {error}") from error
+        return other
+    outer = build_network(config.network.network, {**config.network.arguments, "base": described})
     outer.get_submodule("base").load_state_dict(inner.network.state_dict())
     return outer
 
