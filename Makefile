@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 help:
 	@echo "make demo   train, attack and measure everything on a small data set; results in runs/demo"
 	@echo "make test   all tests, with line coverage"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make bench  speed of the attack and of training, against peers"
 	@echo "make clean  remove .venv and caches (never runs/)"
 
@@ -22,6 +23,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/attack.py
