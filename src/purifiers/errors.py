@@ -21,6 +21,10 @@ class DataError(PurifiersError, ValueError):
     """Images on disk are damaged, or not laid out as expected."""
 
 
+class ImageTooLargeError(DataError):
+    """An image has more pixels than are allowed."""
+
+
 class MissingFileError(PurifiersError, FileNotFoundError):
     """A file or folder that was asked for is not there."""
 

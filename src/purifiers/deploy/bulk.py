@@ -9,7 +9,7 @@ from PIL import Image
 
 from purifiers.console import progress
 from purifiers.data import to_float, to_uint8
-from purifiers.data.folder import SUFFIXES, image_files, read_rgb
+from purifiers.data.files import SUFFIXES, image_files, read_rgb
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.files import atomic_path
 from purifiers.purifier import Purifier
