@@ -124,6 +124,8 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded(tmp_path: Path) 
             read(tmp_path / "bomb.png", max_pixels=50_000_000)
     with pytest.raises(ImageTooLargeError, match="400000000 pixels"):
         read_rgb(bomb(20_000, 20_000))
+    with pytest.raises(ImageTooLargeError, match="20000 x 20000 are 400"):
+        read_rgb(bomb(20_000, 20_000), max_pixels=50_000_000)
     exact = content(Image.new("RGB", (10, 10)))
     assert read_rgb(exact, max_pixels=100).size == (10, 10)
     with pytest.raises(ImageTooLargeError):

@@ -3,7 +3,9 @@
 import io
 import os
 import stat
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from purifiers.errors import DataError, ImageTooLargeError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, by content and not by name. Pillow knows more, some of which starts other programs (EPS)."""
+_LIMIT = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,24 @@ def _named(source: Path | bytes) -> str:
     return "" if isinstance(source, bytes) else f"{source}: "
 
 
+@contextmanager
+def _unlimited() -> Iterator[None]:
+    """Pillow's own limit, which is one for the whole process and does not say how large an image is, lifted for a header."""
+    with _LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def _opened(source: Path | bytes, max_pixels: int | None, formats: Sequence[str]) -> Image.Image:
     """The image with nothing read but its header."""
     try:
         if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
             raise DataError(f"{_named(source)}empty, 0 bytes")
-        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        with _unlimited() if max_pixels is not None else nullcontext():
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except DataError:
         raise
     except UnidentifiedImageError as error:
