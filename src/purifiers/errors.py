@@ -41,5 +41,9 @@ class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (nothing is wrong)
     """The time limit that was asked for is reached. Everything finished is kept; the same call goes on from there."""
 
 
+class ServiceError(PurifiersError, RuntimeError):
+    """The service had to stop: its worker did not start, or died."""
+
+
 class AttackError(PurifiersError, RuntimeError):
     """An attack returned images outside its own threat model, or needs a gradient that the model does not pass."""

@@ -38,6 +38,63 @@ def add_commands(add: options.Add) -> None:
     add_max_pixels(command, default=50_000_000)
     options.add_device(command)
 
+    command = add(
+        "serve",
+        serve,
+        "purify images over HTTP",
+        "POST an image to /purify, as the body or as the field 'image' of a form, and get a purified PNG; with --classifier, "
+        "POST it to /classify and get scores. See /docs for the rest, and /health and /metrics to watch it. "
+        "SIGTERM and Ctrl-C stop it with exit status 0 once everything in flight is answered.",
+    )
+    command.add_argument(
+        "what",
+        metavar="RUN|NAME",
+        help="the --output of 'purifiers train', a shipped purifier (cifar10), or a saved one's folder",
+    )
+    command.add_argument(
+        "--classifier", metavar="SOURCE", help="for /classify: module:function, a saved folder or a shipped name"
+    )
+    command.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone (the default); 0.0.0.0 or ::: all")
+    command.add_argument("--port", type=options.count, default=8000, help="1024 to 65535 (default: %(default)s)")
+    command.add_argument(
+        "--max-batch-size",
+        metavar="N",
+        type=options.count,
+        default=16,
+        help="images that are purified together (default: %(default)s)",
+    )
+    command.add_argument(
+        "--batch-timeout",
+        metavar="SECONDS",
+        type=seconds,
+        default=0.01,
+        help="how long the first image of a batch waits for others (default: %(default)s)",
+    )
+    command.add_argument(
+        "--max-bytes",
+        metavar="N",
+        type=options.count,
+        default=10_000_000,
+        help="refuse requests with a longer body (default: 10_000_000)",
+    )
+    add_max_pixels(command, default=4_000_000)
+    command.add_argument(
+        "--max-queue",
+        metavar="N",
+        type=options.count,
+        default=64,
+        help="requests at once; one more is told to come back later (default: %(default)s)",
+    )
+    options.add_device(command)
+
+
+def seconds(text: str) -> float:
+    """A time of 0 to 10 seconds."""
+    value = float(text)
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"0 to 10 seconds, please; got {text}")
+    return value
+
 
 def add_max_pixels(command: argparse.ArgumentParser, default: int) -> None:
     """The largest image."""
@@ -74,3 +131,29 @@ def purify(parsed: argparse.Namespace) -> int:
     if len(result.failed) > LISTED:
         fail(f"and {len(result.failed) - LISTED} more: see {target / 'failed.txt'}")
     return 1 if result.failed else 0
+
+
+def serve(parsed: argparse.Namespace) -> int:
+    """Purify images over HTTP."""
+    from purifiers.console import say
+    from purifiers.extras import require
+
+    for module in ("litserve", "prometheus_client", "python_multipart"):
+        require(module, "serve")
+    from purifiers.deploy.endpoints import Limits
+    from purifiers.deploy.serve import serve as serve_until_stopped
+    from purifiers.training.run import make_fabric
+
+    limits = Limits(max_bytes=parsed.max_bytes, max_pixels=parsed.max_pixels, max_queue=parsed.max_queue)
+    serve_until_stopped(
+        parsed.what,
+        classifier=parsed.classifier,
+        host=parsed.host,
+        port=parsed.port,
+        max_batch_size=parsed.max_batch_size,
+        batch_timeout=parsed.batch_timeout,
+        limits=limits,
+        device=make_fabric(parsed.device, "32-true").device,
+    )
+    say("stopped; everything in flight was answered")
+    return 0

@@ -128,7 +128,7 @@ def _opened(source: Path | bytes, max_pixels: int | None, formats: Sequence[str]
         if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
             raise DataError(f"{_named(source)}empty, 0 bytes")
         with _unlimited() if max_pixels is not None else nullcontext():
-            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(formats))
     except DataError:
         raise
     except UnidentifiedImageError as error:

@@ -50,6 +50,14 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     )
 
 
+def folder_classes(path: str | None) -> tuple[str, ...] | None:
+    """The class names of such a folder, or None if it is not here or not laid out so."""
+    try:
+        return _class_names(_home(Path(path or ""), "train")[0]) if path and Path(path).is_dir() else None
+    except (DataError, MissingFileError, OSError):
+        return None
+
+
 def _home(root: Path, split: str) -> tuple[Path, bool]:
     """The folder that holds the class folders of a split, and whether it is that split's own."""
     train, tests = root / "train", [root / name for name in TEST_FOLDERS if (root / name).is_dir()]

@@ -31,7 +31,7 @@ def side_by_side(original: Image.Image, purified: Image.Image) -> Image.Image:
 def _scaled(image: Image.Image) -> Image.Image:
     longer = max(image.size)
     if longer > LARGEST:
-        shape = (max(1, round(side * LARGEST / longer)) for side in image.size)
-        return image.resize(tuple(shape), Image.Resampling.BOX)
+        width, height = (max(1, round(side * LARGEST / longer)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.BOX)
     factor = max(1, SMALLEST // longer)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
