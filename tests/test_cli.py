@@ -165,7 +165,7 @@ def test_mistyped_commands_are_status_2(arguments: list[str], message: str, caps
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "reproduce", "certify", "purify"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "reproduce", "certify", "purify", "serve"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

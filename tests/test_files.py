@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_written_files_have_ordinary_permissions(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "x")
     (tmp_path / "b.txt").write_text("x")
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "b.txt").stat().st_mode)
+
+
+def test_many_threads_write_long_names_at_once_with_ordinary_permissions(tmp_path: Path) -> None:
+    names = [f"{i}" + "\N{SNOWMAN}" * 80 + ".png" for i in range(40)]  # 240 bytes and more of the 255 that there are
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: write_text(tmp_path / name, name), names))
+    (tmp_path / "b.txt").write_text("x")
+    ordinary = stat.S_IMODE((tmp_path / "b.txt").stat().st_mode)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in names} == {ordinary}
+    assert len(list(tmp_path.iterdir())) == 41
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

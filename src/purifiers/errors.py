@@ -21,6 +21,10 @@ class DataError(PurifiersError, ValueError):
     """Images on disk are damaged, or not laid out as expected."""
 
 
+class ImageTooLargeError(DataError):
+    """An image has more pixels than are allowed."""
+
+
 class MissingFileError(PurifiersError, FileNotFoundError):
     """A file or folder that was asked for is not there."""
 
@@ -35,6 +39,10 @@ class TrainingError(PurifiersError, RuntimeError):
 
 class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (nothing is wrong)
     """The time limit that was asked for is reached. Everything finished is kept; the same call goes on from there."""
+
+
+class ServiceError(PurifiersError, RuntimeError):
+    """The service had to stop: its worker did not start, or died."""
 
 
 class AttackError(PurifiersError, RuntimeError):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +23,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The rename is atomic, so another process, or this one after a kill, sees the old file or the new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: image and figure writers choose the format by it.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}")
-    os.close(descriptor)
-    temporary = Path(name)
+    # The suffix stays last: image and figure writers choose the format by it. Of a long name only the beginning: the
+    # temporary one must not be longer than file systems allow.
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
+        # Made here, so that it has the permissions of an ordinary new file; threads may do this side by side.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
-        # mkstemp makes files private to the user; what is kept gets the permissions of an ordinary new file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

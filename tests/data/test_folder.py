@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from purifiers.data import load_images
-from purifiers.data.folder import read_rgb
 from purifiers.errors import ConfigError, DataError, MissingFileError
 
 
@@ -83,23 +82,6 @@ def test_pixels_arrive_unchanged_and_grey_becomes_rgb(folder: Path) -> None:
         write_image(folder / "ant" / f"{i}.png", mode="L")
     grey = load_images("folder", "train", path=str(folder))
     assert torch.equal(grey.images[0, 0], grey.images[0, 1])
-
-
-def test_pixels_are_read_as_they_are_meant_to_be_seen(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    assert np.abs(np.asarray(read_rgb(tmp_path / "deep.png"))[..., 0] - ramp / 257).max() <= 0.5
-    clear = np.zeros((2, 2, 4), np.uint8)
-    clear[0, 0] = (10, 20, 30, 255)
-    Image.fromarray(clear).save(tmp_path / "clear.png")
-    assert np.asarray(read_rgb(tmp_path / "clear.png")).tolist() == [[[10, 20, 30], [255] * 3], [[255] * 3] * 2]
-    sideways = Image.fromarray(np.zeros((4, 8, 3), np.uint8))
-    exif = sideways.getexif()
-    exif[0x0112] = 6
-    sideways.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_rgb(tmp_path / "turned.jpg").size == (4, 8)
-    Image.new("CMYK", (3, 3)).save(tmp_path / "print.jpg")
-    assert read_rgb(tmp_path / "print.jpg").mode == "RGB"
 
 
 def test_mixed_sizes_need_one_size(folder: Path) -> None:

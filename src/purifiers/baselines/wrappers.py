@@ -103,6 +103,16 @@ class Blend(nn.Module):
         self.base = base
         self.share = share
 
+    @property
+    def reach(self) -> int | None:
+        """How far a pixel of the input acts, in pixels, if that is known of the base."""
+        return getattr(self.base, "reach", None)
+
+    @property
+    def stride(self) -> int:
+        """The base's."""
+        return getattr(self.base, "stride", 1)
+
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
         return torch.lerp(self.base(images), images, self.share)

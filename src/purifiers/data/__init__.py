@@ -4,14 +4,24 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
-from purifiers.data.cifar10 import load_cifar10
+from purifiers.data.cifar10 import CLASSES, load_cifar10
 from purifiers.data.digits import load_digits
-from purifiers.data.folder import load_folder
+from purifiers.data.folder import folder_classes, load_folder
 from purifiers.data.images import ImageSet, augmented, shuffled_batches, slices, to_float, to_uint8
 from purifiers.errors import ConfigError
 from purifiers.naming import nearest
 
-__all__ = ["SOURCES", "ImageSet", "augmented", "load_images", "shuffled_batches", "slices", "to_float", "to_uint8"]
+__all__ = [
+    "SOURCES",
+    "ImageSet",
+    "augmented",
+    "class_names",
+    "load_images",
+    "shuffled_batches",
+    "slices",
+    "to_float",
+    "to_uint8",
+]
 
 SOURCES: dict[str, Callable[..., ImageSet]] = {"digits": load_digits, "cifar10": load_cifar10, "folder": load_folder}
 """Name -> loader. A loader takes the split, and of ``path`` and ``size`` what it understands."""
@@ -32,3 +42,10 @@ def load_images(name: str, split: Literal["train", "test"], **options: Any) -> I
         if key not in valid:
             raise ConfigError(f"the data set '{name}' takes no data.{key}")
     return SOURCES[name](split, **given)
+
+
+def class_names(name: str, path: str | None = None) -> tuple[str, ...] | None:
+    """The classes of a data set, without reading its images; None where that cannot be told, as a folder is not here."""
+    if name == "folder":
+        return folder_classes(path)
+    return {"cifar10": CLASSES, "digits": tuple(map(str, range(10)))}.get(name)

@@ -5,13 +5,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from purifiers.data.files import image_files, read_rgb
 from purifiers.data.images import ImageSet
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEST_SHARE = 0.2
 TEST_FOLDERS = ("test", "val")
 
@@ -50,32 +50,12 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     )
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files below ``folder``, by their endings, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-
-
-def read_rgb(file: Path) -> Image.Image:
-    """Read one image file as 8-bit RGB, the way it is meant to be seen.
-
-    Turned upright by its EXIF orientation; 16-bit grey scaled, not cut off; transparency shown over white; of an
-    animation the first frame.
-
-    Raises:
-        DataError: it is not an image, or a damaged one.
-    """
+def folder_classes(path: str | None) -> tuple[str, ...] | None:
+    """The class names of such a folder, or None if it is not here or not laid out so."""
     try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):
-                levels = np.asarray(image).astype(np.float64) / 257
-                image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: {error}") from error
+        return _class_names(_home(Path(path or ""), "train")[0]) if path and Path(path).is_dir() else None
+    except (DataError, MissingFileError, OSError):
+        return None
 
 
 def _home(root: Path, split: str) -> tuple[Path, bool]:

@@ -72,6 +72,16 @@ class CAE(nn.Module):
             for parameter in self.decoder[-1].parameters():
                 nn.init.zeros_(parameter)
 
+    @property
+    def reach(self) -> int:
+        """How far a pixel of the input acts, in pixels: none changes the output further away than this.
+
+        Every block reaches one step of the finer of its two resolutions, on either side of the latent.
+        """
+        counts = self.config["blocks"]
+        steps = counts[0] + sum(2 ** (stage - 1) + (count - 1) * 2**stage for stage, count in enumerate(counts) if stage)
+        return 2 * steps
+
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, channels, H, W), float, in [0,1]; same shape, dtype and range."""
         height, width = images.shape[-2:]

@@ -36,22 +36,37 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
             does not return finite logits (N, classes) for the data's images and classes, or has no input gradient.
         MissingFileError, CheckpointError: see :func:`purifiers.registry.load_network`.
     """
-    path = weights.locate(source)
-    if path.suffix == ".safetensors":
-        classifier = build_classifier(config, len(data.classes))
-        load_weights(classifier, path)
-    elif path.is_dir():
-        classifier = load_network(path)
-    elif ":" in source:
-        classifier = _call(source)
-    else:
-        raise ConfigError(
-            f"cannot load a classifier from '{source}'{nearest(source, weights.NAMES)}: give a .safetensors file, a "
-            "folder with config.json and model.safetensors, the name of a shipped one, or module:function"
-        )
+    classifier = open_classifier(source, config, len(data.classes))
     classifier = place(classifier, data.images.device).eval().requires_grad_(False)
     _check(classifier, source, data)
     return classifier
+
+
+def open_classifier(source: str, config: Classifier | None, classes: int | None) -> nn.Module:
+    """Load a classifier, which is not checked; on the CPU.
+
+    Args:
+        source: see :func:`load_classifier`.
+        config, classes: of the network whose weights a .safetensors file holds; None if they are not known.
+
+    Raises:
+        ConfigError, MissingFileError, CheckpointError: see :func:`load_classifier`.
+    """
+    path = weights.locate(source)
+    if path.suffix == ".safetensors":
+        if config is None or classes is None:
+            raise ConfigError(f"of which network {source} holds the weights is not known here: give a saved folder instead")
+        classifier = build_classifier(config, classes)
+        load_weights(classifier, path)
+        return classifier
+    if path.is_dir():
+        return load_network(path)
+    if ":" in source:
+        return _call(source)
+    raise ConfigError(
+        f"cannot load a classifier from '{source}'{nearest(source, weights.NAMES)}: give a .safetensors file, a "
+        "folder with config.json and model.safetensors, the name of a shipped one, or module:function"
+    )
 
 
 def _call(source: str) -> nn.Module:

@@ -1,0 +1,170 @@
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, PngImagePlugin
+
+from purifiers.data.files import image_files, image_size, read_image, read_rgb
+from purifiers.errors import DataError, ImageTooLargeError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8)
+
+
+def content(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few hundred bytes that says it is that large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+
+
+def turned(exif: Image.Exif | None = None) -> Image.Exif:
+    exif = exif or Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_a_path_and_bytes_give_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content(Image.fromarray(PIXELS)))
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        assert np.array_equal(np.asarray(read_rgb(source)), PIXELS)
+    assert image_size(tmp_path / "a.png") == (10, 7)
+
+
+def test_pixels_are_read_as_they_are_meant_to_be_seen() -> None:
+    ramp = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+    assert np.abs(np.asarray(read_rgb(content(Image.fromarray(ramp))))[..., 0] - ramp / 257).max() <= 0.5
+    clear = np.zeros((2, 2, 4), np.uint8)
+    clear[0, 0] = (10, 20, 30, 255)
+    assert np.asarray(read_rgb(content(Image.fromarray(clear)))).tolist() == [[[10, 20, 30], [255] * 3], [[255] * 3] * 2]
+    sideways = Image.fromarray(PIXELS)
+    upright = read_rgb(content(sideways, exif=turned()))
+    assert np.array_equal(np.asarray(upright), np.rot90(PIXELS, -1))
+    red = Image.new("CMYK", (3, 3), (0, 255, 255, 0))
+    assert np.abs(np.asarray(read_rgb(content(red, "JPEG", quality=100))).astype(int) - (255, 0, 0)).max() <= 3
+    assert read_rgb(content(Image.new("1", (3, 3), 1))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_transparency_is_kept_beside_the_colours_that_it_hides() -> None:
+    pixels = np.dstack([PIXELS, np.arange(70, dtype=np.uint8).reshape(7, 10)])
+    picture = read_image(content(Image.fromarray(pixels)))
+    assert np.array_equal(np.asarray(picture.colours), PIXELS)
+    assert picture.alpha is not None
+    assert np.array_equal(np.asarray(picture.alpha), pixels[..., 3])
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    assert read_image(content(palette)).alpha is None
+    picture = read_image(content(palette, transparency=1))
+    assert [picture.colours.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
+    assert picture.alpha is not None
+    assert picture.alpha.tobytes() == b"\xff\x00"
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame(form: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    picture = read_image(content(frames[0], form, save_all=True, append_images=frames[1:], **lossless))
+    assert picture.animated
+    assert picture.colours.getpixel((0, 0)) == (255, 0, 0)
+    assert not read_image(content(frames[0], form)).animated
+
+
+def test_what_is_said_of_a_picture_is_kept_but_for_what_is_no_longer_so() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = turned()
+    exif[0x010F] = "Maker"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Author", "Ada")
+    text.add_itxt("Title", "\N{SNOWMAN}")
+    options = {"icc_profile": profile, "exif": exif, "dpi": (300, 300), "pnginfo": text}
+    picture = read_image(content(Image.fromarray(PIXELS), **options))
+    assert picture.icc == profile
+    assert picture.text == {"Author": "Ada", "Title": "\N{SNOWMAN}"}
+    assert picture.dpi is not None
+    assert picture.dpi == pytest.approx((300, 300), abs=0.1)
+    kept = Image.Exif()
+    kept.load(picture.exif)
+    assert dict(kept) == {0x010F: "Maker"}
+    grey = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert read_image(content(Image.fromarray(PIXELS), icc_profile=grey)).icc is None
+
+
+def test_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(content(Image.fromarray(PIXELS), "JPEG"))
+    assert read_rgb(tmp_path / "photo.png").size == (10, 7)
+    (tmp_path / "notes.png").write_text("hello")
+    with pytest.raises(DataError, match=r"notes\.png: not an image \(PNG, JPEG"):
+        read_rgb(tmp_path / "notes.png")
+    (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(DataError, match="not an image"):
+        read_rgb(tmp_path / "script.png")
+    with pytest.raises(DataError, match=r"not an image \(PNG can be read\)"):
+        read_rgb(content(Image.fromarray(PIXELS), "JPEG"), formats=("PNG",))
+
+
+def test_too_many_pixels_are_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb(10_000, 8_000))
+    words = r"bomb\.png: 10000 x 8000 are 80\.0 megapixels; at most 50 are read \(--max-pixels\)"
+    for read in (read_rgb, image_size):
+        with pytest.raises(ImageTooLargeError, match=words):
+            read(tmp_path / "bomb.png", max_pixels=50_000_000)
+    with pytest.raises(ImageTooLargeError, match="400000000 pixels"):
+        read_rgb(bomb(20_000, 20_000))
+    with pytest.raises(ImageTooLargeError, match="20000 x 20000 are 400"):
+        read_rgb(bomb(20_000, 20_000), max_pixels=50_000_000)
+    exact = content(Image.new("RGB", (10, 10)))
+    assert read_rgb(exact, max_pixels=100).size == (10, 10)
+    with pytest.raises(ImageTooLargeError):
+        read_rgb(exact, max_pixels=99)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_damage_is_told(form: str) -> None:
+    whole = content(Image.fromarray(np.tile(PIXELS, (9, 9, 1))), form)
+    with pytest.raises(DataError, match="empty, 0 bytes"):
+        read_rgb(b"")
+    for share in (0.2, 0.5, 0.9):
+        with pytest.raises(DataError, match=r"damaged image|not an image"):
+            read_rgb(whole[: int(len(whole) * share)])
+
+
+def test_grey_without_a_white_is_refused() -> None:
+    for pixels in (np.full((2, 2), 1e6, np.int32), np.full((2, 2), 0.5, np.float32)):
+        with pytest.raises(DataError, match="nothing says what is white"):
+            read_rgb(content(Image.fromarray(pixels), "TIFF"))
+
+
+def test_files_of_a_folder_and_what_cannot_be_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/x.PNG", "a.jpeg", "notes.txt", "b/y.webp"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    problems: list[OSError] = []
+    found = image_files(tmp_path, problems.append)
+    assert [str(file.relative_to(tmp_path)) for file in found] == ["a.jpeg", "b/x.PNG", "b/y.webp"]
+    assert sorted(Path(str(error.filename)).name for error in problems) == ["gone.png", "self.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    problems: list[OSError] = []
+    assert image_files(tmp_path, problems.append) == []
+    assert [error.filename for error in problems] == [str(tmp_path / "closed")]
