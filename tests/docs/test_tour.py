@@ -136,7 +136,7 @@ def serving(words: list[str], asked: list[list[str]], place: Path) -> None:
                 assert time.monotonic() < deadline, "the service does not answer"
                 time.sleep(0.3)
         answers = [run([words[0], "-sS", *words[1:]], place) for words in asked]
-        assert json.loads(answers[0])["class"] == "red", answers[0]
+        assert json.loads(answers[0])["name"] == "red", answers[0]
         with Image.open(place / "purified.png") as purified, Image.open(place / "photos" / "red" / "0.png") as original:
             assert purified.size == original.size
     finally:
