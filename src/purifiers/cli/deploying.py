@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from purifiers.cli import options
+from purifiers.cli import exporting, options
 from purifiers.cli.commands import fail
 
 
@@ -24,6 +24,8 @@ def add_commands(add: options.Add) -> None:
     )
     command.add_argument("--overwrite", action="store_true", help="purify again what is there already")
     options.add_device(command)
+
+    exporting.add_command(add)
 
 
 def purify(parsed: argparse.Namespace) -> int:
