@@ -26,8 +26,8 @@ def add_command(add: options.Add) -> None:
         "export",
         export,
         "write a purifier as one ONNX file, or as a program of torch.export",
-        "Write a purifier, or a purifier with a classifier behind it, as one file for other programs: images float32 (batch, 3, "
-        "height, width) in [0,1] in; purified images, or logits, out; any number and size of images. The file is compared with "
+        "Write a purifier, or a purifier with a classifier behind it, as one file for other programs: images in, float32 (batch, "
+        "3, height, width) in [0,1]; purified images, or logits, out; any number and size of images. The file is compared with "
         "PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.",
     )
     command.add_argument(
@@ -78,7 +78,7 @@ def export(parsed: argparse.Namespace) -> int:
         )
     classifier = _classifier(parsed, recipe) if parsed.classifier else None
     model = exportable(purifier, classifier)
-    channels = 3 if classifier is not None else getattr(purifier.network, "config", {}).get("channels", 3)
+    channels = getattr(purifier.network, "config", {}).get("channels", 3)
     if parsed.format == "torch":
         exported = export_torch(model, parsed.target, size=parsed.size, channels=channels)
     else:
@@ -87,7 +87,7 @@ def export(parsed: argparse.Namespace) -> int:
         if parsed.int8:
             return _eight_bits(parsed, model, metadata, recipe, channels)
         exported = export_onnx(model, parsed.target, metadata, opset=parsed.opset, size=parsed.size, channels=channels)
-    say(_written(parsed, exported.path))
+    say(_written(parsed, exported.path, channels))
     say(_checked(exported))
     return 0
 
@@ -106,7 +106,7 @@ def _eight_bits(parsed: argparse.Namespace, model: "nn.Module", metadata, recipe
         exported = export_onnx(model, whole, metadata, opset=parsed.opset, size=parsed.size, channels=channels)
         quantise(whole, parsed.target, typical, metadata | {"quantised": "8 bits, static"})
         loss = quantisation_loss(whole, parsed.target, test, judge)
-        say(f"{_written(parsed, parsed.target)}; in float it would be {_megabytes(whole)}")
+        say(f"{_written(parsed, parsed.target, channels)}; in float it would be {_megabytes(whole)}")
         say(f"float, {_checked(exported)}")
     say(f"8 bits, on {loss.n:,} test images of {test.name}, against float: outputs off by at most {loss.largest:.3g}")
     if loss.psnr is not None:
@@ -170,11 +170,11 @@ def _judge(parsed: argparse.Namespace, recipe: "Recipe", test: "ImageSet"):  # t
     return (None, "") if source is None else (load_classifier(source, recipe.classifier, test), Path(source).name)
 
 
-def _written(parsed: argparse.Namespace, path: Path) -> str:
-    channels = f"(batch, channels, {parsed.size or 'height'}, {parsed.size or 'width'})"
+def _written(parsed: argparse.Namespace, path: Path, channels: int) -> str:
+    shape = f"(batch, {channels}, {parsed.size or 'height'}, {parsed.size or 'width'})"
     opset = f", opset {parsed.opset}" if parsed.format == "onnx" else ""
     gives = "logits" if parsed.classifier else "purified images"
-    return f"{path}: {_megabytes(path)}{opset}; images, float32 {channels} in [0,1] -> {gives}"
+    return f"{path}: {_megabytes(path)}{opset}; images, float32 {shape} in [0,1] -> {gives}"
 
 
 def _checked(exported) -> str:  # type: ignore[no-untyped-def]

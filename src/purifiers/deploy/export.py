@@ -96,8 +96,8 @@ def export_onnx(
         channels: of the images.
 
     Raises:
-        ConfigError: torch cannot export it, ONNX Runtime cannot run it, or does so with another result; or the extra ``onnx`` is
-            not installed.
+        ConfigError: torch cannot export it, ONNX Runtime cannot run it, or does so with another result; or the extra ``onnx``
+            is not installed.
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "onnx")
