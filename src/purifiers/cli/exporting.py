@@ -26,9 +26,9 @@ def add_command(add: options.Add) -> None:
         "export",
         export,
         "write a purifier as one ONNX file, or as a program of torch.export",
-        "Write a purifier, or a purifier with a classifier behind it, as one file for other programs: images in, float32 (batch, "
-        "3, height, width) in [0,1]; purified images, or logits, out; any number and size of images. The file is compared with "
-        "PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.",
+        "Write a purifier, or a purifier with a classifier behind it, as one file for other programs. Images go in, "
+        "float32 (batch, 3, height, width) in [0,1], any number and size; purified images come out, or logits. The file is "
+        "compared with PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.",
     )
     command.add_argument(
         "what", metavar="WHAT", help="a shipped purifier (cifar10), the --output of 'train', a saved folder, or owner/name"
@@ -129,6 +129,8 @@ def _recipe(parsed: argparse.Namespace) -> "Recipe | None":
     place = [("data.path", str(Path(parsed.data_dir).resolve()))] if parsed.data_dir else []
     if is_run(parsed.what):
         return loaded(weights.locate(parsed.what) / RECIPE_FILE, place)
+    if parsed.what not in weights.PURIFIERS:
+        return None
     shipped = next((name for name in NAMES if load_recipe(name).weights.get("student") == parsed.what), None)
     return None if shipped is None else loaded(shipped, place)
 

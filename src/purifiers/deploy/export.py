@@ -1,5 +1,6 @@
 """A purifier, alone or with the classifier behind it, as one file for other programs: ONNX, or torch.export's."""
 
+import copy
 import json
 import logging
 import warnings
@@ -22,7 +23,7 @@ from purifiers.registry import PURIFIERS, describe
 from purifiers.version import __version__
 
 OPSET = 18
-"""The oldest that torch's exporter writes without conversion, so that the oldest runtimes read it."""
+"""The oldest that torch's exporter writes of itself, so that most runtimes read it."""
 TOLERANCE = 1e-4
 """How far a file's output may be from PyTorch's: of images in [0,1] units, of logits as a share of the largest (if above 1)."""
 UNEXPORTABLE: dict[type[nn.Module], str] = {
@@ -52,7 +53,7 @@ class Exported:
 
 
 def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Module:
-    """What goes into the file: the purifier's network and, if given, the classifier behind it, in evaluation mode, on the CPU.
+    """What goes into the file: the purifier's network and, if given, the classifier behind it; a copy, on the CPU.
 
     Raises:
         ConfigError: the purifier is none that can be exported; says why, and which can.
@@ -65,7 +66,7 @@ def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Mo
             raise ConfigError(f"{why}. What can: {possible} (wrappers if what they are around can)")
     # Without the checks of Purifier: a graph has no errors to raise.
     model = purifier.network if classifier is None else nn.Sequential(purifier.network, classifier)
-    return model.cpu().eval().requires_grad_(False)
+    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
 
 def about(name: str, purifier: Purifier, classifier: str | None = None) -> dict[str, str]:
@@ -181,6 +182,8 @@ def _tracing(size: int | None) -> Iterator[None]:
     """What surrounds torch's exporters: they trace for every size alike, are quiet, and fail in words."""
     import torch.fx.experimental._config as tracing
 
+    if not hasattr(tracing, "backed_size_oblivious"):
+        raise ConfigError(f"exporting needs a newer torch than {torch.__version__}: pip install --upgrade torch")
     # Which operators of torchvision it leaves out is of no use to those who have none.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     # Otherwise a size of 1, or one that needs no padding, would be another program.
