@@ -188,8 +188,7 @@ def _tracing(size: int | None) -> Iterator[None]:
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     # Otherwise a size of 1, or one that needs no padding, would be another program.
     with tracing.patch(backed_size_oblivious=True), warnings.catch_warnings():  # type: ignore[attr-defined]
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # torch 2.13 of itself
-        warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)  # torch 2.13 warns of itself
         try:
             yield
         except (ConfigError, OSError):
