@@ -51,7 +51,7 @@ def test_an_empty_batch_is_an_empty_batch() -> None:
 def test_save_and_load(tmp_path: Path) -> None:
     purifier, images = small(), torch.rand(2, 3, 8, 8)
     purifier.save_pretrained(tmp_path / "p")
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     loaded = Purifier.from_pretrained(tmp_path / "p")
     assert torch.equal(loaded(images), purifier(images))
     assert not loaded.training

@@ -8,6 +8,7 @@ from torch import nn
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from purifiers.networks import CAE, ResNet
 from purifiers.registry import build_network, fingerprint, load_network, load_weights, place, save_network
+from purifiers.version import __version__
 
 
 def small() -> CAE:
@@ -67,7 +68,8 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         ("{", "damaged or was not written"),
         ("[]", "damaged or was not written"),
         (json.dumps({"a": 1}), "damaged or was not written"),
-        (json.dumps({**config, "format": 99}), "upgrade"),
+        (json.dumps({**config, "format": 99}), "has format 99; this version reads format 1: upgrade"),
+        (json.dumps({**config, "format": 0}), "has format 0; this version reads format 1: it is damaged"),
         (json.dumps({**config, "network": "cea"}), "did you mean 'cae'"),
         (json.dumps({**config, "network": []}), "describes no network"),
         (json.dumps({**config, "arguments": None}), "damaged or was not written"),
@@ -78,6 +80,27 @@ def test_damage_is_explained(tmp_path: Path) -> None:
             load_network(tmp_path)
     with pytest.raises(CheckpointError, match="do not fit"):
         load_weights(ResNet(20), tmp_path / "model.safetensors")
+
+
+def test_a_file_of_before_an_argument_came_has_its_default(tmp_path: Path) -> None:
+    save_network(tmp_path, CAE(widths=[4, 6], blocks=[1, 1], skip_every=2))
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["arguments"]["residual"], config["arguments"]["skip_every"], config["version"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_network(tmp_path)
+    assert isinstance(loaded, CAE)
+    assert (loaded.config["residual"], loaded.config["skip_every"]) == (False, 2)
+
+
+def test_an_argument_of_a_newer_version_says_so(tmp_path: Path) -> None:
+    save_network(tmp_path, small())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["arguments"]["attention"] = 4
+    for version, message in [("99.0", "purifiers 99.0 wrote it"), (None, "if a newer version wrote it")]:
+        config["version"] = version
+        (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        with pytest.raises(CheckpointError, match=rf"takes no 'attention'.*\({message}, this is {__version__}: upgrade"):
+            load_network(tmp_path)
 
 
 def test_networks_that_could_not_be_loaded_again_are_not_saved(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Libraries that are installed only where they are wanted."""
+"""Optional libraries: each comes with one of the package's extras, and is imported where it is used."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,16 +7,15 @@ from purifiers.errors import ConfigError
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional library.
-
-    Args:
-        module: its name.
-        extra: the extra of this library that installs it.
+    """Import ``module``, dotted, which comes with the package's ``extra``.
 
     Raises:
-        ConfigError: it cannot be imported; says how to install it.
+        ConfigError: it is not installed; the message says how to.
     """
     try:
         return import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"this needs {module} ({error}): pip install 'purifiers[{extra}]'") from error
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:  # it is there, and something of its own is not: that is another story
+            raise
+        raise ConfigError(f"this needs {package}, which is not installed: pip install 'purifiers[{extra}]'") from error

@@ -2,15 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Self
+from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from purifiers import weights
+from purifiers import hub, weights
 from purifiers.errors import CheckpointError, InputError, MissingFileError
+from purifiers.files import write_text
 from purifiers.naming import nearest
-from purifiers.registry import CONFIG_FILE, PURIFIERS, load_network, save_network
+from purifiers.registry import CONFIG_FILE, PURIFIERS, describe, fingerprint, load_network, save_network
 
 TOLERANCE = 1e-4
 """How far rounding may take a pixel out of [0,1] before an image counts as out of range."""
@@ -55,6 +57,7 @@ class Purifier(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self._card = ("", "")  # of which weights, by their fingerprint, and what it says
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,34 +81,143 @@ class Purifier(nn.Module):
             check_images(images)
         return self.network(images) if images.numel() else images.clone()
 
+    @property
+    def card(self) -> str | None:
+        """The model card that it was loaded with, in Markdown; None if there was none, or it is of other weights than these."""
+        of, card = self._card
+        return card if of == fingerprint(self.network) else None
+
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> Self:
-        """Load a purifier that comes with the library, or one that was trained or saved with it.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Load a trained purifier, on the CPU, in evaluation mode.
 
         Args:
-            name_or_folder: a name in :data:`purifiers.weights.PURIFIERS`, such as ``cifar10``, or a folder written by
-                :meth:`save_pretrained` or by ``purifiers train --output``.
+            pretrained_model_name_or_path: a name in :data:`purifiers.weights.PURIFIERS`, such as ``cifar10``; a folder written
+                by :meth:`save_pretrained` or by ``purifiers train --output``; or, where there is no such folder, ``owner/name``
+                on the Hugging Face hub (``pip install 'purifiers[hub]'``).
+            revision: on the hub: a branch, tag or commit.
+            cache_dir: where downloads are kept, if not in the hub's usual cache.
+            force_download: download again what is there already.
+            local_files_only: take what was downloaded before, without asking the hub.
+            token: for a private repository; by default that of ``hf auth login``.
 
         Raises:
-            MissingFileError: neither such a name nor such a folder.
+            MissingFileError: neither such a name nor such a folder, and nothing on the hub or no way there.
             CheckpointError: the files are damaged, were written by a newer version, or hold no purifier.
+            ConfigError: it is on the hub, and huggingface_hub is not installed.
         """
-        folder = weights.locate(name_or_folder)
+        name = pretrained_model_name_or_path
+        folder = weights.locate(name)
+        if hub.is_repository(name):
+            folder = hub.download(
+                str(name),
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
         if not (folder / CONFIG_FILE).is_file():
             raise MissingFileError(
-                f"no purifier at '{name_or_folder}'{nearest(str(name_or_folder), weights.PURIFIERS)}: give a name "
-                f"({', '.join(weights.PURIFIERS)}) or a folder that holds {CONFIG_FILE} and model.safetensors, for example "
-                "the --output of 'purifiers train'"
+                f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)}: give a name "
+                f"({', '.join(weights.PURIFIERS)}), a folder that holds {CONFIG_FILE} and model.safetensors, for example "
+                "the --output of 'purifiers train', or owner/name on the Hugging Face hub"
             )
         network = load_network(folder)
         if not isinstance(network, tuple(PURIFIERS.values())):
             kind = type(network).__name__.lower()
             raise CheckpointError(f"{folder} holds a '{kind}', not a purifier; teachers and students of a run are purifiers")
-        return cls(network)
+        purifier = cls(network)
+        card = next((path for path in (folder / hub.CARD_FILE, folder / "card.md") if path.is_file()), None)
+        if card is not None:
+            purifier._card = (fingerprint(network), card.read_text())
+        return purifier
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if missing."""
-        save_network(Path(folder), self.network)
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        card: str | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and a model card, ``README.md``, to a folder, which is made if missing.
+
+        Args:
+            save_directory: the folder. A card that is there already is kept.
+            card: the card, in Markdown with the hub's front matter. By default the one that it was loaded with, if its weights
+                are still those, else one that says what it is.
+            repo_id: with ``push_to_hub``: where to, by default named as the folder.
+            push_to_hub: push it too, with what else :meth:`push_to_hub` takes.
+
+        Returns:
+            The commit's URL, if it was pushed.
+
+        Raises:
+            InputError: its network is not one of the library's, so that it could not be loaded again; see :meth:`push_to_hub`.
+        """
+        folder = Path(save_directory)
+        save_network(folder, self.network)
+        name = repo_id or folder.resolve().name
+        if card is not None or not (folder / hub.CARD_FILE).exists():
+            write_text(folder / hub.CARD_FILE, card or self.card or self._simple_card(name))
+        return self.push_to_hub(name, card=card, **push_to_hub_kwargs) if push_to_hub else None
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Push a purifier",
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Push what :meth:`save_pretrained` writes to the Hugging Face hub; ``from_pretrained(repo_id)`` loads it.
+
+        Args:
+            repo_id: ``owner/name``; made if missing.
+            card: see :meth:`save_pretrained`.
+            private: whether a new repository is.
+            token: that may write; by default that of ``hf auth login``.
+            commit_message: of the one commit.
+            branch: to push to, if not ``main``.
+            create_pr: as a pull request.
+
+        Returns:
+            The commit's URL.
+
+        Raises:
+            ConfigError: huggingface_hub is not installed (``pip install 'purifiers[hub]'``).
+            InputError: the hub did not take it, for example for want of a token; or see :meth:`save_pretrained`.
+        """
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            own = self.card
+            self.save_pretrained(folder, card=card or (hub.addressed(own, repo_id) if own else self._simple_card(repo_id)))
+            return hub.upload(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                branch=branch,
+                create_pr=create_pr,
+            )
+
+    def _simple_card(self, name: str) -> str:
+        return hub.simple_card(name, describe(self.network), sum(parameter.numel() for parameter in self.parameters()))
 
 
 class PurifiedClassifier(nn.Module):

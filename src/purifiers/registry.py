@@ -14,6 +14,7 @@ from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFi
 from purifiers.files import digest, load_tensors, save_tensors, write_text
 from purifiers.naming import nearest
 from purifiers.networks import CAE, ResNet
+from purifiers.version import __version__
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -127,7 +128,8 @@ def save_network(folder: Path, network: nn.Module, **about: Any) -> None:
         InputError: the network's class is not in the registry, so that it could not be loaded again.
     """
     described = describe(network)
-    config = {"format": FORMAT, "network": described.pop("network"), "arguments": described, **about}
+    network_name = described.pop("network")
+    config = {"format": FORMAT, "version": __version__, "network": network_name, "arguments": described, **about}
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
@@ -150,10 +152,14 @@ def load_network(folder: Path) -> nn.Module:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by this library ({error!r})") from error
     if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}; this version reads format {FORMAT}: upgrade the library")
+        advice = "upgrade the library" if isinstance(version, int) and version > FORMAT else "it is damaged: copy it again"
+        raise CheckpointError(f"{path} has format {version}; this version reads format {FORMAT}: {advice}")
     try:
-        network = build_network(name, arguments)
+        network = build_network(name, arguments)  # an argument that came later has its default, which is what there was before
     except ConfigError as error:
-        raise CheckpointError(f"{path} describes no network of this version: {error}") from error
+        writer = f"purifiers {config['version']} wrote it" if "version" in config else "if a newer version wrote it"
+        raise CheckpointError(
+            f"{path} describes no network of this version: {error} ({writer}, this is {__version__}: upgrade the library)"
+        ) from error
     load_weights(network, folder / WEIGHTS_FILE)
     return network.eval()

@@ -95,15 +95,17 @@ class CAE(nn.Module):
         if self.residual:
             output = (padded + output).clamp(-1, 1)
         # In the default layout, as a classifier may want to flatten it with view().
-        return ((output + 1) / 2)[..., :height, :width].contiguous()
+        # A copy without asking whether it is needed: an exported graph would be of one answer, and so of certain sizes only.
+        return ((output + 1) / 2)[..., :height, :width].clone(memory_format=torch.contiguous_format)
 
     def latent(self, images: Tensor) -> Tensor:
         """The latent of ``images``, (N, widths[-1], H / stride, W / stride), H and W padded to multiples of the stride."""
         return self._encode(self._padded(images))[0]
 
     def _padded(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        return F.pad(images * 2 - 1, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        # Written so that a tracer of sizes sees that the padded ones are multiples of the stride.
+        down, right = ((size + self.stride - 1) // self.stride * self.stride - size for size in images.shape[-2:])
+        return F.pad(images * 2 - 1, (0, right, 0, down), mode="replicate")
 
     def _encode(self, features: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The latent, and what the decoder is given besides, by the number of encoder blocks that it has passed."""

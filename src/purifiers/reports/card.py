@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from purifiers import hub
 from purifiers.console import duration
 from purifiers.errors import ConfigError
 from purifiers.evaluation.records import CLEAN, Results
@@ -12,13 +13,7 @@ from purifiers.reports.tables import epsilon_of, interval, percent, select
 
 CARD_FILE = "card.md"
 
-_HEAD = """---
-license: apache-2.0
-library_name: purifiers
-tags: [adversarial-purification, adversarial-robustness, image-classification]
-datasets: [{dataset}]
----
-
+_HEAD = """
 # {name}
 
 A purifier: a convolutional autoencoder ({parameters:,} parameters) that takes a possibly attacked image in [0,1] and
@@ -62,8 +57,8 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     first = results[0]
     recipe = first.trained or first.recipe
     data = recipe["data"]
-    head = {"name": name, "location": location or name, "dataset": data["name"], "parameters": first.parameters}
-    parts = [_HEAD.format(**head, changes=_changes(recipe))]
+    head = {"name": name, "location": location or name, "parameters": first.parameters}
+    parts = [hub.HEAD.format(more=f"datasets: [{data['name']}]\n") + _HEAD.format(**head, changes=_changes(recipe))]
     parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
     parts.append("## What was measured\n\n" + "\n\n".join(_measured(one) for one in results))
     classifiers = [recipe["classifier"], *recipe["companions"]]
@@ -109,6 +104,7 @@ def classifier_card(name: str, stage: str, results: Results, accuracy: float, co
     return f"""---
 license: apache-2.0
 library_name: purifiers
+pipeline_tag: image-classification
 tags: [image-classification]
 datasets: [{data}]
 ---

@@ -14,7 +14,7 @@ from purifiers.files import write_text
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, differences, load_recipe, recipe_text
 from purifiers.recipes.parts import Optimisation
-from purifiers.registry import build_network
+from purifiers.registry import build_network, save_network
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier
 from purifiers.training.fitting import fit_stage, seeded
@@ -88,7 +88,7 @@ def train(
             first = at if config.start == "teacher_at" else None
             parents = [*panel.classifiers, *own.values()]
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents, first)
-    run.purifiers["student"].save_pretrained(folder)
+    save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
     return run
 
 

@@ -1,0 +1,148 @@
+"""The Hugging Face hub: purifiers by ``owner/name``, in the layout that they have in a folder."""
+
+# Not by deriving from huggingface_hub's PyTorchModelHubMixin, whose three methods Purifier has under the same names and
+# arguments: as a base class it would make that library a hard dependency, or make Purifier another class where it is installed;
+# it removes config.json before it writes; and it fills our constructor's ``network`` with that key of our config.json, a name.
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from purifiers.errors import InputError, MissingFileError
+from purifiers.extras import require
+
+CARD_FILE = "README.md"
+FILES = ("config.json", "model.safetensors", CARD_FILE)
+"""What is sent and fetched."""
+HEAD = """---
+license: apache-2.0
+library_name: purifiers
+pipeline_tag: image-to-image
+tags: [adversarial-purification, adversarial-robustness, image-classification]
+{more}---
+"""
+"""The metadata of a purifier's card that the hub reads."""
+_LOADED = re.compile(r'from_pretrained\("[^"]*"\)')
+
+
+def is_repository(name: str | Path) -> bool:
+    """Has ``name`` the form ``owner/name`` of a repository, and is it no folder that is there?"""
+    return isinstance(name, str) and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).exists()
+
+
+def download(repo_id: str, **options: Any) -> Path:
+    """The folder in the local cache with the files of ``repo_id``, fetched if they are not there yet.
+
+    Args:
+        repo_id: ``owner/name``.
+        options: of ``huggingface_hub.snapshot_download``: revision, cache_dir, force_download, local_files_only, token.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed.
+        MissingFileError: no such repository or revision, no access to it, or no way to the hub and nothing in the cache.
+    """
+    library, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
+    said = f"there is no folder '{repo_id}', and"
+    try:
+        return Path(library.snapshot_download(repo_id, allow_patterns=list(FILES), **options))
+    except errors.GatedRepoError as error:
+        raise MissingFileError(
+            f"'{repo_id}' on the Hugging Face hub is given to those alone who ask there first; then log in with 'hf auth login'"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise MissingFileError(
+            f"{said} no such repository on the Hugging Face hub; if it is private, log in with 'hf auth login'"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise MissingFileError(f"'{repo_id}' on the Hugging Face hub has no revision '{options.get('revision')}'") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise MissingFileError(
+            f"{said} the Hugging Face hub cannot be asked (no network, or told not to), nor was it fetched before: "
+            "connect, or give a folder"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise MissingFileError(f"{said} the Hugging Face hub did not give it: {_first_line(error)}") from error
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    commit_message: str,
+    branch: str | None,
+    create_pr: bool | None,
+) -> str:
+    """Send ``folder``'s files to ``repo_id``, which is made if missing, in one commit; returns the commit's URL.
+
+    Raises:
+        ConfigError: huggingface_hub is not installed.
+        InputError: the hub did not take it; says why.
+    """
+    library, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
+    try:
+        api = library.HfApi(token=token)
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if branch is not None:
+            api.create_branch(repository, branch=branch, exist_ok=True)
+        return str(
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                allow_patterns=list(FILES),
+                commit_message=commit_message,
+                revision=branch,
+                create_pr=create_pr,
+            )
+        )
+    except errors.HfHubHTTPError as error:
+        advice = "; log in with 'hf auth login', or give a token that may write" if _status(error) in (401, 403) else ""
+        raise InputError(f"the Hugging Face hub did not take '{repo_id}': {_first_line(error)}{advice}") from error
+    except (errors.HFValidationError, errors.LocalTokenNotFoundError) as error:
+        raise InputError(f"cannot push to '{repo_id}': {_first_line(error)}; a repository is 'owner/name'") from error
+
+
+def simple_card(name: str, network: Mapping[str, Any], parameters: int) -> str:
+    """The card of a purifier of which no measurement is known.
+
+    Args:
+        name: what it is called.
+        network: what :func:`purifiers.registry.describe` says of it.
+        parameters: how many it has.
+    """
+    arguments = ", ".join(f"{key}={value}" for key, value in network.items() if key != "network") or "no arguments"
+    return f"""{HEAD.format(more="")}
+# {name}
+
+A purifier ({network["network"]}: {arguments}; {parameters:,} parameters): images in [0,1] in, images in [0,1] out, to be put
+in front of an image classifier that adversarial examples would mislead.
+
+```python
+from purifiers import PurifiedClassifier, Purifier
+
+defended = PurifiedClassifier(Purifier.from_pretrained("{name}"), classifier)
+```
+
+Nothing is known here of how it was trained or what it withstands: measure it with `purifiers audit` before you rely on it.
+"""
+
+
+def addressed(card: str, location: str) -> str:
+    """``card`` with ``location`` as where ``from_pretrained`` finds the purifier."""
+    return _LOADED.sub(lambda _: f'from_pretrained("{location}")', card)
+
+
+def license_of(card: str | None) -> str | None:
+    """The licence that a card's front matter names."""
+    found = re.search(r"^license: *(\S+)", card or "", re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _status(error: Any) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

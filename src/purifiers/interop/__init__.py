@@ -1,0 +1,1 @@
+"""Purifiers in the hands of other libraries."""
