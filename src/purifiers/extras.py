@@ -12,11 +12,10 @@ def require(module: str, extra: str) -> ModuleType:
     Raises:
         ConfigError: it is not installed; says how to.
     """
+    library = module.split(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != module.split(".")[0]:
+        if (error.name or "").split(".")[0] != library:
             raise  # it is there, and something else is missing
-        raise ConfigError(
-            f"this needs {module.split('.')[0]}, which is not installed: pip install 'purifiers[{extra}]'"
-        ) from error
+        raise ConfigError(f"this needs {library}, which is not installed: pip install 'purifiers[{extra}]'") from error

@@ -86,9 +86,7 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,
-            theme=gradio.themes.Default(
-                primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-            ),
+            theme=_theme(gradio),
             css_paths=_STYLE,
         )
         address, taken = listening.getsockname()[:2]
@@ -128,7 +126,7 @@ def make_page(defence: Defence) -> Any:
                 samples = gr.Gallery(
                     list(zip(map(_image, pictures), captions, strict=True)),
                     label="Take a sample",
-                    columns=5 if len(pictures) > 6 else 3,
+                    columns=min(len(pictures), 6) if len(pictures) != 10 else 5,
                     height="auto",
                     object_fit="contain",
                     format="png",
@@ -137,15 +135,17 @@ def make_page(defence: Defence) -> Any:
                     buttons=[],
                     elem_id="samples",
                 )
-                dropped = gr.File(label="Or drop an image", file_types=["image"], height=132, elem_id="dropped")
+                dropped = gr.File(label="Or drop an image", file_types=["image"], height=120, elem_id="dropped")
                 preview = gr.HTML(_preview(pictures[0]), padding=False)
-                attack = gr.Radio([(_described(name), name) for name in ATTACKS], value=next(iter(ATTACKS)), label="Attack")
+                attack = gr.Dropdown(
+                    [(_described(name), name) for name in ATTACKS], value=next(iter(ATTACKS)), label="Attack", filterable=False
+                )
                 levels = gr.Slider(
                     0,
                     LARGEST_EPSILON,
                     value=min(round(2 * 255 * defence.epsilon) / 2, LARGEST_EPSILON),
                     step=0.5,
-                    label="Epsilon, in 255ths: how far any colour value may move",
+                    label="Epsilon: how far a colour value may move, of 255",
                 )
                 knows = gr.Radio(list(KNOWS), value=next(iter(KNOWS)), label="The attacker knows")
                 button = gr.Button("Attack", variant="primary", size="lg", elem_id="attack")
@@ -175,7 +175,7 @@ def trial_html(trial: Trial, name: str, attack: Attack, classes: Sequence[str]) 
     figures = [
         _figure("Original", trial.original.image, _scores(trial.original, classes, "The classifier says")),
         _figure(
-            f"Perturbation × {factor}",
+            f"Perturbation ×{factor}",
             perturbation,
             f"<p>What the attack changed, {factor} times as strong as it is. Grey is no change.</p>",
         ),
@@ -201,6 +201,12 @@ def _in_words(gr: Any) -> Iterator[None]:
         raise gr.Error("Something went wrong that should not; the terminal says what.", print_exception=False) from error
 
 
+def _theme(gr: Any) -> Any:
+    theme = gr.themes.Default(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    dark_enough = {f"button_primary_background_fill{part}": "*primary_700" for part in ("", "_dark")}  # for white letters
+    return theme.set(**dark_enough, **{key.replace("fill", "fill_hover"): "*primary_800" for key in dark_enough})
+
+
 def _head(defence: Defence) -> str:
     name, classifier = escape(defence.name), escape(defence.classifier)
     return (
@@ -217,8 +223,8 @@ def _described(name: str) -> str:
 def _preview(picture: Tensor) -> str:
     height, width = picture.shape[1:]
     return (
-        f"<div class='preview'>{_picture(picture, 'the chosen image')}<p>The image as the classifier gets it: {width} by {height} "
-        f"pixels. Larger and smaller ones are scaled to that, and what is too long is cut off on both sides.</p></div>"
+        f"<div class='preview'>{_picture(picture, 'the chosen image')}<p>What the classifier gets: {width} by {height} pixels. "
+        "An image of another size is scaled to that, and the longer side cut off at both ends.</p></div>"
     )
 
 
@@ -229,15 +235,15 @@ def _figure(title: str, image: Tensor, below: str) -> str:
 def _scores(seen: Seen, classes: Sequence[str], says: str, trial: Trial | None = None) -> str:
     best = seen.scores.topk(min(BEST, len(classes)))
     rows = "".join(
-        f"<tr><th scope='row'>{escape(classes[label])}</th><td><span class='bar' style='width:{score:.1%}'></span></td>"
-        f"<td>{100 * score:.0f} %</td></tr>"
+        f"<li><span>{escape(classes[label])}</span><span>{100 * score:.0f} %</span>"
+        f"<span class='bar' style='width:{score:.1%}'></span></li>"
         for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     )
     verdict = ""
     if trial is not None:
         same = seen.top == trial.original.top
         verdict = f"<p class='{'same' if same else 'other'}'>{'✓ as the original' if same else '✗ not as the original'}</p>"
-    return f"<p>{says}</p><table>{rows}</table>{verdict}"
+    return f"<p>{says}</p><ul>{rows}</ul>{verdict}"
 
 
 def _picture(pixels: Tensor, title: str) -> str:

@@ -118,7 +118,7 @@ def read_picture(file: Path, height: int, width: int) -> Tensor:
         ) from error
     if max(image.size) > LONGEST * min(image.size):
         raise InputError(
-            f"'{file.name}' has {image.width} by {image.height} pixels: its middle would show next to nothing of it; crop it first."
+            f"'{file.name}' has {image.width} by {image.height} pixels: its middle would show nothing of it; crop it first."
         )
     return _pixels(cover(image, height, width))
 
