@@ -28,7 +28,7 @@ def write(folder: Path, full: str) -> Path:
 
 
 def test_the_lowest_number_of_each_view_within_the_epsilon_of_both(tmp_path: Path) -> None:
-    said = worth(write(tmp_path, "| PGD | full | 8/255 | 500 | - | 0.20 | 0.00 to 0.76 | 28.2 | - |\n"), "net")
+    said = worth(write(tmp_path, "| PGD | full | 8/255 | 500 | - | 0.20 | 0.00 to 0.76 | 28.2 | - |\n"))
     assert said == (
         "Measured on mine in front of net: 89.74 % of clean images right, 34.7 dB from the originals; "
         "9.50 % under the best measured attack by one who knows the classifier only (strong, epsilon 8/255, 1,000 images); "
@@ -38,17 +38,16 @@ def test_the_lowest_number_of_each_view_within_the_epsilon_of_both(tmp_path: Pat
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
-    assert "no model card" in worth(tmp_path, "net")
+    assert "no model card" in worth(tmp_path)
     said = worth(write(tmp_path, ""), "another")
     assert "3.00 % under" in said and "not measured under an attacker who knows the purifier too" in said
-    assert said.endswith("Behind it now is another, of which these numbers say nothing.")
+    assert said.endswith("Behind it here is another: if that is another classifier, these numbers say nothing of it.")
 
 
 def test_the_cards_that_ship_are_read() -> None:
     """Of every purifier, as the writer of the cards wrote them."""
     for name in weights.PURIFIERS:
-        said = worth(weights.locate(name), "")
+        said = worth(weights.locate(name))
         assert said.startswith("Measured on cifar10 in front of ") and said.count("best measured attack") == 2, said
-    assert "35.50 % under the best measured attack by one who knows the purifier too (PGD8, epsilon 8/255, 1,000" in worth(
-        weights.locate("cifar10-robust"), "cifar10-resnet56"
-    )
+    robust = worth(weights.locate("cifar10-robust"))
+    assert "35.50 % under the best measured attack by one who knows the purifier too (PGD8, epsilon 8/255, 1,000" in robust

@@ -81,12 +81,10 @@ def app(parsed: argparse.Namespace) -> int:
     from purifiers.deploy.page import Defence, serve_page
     from purifiers.deploy.samples import samples_for
     from purifiers.evaluation.run import own_classifier
-    from purifiers.extras import require
     from purifiers.purifier import PurifiedClassifier
     from purifiers.reports.worth import worth
     from purifiers.training.run import open_defended
 
-    require("gradio", extra="app")  # before anything is loaded that takes long
     run = open_defended(
         parsed.what,
         lambda name, further: loaded(name, [*overrides_of(parsed), *further]),
@@ -105,7 +103,7 @@ def app(parsed: argparse.Namespace) -> int:
         name,
         classifier_name,
         replace(samples_for(run.recipe), data=run.images("test")),
-        worth(place, classifier_name),
+        worth(place, classifier_name if parsed.classifier or parsed.recipe else None),
         next(iter(lengths), 8 / 255),
     )
     with suppress(KeyboardInterrupt):  # that is how it ends

@@ -68,13 +68,15 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
     Raises:
         ConfigError: gradio is not installed, or nothing can listen there.
     """
-    gradio, fastapi, uvicorn = (require(name, extra="app") for name in ("gradio", "fastapi", "uvicorn"))
     try:
+        if not 0 <= port < 2**16:
+            raise OSError("ports go from 0 to 65535")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"cannot listen at {host}, port {port}: {error}; give another --port, or --host") from error
     with listening:
+        gradio, fastapi, uvicorn = (require(name, extra="app") for name in ("gradio", "fastapi", "uvicorn"))
         app = gradio.mount_gradio_app(
             fastapi.FastAPI(),
             make_page(defence),
@@ -126,7 +128,7 @@ def make_page(defence: Defence) -> Any:
                 samples = gr.Gallery(
                     list(zip(map(_image, pictures), captions, strict=True)),
                     label="Take a sample",
-                    columns=min(len(pictures), 6) if len(pictures) != 10 else 5,
+                    columns=len(pictures),
                     height="auto",
                     object_fit="contain",
                     format="png",
@@ -135,7 +137,7 @@ def make_page(defence: Defence) -> Any:
                     buttons=[],
                     elem_id="samples",
                 )
-                dropped = gr.File(label="Or drop an image", file_types=["image"], height=120, elem_id="dropped")
+                dropped = gr.File(label="Or drop an image", file_types=["image"], height=136, elem_id="dropped")
                 preview = gr.HTML(_preview(pictures[0]), padding=False)
                 attack = gr.Dropdown(
                     [(_described(name), name) for name in ATTACKS], value=next(iter(ATTACKS)), label="Attack", filterable=False

@@ -17,14 +17,14 @@ _ROW = re.compile(
 _KNOWS = {"blind": "who knows the classifier only", "full": "who knows the purifier too"}
 
 
-def worth(folder: Path, classifier: str) -> str:
+def worth(folder: Path, other: str | None = None) -> str:
     """What was measured of a purifier, in a sentence: on clean images, and by the best of the measured attacks of each view.
 
     Where both views were measured within one epsilon, that is the one told.
 
     Args:
         folder: of the purifier; its card is looked for in it.
-        classifier: the one behind it now, by name, for a word of warning where the measured one is another.
+        other: the classifier behind it, where it is not the purifier's own, for a word of warning; one may go by several names.
 
     Returns:
         The sentence; if there is no card, or one without a table, that nothing is known.
@@ -49,7 +49,7 @@ def worth(folder: Path, classifier: str) -> str:
             said.append(f"not measured under an attacker {knows}")
     dataset = _DATASET.search(card)
     where = f"on {dataset[1]} " if dataset else ""
-    warning = "" if classifier == measured[1] else f" Behind it now is {classifier}, of which these numbers say nothing."
+    warning = f" Behind it here is {other}: if that is another classifier, these numbers say nothing of it." if other else ""
     return f"Measured {where}in front of {measured[1]}: {'; '.join(said)}. Better attacks may leave less.{warning}"
 
 
