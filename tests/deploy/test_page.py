@@ -86,8 +86,6 @@ def test_a_shipped_one_needs_no_data(
     (robust, *_), (other, *_) = opened
     assert robust.samples.data.classes == CLASSES and "35.50 %" in robust.worth and "Behind it here" not in robust.worth
     assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.worth
-    assert main(["app", "cifar10-paper"]) == 1
-    assert "give yours with --classifier" in capsys.readouterr().err
     assert main(["app", "cifar11"]) == 1
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
 
