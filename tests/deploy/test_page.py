@@ -126,6 +126,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.send_signal(signal.SIGINT)
             assert process.wait(SECONDS) == 0
         assert (folder / "errors").read_text() == ""
+        assert not [file for file in (folder / "uploads").rglob("*") if file.name in ("holiday.png", "red.webp")]
 
 
 @pytest.fixture(scope="module")
