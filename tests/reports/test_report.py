@@ -14,6 +14,7 @@ from purifiers.reports.card import model_card
 from purifiers.reports.claim import verdict
 from purifiers.reports.report import all_tables, headline, write_report, write_seeds
 from purifiers.reports.tables import TABLE_2_ROWS, table_1, table_2, threat_models, training
+from purifiers.reports.worth import worth
 
 ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
 
@@ -190,7 +191,7 @@ def test_equal_results_give_equal_files(make_results: Callable[..., Results], ex
     assert contents[0] == contents[1]
 
 
-def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..., Results]) -> None:
+def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..., Results], tmp_path: Path) -> None:
     results = make_results()
     elsewhere = [r.model_copy(update={"classifier": "another", "accuracy": 0.4321}) for r in results.records]
     card = model_card("mine", [results, results.model_copy(update={"records": elsewhere})])
@@ -205,6 +206,8 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
     assert "2 threads (no GPU)" in card
     assert "student: 3 epochs in 3.0 s" in card
     assert "against resnet56, with PGD." in card
+    (tmp_path / "README.md").write_text(card)
+    assert "73.00 % under the best measured attack by one who knows the classifier only (PGD8, epsilon 8/255" in worth(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from purifiers.cli import exporting, options
+from purifiers.cli import options
 from purifiers.cli.commands import fail
 
 LISTED = 20
@@ -86,8 +86,6 @@ def add_commands(add: options.Add) -> None:
         help="requests at once; one more is told to come back later (default: %(default)s)",
     )
     options.add_device(command)
-
-    exporting.add_command(add)
 
 
 def seconds(text: str) -> float:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from purifiers.cli import auditing, commands, deploying, options
+from purifiers.cli import auditing, commands, deploying, exporting, options, trying
 from purifiers.naming import nearest
 from purifiers.version import __version__
 
@@ -102,5 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     auditing.add_commands(add)
 
+    exporting.add_command(add)
     deploying.add_commands(add)
+    trying.add_command(add)
     return parser

@@ -36,18 +36,26 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     """
     if path is None:
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one sub-folder per class")
-    root = Path(path)
+    files = class_files(Path(path), split)
+    chosen = [(file, label) for label, of_class in enumerate(files.values()) for file in of_class]
+    return ImageSet(
+        name=Path(path).name,
+        images=_read_all([file for file, _ in chosen], size),
+        labels=torch.tensor([label for _, label in chosen], dtype=torch.int64),
+        classes=tuple(files),
+    )
+
+
+def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[Path]]:
+    """The classes below ``root``, in the order of their labels, with the files of a split; see :func:`load_folder`.
+
+    Raises:
+        MissingFileError, DataError: see there; no file is opened.
+    """
     if not root.is_dir():
         raise MissingFileError(f"there is no folder {root}")
     home, own_splits = _home(root, split)
-    classes = _class_names(home)
-    chosen = [(file, label) for label, name in enumerate(classes) for file in _class_files(home / name, split, own_splits)]
-    return ImageSet(
-        name=root.name,
-        images=_read_all([file for file, _ in chosen], size),
-        labels=torch.tensor([label for _, label in chosen], dtype=torch.int64),
-        classes=classes,
-    )
+    return {name: _class_files(home / name, split, own_splits) for name in _class_names(home)}
 
 
 def folder_classes(path: str | None) -> tuple[str, ...] | None:
@@ -100,7 +108,7 @@ def _read_all(files: list[Path], size: int | None) -> torch.Tensor:
         except DataError as error:
             unreadable.append(str(error))
             continue
-        arrays.append(np.asarray(image if size is None else _cover(image, size)))
+        arrays.append(np.asarray(image if size is None else cover(image, size, size)))
     if unreadable:
         listed = "\n  ".join(unreadable[:20])
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read; mend or remove them:\n  {listed}")
@@ -112,9 +120,10 @@ def _read_all(files: list[Path], size: int | None) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-def _cover(image: Image.Image, size: int) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """``image`` scaled to cover ``height`` by ``width`` pixels, and its centre kept."""
+    scale = max(width / image.width, height / image.height)
+    wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - width) // 2, (high - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -112,6 +112,11 @@ class Run:
             self.splits[split] = data.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.fabric.device)
         return self.splits[split]
 
+    def take(self, images: ImageSet | None) -> None:
+        """Let ``images``, if there are any, stand for the recipe's test images."""
+        if images is not None:
+            self.splits["test"] = images.to(self.fabric.device)
+
 
 def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
     """Lightning Fabric on one device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
@@ -135,7 +140,7 @@ def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fab
     return Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1, precision=precision)
 
 
-def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto") -> Run:
+def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
     """A run in ``folder`` whose classifier and student are the shipped weights that ``recipe`` names; nothing is trained.
 
     Args:
@@ -143,6 +148,7 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
         trained: the same as it is in the library.
         folder: for adversarial examples and results.
         device: see :func:`make_fabric`.
+        images: in the place of the recipe's test images, which then need not be on disk; of their size and classes.
 
     Raises:
         ConfigError: no weights of this recipe come with the library.
@@ -152,19 +158,21 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
     run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache", trained=trained)
+    run.take(images)
     run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
     student = Purifier.from_pretrained(recipe.weights["student"])
     run.purifiers["student"] = Purifier(place(student.network, run.fabric.device).requires_grad_(False))
     return run
 
 
-def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
+def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
     """Open a folder that training filled, with everything that is finished in it.
 
     Args:
         recipe: usually ``folder``'s own; its ``classifier.source`` may name another classifier to protect.
         folder: the run's folder.
         device: see :func:`make_fabric`.
+        images: see :func:`open_weights`.
 
     Raises:
         MissingFileError: the folder holds no trained student, or no classifier.
@@ -175,6 +183,7 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto") -> Run:
         raise MissingFileError(
             f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"
         )
+    run.take(images)
     run.trained = load_recipe(folder / RECIPE_FILE)
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
@@ -199,6 +208,7 @@ def open_defended(
     folder: Path,
     recipe: str | None = None,
     device: str = "auto",
+    images: Callable[[Recipe], ImageSet] | None = None,
 ) -> Run:
     """Open a purifier and the classifier behind it, by what a user calls them.
 
@@ -209,6 +219,7 @@ def open_defended(
         folder: for what is made of a purifier that is no run.
         recipe: of a purifier that is no run, its data set and classifier.
         device: see :func:`make_fabric`.
+        images: gives, for a recipe, what stands for its test images; see :func:`open_weights`.
 
     Raises:
         ConfigError, MissingFileError: nothing is called so, or its recipe is not known; see :func:`open_run` and
@@ -219,7 +230,8 @@ def open_defended(
     if is_run(what):
         if recipe is not None:
             raise ConfigError(f"{place} is a run, which has its own recipe: leave out --recipe")
-        return open_run(load(place / RECIPE_FILE, ()), place, device)
+        own = load(place / RECIPE_FILE, ())
+        return open_run(own, place, device, images and images(own))
     if not (place / CONFIG_FILE).is_file():
         raise MissingFileError(
             f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
@@ -232,7 +244,7 @@ def open_defended(
     opened = load(name, [("weights.student", student)])
     if opened.classifier.source is None and "classifier" not in opened.weights:
         raise ConfigError(f"the classifier of the recipe '{name}' does not come with the library; give yours with --classifier")
-    return open_weights(opened, load_recipe(name), folder, device)
+    return open_weights(opened, load_recipe(name), folder, device, images and images(opened))
 
 
 def _load_purifiers(folders: Mapping[str, Path], run: Run) -> dict[str, Purifier]:

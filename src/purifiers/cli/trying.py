@@ -1,0 +1,78 @@
+"""The command that shows a page to try a purifier on. As in :mod:`purifiers.cli.commands`, imports are inside."""
+
+import argparse
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from purifiers.cli import options
+from purifiers.cli.commands import loaded, overrides_of
+
+
+def add_command(add: options.Add) -> None:
+    """Add it to the command line."""
+    command = add(
+        "app",
+        app,
+        "a web page to attack images on, and to see what a purifier makes of them",
+        "Serve a page on which an image is attacked by somebody who knows the classifier, or the purifier too, purified, and "
+        "classified each time. It runs on this machine, asks no other, and needs no data set. Wants pip install "
+        "'purifiers[app]'. Ctrl-C ends it.",
+    )
+    command.add_argument(
+        "what",
+        metavar="RUN|NAME",
+        nargs="?",
+        default="cifar10",
+        help="the --output of 'purifiers train', a shipped purifier, or a saved one's folder (default: %(default)s)",
+    )
+    command.add_argument(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="images and classifier of a purifier without a run (default: of a shipped one, the recipe that trained it)",
+    )
+    options.add_classifier(command, trains=False)
+    command.add_argument(
+        "--host", default="127.0.0.1", help="where to listen; 0.0.0.0 opens the page to the network (default: %(default)s)"
+    )
+    command.add_argument("--port", type=int, default=7860, help="0 for any that is free (default: %(default)s)")
+    options.add_device(command)
+    command.set_defaults(overrides=[])
+
+
+def app(parsed: argparse.Namespace) -> int:
+    """Serve the web page."""
+    from purifiers import weights
+    from purifiers.console import say
+    from purifiers.deploy.page import Defence, serve_page
+    from purifiers.deploy.samples import samples_for
+    from purifiers.evaluation.run import own_classifier
+    from purifiers.purifier import PurifiedClassifier
+    from purifiers.reports.worth import worth
+    from purifiers.training.run import open_defended
+
+    run = open_defended(
+        parsed.what,
+        lambda name, further: loaded(name, [*overrides_of(parsed), *further]),
+        Path(os.devnull),  # nothing is made
+        parsed.recipe,
+        parsed.device,
+        images=lambda recipe: samples_for(recipe).data,
+    )
+    place = weights.locate(parsed.what)
+    name = parsed.what if parsed.what in weights.NAMES else place.resolve().name
+    purifier = run.purifiers["student"]
+    classifier, classifier_name = own_classifier(name, purifier) or (run.classifier, run.classifier_name)
+    lengths = [attack.epsilon for attack in run.recipe.evaluation.attacks.values() if attack.norm == "linf" and attack.epsilon]
+    defence = Defence(
+        PurifiedClassifier(purifier, classifier),
+        name,
+        classifier_name,
+        replace(samples_for(run.recipe), data=run.images("test")),
+        worth(place, classifier_name if parsed.classifier or parsed.recipe else None),
+        next(iter(lengths), 8 / 255),
+    )
+    with suppress(KeyboardInterrupt):  # that is how it ends
+        serve_page(defence, parsed.host, parsed.port, lambda address: say(f"open {address}  (Ctrl-C ends it)"))
+    return 0
