@@ -33,6 +33,7 @@ ORDER = [
     "weights",
     "naming",
     "seeds",
+    "extras",
     "errors",
     "version",
 ]
