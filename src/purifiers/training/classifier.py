@@ -107,6 +107,7 @@ def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
     return logits
 
 
+@torch.enable_grad()  # whatever the caller has
 def _check(classifier: nn.Module, source: str, images: Tensor, classes: tuple[str, ...]) -> None:
     before = fingerprint(classifier)
     images = images.clone().requires_grad_(True)

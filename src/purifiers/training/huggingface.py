@@ -162,24 +162,26 @@ def _first_line(error: Exception) -> str:
 
 
 def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
-    """What the model's preprocessor_config.json says; nothing where there is none."""
-    mixin = require("transformers", "transformers").ImageProcessingMixin
+    """What the model's preprocessor does, with what its file leaves to its class; nothing where there is no file."""
+    processors = require("transformers", "transformers").AutoImageProcessor
     try:
         with _quiet(local):
-            settings, _ = mixin.get_image_processor_dict(where, local_files_only=local)
-    except (OSError, ValueError) as error:
+            settings: dict[str, Any] = processors.from_pretrained(
+                where, local_files_only=local, trust_remote_code=False
+            ).to_dict()
+    except (OSError, ValueError, ImportError) as error:
         if local and (Path(where) / PREPROCESSOR).exists():
-            raise CheckpointError(f"{Path(where) / PREPROCESSOR} is damaged ({_first_line(error)})") from error
+            raise CheckpointError(f"{Path(where) / PREPROCESSOR} cannot be read: {_first_line(error)}") from error
         return {}
     if settings.get("do_color_quantize"):
         raise ConfigError(f"'{where}' takes colours from a fixed set, through which no gradient passes")
-    return dict(settings)
+    return settings
 
 
 def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of images in [0,1] that are the same as the model's rescaling and normalisation of 0..255."""
-    wanted = settings.get("do_normalize", "image_mean" in settings)
-    if not settings or (wanted and not ("image_mean" in settings and "image_std" in settings)):
+    wanted = settings.get("do_normalize")
+    if not settings or (wanted and not (settings.get("image_mean") and settings.get("image_std"))):
         raise ConfigError(
             f"no {PREPROCESSOR} of '{where}' says how its images are normalised: give --mean and --std, in [0,1] units "
             "(0 and 1 for not at all)"
@@ -187,7 +189,7 @@ def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float]
     means, stds = (_list(settings[key]) for key in ("image_mean", "image_std")) if wanted else ([0.0], [1.0])
     if len(means) != len(stds) or min(stds) <= 0:
         raise ConfigError(f"the {PREPROCESSOR} of '{where}' has image_mean {means} and image_std {stds}, which cannot be")
-    scale = 255 * float(settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1)
+    scale = 255 * float(settings["rescale_factor"] if settings.get("do_rescale") else 1)
     offset = 1.0 if settings.get("rescale_offset") else 0.0
     if settings.get("include_top"):  # of EfficientNet, whose processor divides by the deviation twice
         stds = [std * std for std in stds]
@@ -204,10 +206,9 @@ def _list(value: Any) -> list[float]:
 
 def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width in which the model is given its images; None if its files ask for none."""
-    key = "crop_size" if settings.get("do_center_crop") and settings.get("crop_size") else "size"
-    size = settings.get(key)
-    if key == "size" and not settings.get("do_resize", True):
-        return None
+    size = settings.get("size") if settings.get("do_resize") else None
+    if settings.get("do_center_crop"):
+        size = settings.get("crop_size") or size
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         size = (size.get("height", edge), size.get("width", edge))
