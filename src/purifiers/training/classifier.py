@@ -89,7 +89,8 @@ def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
     try:
         logits = classifier(images)
     except Exception as error:
-        raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {told(error)}") from error
+        hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
+        raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {told(error)}{hint}") from error
     if not isinstance(logits, Tensor):
         hint = (
             "give the folder or hub name of a transformers model, or return .logits"
