@@ -1,7 +1,15 @@
-"""Suggestions for mistyped names."""
+"""Names: how things are called on the command line, and suggestions for mistyped ones."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+HUB = "hf:"
+"""Before the name or folder of a Hugging Face model."""
+CLASSIFIER_FORMS = (
+    "module:function, a .safetensors file with weights of the recipe's network, a torch.export file (.pt2), a folder saved by "
+    f"this library or by Hugging Face transformers, {HUB}owner/name of the Hugging Face hub, or a shipped name"
+)
+"""What names a classifier: the one list for the option's help, the recipe and the error."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -87,7 +87,7 @@ def test_pixels_arrive_unchanged_and_grey_becomes_rgb(folder: Path) -> None:
 def test_mixed_sizes_need_one_size(folder: Path) -> None:
     write_image(folder / "bee" / "wide.webp", size=(40, 20))
     write_image(folder / "bee" / "tall.bmp", size=(9, 30))
-    with pytest.raises(ConfigError, match=r"sizes, from .* give one with --set data\.size=N"):
+    with pytest.raises(ConfigError, match=r"from .* give one, that of the classifier.*--set data\.size="):
         load_images("folder", "train", path=str(folder))
     train, test = (load_images("folder", split, path=str(folder), size=16) for split in ("train", "test"))
     assert train.images.shape[2:] == test.images.shape[2:] == (16, 16)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from purifiers.errors import ConfigError, MissingFileError
+from purifiers.naming import HUB
 
 if TYPE_CHECKING:
     from purifiers.recipes import Recipe
@@ -19,6 +20,8 @@ EVALUATION_ONLY = (
     "data.size",
     "data.test_limit",
     "classifier.source",
+    "classifier.mean",
+    "classifier.std",
     "classifier.network",
     "baselines",
 )
@@ -29,13 +32,16 @@ ALL_TABLES = (1, 2, 3)
 def overrides_of(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
     """All ways of changing the recipe as one list; what stands last wins."""
     given = vars(parsed)
-    chosen: list[str | tuple[str, object]] = list(parsed.overrides)
+    # The recipe's normalisation is of the recipe's source, not of another.
+    own = [("classifier.mean", None), ("classifier.std", None)] if given.get("classifier") else []
+    chosen: list[str | tuple[str, object]] = [*own, *parsed.overrides]
     if given.get("images"):
         chosen += [("data.name", "folder"), ("data.path", _absolute(parsed.images))]
     if given.get("data_dir"):
         chosen.append(("data.path", _absolute(parsed.data_dir)))
     if given.get("classifier"):
         chosen.append(("classifier.source", _absolute(parsed.classifier)))
+    chosen += [(f"classifier.{name}", given[name]) for name in ("mean", "std") if given.get(name)]
     if given.get("seed") is not None:
         chosen.append(("seed", parsed.seed))
     return chosen
@@ -43,7 +49,9 @@ def overrides_of(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
 
 def _absolute(text: str) -> str:
     """A path that exists, as one that still holds when the run is opened from another folder; other texts as they are."""
-    return str(Path(text).resolve()) if Path(text).exists() else text
+    prefix = HUB if text.startswith(HUB) else ""
+    path = Path(text.removeprefix(prefix))
+    return prefix + str(path.resolve()) if path.exists() else text
 
 
 def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None):  # type: ignore[no-untyped-def]

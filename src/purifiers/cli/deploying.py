@@ -6,6 +6,7 @@ from pathlib import Path
 
 from purifiers.cli import options
 from purifiers.cli.commands import fail
+from purifiers.naming import CLASSIFIER_FORMS
 
 LISTED = 20
 """Failures that are printed; all are in a file."""
@@ -51,9 +52,7 @@ def add_commands(add: options.Add) -> None:
         metavar="RUN|NAME",
         help="the --output of 'purifiers train', a shipped purifier (cifar10), or a saved one's folder",
     )
-    command.add_argument(
-        "--classifier", metavar="SOURCE", help="for /classify: module:function, a saved folder or a shipped name"
-    )
+    command.add_argument("--classifier", metavar="SOURCE", help=f"for /classify: {CLASSIFIER_FORMS}")
     command.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone (the default); 0.0.0.0 or ::: all")
     command.add_argument("--port", type=options.count, default=8000, help="1024 to 65535 (default: %(default)s)")
     command.add_argument(

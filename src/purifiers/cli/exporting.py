@@ -150,9 +150,10 @@ def _classifier(parsed: argparse.Namespace, recipe: "Recipe | None") -> "nn.Modu
     from purifiers import weights
     from purifiers.registry import CONFIG_FILE, load_network
     from purifiers.training.classifier import load_classifier
+    from purifiers.training.sources import is_transformers
 
     folder = weights.locate(parsed.classifier)
-    if (folder / CONFIG_FILE).is_file() and not parsed.images:
+    if (folder / CONFIG_FILE).is_file() and not is_transformers(folder) and not parsed.images:
         return load_network(folder)
     if recipe is None:
         raise ConfigError(f"the classifier '{parsed.classifier}' is tried on images first: give --images DIR, or --data-dir")

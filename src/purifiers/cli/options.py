@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from purifiers.naming import CLASSIFIER_FORMS
+
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 """Adds a command: its name, what runs it and gives the exit status, a summary of a line, and a description."""
 
@@ -94,6 +96,14 @@ def count(text: str) -> int:
     return value
 
 
+def numbers(text: str) -> list[float]:
+    """Numbers between commas."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"numbers between commas, please, such as 0.485,0.456,0.406; got {text}") from None
+
+
 def seeds(text: str) -> tuple[int, ...]:
     """Several different seeds."""
     chosen = tuple(int(part) for part in text.split(","))
@@ -115,8 +125,11 @@ def add_classifier(command: argparse.ArgumentParser, trains: bool = True) -> Non
     command.add_argument(
         "--classifier",
         metavar="SOURCE",
-        help="your classifier, which is only read: module:function, a .safetensors file, a saved folder or a shipped name",
+        help=f"your classifier, which is only read: {CLASSIFIER_FORMS}",
     )
+    told = "of the classifier's images, one number or one a channel, in [0,1] units, such as"
+    command.add_argument("--mean", metavar="R,G,B", type=numbers, help=f"mean {told} 0.485,0.456,0.406")
+    command.add_argument("--std", metavar="R,G,B", type=numbers, help=f"standard deviation {told} 0.229,0.224,0.225")
     if trains:
         command.add_argument(
             "--shipped-classifiers",

@@ -112,10 +112,12 @@ def _read_all(files: list[Path], size: int | None) -> torch.Tensor:
     if unreadable:
         listed = "\n  ".join(unreadable[:20])
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read; mend or remove them:\n  {listed}")
+    shorter = sorted(min(array.shape[:2]) for array in arrays)
     shapes = sorted({array.shape[:2] for array in arrays})
     if len(shapes) > 1:
         raise ConfigError(
-            f"the images have {len(shapes)} sizes, from {shapes[0]} to {shapes[-1]}; give one with --set data.size=N"
+            f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; give one, that of the "
+            f"classifier's own training if you know it: --set data.size={shorter[len(shorter) // 2]}"
         )
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 

@@ -16,11 +16,12 @@ from litserve.loops.simple_loops import BatchedLoop
 from torch import nn
 
 from purifiers import weights
-from purifiers.data import class_names
+from purifiers.data import ImageSet, class_names
 from purifiers.deploy.endpoints import Answer, ImageSpec, Limits, add_routes
 from purifiers.deploy.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
 from purifiers.errors import ConfigError, ServiceError
 from purifiers.purifier import Purifier
+from purifiers.recipes.schema import Classifier
 from purifiers.registry import place
 
 if TYPE_CHECKING:
@@ -154,6 +155,13 @@ class _Loop(BatchedLoop):  # type: ignore[misc]
         return taken, late
 
 
+def _noise(names: Sequence[str], size: int | None) -> ImageSet:
+    """What a classifier is tried on where its data are far away."""
+    size = size or 32
+    pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), tuple(names))
+
+
 class PurifyAPI(LitAPI):  # type: ignore[misc]
     """The worker: its own process, in which the purifier and the classifier live."""
 
@@ -170,15 +178,25 @@ class PurifyAPI(LitAPI):  # type: ignore[misc]
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=_Loop(), spec=spec)
         self.what = what
         self.source = classifier
-        self.network = recipe.classifier if recipe and classifier else None
-        self.count = len(names) if names else None
+        self.recipe = recipe
+        self.names = names
 
     def load_classifier(self) -> nn.Module:
-        """The classifier, on the CPU, in evaluation mode."""
-        from purifiers.training.classifier import open_classifier
+        """The classifier, on the CPU, in evaluation mode; checked on random images where its classes are known."""
+        from purifiers.training.classifier import load_classifier
+        from purifiers.training.sources import open_source
 
         assert self.source is not None
-        return open_classifier(self.source, self.network, self.count).eval().requires_grad_(False)
+        if self.recipe is None:
+            if self.source.endswith(".safetensors"):
+                raise ConfigError(f"of which network {self.source} holds the weights is not known here: give a saved folder")
+            return open_source(self.source, Classifier(source=self.source), _noise(("",), None)).eval().requires_grad_(False)
+        config = self.recipe.classifier
+        if self.source != config.source:  # the recipe's normalisation is of the recipe's source
+            config = config.model_copy(update={"mean": None, "std": None})
+        if self.names is None:
+            return open_source(self.source, config, _noise(("",), self.recipe.data.size)).eval().requires_grad_(False)
+        return load_classifier(self.source, config, _noise(self.names, self.recipe.data.size))
 
     def setup(self, device: str) -> None:
         """Load everything; LitServe calls this in the worker."""

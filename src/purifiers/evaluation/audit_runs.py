@@ -19,7 +19,7 @@ from purifiers.recipes import Recipe
 from purifiers.registry import CONFIG_FILE, place
 from purifiers.seeds import seed_for
 from purifiers.training.baselines import prepare_baselines
-from purifiers.training.classifier import load_classifier
+from purifiers.training.classifier import load_classifier, watch
 from purifiers.training.run import Run, is_run, open_defended
 
 
@@ -40,7 +40,8 @@ class Opened:
     def audit(self, cache: Path) -> Audit:
         """Audit them, keeping what is finished in ``cache``; raises as :func:`purifiers.evaluation.audit.audit` does."""
         recipe = self.run.recipe
-        return audit_all(
+        unchanged = watch({f"the classifier behind {one.name}": one.defended.classifier for one in self.subjects})
+        found = audit_all(
             self.subjects,
             self.run.images("test"),
             recipe.audit,
@@ -49,6 +50,8 @@ class Opened:
             batch_size=recipe.evaluation.batch_size,
             cache=cache,
         )
+        unchanged()
+        return found
 
 
 def open_audited(
@@ -133,11 +136,12 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
         if stage == "classifier" or source is None:
             continue
         add(stage if source == ready else _title(source), load_classifier(source, config, run.images("test")))
+    foreign = run.recipe.classifier.model_copy(update={"mean": None, "std": None})  # which are of the recipe's own source
     for text in run.recipe.audit.surrogates:
         *purifier, source = text.split("+")
         if len(purifier) > 1 or not all((*purifier, source)):
             raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
-        model = load_classifier(source, run.recipe.classifier, run.images("test"))
+        model = load_classifier(source, foreign, run.images("test"))
         if purifier:
             network = place(Purifier.from_pretrained(purifier[0]).network, run.fabric.device).requires_grad_(False)
             model = PurifiedClassifier(Purifier(network), model)

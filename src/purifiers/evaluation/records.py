@@ -107,6 +107,7 @@ class Results(Result):
         peak_flops: floating-point operations a second of a large matrix product on this device, in the precision of the
             training; what the training achieved is ``images_per_second * flops_per_image`` of its epochs.
         costs: of the classifier, the student and the baselines, by the names in ``purifier``, one after the other.
+        classifier_sha256: :func:`purifiers.registry.fingerprint` of the classifier, the same before and after.
         records: flat list.
         warnings: from the attacks.
     """
@@ -121,6 +122,7 @@ class Results(Result):
     parameters: int
     peak_flops: float
     costs: dict[str, Cost] = Field(default_factory=dict)
+    classifier_sha256: str | None = None
     records: list[Record]
     warnings: list[AttackWarning]
 

@@ -17,7 +17,9 @@ from purifiers.evaluation.examples import Examples, find_examples
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, versions
 from purifiers.purifier import Purifier
 from purifiers.recipes.schema import Evaluation
+from purifiers.registry import fingerprint
 from purifiers.seeds import seed_for
+from purifiers.training.classifier import watch
 from purifiers.training.run import STUDENTS, Run
 from purifiers.training.throughput import peak_flops
 
@@ -31,7 +33,8 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     Args:
         run: with a classifier and trained purifiers.
     """
-    watch = Stopwatch()
+    stopwatch = Stopwatch()
+    unchanged = watch({"the classifier": run.classifier})
     config = run.recipe.evaluation
     evaluator = Evaluator(
         classifier=run.classifier,
@@ -75,6 +78,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     costs |= {BASELINE + title: measure_cost(purifier, sample) for title, purifier in run.baselines.items()}
     attack_name, attack = next(iter(config.attacks.items()))
     examples = find_examples(few, student, attack_name, attack)
+    unchanged()
     results = Results(
         recipe=run.recipe.model_dump(mode="json"),
         trained=None if run.trained in (None, run.recipe) else run.trained.model_dump(mode="json"),
@@ -83,12 +87,13 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         hardware=hardware(run.fabric.device),
         seconds={
             "training": sum(record["seconds"] for history in run.histories.values() for record in history),
-            "evaluation": watch.seconds,
+            "evaluation": stopwatch.seconds,
         },
         training=run.histories,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
         peak_flops=peak_flops(run.fabric.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16),
         costs=costs,
+        classifier_sha256=fingerprint(run.classifier),
         records=records,
         warnings=warnings,
     )

@@ -21,11 +21,14 @@ ADAPTIVE = "adaptive"
 class Classifier(Group):
     """The classifier to protect: trained here as ``network``, or taken from ``source`` and only ever read.
 
-    ``source``: a .safetensors file with weights of ``network``, a folder with config.json and model.safetensors, or
-    ``module:function`` that returns an ``nn.Module`` (images in [0,1] -> logits).
+    ``source``: one of :data:`purifiers.naming.CLASSIFIER_FORMS`; images in [0,1] -> logits.
+    ``mean`` and ``std``: the normalisation that the source wants its images in, in [0,1] units: a number for each channel, or
+    one for all. None: it has it inside, or, of a Hugging Face model, in its preprocessor_config.json.
     """
 
     source: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     network: Network = Network(network="resnet", depth=56)
     training: Optimisation | None = None
 
@@ -40,6 +43,26 @@ class Classifier(Group):
     def _trainable_or_given(self) -> "Classifier":
         if self.source is None and self.training is None:
             raise ValueError("needs either a source or a group 'training'")
+        return self
+
+    @model_validator(mode="after")
+    def _normalization(self) -> "Classifier":
+        mean, std = self.mean, self.std
+        if mean is None and std is None:
+            return self
+        if mean is None or std is None:
+            raise ValueError("mean and std go together: one of them is missing")
+        if self.source is None:
+            raise ValueError(
+                "mean and std are of a source; of a network that is trained here, set network.mean and network.std"
+            )
+        if len(mean) != len(std) or len(mean) not in (1, 3):
+            raise ValueError(f"mean and std need three numbers each, or one each; got {len(mean)} and {len(std)}")
+        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+            raise ValueError(
+                f"mean and std are in [0,1] units, and std is above 0; got {list(mean)} and {list(std)} (of images in 0..255: "
+                "divide by 255)"
+            )
         return self
 
 

@@ -1,119 +1,163 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
-import importlib
-import sys
-import traceback
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from purifiers import weights
-from purifiers.attacks.base import frozen
+from purifiers.attacks.views import is_random, relative_difference
+from purifiers.console import say
 from purifiers.data import ImageSet, slices, to_float
-from purifiers.errors import ConfigError
-from purifiers.naming import nearest
+from purifiers.errors import ConfigError, InputError
 from purifiers.recipes.schema import Classifier
-from purifiers.registry import build_network, load_network, load_weights, place
+from purifiers.registry import fingerprint, place
+from purifiers.training.adapters import Fixed, Grey
+from purifiers.training.sources import build_classifier, open_source, told
 
+__all__ = ["accuracy", "build_classifier", "load_classifier", "watch"]
 
-def build_classifier(config: Classifier, classes: int) -> nn.Module:
-    """The untrained network of the recipe for ``classes`` classes."""
-    return build_network(config.network.network, {**config.network.arguments, "num_classes": classes})
+ALONE = 1e-2
+"""An image's logits, asked alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
+half precision by about this much; BatchNorm in training mode does far more."""
 
 
 def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Module:
     """Load the user's classifier in evaluation mode, without parameter gradients, on the data's device, and check it.
 
+    One of grey images gets the luma of the data's, which a line says.
+
     Args:
-        source: a .safetensors file for the recipe's network, a folder with config.json and model.safetensors, the name
-            of a shipped classifier such as ``cifar10-resnet20``, or ``module:function``.
-        config: the recipe's classifier.
+        source: one of :data:`purifiers.naming.CLASSIFIER_FORMS`.
+        config: the recipe's classifier: its network, for weights alone, and the normalisation that it gives.
         data: images that it must be able to classify.
 
     Raises:
         ConfigError: not one of these forms; a module or function that cannot be imported or called; a classifier that
-            does not return finite logits (N, classes) for the data's images and classes, or has no input gradient.
-        MissingFileError, CheckpointError: see :func:`purifiers.registry.load_network`.
+            does not return finite logits (N, classes) for the data's images and classes, has no input gradient, is random,
+            changes when it is asked, or mixes the images of a batch.
+        MissingFileError, CheckpointError: see :func:`purifiers.registry.load_network`,
+            :func:`purifiers.training.exported.load_exported` and :func:`purifiers.training.huggingface.load_transformers`.
     """
-    classifier = open_classifier(source, config, len(data.classes))
-    classifier = place(classifier, data.images.device).eval().requires_grad_(False)
-    _check(classifier, source, data)
+    classifier = place(open_source(source, config, data), data.images.device)
+    try:
+        classifier.eval()
+    except NotImplementedError:  # an exported program, or one with such a part
+        classifier = Fixed(classifier)
+    images = to_float(data.images[:2])
+    classifier = _for_channels(classifier.requires_grad_(False), source, images)
+    _check(classifier, source, images, data.classes)
     return classifier
 
 
-def open_classifier(source: str, config: Classifier | None, classes: int | None) -> nn.Module:
-    """Load a classifier, which is not checked; on the CPU.
-
-    Args:
-        source: see :func:`load_classifier`.
-        config, classes: of the network whose weights a .safetensors file holds; None if they are not known.
+def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
+    """Remember what ``classifiers`` are; the function that this returns compares.
 
     Raises:
-        ConfigError, MissingFileError, CheckpointError: see :func:`load_classifier`.
+        InputError: that function, where weights or buffers of one are not what they were: nobody may change them.
     """
-    path = weights.locate(source)
-    if path.suffix == ".safetensors":
-        if config is None or classes is None:
-            raise ConfigError(f"of which network {source} holds the weights is not known here: give a saved folder instead")
-        classifier = build_classifier(config, classes)
-        load_weights(classifier, path)
-        return classifier
-    if path.is_dir():
-        return load_network(path)
-    if ":" in source:
-        return _call(source)
-    raise ConfigError(
-        f"cannot load a classifier from '{source}'{nearest(source, weights.NAMES)}: give a .safetensors file, a "
-        "folder with config.json and model.safetensors, the name of a shipped one, or module:function"
-    )
+    before = {name: fingerprint(classifier) for name, classifier in classifiers.items()}
+
+    def compare() -> None:
+        for name, classifier in classifiers.items():
+            if fingerprint(classifier) != before[name]:
+                raise InputError(
+                    f"the weights or statistics of {name} changed while it was used; a classifier is only read: does its "
+                    "forward change it? Nothing that was measured with it holds"
+                )
+
+    return compare
 
 
-def _call(source: str) -> nn.Module:
-    module_name, _, function_name = source.partition(":")
-    # The command's own folder is on the path of `python -m`, but not of an installed command.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        classifier = getattr(importlib.import_module(module_name), function_name)()
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"cannot import the classifier '{source}' ({error}); give the command in the folder that holds the module, "
-            "or put that folder on PYTHONPATH"
-        ) from error
-    except Exception as error:
-        raise ConfigError(f"calling the classifier '{source}' failed: {_told(error)}") from error
-    if not isinstance(classifier, nn.Module):
-        raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
+def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Module:
+    """``classifier``, or, if it takes one channel where images have three, the same behind :class:`Grey`."""
+    with torch.no_grad():
+        try:
+            _logits(classifier, source, images)
+        except ConfigError as fault:
+            grey = place(Grey(classifier), images.device).eval()
+            try:
+                _logits(grey, source, images)
+            except ConfigError as other:
+                first = next((part for part in classifier.modules() if isinstance(part, nn.Conv2d)), None)
+                raise (other if first is not None and first.in_channels == 1 else fault) from None
+            say(f"{'classifier':<16} it takes one channel: it is given the luma of the images, which stay RGB")
+            return grey
     return classifier
 
 
-def _told(error: Exception) -> str:
-    """An error in the user's own code, with the place to look at."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
+    try:
+        logits = classifier(images)
+    except Exception as error:
+        hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
+        raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {told(error)}{hint}") from error
+    if not isinstance(logits, Tensor):
+        hint = (
+            "give the folder or hub name of a transformers model, or return .logits"
+            if hasattr(logits, "logits")
+            else "return the logits alone"
+        )
+        raise ConfigError(
+            f"the classifier '{source}' returns a {type(logits).__name__}; it must return a tensor of logits: {hint}"
+        )
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ConfigError(
+            f"the classifier '{source}' must return logits (N, classes); for {len(images)} images they have shape "
+            f"{tuple(logits.shape)}"
+        )
+    return logits
 
 
-def _check(classifier: nn.Module, source: str, data: ImageSet) -> None:
-    images = to_float(data.images[:2]).requires_grad_(True)
-    with frozen(classifier):
-        try:
-            logits = classifier(images)
-        except Exception as error:
-            shape = tuple(images.shape)
-            raise ConfigError(f"the classifier '{source}' fails on images {shape}: {_told(error)}") from error
-        if not isinstance(logits, Tensor):
-            raise ConfigError(f"the classifier '{source}' returns a {type(logits).__name__}; it must return a tensor of logits")
-        expected = (len(images), len(data.classes))
-        if tuple(logits.shape) != expected or not logits.isfinite().all():
-            raise ConfigError(
-                f"the classifier '{source}' must return finite logits {expected} for {len(images)} images of "
-                f"{len(data.classes)} classes; got shape {tuple(logits.shape)}"
-            )
-        if not logits.requires_grad:
-            raise ConfigError(
-                f"the classifier '{source}' passes no gradient to its input; it cannot be attacked or trained against"
-            )
+@torch.enable_grad()  # whatever the caller has
+def _check(classifier: nn.Module, source: str, images: Tensor, classes: tuple[str, ...]) -> None:
+    before = fingerprint(classifier)
+    images = images.clone().requires_grad_(True)
+    logits = _logits(classifier, source, images)
+    if logits.shape[1] != len(classes):
+        named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        raise ConfigError(
+            f"the classifier '{source}' tells {logits.shape[1]} classes apart, and the images have {len(classes)} ({named}): "
+            "they need one class each, in the same order"
+        )
+    if not logits.isfinite().all():
+        raise ConfigError(f"the classifier '{source}' must return finite logits; those of the first images are not")
+    _check_gradient(classifier, source, images, logits)
+    images = images.detach()
+    with torch.no_grad():
+        alone = _logits(classifier, source, images[:1])
+    random = is_random(classifier, images)
+    if fingerprint(classifier) != before:
+        raise ConfigError(
+            f"the classifier '{source}' changes when it is asked, as BatchNorm in training mode does; it has to stay as it is: "
+            "let nothing call train() in its forward, and export it after eval()"
+        )
+    if random:
+        raise ConfigError(
+            f"the classifier '{source}' gives other logits when asked about the same images again; it has to be deterministic: "
+            "is there dropout or noise that evaluation mode does not switch off?"
+        )
+    if (relative_difference(logits[:1].detach(), alone) > ALONE).any():
+        raise ConfigError(
+            f"the classifier '{source}' gives an image other logits alone than in a batch: is there BatchNorm that evaluation "
+            "mode does not switch to its running statistics?"
+        )
+
+
+def _check_gradient(classifier: nn.Module, source: str, images: Tensor, logits: Tensor) -> None:
+    without = f"the classifier '{source}' passes no gradient to its input; it cannot be attacked or trained against"
+    if not logits.requires_grad:
+        raise ConfigError(without)
+    # Weights that differ, as softmax and the like add up to a constant.
+    weighted = (logits.float() * torch.arange(1.0, logits.shape[1] + 1, device=logits.device)).sum()
+    try:
+        (gradient,) = torch.autograd.grad(weighted, images, allow_unused=True)
+    except RuntimeError as error:
+        raise ConfigError(f"{without} ({error})") from error
+    if gradient is None or not gradient.isfinite().all():
+        raise ConfigError(without if gradient is None else f"the gradient of the classifier '{source}' is not finite")
+    # One that says the same of all images has no gradient either, and is told of where its accuracy is.
+    if not gradient.any() and len(logits) > 1 and not torch.equal(logits[0], logits[1]):
+        raise ConfigError(f"{without}: it is zero everywhere; does the classifier round or threshold its images?")
 
 
 def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:

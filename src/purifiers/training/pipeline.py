@@ -16,7 +16,7 @@ from purifiers.recipes import Recipe, differences, load_recipe, recipe_text
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import build_network, save_network
 from purifiers.seeds import seed_for
-from purifiers.training.classifier import accuracy, build_classifier, load_classifier
+from purifiers.training.classifier import accuracy, build_classifier, load_classifier, watch
 from purifiers.training.fitting import fit_stage, seeded
 from purifiers.training.latent import train_latent
 from purifiers.training.panel import Panel, attack_training_images
@@ -52,6 +52,7 @@ def train(
         OutOfTime: the time is up and not everything is trained.
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
         TrainingError: a loss is not finite.
+        InputError: a classifier changed while it was asked.
         ConfigError, DataError, MissingFileError: see the parts.
     """
     # Whatever can be wrong with what the user gave is found before anything is written or discarded.
@@ -70,6 +71,7 @@ def train(
     write_text(folder / RECIPE_FILE, recipe_text(recipe))
     classifiers = {name: given[name] if name in given else _train_classifier(run, name, data) for name in recipe.classifiers()}
     run.classifier = classifiers["classifier"]
+    unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in classifiers.items()})
     _look_at(run, data)
 
     panel = Panel(list(classifiers.values()), run.fabric)
@@ -88,6 +90,7 @@ def train(
             first = at if config.start == "teacher_at" else None
             parents = [*panel.classifiers, *own.values()]
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents, first)
+    unchanged()
     save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
     return run
 

@@ -14,7 +14,7 @@ from purifiers import weights
 from purifiers.console import Deadline
 from purifiers.data import ImageSet, load_images
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.naming import nearest
+from purifiers.naming import HUB, nearest
 from purifiers.purifier import Purifier
 from purifiers.recipes import NAMES, Recipe, load_recipe
 from purifiers.recipes.schema import Student
@@ -98,7 +98,8 @@ class Run:
         """What the records call the classifier: its file or function, or its network."""
         config = self.recipe.classifier
         if config.source is not None:
-            return config.source if ":" in config.source else Path(config.source).stem
+            place = Path(config.source.removeprefix(HUB))
+            return config.source if ":" in config.source and not place.is_dir() else place.stem
         width = config.network.arguments.get("width")
         name = config.network.network + str(config.network.arguments.get("depth", ""))
         return name if width is None else f"{name}-width{width}"

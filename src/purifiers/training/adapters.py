@@ -1,0 +1,99 @@
+"""What stands between images in [0,1] and a classifier that wants them otherwise: small modules, all differentiable."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purifiers.errors import InputError
+
+LUMA = (0.299, 0.587, 0.114)
+"""Red, green and blue in a grey image (ITU-R 601, as Pillow has it). The three add up to 1: a grey image that is stored as RGB
+becomes what it was, and no perturbation grows in L-inf."""
+
+
+class Normalized(nn.Module):
+    """A classifier behind a normalisation: images (N, C, H, W) in [0,1] -> ``network((images - mean) / std)``.
+
+    Args:
+        network: what takes normalised images.
+        mean, std: one number for each channel, or one for all, in [0,1] units.
+
+    Raises:
+        InputError: when called, if the images have another number of channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.mean.shape[1] not in (1, images.shape[1]):
+            raise InputError(f"mean and std have {self.mean.shape[1]} numbers, the images {images.shape[1]} channel(s)")
+        return self.network((images - self.mean) / self.std)
+
+
+class Grey(nn.Module):
+    """A classifier of grey images: images (N, 3, H, W) in [0,1] -> ``network`` of their luma, (N, 1, H, W)."""
+
+    luma: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images * self.luma).sum(dim=1, keepdim=True))
+
+
+class Resized(nn.Module):
+    """A classifier of images of one size: images (N, C, H, W) -> ``network`` of them at ``size`` (height, width).
+
+    Bilinear with antialiasing, the whole image and no crop; images of that size pass as they are.
+    """
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"  # a part of the fingerprint that cached adversarial examples are found by
+
+    def forward(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
+        return self.network(images)
+
+
+class Fixed(nn.Module):
+    """A network whose mode is what it is, such as an exported program, which refuses ``eval()`` and ``train()``.
+
+    Args:
+        network: the same in every mode.
+        about: anything that tells it from others and that its weights do not show; a part of the fingerprint.
+    """
+
+    def __init__(self, network: nn.Module, about: str = "") -> None:
+        super().__init__()
+        self.network = network
+        self.about = about
+
+    def extra_repr(self) -> str:
+        return self.about
+
+    def train(self, mode: bool = True) -> Self:
+        """Change nothing within."""
+        self.training = mode
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
