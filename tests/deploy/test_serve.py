@@ -30,8 +30,6 @@ from purifiers import PurifiedClassifier, Purifier
 from purifiers.cli import main
 from purifiers.data import class_names
 from purifiers.deploy.pieces import purify_pixels
-from purifiers.errors import ConfigError
-from purifiers.extras import require
 from purifiers.networks import CAE, ResNet
 from purifiers.registry import save_network
 
@@ -318,11 +316,6 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path, capsys: pytest
         for words, message in cases:
             assert main(["serve", *words, "--device", "cpu"]) == 1
             assert message in capsys.readouterr().err
-
-
-def test_a_missing_library_says_how_to_install_it() -> None:
-    with pytest.raises(ConfigError, match=r"needs no_such_library .*: pip install 'purifiers\[serve\]'"):
-        require("no_such_library", "serve")
 
 
 def test_class_names_are_known_without_the_images(tmp_path: Path) -> None:
