@@ -163,9 +163,11 @@ def test_a_network_without_weights_has_a_card_too(tmp_path: Path) -> None:
 
 def test_the_hubs_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for act in (lambda: Purifier.from_pretrained("me/clean"), lambda: small().push_to_hub("me/clean")):
-        with pytest.raises(ConfigError, match=r"needs huggingface_hub, which is not installed: pip install 'purifiers\[hub\]'"):
-            act()
+    told = r"this needs huggingface_hub, which is not installed: pip install 'purifiers\[hub\]'"
+    with pytest.raises(ConfigError, match=f"there is no folder 'me/clean'; if that is a name on the Hugging Face hub, {told}"):
+        Purifier.from_pretrained("me/clean")
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        small().push_to_hub("me/clean")
 
 
 def test_what_looks_like_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +176,17 @@ def test_what_looks_like_a_repository(tmp_path: Path, monkeypatch: pytest.Monkey
     assert is_repository("me/clean-1.0")
     for other in ("cifar10", "runs/demo", "./me/clean", "/me/clean", "me/clean/", "a/b/c", "~/clean", Path("me/clean")):
         assert not is_repository(other), other
+
+
+def test_a_card_with_measurements_stays_with_its_weights(tmp_path: Path) -> None:
+    first, second = small(), small()
+    with torch.no_grad():
+        next(second.parameters()).add_(1)
+    first.save_pretrained(tmp_path, card="# Mine\n\n## What was measured\n\n99 %\n")
+    first.save_pretrained(tmp_path)
+    assert "99 %" in (tmp_path / "README.md").read_text()
+    second.save_pretrained(tmp_path)
+    assert "99 %" not in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("# A text of mine, without numbers\n")
+    first.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# A text of mine, without numbers\n"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from purifiers.errors import InputError, MissingFileError
+from purifiers.errors import ConfigError, InputError, MissingFileError
 from purifiers.extras import require
 
 CARD_FILE = "README.md"
@@ -23,6 +23,8 @@ tags: [adversarial-purification, adversarial-robustness, image-classification]
 {more}---
 """
 """The metadata of a purifier's card that the hub reads."""
+MEASURED = "## What was measured"
+"""The heading of a card under which numbers of certain weights stand."""
 _LOADED = re.compile(r'from_pretrained\("[^"]*"\)')
 
 
@@ -42,7 +44,10 @@ def download(repo_id: str, **options: Any) -> Path:
         ConfigError: huggingface_hub is not installed.
         MissingFileError: no such repository or revision, no access to it, or no way to the hub and nothing in the cache.
     """
-    library, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
+    try:
+        library, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
+    except ConfigError as error:
+        raise ConfigError(f"there is no folder '{repo_id}'; if that is a name on the Hugging Face hub, {error}") from error
     said = f"there is no folder '{repo_id}', and"
     try:
         return Path(library.snapshot_download(repo_id, allow_patterns=list(FILES), **options))

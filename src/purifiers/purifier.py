@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers import hub, weights
-from purifiers.errors import CheckpointError, InputError, MissingFileError
+from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError
 from purifiers.files import write_text
 from purifiers.naming import nearest
 from purifiers.registry import CONFIG_FILE, PURIFIERS, describe, fingerprint, load_network, save_network
@@ -154,7 +154,7 @@ class Purifier(nn.Module):
         """Write ``config.json``, ``model.safetensors`` and a model card, ``README.md``, to a folder, which is made if missing.
 
         Args:
-            save_directory: the folder. A card that is there already is kept.
+            save_directory: the folder. A card that is there already is kept, unless its numbers are of other weights.
             card: the card, in Markdown with the hub's front matter. By default the one that it was loaded with, if its weights
                 are still those, else one that says what it is.
             repo_id: with ``push_to_hub``: where to, by default named as the folder.
@@ -167,11 +167,24 @@ class Purifier(nn.Module):
             InputError: its network is not one of the library's, so that it could not be loaded again; see :meth:`push_to_hub`.
         """
         folder = Path(save_directory)
+        there = folder / hub.CARD_FILE
+        kept = there.read_text() if card is None and there.is_file() else None
+        if kept is not None and hub.MEASURED in kept and not self._is_in(folder):
+            kept = None
         save_network(folder, self.network)
         name = repo_id or folder.resolve().name
-        if card is not None or not (folder / hub.CARD_FILE).exists():
-            write_text(folder / hub.CARD_FILE, card or self.card or self._simple_card(name))
-        return self.push_to_hub(name, card=card, **push_to_hub_kwargs) if push_to_hub else None
+        if kept is None:
+            write_text(there, card or self.card or self._simple_card(name))
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(name, card=card or (hub.addressed(kept, name) if kept else None), **push_to_hub_kwargs)
+
+    def _is_in(self, folder: Path) -> bool:
+        """Does ``folder`` hold these weights?"""
+        try:
+            return fingerprint(load_network(folder)) == fingerprint(self.network)
+        except PurifiersError:
+            return False
 
     def push_to_hub(
         self,

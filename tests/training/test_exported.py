@@ -1,6 +1,5 @@
 """Classifiers as torch.export writes them, by the real thing."""
 
-import contextlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -128,6 +127,3 @@ def test_no_pickle_in_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(CheckpointError, match="holds pickled objects"):
         load_exported(objects)
     assert not Path("ran").exists()
-    with contextlib.suppress(Exception):  # torch, left alone, opens the inputs before it complains of them
-        torch.export.load(inputs)
-    assert Path("ran").exists()

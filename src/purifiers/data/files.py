@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -75,6 +76,15 @@ def image_size(file: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
     """Width and height of an image file as they are stored, from its header alone; raises as :func:`read_image` does."""
     with _opened(file, max_pixels, FORMATS) as opened:
         return opened.size
+
+
+def png_text(file: Path, key: str) -> str:
+    """What a PNG file of any size says of itself under ``key``, from its header; empty if nothing, or if it is no such file."""
+    try:
+        with _opened(file, sys.maxsize, ("PNG",)) as opened:
+            return str(opened.info.get(key, ""))
+    except DataError:
+        return ""
 
 
 def read_image(source: Path | bytes, *, max_pixels: int | None = None, formats: Sequence[str] = FORMATS) -> Picture:

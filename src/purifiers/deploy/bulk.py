@@ -15,7 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from purifiers.console import progress
-from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, read_image
+from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, png_text, read_image
 from purifiers.deploy.comparison import side_by_side
 from purifiers.deploy.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
 from purifiers.errors import ConfigError, DataError, MissingFileError
@@ -66,6 +66,7 @@ class _Job:
     purified: Path
     comparison: Path | None
     mark: str = ""
+    replaces: bool = False
 
 
 def purify_files(
@@ -206,12 +207,10 @@ class _Bulk:
         job.mark = f"{self.made_by} {about.st_size} {about.st_mtime_ns}"
         if self.overwrite or not os.path.lexists(job.purified):
             return False
-        mark = ""
-        with suppress(Exception), Image.open(job.purified, formats=["PNG"]) as image:
-            mark = str(image.info.get(MARK, ""))
+        mark = png_text(job.purified, MARK)
         if not mark:
             raise DataError(f"{job.purified} is there already and was not made by 'purifiers purify'; --overwrite replaces it")
-        self.result.replaced += mark.split()[0] != self.made_by
+        job.replaces = mark.split()[0] != self.made_by
         return mark == job.mark and (job.comparison is None or job.comparison.exists())
 
     def purify(self, batch: Sequence[tuple[_Job, Future[Picture]]]) -> None:
@@ -253,6 +252,7 @@ class _Bulk:
                 self.fail(job, error)
             else:
                 self.result.purified += 1
+                self.result.replaced += job.replaces
                 self.advance(1)
         self.writing = []
 

@@ -12,12 +12,14 @@ from purifiers.data import ImageSet, load_images
 from purifiers.data.cifar10 import CLASSES
 from purifiers.data.files import read_rgb
 from purifiers.data.folder import class_files, cover
-from purifiers.errors import ConfigError, DataError, InputError
+from purifiers.errors import ConfigError, DataError, ImageTooLargeError, InputError
 from purifiers.recipes import Recipe
 from purifiers.recipes.parts import Data
 
 LONGEST = 20
 """How many times as long as wide a picture may be."""
+LARGEST = 50_000_000
+"""Pixels of a picture, at most: some kilobytes can hold one that fills the memory."""
 MOST = 10
 """Samples at most of a data set, of as many classes."""
 _OWN = "The samples are test images of the data set that the purifier was trained on."
@@ -111,7 +113,9 @@ def read_picture(file: Path, height: int, width: int) -> Tensor:
         InputError: in words for whoever dropped it: it is no image, a damaged one, or too long.
     """
     try:
-        image = read_rgb(file)
+        image = read_rgb(file, max_pixels=LARGEST)
+    except ImageTooLargeError as error:
+        raise InputError(f"'{file.name}' is too large: at most {LARGEST / 1e6:.0f} megapixels.") from error
     except DataError as error:
         raise InputError(
             f"'{file.name}' cannot be read as an image: it is of another kind, or damaged. Drop a PNG, JPEG, WebP, BMP, GIF or "

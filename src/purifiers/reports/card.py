@@ -60,7 +60,7 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     head = {"name": name, "location": location or name, "parameters": first.parameters}
     parts = [hub.HEAD.format(more=f"datasets: [{data['name']}]\n") + _HEAD.format(**head, changes=_changes(recipe))]
     parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
-    parts.append("## What was measured\n\n" + "\n\n".join(_measured(one) for one in results))
+    parts.append(f"{hub.MEASURED}\n\n" + "\n\n".join(_measured(one) for one in results))
     classifiers = [recipe["classifier"], *recipe["companions"]]
     names = " and ".join(
         one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers

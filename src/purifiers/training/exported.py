@@ -1,6 +1,7 @@
 """Classifiers as files of ``torch.export``: a graph and its weights, without the code that made them."""
 
 import hashlib
+import io
 import logging
 import os
 import re
@@ -27,6 +28,9 @@ LARGEST = 10_000
 def load_exported(path: Path) -> nn.Module:
     """The classifier in a ``.pt2`` file of ``torch.export.save``, on the CPU.
 
+    Such a file is code, as a module of Python is: torch evaluates expressions that stand in it. Pickled objects are refused,
+    and still only files should be opened that one would run.
+
     Raises:
         MissingFileError: no such file.
         CheckpointError: it is damaged, of another kind or of another version of torch, or holds pickled objects.
@@ -40,7 +44,7 @@ def load_exported(path: Path) -> nn.Module:
         raise CheckpointError(f"{path} holds pickled objects, which can run code when they are opened, so it is not read")
     try:
         with _without_pickle():
-            program = torch.export.load(path)
+            program = torch.export.load(io.BytesIO(content))
     except Exception as error:  # of many kinds, as it fails wherever the damage is
         reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(
