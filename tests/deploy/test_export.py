@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from purifiers.baselines import JPEG, SOAP, Adaptive, BitDepth, Blend, Median, N
 from purifiers.cli import main
 from purifiers.deploy import export
 from purifiers.errors import ConfigError
+from purifiers.files import save_tensors
+from purifiers.naming import absolute
 from purifiers.networks import CAE, ResNet
+from purifiers.recipes import load_recipe, recipe_text
 from purifiers.training.run import Run
 
 SHAPES = [(1, 3, 32, 32), (3, 3, 17, 64), (1, 3, 1, 1), (2, 3, 30, 31)]
@@ -80,6 +84,27 @@ def test_an_opset_and_one_size_from_the_command_line(tmp_path: Path, capsys: pyt
     torch.testing.assert_close(run_file(target, images), 0.75 * (images * 7).round() / 7 + 0.25 * images)
 
 
+def test_weights_of_a_runs_network_behind_it_with_their_own_normalisation(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read of the data, which may be away: the classifier is tried on noise."""
+    monkeypatch.setattr("purifiers.data.load_images", lambda *_, **__: pytest.fail("data were read"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run.folder, "run", ignore=shutil.ignore_patterns("cache"))
+    torch.manual_seed(0)
+    network = ResNet(depth=20, width=4, num_classes=10).eval()
+    for name in ("c", "other"):
+        save_tensors(Path(f"{name}.safetensors"), network.state_dict())
+    settings = [("classifier.source", absolute("c.safetensors")), ("classifier.mean", [0.5]), ("classifier.std", [0.25])]
+    shape = [("classifier.network", {"network": "resnet", "depth": 20, "width": 4})]
+    Path("run/recipe.yaml").write_text(recipe_text(load_recipe("run/recipe.yaml", [*shape, *settings])))
+    images = torch.rand(2, 3, 16, 16)
+    purified = Purifier.from_pretrained("run")(images).detach()
+    for name, expected in [("c", network(2 * purified - 0.5)), ("other", network(purified))]:
+        assert main(["export", "run", f"{name}.onnx", "--classifier", f"{name}.safetensors"]) == 0
+        torch.testing.assert_close(run_file(Path(f"{name}.onnx"), images), expected.detach(), atol=1e-4, rtol=0)
+
+
 def test_eight_bits_of_a_run_and_what_they_lose(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "small.onnx"
     assert main(["export", str(tiny_run.folder), str(target), "--int8"]) == 0
@@ -136,20 +161,29 @@ def test_mistakes_are_told_before_anything_is_computed(
     purifier().save_pretrained(saved)
     (tmp_path / "one").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one" / "a.png")
+    for name in ("ant", "cat"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "two" / name / "a.png")
     for words, message in [
         ([saved, "x.pt2"], "give a file that ends in .onnx (--format onnx)"),
         ([saved, "x.onnx", "--format", "torch"], "give a file that ends in .pt2 (--format torch)"),
         ([saved, "x.pt2", "--format", "torch", "--int8"], "--int8 is for ONNX"),
         ([saved, "x.onnx", "--int8"], "8 bits need images"),
         ([saved, "x.onnx", "--int8", "--images", tmp_path / "one"], "needs at least two sub-folders with images"),
-        ([saved, "x.onnx", "--images", tmp_path], "--images and --data-dir are for --int8"),
-        ([saved, "x.onnx", "--classifier", "my_module:build"], "is tried on images first: give --images DIR"),
+        ([saved, "x.onnx", "--images", tmp_path], "--images is for --int8 or a --classifier"),
+        ([saved, "x.onnx", "--mean", "0.5", "--std", "0.5"], "--mean is for --int8 or a --classifier"),
+        ([saved, "x.onnx", "--classifier", "my_module:build"], "cannot import the classifier 'my_module:build'"),
+        ([saved, "x.onnx", "--classifier", "cifar10-paper"], "'cifar10-paper' is a purifier"),
+        (
+            [saved, "x.onnx", "--classifier", "cifar10-resnet56", "--recipe", "folder", "--images", "two"],
+            "and the images have 2",
+        ),
         (["cifar11", "x.onnx"], "did you mean 'cifar10'?"),
     ]:
         monkeypatch.chdir(tmp_path)
         assert main(["export", *map(str, words)]) == 1, words
         assert message in capsys.readouterr().err
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "saved"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "saved", "two"]
 
 
 def test_the_libraries_are_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,19 @@ from PIL import Image
 
 import purifiers.recipes
 from purifiers import PurifiedClassifier, Purifier
+from purifiers.baselines import Nothing
 from purifiers.cli import main
-from purifiers.data import class_names
+from purifiers.cli.commands import recipe_behind
+from purifiers.cli.parser import make_parser
+from purifiers.data import class_names, image_shape, load_images
+from purifiers.deploy.endpoints import ImageSpec, Limits
 from purifiers.deploy.pieces import purify_pixels
+from purifiers.deploy.serve import PurifyAPI
+from purifiers.errors import ConfigError
+from purifiers.files import save_tensors
+from purifiers.naming import absolute
 from purifiers.networks import CAE, ResNet
+from purifiers.recipes import Recipe, load_recipe, recipe_text
 from purifiers.registry import save_network
 
 SIZES = ((8, 8), (12, 10))
@@ -48,7 +57,7 @@ class Service:
         self.purifier.save_pretrained(folder / "run")
         save_network(folder / "classifier", self.classifier)
         shutil.copy(Path(purifiers.recipes.__file__).parent / "digits.yaml", folder / "run" / "recipe.yaml")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None  # subprocess.Popen, once it is started
 
     def start(self) -> None:
         with socket.socket() as free:
@@ -65,13 +74,14 @@ class Service:
                 cwd=self.folder,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
-        while self.process.poll() is None:
-            try:
-                if self.ask("/health")[0] == 200:
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError(self.log.read_text())
+        until(lambda: self.healthy() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
+
+    def healthy(self) -> bool:
+        try:
+            return self.ask("/health")[0] == 200
+        except OSError:
+            return False
 
     def ask(
         self, path: str, body: bytes | None = None, media_type: str = "image/png", **headers: str
@@ -97,6 +107,14 @@ class Service:
     def metric(self, name: str) -> float:
         found = re.search(rf"^{re.escape(name)} (\S+)$", self.ask("/metrics")[2].decode(), re.MULTILINE)
         return float(found[1]) if found else 0.0
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for ``condition``, and not for ever."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -218,12 +236,13 @@ def test_a_body_of_untold_length_is_limited_while_it_is_read(running: Service) -
 
 def test_a_full_queue_says_when_to_come_back(running: Service) -> None:
     slow = []
+    full = 'purifiers_refused_total{reason="queue_full"}'
+    before = running.metric(full)
     try:
         for _ in range(int(LIMITS["--max-queue"])):
             slow.append(socket.create_connection(("127.0.0.1", running.port), timeout=100))
             slow[-1].sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n")
-        while running.metric("purifiers_waiting") < LIMITS["--max-queue"]:
-            time.sleep(0.05)
+        until(lambda: running.metric("purifiers_waiting") == LIMITS["--max-queue"])
         status, headers, content = running.ask("/purify", encoded(image(0)))
         assert status == 503
         assert headers["retry-after"] == "1"
@@ -232,10 +251,9 @@ def test_a_full_queue_says_when_to_come_back(running: Service) -> None:
     finally:
         for client in slow:
             client.close()
-    while running.metric("purifiers_waiting"):
-        time.sleep(0.05)
+    until(lambda: not running.metric("purifiers_waiting"))
     assert running.ask("/purify", encoded(image(0)))[0] == 200
-    assert running.metric('purifiers_refused_total{reason="queue_full"}') == 1
+    assert running.metric(full) == before + 1
     assert "Exception in ASGI" not in running.log.read_text(), "clients that go away are no failures"
 
 
@@ -255,30 +273,29 @@ def test_health_metrics_and_the_schema(running: Service) -> None:
 
 
 def test_sigterm_answers_what_is_in_flight_and_ends_with_status_0(running: Service) -> None:
-    assert running.process is not None
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(running.ask, "/purify", encoded(image(0)))
-        while not running.metric("purifiers_waiting") and not answer.done():
-            time.sleep(0.01)
+        until(lambda: running.metric("purifiers_waiting") or answer.done())
         running.process.send_signal(signal.SIGTERM)
         assert answer.result()[0] == 200
     assert running.process.wait(60) == 0
     log = running.log.read_text()
-    assert "stopped; everything in flight was answered" in log
+    assert log.endswith("stopped\n")
     assert "Traceback" not in log
 
 
-def test_what_a_network_cannot_take_fails_alone_and_answers_keep_their_order() -> None:
-    serve = pytest.importorskip("purifiers.deploy.serve", reason="the extra 'serve' is not installed")
+def api_of(recipe: Recipe | None = None, max_batch_size: int = 4) -> PurifyAPI:
+    return PurifyAPI("x", recipe, ImageSpec(Limits(), None, recipe is not None), max_batch_size, 0.0)
 
+
+def test_what_a_network_cannot_take_fails_alone_and_answers_keep_their_order() -> None:
     class Wide(CAE):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             if images.shape[3] == 9:
                 raise RuntimeError("too narrow")
             return super().forward(images)
 
-    spec = serve.ImageSpec(serve.Limits(), None, False)
-    api = serve.PurifyAPI("x", None, None, None, spec, 4, 0.0)
+    api = api_of()
     api.purifier = Purifier(Wide(widths=[4], blocks=[1]))
     images = [image(i, size).transpose(2, 0, 1) for i, size in enumerate([(8, 8), (9, 8), (10, 8), (8, 8)])]
     answers = api.predict([(pixels, False) for pixels in images])
@@ -288,9 +305,118 @@ def test_what_a_network_cannot_take_fails_alone_and_answers_keep_their_order() -
         assert np.array_equal(answers[i].pixels, purify_pixels(api.purifier, torch.from_numpy(images[i])[None])[0].numpy())
 
 
+def test_a_classifier_that_fails_or_says_nothing_spoils_no_other_answer() -> None:
+    class Picky(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert (images[:, 0, 0, 0] < 0.9).all()
+            return images.mean(dim=(2, 3)).log()  # of black: not finite
+
+    api = api_of()
+    api.purifier, api.classifier = Purifier(Nothing()), Picky()
+    images = [np.full((3, 8, 8), value, np.uint8) for value in (100, 255, 0, 50)]
+    answers = api.predict([(pixels, True) for pixels in images])
+    assert [answer.failure for answer in answers] == [
+        None,
+        "the purifier or the classifier cannot take an image of 8 x 8",
+        "the classifier's scores are not finite",
+        None,
+    ]
+    assert [answer.scores for answer in answers] == [pytest.approx([1 / 3] * 3), None, None, pytest.approx([1 / 3] * 3)]
+
+
+def write_classes(folder: Path, size: int) -> Path:
+    for name in ("cat", "ant"):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(image(0, (size, size))).save(folder / name / "a.png")
+    return folder
+
+
+def served(*words: object) -> torch.nn.Module:
+    """The classifier that ``purifiers serve WORDS`` puts behind the purifier."""
+    return api_of(recipe_behind(make_parser().parse_args(["serve", *map(str, words)]))).load_classifier()
+
+
+def test_the_runs_normalisation_is_of_the_runs_classifier_however_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = ResNet(depth=20, width=4, num_classes=10).eval()
+    for name in ("c", "other"):
+        save_tensors(Path(f"{name}.safetensors"), network.state_dict())
+    given = [
+        *("classifier.network.depth=20", "classifier.network.width=4"),
+        *(("classifier.source", absolute("c.safetensors")), ("classifier.mean", [0.5]), ("classifier.std", [0.25])),
+    ]
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text(recipe_text(load_recipe("digits", given)))
+    images = torch.rand(2, 3, 16, 16)
+    # The network's own normalisation, in whose place the other comes, is (images - 0.5) / 0.5.
+    bare, normalised = network(images), network(2 * images - 0.5)
+    assert not torch.allclose(bare, normalised, atol=1e-3)
+    for words, expected in [
+        (["c.safetensors"], normalised),
+        (["./c.safetensors"], normalised),
+        (["other.safetensors"], bare),
+        (["other.safetensors", "--mean", "0.5", "--std", "0.25"], normalised),
+        (["c.safetensors", "--mean", "0.5", "--std", "0.5"], bare),
+    ]:
+        torch.testing.assert_close(served("run", "--classifier", *words)(images), expected)
+
+
+OWN = """
+import torch
+from torch import nn
+
+def fixed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
+
+def grey():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_classifiers_served.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_classifiers_served", raising=False)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_classifier_is_tried_at_the_size_of_the_images_or_not_at_all(tmp_path: Path) -> None:
+    fixed = ["--classifier", "own_classifiers_served:fixed"]
+    saved = tmp_path / "saved"  # no run, and of no known images
+    logits = served(saved, *fixed)(torch.zeros(2, 3, 64, 64))
+    assert logits.shape == (2, 2)
+    assert served(saved, *fixed, "--data-dir", write_classes(tmp_path / "large", 64))(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+    with pytest.raises(ConfigError, match=r"fails on images \(2, 3, 20, 20\)"):
+        served(saved, *fixed, "--data-dir", write_classes(tmp_path / "small", 20))
+    with pytest.raises(ConfigError, match=r"fails on images \(2, 3, 24, 24\)"):
+        served(saved, *fixed, "--set", "data.size=24")
+    with pytest.raises(ConfigError, match="tells 5 classes apart, and the images have 2"):
+        served(saved, "--classifier", "own_classifiers_served:grey", "--data-dir", tmp_path / "large")
+    grey = ["--classifier", "own_classifiers_served:grey"]
+    for words in ([], ["--set", "data.size=24"]):
+        assert served(saved, *grey, *words)(torch.rand(2, 3, 24, 24)).shape == (2, 5)
+
+
+def test_what_is_no_classifier_of_these_images_is_refused(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "c.safetensors", {})
+    for what, words, message in [
+        ("cifar10", ["cifar10-paper"], "'cifar10-paper' is a purifier"),
+        (tmp_path, ["cifar10-paper"], "'cifar10-paper' is a purifier"),
+        (tmp_path, [tmp_path / "c.safetensors"], "not known here: name the recipe of its images with --recipe"),
+        (tmp_path, ["cifar10-resnet56", "--recipe", "digits", "--mean", "0.5"], "mean and std go together"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            served(what, "--classifier", *words)
+
+
 def test_a_batch_ends_at_its_size_or_its_time_and_late_requests_are_told_apart() -> None:
-    serve = pytest.importorskip("purifiers.deploy.serve", reason="the extra 'serve' is not installed")
-    api = serve.PurifyAPI("x", None, None, None, serve.ImageSpec(serve.Limits(), None, False), 2, 0.0)
+    api = api_of(max_batch_size=2)
     api.request_timeout = 30
     requests: queue.Queue[Any] = queue.Queue()
     now = time.monotonic()
@@ -308,6 +434,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path, capsys: pytest
         port = str(taken.getsockname()[1])
         cases = [
             (["cifar-10"], "no purifier at 'cifar-10'; did you mean 'cifar10'"),
+            (["cifar10", "--mean", "0.5", "--std", "0.5"], "--mean is for a --classifier, and there is none"),
             (["cifar10", "--port", "80"], "the port 1024 to 65535; got 127.0.0.1, 80"),
             (["cifar10", "--host", "example.org"], "the host is one of 127.0.0.1, 0.0.0.0, ::"),
             (["cifar10", "--port", port], "Address already in use; give another --port"),
@@ -326,3 +453,10 @@ def test_class_names_are_known_without_the_images(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(b"")
     assert class_names("folder", str(tmp_path)) == ("ant", "cat")
+    assert image_shape("folder", str(tmp_path)) is None, "damaged"
+    Image.fromarray(image(0, (9, 7))).save(tmp_path / "ant" / "a.png")
+    assert image_shape("folder", str(tmp_path)) == (7, 9)
+    assert image_shape("folder", str(tmp_path), 5) == (5, 5)
+    assert image_shape("folder", "/nowhere") is None
+    assert image_shape("digits") == tuple(load_images("digits", "test").images.shape[2:])
+    assert image_shape("cifar10") == (32, 32)

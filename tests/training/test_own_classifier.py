@@ -13,7 +13,7 @@ from purifiers.cli.commands import overrides_of
 from purifiers.cli.parser import make_parser
 from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.run import evaluate_run
-from purifiers.recipes import Recipe, load_recipe
+from purifiers.recipes import Recipe, load_recipe, recipe_text
 from purifiers.registry import fingerprint
 from purifiers.training.pipeline import train
 from purifiers.training.run import open_run
@@ -123,16 +123,19 @@ def test_a_normalisation_that_cannot_be(overrides: list[str], message: str) -> N
 def test_a_normalisation_is_of_its_classifier(tmp_path: Path) -> None:
     """Another --classifier drops that of the recipe; flags and --set give one."""
     (tmp_path / "model").mkdir()
+    given = ["classifier.source=a:b", "classifier.mean=[0.5]", "classifier.std=[0.5]"]
+    (tmp_path / "recipe.yaml").write_text(recipe_text(load_recipe("folder", given)))
 
     def classifier(*words: str) -> tuple[str | None, tuple[float, ...] | None, tuple[float, ...] | None]:
         parsed = make_parser().parse_args(["evaluate", "run", *words])
-        given = ["classifier.source=a:b", "classifier.mean=[0.5]", "classifier.std=[0.5]"]
-        found = load_recipe("folder", [*given, *overrides_of(parsed)]).classifier
+        found = load_recipe(tmp_path / "recipe.yaml", overrides_of(parsed)).classifier
         return found.source, found.mean, found.std
 
     assert classifier() == ("a:b", (0.5,), (0.5,))
     assert classifier("--mean", "0.1,0.2,0.3", "--std", "1,1,1") == ("a:b", (0.1, 0.2, 0.3), (1, 1, 1))
+    assert classifier("--classifier", "a:b") == ("a:b", (0.5,), (0.5,))
     assert classifier("--classifier", "c:d") == ("c:d", None, None)
+    assert classifier("--set", "classifier.source=c:d") == ("c:d", None, None)
     assert classifier("--classifier", "c:d", "--mean", "0", "--std", "0.5") == ("c:d", (0,), (0.5,))
     assert classifier("--classifier", "c:d", "--set", "classifier.mean=[0.2]", "--set", "classifier.std=[0.2]")[1] == (0.2,)
     assert classifier("--classifier", "hf:model")[0] == f"hf:{tmp_path / 'model'}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.naming import HUB
+from purifiers.naming import absolute
 
 if TYPE_CHECKING:
     from purifiers.recipes import Recipe
@@ -32,26 +32,17 @@ ALL_TABLES = (1, 2, 3)
 def overrides_of(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
     """All ways of changing the recipe as one list; what stands last wins."""
     given = vars(parsed)
-    # The recipe's normalisation is of the recipe's source, not of another.
-    own = [("classifier.mean", None), ("classifier.std", None)] if given.get("classifier") else []
-    chosen: list[str | tuple[str, object]] = [*own, *parsed.overrides]
+    chosen: list[str | tuple[str, object]] = [*parsed.overrides]
     if given.get("images"):
-        chosen += [("data.name", "folder"), ("data.path", _absolute(parsed.images))]
+        chosen += [("data.name", "folder"), ("data.path", absolute(parsed.images))]
     if given.get("data_dir"):
-        chosen.append(("data.path", _absolute(parsed.data_dir)))
+        chosen.append(("data.path", absolute(parsed.data_dir)))
     if given.get("classifier"):
-        chosen.append(("classifier.source", _absolute(parsed.classifier)))
+        chosen.append(("classifier.source", absolute(parsed.classifier)))
     chosen += [(f"classifier.{name}", given[name]) for name in ("mean", "std") if given.get(name)]
     if given.get("seed") is not None:
         chosen.append(("seed", parsed.seed))
     return chosen
-
-
-def _absolute(text: str) -> str:
-    """A path that exists, as one that still holds when the run is opened from another folder; other texts as they are."""
-    prefix = HUB if text.startswith(HUB) else ""
-    path = Path(text.removeprefix(prefix))
-    return prefix + str(path.resolve()) if path.exists() else text
 
 
 def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None):  # type: ignore[no-untyped-def]
@@ -117,8 +108,25 @@ def loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "
     recipe = load_recipe(name, overrides)
     if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
         # Kept in the run, so that it can be evaluated where the variable is not set.
-        recipe = load_recipe(name, [*overrides, ("data.path", _absolute(os.environ["PURIFIERS_DATA"]))])
+        recipe = load_recipe(name, [*overrides, ("data.path", absolute(os.environ["PURIFIERS_DATA"]))])
     return recipe
+
+
+def recipe_behind(parsed: argparse.Namespace) -> "Recipe":
+    """The recipe of the purifier WHAT with what the command line sets; where it is not known, one of images of one's own."""
+    from purifiers.training.run import recipe_of
+
+    # --size of an export is one of its images too.
+    sized = [("data.size", parsed.size)] if vars(parsed).get("size") and vars(parsed).get("images") else []
+    return loaded(recipe_of(parsed.what, parsed.recipe) or "folder", [*overrides_of(parsed), *sized])
+
+
+def refuse_idle(parsed: argparse.Namespace, where: str) -> None:
+    """Refuse options that change a recipe of which nothing is used."""
+    options = {"recipe": "recipe", "mean": "mean", "std": "std", "data_dir": "data-dir", "images": "images", "overrides": "set"}
+    for name, option in options.items():
+        if vars(parsed).get(name):
+            raise ConfigError(f"--{option} is for {where}, and there is none")
 
 
 def train(parsed: argparse.Namespace) -> int:

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 
 from purifiers.cli import options
-from purifiers.cli.commands import fail
-from purifiers.naming import CLASSIFIER_FORMS
+from purifiers.cli.commands import fail, recipe_behind, refuse_idle
 
 LISTED = 20
 """Failures that are printed; all are in a file."""
@@ -47,12 +46,9 @@ def add_commands(add: options.Add) -> None:
         "POST it to /classify and get scores. See /docs for the rest, and /health and /metrics to watch it. "
         "SIGTERM and Ctrl-C stop it with exit status 0 once everything in flight is answered.",
     )
-    command.add_argument(
-        "what",
-        metavar="RUN|NAME",
-        help="the --output of 'purifiers train', a shipped purifier (cifar10), or a saved one's folder",
-    )
-    command.add_argument("--classifier", metavar="SOURCE", help=f"for /classify: {CLASSIFIER_FORMS}")
+    options.add_what(command, hub=True)
+    options.add_behind(command)
+    options.add_set(command)
     command.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone (the default); 0.0.0.0 or ::: all")
     command.add_argument("--port", type=options.count, default=8000, help="1024 to 65535 (default: %(default)s)")
     command.add_argument(
@@ -135,18 +131,16 @@ def purify(parsed: argparse.Namespace) -> int:
 def serve(parsed: argparse.Namespace) -> int:
     """Purify images over HTTP."""
     from purifiers.console import say
-    from purifiers.extras import require
-
-    for module in ("litserve", "prometheus_client", "python_multipart"):
-        require(module, "serve")
     from purifiers.deploy.endpoints import Limits
     from purifiers.deploy.serve import serve as serve_until_stopped
     from purifiers.training.run import make_fabric
 
+    if not parsed.classifier:
+        refuse_idle(parsed, "a --classifier")
     limits = Limits(max_bytes=parsed.max_bytes, max_pixels=parsed.max_pixels, max_queue=parsed.max_queue)
     serve_until_stopped(
         parsed.what,
-        classifier=parsed.classifier,
+        recipe=recipe_behind(parsed) if parsed.classifier else None,
         host=parsed.host,
         port=parsed.port,
         max_batch_size=parsed.max_batch_size,
@@ -154,5 +148,5 @@ def serve(parsed: argparse.Namespace) -> int:
         limits=limits,
         device=make_fabric(parsed.device, "32-true").device,
     )
-    say("stopped; everything in flight was answered")
+    say("stopped")
     return 0

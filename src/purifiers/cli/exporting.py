@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from purifiers.cli import options
-from purifiers.cli.commands import loaded
+from purifiers.cli.commands import recipe_behind, refuse_idle
 from purifiers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,15 +30,12 @@ def add_command(add: options.Add) -> None:
         "float32 (batch, 3, height, width) in [0,1], any number and size; purified images come out, or logits. The file is "
         "compared with PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.",
     )
-    command.add_argument(
-        "what", metavar="WHAT", help="a shipped purifier (cifar10), the --output of 'train', a saved folder, or owner/name"
-    )
+    options.add_what(command, hub=True)
     command.add_argument("target", metavar="OUT", type=Path, help="the file to write: .onnx, or .pt2 with --format torch")
     command.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="(default: %(default)s)")
     command.add_argument("--opset", type=int, default=18, help="version of ONNX's operators (default: %(default)s)")
-    command.add_argument(
-        "--classifier", metavar="SOURCE", help="put this classifier behind the purifier: logits come out; see 'train --help'"
-    )
+    options.add_behind(command)
+    options.add_set(command)
     command.add_argument(
         "--size", metavar="N", type=options.count, help="take images of N by N pixels only, as some classifiers do"
     )
@@ -52,7 +49,6 @@ def add_command(add: options.Add) -> None:
         metavar="DIR",
         help="images for --int8, one sub-folder for each class (default: the data that it was trained on)",
     )
-    command.add_argument("--data-dir", metavar="DIR", help="where that data lies, e.g. CIFAR-10's batches")
 
 
 def export(parsed: argparse.Namespace) -> int:
@@ -66,12 +62,12 @@ def export(parsed: argparse.Namespace) -> int:
         raise ConfigError(f"{parsed.target}: give a file that ends in {ending} (--format {parsed.format})")
     if parsed.format == "torch" and parsed.int8:
         raise ConfigError("--int8 is for ONNX: not with --format torch")
-    if (parsed.images or parsed.data_dir) and not (parsed.int8 or parsed.classifier):
-        raise ConfigError("--images and --data-dir are for --int8, or to try a --classifier on")
+    if not (parsed.int8 or parsed.classifier):
+        refuse_idle(parsed, "--int8 or a --classifier")
     purifier = Purifier.from_pretrained(parsed.what)
     exportable(purifier)  # what cannot be is told before data are read
-    recipe = _recipe(parsed)
-    if parsed.int8 and recipe is None:
+    recipe = recipe_behind(parsed)
+    if parsed.int8 and recipe.data.name == "folder" and recipe.data.path is None:
         raise ConfigError(
             f"8 bits need images to take the ranges of activations from, and the data of '{parsed.what}' are not known: give "
             "--images DIR, with one sub-folder for each class"
@@ -117,24 +113,6 @@ def _eight_bits(parsed: argparse.Namespace, model: "nn.Module", metadata, recipe
     return 0
 
 
-def _recipe(parsed: argparse.Namespace) -> "Recipe | None":
-    """The recipe that names data for WHAT: of the user's images, of the run, or of the training of a shipped purifier."""
-    from purifiers import weights
-    from purifiers.recipes import NAMES, load_recipe
-    from purifiers.training.run import RECIPE_FILE, is_run
-
-    sized = [("data.size", parsed.size)] if parsed.size else []
-    if parsed.images:
-        return loaded("folder", [("data.path", str(Path(parsed.images).resolve())), *sized])
-    place = [("data.path", str(Path(parsed.data_dir).resolve()))] if parsed.data_dir else []
-    if is_run(parsed.what):
-        return loaded(weights.locate(parsed.what) / RECIPE_FILE, place)
-    if parsed.what not in weights.PURIFIERS:
-        return None
-    shipped = next((name for name in NAMES if load_recipe(name).weights.get("student") == parsed.what), None)
-    return None if shipped is None else loaded(shipped, place)
-
-
 def _images(recipe: "Recipe", split, limit: int) -> "ImageSet":  # type: ignore[no-untyped-def]
     from purifiers.data import load_images
     from purifiers.seeds import seed_for
@@ -145,19 +123,13 @@ def _images(recipe: "Recipe", split, limit: int) -> "ImageSet":  # type: ignore[
     return data.limited(min(limit, own or limit), seed_for(recipe.seed, split, "export"))
 
 
-def _classifier(parsed: argparse.Namespace, recipe: "Recipe | None") -> "nn.Module":
-    """The one to put behind the purifier; it is tried on images, unless it is one of ours and none are needed."""
-    from purifiers import weights
-    from purifiers.registry import CONFIG_FILE, load_network
-    from purifiers.training.classifier import load_classifier
-    from purifiers.training.sources import is_transformers
+def _classifier(parsed: argparse.Namespace, recipe: "Recipe") -> "nn.Module":
+    """The one to put behind the purifier, as the recipe has it now."""
+    from purifiers.training.classifier import load_away
 
-    folder = weights.locate(parsed.classifier)
-    if (folder / CONFIG_FILE).is_file() and not is_transformers(folder) and not parsed.images:
-        return load_network(folder)
-    if recipe is None:
-        raise ConfigError(f"the classifier '{parsed.classifier}' is tried on images first: give --images DIR, or --data-dir")
-    return load_classifier(parsed.classifier, recipe.classifier, _images(recipe, "test", MEASURED))
+    assert recipe.classifier.source is not None
+    data = recipe.data.model_copy(update={"size": parsed.size}) if parsed.size else recipe.data
+    return load_away(recipe.classifier.source, recipe.classifier, data)
 
 
 def _judge(parsed: argparse.Namespace, recipe: "Recipe", test: "ImageSet"):  # type: ignore[no-untyped-def]

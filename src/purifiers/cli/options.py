@@ -12,18 +12,31 @@ Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.Ar
 
 def add_defended(command: argparse.ArgumentParser, output: str, several: bool = False) -> None:
     """One or several purifiers with the classifiers behind them: see :func:`purifiers.training.run.open_defended`."""
+    add_what(command, several=several)
+    add_run(command, output=output)
+    add_behind(command)
+
+
+def add_what(command: argparse.ArgumentParser, *, several: bool = False, hub: bool = False, default: str | None = None) -> None:
+    """Which purifier; ``hub``: where one of the Hugging Face hub works too, as nothing but the purifier is needed."""
+    forms = ["the --output of 'purifiers train'", "a shipped purifier (cifar10)", "a saved one's folder"]
+    forms += ["owner/name of the Hugging Face hub"] if hub else []
     command.add_argument(
         "whats" if several else "what",
         metavar="RUN|NAME",
-        nargs="+" if several else None,
-        help="the --output of 'purifiers train', a shipped purifier (cifar10), or a saved one's folder",
+        nargs="+" if several else "?" if default else None,
+        default=default,
+        help=", ".join(forms[:-1]) + f", or {forms[-1]}" + (f" (default: {default})" if default else ""),
     )
+
+
+def add_behind(command: argparse.ArgumentParser) -> None:
+    """What stands behind a purifier: its recipe, and the user's classifier."""
     command.add_argument(
         "--recipe",
         metavar="NAME|FILE",
         help="data set and classifier of a purifier without a run (default: of a shipped one, the recipe that trained it)",
     )
-    add_run(command, output=output)
     add_classifier(command, trains=False)
 
 
@@ -40,6 +53,12 @@ def add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE"
     told = f"folder for everything that is made (default: {output or 'RUN itself'})"
     command.add_argument("--output", metavar="DIR", type=Path, default=None, help=told)
     command.set_defaults(default_output=output)
+    add_set(command)
+    add_device(command)
+
+
+def add_set(command: argparse.ArgumentParser) -> None:
+    """Changed values of the recipe."""
     command.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -48,7 +67,6 @@ def add_run(command: argparse.ArgumentParser, output: str | None = "runs/RECIPE"
         default=[],
         help="change any value of the recipe, e.g. --set student.epochs=5; may be given many times",
     )
-    add_device(command)
 
 
 def add_device(command: argparse.ArgumentParser) -> None:

@@ -20,25 +20,14 @@ def add_command(add: options.Add) -> None:
         "classified each time. It runs on this machine, asks no other, and needs no data set. Wants pip install "
         "'purifiers[app]'. Ctrl-C ends it.",
     )
-    command.add_argument(
-        "what",
-        metavar="RUN|NAME",
-        nargs="?",
-        default="cifar10",
-        help="the --output of 'purifiers train', a shipped purifier, or a saved one's folder (default: %(default)s)",
-    )
-    command.add_argument(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="images and classifier of a purifier without a run (default: of a shipped one, the recipe that trained it)",
-    )
-    options.add_classifier(command, trains=False)
+    options.add_what(command, default="cifar10")
+    options.add_behind(command)
+    options.add_set(command)
     command.add_argument(
         "--host", default="127.0.0.1", help="where to listen; 0.0.0.0 opens the page to the network (default: %(default)s)"
     )
     command.add_argument("--port", type=int, default=7860, help="0 for any that is free (default: %(default)s)")
     options.add_device(command)
-    command.set_defaults(overrides=[])
 
 
 def app(parsed: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from purifiers.data.cifar10 import CLASSES, load_cifar10
 from purifiers.data.digits import load_digits
-from purifiers.data.folder import folder_classes, load_folder
+from purifiers.data.folder import folder_classes, folder_shape, load_folder
 from purifiers.data.images import ImageSet, augmented, shuffled_batches, slices, to_float, to_uint8
 from purifiers.errors import ConfigError
 from purifiers.naming import nearest
@@ -16,6 +16,7 @@ __all__ = [
     "ImageSet",
     "augmented",
     "class_names",
+    "image_shape",
     "load_images",
     "shuffled_batches",
     "slices",
@@ -49,3 +50,11 @@ def class_names(name: str, path: str | None = None) -> tuple[str, ...] | None:
     if name == "folder":
         return folder_classes(path)
     return {"cifar10": CLASSES, "digits": tuple(map(str, range(10)))}.get(name)
+
+
+def image_shape(name: str, path: str | None = None, size: int | None = None) -> tuple[int, int] | None:
+    """Height and width of a data set's images, of which one at most is read; None where that cannot be told."""
+    if name == "folder" and size is None:
+        return folder_shape(path)
+    size = size or {"cifar10": 32, "digits": 16}[name]
+    return size, size

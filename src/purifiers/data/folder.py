@@ -66,6 +66,18 @@ def folder_classes(path: str | None) -> tuple[str, ...] | None:
         return None
 
 
+def folder_shape(path: str | None) -> tuple[int, int] | None:
+    """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
+    try:
+        if not path or not Path(path).is_dir():
+            return None
+        home = _home(Path(path), "train")[0]
+        first = read_rgb(image_files(home / _class_names(home)[0])[0])
+    except (DataError, MissingFileError, OSError):
+        return None
+    return first.height, first.width
+
+
 def _home(root: Path, split: str) -> tuple[Path, bool]:
     """The folder that holds the class folders of a split, and whether it is that split's own."""
     train, tests = root / "train", [root / name for name in TEST_FOLDERS if (root / name).is_dir()]

@@ -19,7 +19,7 @@ class ImageSet:
         name: the data set, for results.
         images: uint8 (N, 3, H, W), RGB.
         labels: int64 (N,), in 0 .. len(classes) - 1.
-        classes: the class names.
+        classes: the class names; none where they are not known.
     """
 
     name: str

@@ -1,4 +1,8 @@
-"""The service's side of HTTP: what is refused, what waits, and what is answered. Imports what the extra ``serve`` installs."""
+"""The service's side of HTTP: what is refused, what waits, and what is answered (``pip install 'purifiers[serve]'``).
+
+Importing this module raises ConfigError where a library of that is not installed.
+"""
+# ruff: noqa: E402 - what is not installed is told before it is imported
 
 import asyncio
 import io
@@ -9,19 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from purifiers.data.files import read_rgb
+from purifiers.errors import DataError, ImageTooLargeError
+from purifiers.extras import require
+
+for _module in ("litserve", "prometheus_client", "python_multipart"):
+    require(_module, "serve")
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from litserve import LitAPI, LitServer
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, ResponseBufferItem
-from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
-
-from purifiers.data.files import read_rgb
-from purifiers.errors import DataError, ImageTooLargeError
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -233,7 +241,7 @@ def add_routes(server: LitServer, spec: ImageSpec, api: LitAPI) -> None:
         408: "The request was not complete in time.",
         413: "Too many bytes or pixels.",
         415: "A media type that is not read.",
-        422: "The purifier or the classifier cannot take an image of this size.",
+        422: "The purifier or the classifier cannot take this image, or gives no finite scores.",
         503: "The queue is full; see Retry-After.",
         504: "No answer in time.",
     }

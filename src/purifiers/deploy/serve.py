@@ -1,31 +1,35 @@
-"""The purifier as a service over HTTP, on LitServe. Imports what the extra ``serve`` installs."""
+"""The purifier as a service over HTTP, on LitServe (``pip install 'purifiers[serve]'``).
+
+Importing this module raises ConfigError where that library is not installed.
+"""
 
 import logging
+import math
 import os
 import signal
 import socket
 import time
 from collections.abc import Sequence
 from queue import Empty, Queue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from litserve import LitAPI, LitServer
-from litserve.loops.simple_loops import BatchedLoop
 from torch import nn
 
-from purifiers import weights
-from purifiers.data import ImageSet, class_names
+from purifiers.data import class_names
 from purifiers.deploy.endpoints import Answer, ImageSpec, Limits, add_routes
 from purifiers.deploy.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
 from purifiers.errors import ConfigError, ServiceError
+from purifiers.extras import require
 from purifiers.purifier import Purifier
-from purifiers.recipes.schema import Classifier
+from purifiers.recipes import Recipe
 from purifiers.registry import place
+from purifiers.training.classifier import load_away
 
-if TYPE_CHECKING:
-    from purifiers.recipes import Recipe
+require("litserve", "serve")
+from litserve import LitAPI, LitServer  # noqa: E402
+from litserve.loops.simple_loops import BatchedLoop  # noqa: E402
 
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 """What LitServe binds to: this machine alone, or every address of it."""
@@ -38,7 +42,7 @@ logger = logging.getLogger("litserve.purifiers")
 def serve(
     what: str,
     *,
-    classifier: str | None = None,
+    recipe: Recipe | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     max_batch_size: int = 16,
@@ -53,7 +57,7 @@ def serve(
 
     Args:
         what: a run's folder, a shipped purifier's name, or a saved one's folder.
-        classifier: as :func:`purifiers.training.classifier.load_classifier` takes it.
+        recipe: its ``classifier``, with a source, goes behind the purifier; its ``data`` tell the classes. None: none is.
         host: one of ``HOSTS``.
         port: 1024 to 65535.
         max_batch_size: images that are purified together, at most.
@@ -68,12 +72,10 @@ def serve(
     """
     _refuse_address(host, port)
     refuse_other_channels(Purifier.from_pretrained(what))
-    recipe = _recipe(what) if classifier is not None else None
-    names = class_names(recipe.data.name, recipe.data.path) if recipe else None
     limits = limits or Limits()
-    spec = ImageSpec(limits, names, classifier is not None)
-    api = PurifyAPI(what, classifier, recipe, names, spec, max_batch_size, batch_timeout)
-    if classifier is not None:
+    spec = ImageSpec(limits, class_names(recipe.data.name, recipe.data.path) if recipe else None, recipe is not None)
+    api = PurifyAPI(what, recipe, spec, max_batch_size, batch_timeout)
+    if recipe is not None:
         api.load_classifier()  # what is wrong with it is told here and not in the worker
     kind = torch.device(device)
     server = LitServer(
@@ -96,16 +98,6 @@ def _refuse_address(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"cannot serve on {host}, port {port}: {error.strerror}; give another --port") from error
-
-
-def _recipe(what: str) -> "Recipe | None":
-    """The recipe that trained the purifier, if that is known."""
-    from purifiers.recipes import NAMES, load_recipe
-    from purifiers.training.run import RECIPE_FILE, is_run
-
-    if is_run(what):
-        return load_recipe(weights.locate(what) / RECIPE_FILE)
-    return next((recipe for recipe in map(load_recipe, NAMES) if recipe.weights.get("student") == what), None)
 
 
 def _run(server: LitServer, host: str, port: int) -> None:
@@ -155,55 +147,27 @@ class _Loop(BatchedLoop):  # type: ignore[misc]
         return taken, late
 
 
-def _noise(names: Sequence[str], size: int | None) -> ImageSet:
-    """What a classifier is tried on where its data are far away."""
-    size = size or 32
-    pixels = torch.randint(256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), tuple(names))
-
-
 class PurifyAPI(LitAPI):  # type: ignore[misc]
     """The worker: its own process, in which the purifier and the classifier live."""
 
-    def __init__(
-        self,
-        what: str,
-        classifier: str | None,
-        recipe: "Recipe | None",
-        names: Sequence[str] | None,
-        spec: ImageSpec,
-        max_batch_size: int,
-        batch_timeout: float,
-    ) -> None:
+    def __init__(self, what: str, recipe: Recipe | None, spec: ImageSpec, max_batch_size: int, batch_timeout: float) -> None:
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=_Loop(), spec=spec)
         self.what = what
-        self.source = classifier
         self.recipe = recipe
-        self.names = names
 
     def load_classifier(self) -> nn.Module:
-        """The classifier, on the CPU, in evaluation mode; checked on random images where its classes are known."""
-        from purifiers.training.classifier import load_classifier
-        from purifiers.training.sources import open_source
-
-        assert self.source is not None
-        if self.recipe is None:
-            if self.source.endswith(".safetensors"):
-                raise ConfigError(f"of which network {self.source} holds the weights is not known here: give a saved folder")
-            return open_source(self.source, Classifier(source=self.source), _noise(("",), None)).eval().requires_grad_(False)
+        """The recipe's classifier; see :func:`purifiers.training.classifier.load_away`."""
+        assert self.recipe is not None
         config = self.recipe.classifier
-        if self.source != config.source:  # the recipe's normalisation is of the recipe's source
-            config = config.model_copy(update={"mean": None, "std": None})
-        if self.names is None:
-            return open_source(self.source, config, _noise(("",), self.recipe.data.size)).eval().requires_grad_(False)
-        return load_classifier(self.source, config, _noise(self.names, self.recipe.data.size))
+        assert config.source is not None
+        return load_away(config.source, config, self.recipe.data)
 
     def setup(self, device: str) -> None:
         """Load everything; LitServe calls this in the worker."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; this one is still needed then
         self.purifier = Purifier.from_pretrained(self.what)
         self.purifier = Purifier(place(self.purifier.network, device).requires_grad_(False))
-        self.classifier = place(self.load_classifier(), device) if self.source is not None else None
+        self.classifier = place(self.load_classifier(), device) if self.recipe is not None else None
 
     def decode_request(self, request: tuple[np.ndarray, bool]) -> tuple[np.ndarray, bool]:
         """Nothing: the process for HTTP has decoded it, so that a bad image spoils no batch."""
@@ -243,8 +207,11 @@ class PurifyAPI(LitAPI):  # type: ignore[misc]
             with torch.no_grad():
                 parts = purified.split(max(1, BATCH_PIXELS // (shape[1] * shape[2])))
                 scores = torch.cat([self.classifier(part).softmax(1) for part in parts])
-            return [Answer(scores=row) for row in scores.cpu().tolist()]
-        except (RuntimeError, ValueError, MemoryError):
+            return [
+                Answer(scores=row) if all(map(math.isfinite, row)) else Answer(failure="the classifier's scores are not finite")
+                for row in scores.cpu().tolist()
+            ]
+        except Exception:  # of whatever kind a foreign classifier raises
             if len(images) > 1:
                 return [answer for image in images.split(1) for answer in self.answers(image, shape, classify)]
             logger.exception("an image of %d x %d failed", shape[2], shape[1])

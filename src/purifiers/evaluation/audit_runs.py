@@ -136,12 +136,11 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
         if stage == "classifier" or source is None:
             continue
         add(stage if source == ready else _title(source), load_classifier(source, config, run.images("test")))
-    foreign = run.recipe.classifier.model_copy(update={"mean": None, "std": None})  # which are of the recipe's own source
     for text in run.recipe.audit.surrogates:
         *purifier, source = text.split("+")
         if len(purifier) > 1 or not all((*purifier, source)):
             raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
-        model = load_classifier(source, foreign, run.images("test"))
+        model = load_classifier(source, run.recipe.classifier.behind(source), run.images("test"))
         if purifier:
             network = place(Purifier.from_pretrained(purifier[0]).network, run.fabric.device).requires_grad_(False)
             model = PurifiedClassifier(Purifier(network), model)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from purifiers.attacks import AnyAttack
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.naming import nearest
+from purifiers.naming import absolute, nearest
 from purifiers.recipes.baselines import AnyBaseline
 from purifiers.recipes.schema import Recipe
 
@@ -34,6 +34,9 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()) -> Recipe:
     """Read a recipe by name or from a YAML file, with overrides such as ``student.epochs=5`` or ``("data.path", path)``.
 
+    A ``classifier.source`` that is not the file's own comes without the file's ``classifier.mean`` and ``std``, as in
+    :meth:`purifiers.recipes.schema.Classifier.behind`.
+
     Raises:
         MissingFileError: neither a shipped recipe nor a file.
         ConfigError: the file is not YAML, or a key or value is not valid; the message names all of them.
@@ -49,8 +52,12 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
-    for override in overrides:
-        _set(content, *(_parse(override) if isinstance(override, str) else override))
+    changes = [_parse(override) if isinstance(override, str) else override for override in overrides]
+    own, source = content.get("classifier"), dict(changes).get("classifier.source")
+    if source is not None and isinstance(own, dict) and absolute(str(source)) != absolute(str(own.get("source"))):
+        content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
+    for change in changes:
+        _set(content, *change)
     return parse_recipe(content, where=str(name_or_file))
 
 

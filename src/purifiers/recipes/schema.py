@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
-from purifiers.naming import nearest
+from purifiers.naming import absolute, nearest
 from purifiers.recipes.audit import AuditSettings, refuse_gradients
 from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Positive
@@ -31,6 +31,12 @@ class Classifier(Group):
     std: tuple[float, ...] | None = None
     network: Network = Network(network="resnet", depth=56)
     training: Optimisation | None = None
+
+    def behind(self, source: str) -> "Classifier":
+        """The same with ``source``; without the normalisation, which is of its own source, where that is another."""
+        if self.source is not None and absolute(source) == absolute(self.source):
+            return self
+        return self.model_copy(update={"source": source, "mean": None, "std": None})
 
     @field_validator("network")
     @classmethod

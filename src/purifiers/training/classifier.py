@@ -1,20 +1,21 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.views import is_random, relative_difference
 from purifiers.console import say
-from purifiers.data import ImageSet, slices, to_float
+from purifiers.data import ImageSet, class_names, image_shape, slices, to_float
 from purifiers.errors import ConfigError, InputError
+from purifiers.recipes.parts import Data
 from purifiers.recipes.schema import Classifier
 from purifiers.registry import fingerprint, place
 from purifiers.training.adapters import Fixed, Grey
 from purifiers.training.sources import build_classifier, open_source, told
 
-__all__ = ["accuracy", "build_classifier", "load_classifier", "watch"]
+__all__ = ["accuracy", "build_classifier", "load_away", "load_classifier", "watch"]
 
 ALONE = 1e-2
 """An image's logits, asked alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
@@ -29,7 +30,7 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
     Args:
         source: one of :data:`purifiers.naming.CLASSIFIER_FORMS`.
         config: the recipe's classifier: its network, for weights alone, and the normalisation that it gives.
-        data: images that it must be able to classify.
+        data: images that it must be able to classify; where their classes are not known, into any number.
 
     Raises:
         ConfigError: not one of these forms; a module or function that cannot be imported or called; a classifier that
@@ -38,15 +39,44 @@ def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Modul
         MissingFileError, CheckpointError: see :func:`purifiers.registry.load_network`,
             :func:`purifiers.training.exported.load_exported` and :func:`purifiers.training.huggingface.load_transformers`.
     """
+    images = to_float(data.images[:2])
+    classifier = _for_channels(_opened(source, config, data), source, images)
+    _check(classifier, source, images, data.classes)
+    return classifier
+
+
+def load_away(source: str, config: Classifier, data: Data) -> nn.Module:
+    """As :func:`load_classifier`, on the CPU, where the images need not be there: checked on noise of their size.
+
+    Their classes count where they are known. Of images whose size is not known (a folder that is not here) nothing is checked.
+
+    Args:
+        source, config: see there, for what is raised too.
+        data: the recipe's.
+    """
+    shape = image_shape(data.name, data.path, data.size)
+    noise = _noise(class_names(data.name, data.path) or (), shape or (32, 32))
+    if shape is not None:
+        return load_classifier(source, config, noise)
+    classifier = _opened(source, config, noise)
+    try:
+        return _for_channels(classifier, source, to_float(noise.images))
+    except ConfigError:  # it may take another size
+        return classifier
+
+
+def _noise(classes: Sequence[str], shape: tuple[int, int]) -> ImageSet:
+    pixels = torch.randint(256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), tuple(classes))
+
+
+def _opened(source: str, config: Classifier, data: ImageSet) -> nn.Module:
     classifier = place(open_source(source, config, data), data.images.device)
     try:
         classifier.eval()
     except NotImplementedError:  # an exported program, or one with such a part
         classifier = Fixed(classifier)
-    images = to_float(data.images[:2])
-    classifier = _for_channels(classifier.requires_grad_(False), source, images)
-    _check(classifier, source, images, data.classes)
-    return classifier
+    return classifier.requires_grad_(False)
 
 
 def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
@@ -113,7 +143,7 @@ def _check(classifier: nn.Module, source: str, images: Tensor, classes: tuple[st
     before = fingerprint(classifier)
     images = images.clone().requires_grad_(True)
     logits = _logits(classifier, source, images)
-    if logits.shape[1] != len(classes):
+    if classes and logits.shape[1] != len(classes):
         named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise ConfigError(
             f"the classifier '{source}' tells {logits.shape[1]} classes apart, and the images have {len(classes)} ({named}): "

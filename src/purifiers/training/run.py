@@ -203,6 +203,23 @@ def is_run(what: str) -> bool:
     return (weights.locate(what) / RECIPE_FILE).is_file()
 
 
+def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
+    """Which recipe, by name or file, a purifier was trained with; for one that is no run ``recipe``, if it is given.
+
+    None where it is not known.
+
+    Raises:
+        ConfigError: a run, and a ``recipe`` besides.
+    """
+    if is_run(what):
+        if recipe is not None:
+            raise ConfigError(f"{weights.locate(what)} is a run, which has its own recipe: leave out --recipe")
+        return weights.locate(what) / RECIPE_FILE
+    if recipe is not None or what not in weights.PURIFIERS:
+        return recipe
+    return next((name for name in NAMES if load_recipe(name).weights.get("student") == what), None)
+
+
 def open_defended(
     what: str,
     load: Callable[[str | Path, Sequence[tuple[str, Any]]], Recipe],
@@ -228,9 +245,8 @@ def open_defended(
         CheckpointError: damaged files.
     """
     place = weights.locate(what)
+    name = recipe_of(what, recipe)
     if is_run(what):
-        if recipe is not None:
-            raise ConfigError(f"{place} is a run, which has its own recipe: leave out --recipe")
         own = load(place / RECIPE_FILE, ())
         return open_run(own, place, device, images and images(own))
     if not (place / CONFIG_FILE).is_file():
@@ -238,7 +254,6 @@ def open_defended(
             f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
             "'purifiers train')"
         )
-    name = recipe or next((one for one in NAMES if load_recipe(one).weights.get("student") == what), None)
     if name is None:
         raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
     student = what if what in weights.NAMES else str(place.resolve())

@@ -14,7 +14,7 @@ from purifiers.data import ImageSet
 from purifiers.errors import ConfigError
 from purifiers.naming import CLASSIFIER_FORMS, HUB, nearest
 from purifiers.recipes.schema import Classifier
-from purifiers.registry import CONFIG_FILE, build_network, load_network, load_weights
+from purifiers.registry import CONFIG_FILE, PURIFIERS, build_network, load_network, load_weights
 from purifiers.training.adapters import Normalized
 from purifiers.training.exported import load_exported
 from purifiers.training.huggingface import load_transformers
@@ -40,13 +40,21 @@ def open_source(source: str, config: Classifier, data: ImageSet) -> nn.Module:
     if path.suffix == ".safetensors":
         if is_transformers(path.parent):
             raise ConfigError(f"{path} belongs to a Hugging Face model: give its folder, {path.parent}")
+        if not data.classes:
+            raise ConfigError(
+                f"of which network and how many classes {path} holds the weights is not known here: name the recipe of its "
+                "images with --recipe or give their folder with --data-dir, or give a saved network's folder"
+            )
         classifier = build_classifier(config, len(data.classes))
         load_weights(classifier, path)
         return classifier
     if path.is_dir():
         if config.mean is not None:
             raise ConfigError(f"the classifier in {path} has its normalisation inside: leave out mean and std")
-        return load_network(path)
+        network = load_network(path)
+        if type(network) in PURIFIERS.values():
+            raise ConfigError(f"'{source}' is a purifier, which makes images of images; a classifier is needed here")
+        return network
     if path.suffix == ".pt2":
         classifier = load_exported(path)
     elif path.suffix in PICKLES:
