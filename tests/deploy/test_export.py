@@ -178,6 +178,8 @@ def test_mistakes_are_told_before_anything_is_computed(
             [saved, "x.onnx", "--classifier", "cifar10-resnet56", "--recipe", "folder", "--images", "two"],
             "and the images have 2",
         ),
+        ([saved, "x.onnx", "--opset", "3"], "opset 3 cannot be written here: 18 to "),
+        ([saved, "x.onnx", "--opset", "999"], "opset 999 cannot be written here"),
         (["cifar11", "x.onnx"], "did you mean 'cifar10'?"),
     ]:
         monkeypatch.chdir(tmp_path)

@@ -92,7 +92,7 @@ def export_onnx(
         model: see :func:`exportable`.
         path: ends in ``.onnx``.
         metadata: see :func:`about`.
-        opset: version of ONNX's operators.
+        opset: version of ONNX's operators, :data:`OPSET` or newer.
         size: height and width, where the model takes no others.
         channels: of the images.
 
@@ -102,6 +102,9 @@ def export_onnx(
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "onnx")
+    newest = require("onnx.defs", "onnx").onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise ConfigError(f"opset {opset} cannot be written here: {OPSET} to {newest} can (--opset)")
     free = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
     shapes = check_shapes(channels, size)
     output = "purified" if model(torch.rand(shapes[0])).ndim == 4 else "logits"
@@ -119,6 +122,9 @@ def export_onnx(
             )
             assert program is not None
             program.save(temporary, external_data=False)
+        written = require("onnx", "onnx").load(temporary, load_external_data=False).opset_import[0].version
+        if written != opset:  # torch keeps its own where a conversion fails
+            raise ConfigError(f"the file could not be written in opset {opset}; it would be {written}: leave out --opset")
         stamp(temporary, metadata)
         session = open_onnx(temporary)
         difference = largest_difference(model, lambda images: run_onnx(session, images), shapes)
