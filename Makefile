@@ -10,7 +10,7 @@ help:
 	@echo "make test   all tests, with line coverage"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation as a site, in build/site"
-	@echo "make bench  speed of the attack and of training, against peers"
+	@echo "make bench  speed of the attack, of training and of cleaning files, against peers"
 	@echo "make clean  remove .venv and caches (never runs/)"
 
 demo: $(VENV)/installed
@@ -31,6 +31,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/attack.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/precision.py
+	$(BIN)/python benchmarks/bulk.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build dist src/*.egg-info

@@ -101,7 +101,8 @@ def test_pushed_and_loaded_again_then_without_the_network(
     assert url == f"{constants.ENDPOINT}/me/clean/commit/{COMMIT}"
     assert sorted(hub) == ["README.md", "config.json", "model.safetensors"]
     card = ModelCard(hub["README.md"].decode())
-    assert (card.data.license, card.data.library_name) == ("apache-2.0", "purifiers")
+    about = card.data.to_dict()
+    assert (about["license"], about["library_name"]) == ("apache-2.0", "purifiers")
     assert card.data.pipeline_tag == "image-to-image"
     assert 'Purifier.from_pretrained("me/clean")' in card.text
     for revision in (None, "main", COMMIT):

@@ -5,6 +5,11 @@ Each class also derives from the built-in error that a Python caller would expec
 """
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says first, shortened; its kind where it says nothing."""
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class PurifiersError(Exception):
     """Base of every error that this library raises on purpose."""
 

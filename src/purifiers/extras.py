@@ -18,4 +18,5 @@ def require(module: str, extra: str) -> ModuleType:
         package = module.partition(".")[0]
         if error.name != package:  # it is there, and something of its own is not: that is another story
             raise
-        raise ConfigError(f"this needs {package}, which is not installed: pip install 'purifiers[{extra}]'") from error
+        how = f"pip install 'purifiers[{extra}]', or '.[{extra}]' in a clone"
+        raise ConfigError(f"this needs {package}, which is not installed: {how}") from error

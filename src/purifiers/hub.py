@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from purifiers.errors import ConfigError, InputError, MissingFileError
+from purifiers.errors import ConfigError, InputError, MissingFileError, first_line
 from purifiers.extras import require
 
 CARD_FILE = "README.md"
+RUN_CARD_FILE = "card.md"
+"""The card in a run's folder, which comes when the run is measured."""
 FILES = ("config.json", "model.safetensors", CARD_FILE)
 """What is sent and fetched."""
 HEAD = """---
@@ -67,7 +69,7 @@ def download(repo_id: str, **options: Any) -> Path:
             "connect, or give a folder"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise MissingFileError(f"{said} the Hugging Face hub did not give it: {_first_line(error)}") from error
+        raise MissingFileError(f"{said} the Hugging Face hub did not give it: {first_line(error)}") from error
 
 
 def upload(
@@ -104,9 +106,15 @@ def upload(
         )
     except errors.HfHubHTTPError as error:
         advice = "; log in with 'hf auth login', or give a token that may write" if _status(error) in (401, 403) else ""
-        raise InputError(f"the Hugging Face hub did not take '{repo_id}': {_first_line(error)}{advice}") from error
+        raise InputError(f"the Hugging Face hub did not take '{repo_id}': {first_line(error)}{advice}") from error
     except (errors.HFValidationError, errors.LocalTokenNotFoundError) as error:
-        raise InputError(f"cannot push to '{repo_id}': {_first_line(error)}; a repository is 'owner/name'") from error
+        raise InputError(f"cannot push to '{repo_id}': {first_line(error)}; a repository is 'owner/name'") from error
+
+
+def card_in(folder: Path) -> str | None:
+    """The model card in a purifier's folder, in Markdown; None where there is none."""
+    found = next((folder / name for name in (CARD_FILE, RUN_CARD_FILE) if (folder / name).is_file()), None)
+    return None if found is None else found.read_text(errors="replace")
 
 
 def simple_card(name: str, network: Mapping[str, Any], parameters: int) -> str:
@@ -147,7 +155,3 @@ def license_of(card: str | None) -> str | None:
 
 def _status(error: Any) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

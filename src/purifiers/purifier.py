@@ -12,7 +12,7 @@ from purifiers import hub, weights
 from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError
 from purifiers.files import write_text
 from purifiers.naming import nearest
-from purifiers.registry import CONFIG_FILE, PURIFIERS, describe, fingerprint, load_network, save_network
+from purifiers.registry import CONFIG_FILE, PURIFIERS, describe, fingerprint, load_network, place, save_network
 
 TOLERANCE = 1e-4
 """How far rounding may take a pixel out of [0,1] before an image counts as out of range."""
@@ -81,6 +81,11 @@ class Purifier(nn.Module):
             check_images(images)
         return self.network(images) if images.numel() else images.clone()
 
+    def placed(self, device: torch.device | str) -> Self:
+        """This purifier on ``device`` for use alone: without gradients for its parameters, in the layout that is fast there."""
+        place(self.network, device).requires_grad_(False)
+        return self
+
     @property
     def card(self) -> str | None:
         """The model card that it was loaded with, in Markdown; None if there was none, or it is of other weights than these."""
@@ -137,9 +142,8 @@ class Purifier(nn.Module):
             kind = type(network).__name__.lower()
             raise CheckpointError(f"{folder} holds a '{kind}', not a purifier; teachers and students of a run are purifiers")
         purifier = cls(network)
-        card = next((path for path in (folder / hub.CARD_FILE, folder / "card.md") if path.is_file()), None)
-        if card is not None:
-            purifier._card = (fingerprint(network), card.read_text())
+        if (card := hub.card_in(folder)) is not None:
+            purifier._card = (fingerprint(network), card)
         return purifier
 
     def save_pretrained(

@@ -1,11 +1,10 @@
 """The commands that ask what a defence is worth: audit and certify. As in :mod:`purifiers.cli.commands`, imports are inside."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from purifiers.cli import options
-from purifiers.cli.commands import loaded, overrides_of, refuse_other_run, refuse_training_settings
+from purifiers.cli.commands import loader, refuse_other_run, refuse_training_settings
 from purifiers.errors import ConfigError
 
 
@@ -82,7 +81,7 @@ def audit(parsed: argparse.Namespace) -> int:
     settings += [("audit.check_images", 0)] if parsed.no_checks else []
     opened = open_audited(
         parsed.whats,
-        _loader(parsed, settings),
+        loader(parsed, settings),
         folder,
         recipe=parsed.recipe,
         baselines=parsed.baselines or "none",
@@ -118,7 +117,7 @@ def certify(parsed: argparse.Namespace) -> int:
     name = Path(parsed.what).name
     output = parsed.output or own or Path("runs") / f"{name}-certificate"
     refuse_other_run(output, own)
-    run = open_defended(parsed.what, _loader(parsed), output, parsed.recipe, parsed.device)
+    run = open_defended(parsed.what, loader(parsed), output, parsed.recipe, parsed.device)
     sigma = run.recipe.student.noise if parsed.sigma is None else parsed.sigma
     if parsed.sigma is None and not sigma:
         raise ConfigError("this purifier was not trained on Gaussian noise (student.noise): give the smoothing's --sigma")
@@ -131,9 +130,3 @@ def certify(parsed: argparse.Namespace) -> int:
         say(short.caption)
     say(f"\nopen {page}")
     return 0
-
-
-def _loader(parsed: argparse.Namespace, settings: Sequence[tuple[str, object]] = ()):  # type: ignore[no-untyped-def]
-    """Recipes with what the command line sets, ``settings``, and what the caller sets besides, the last before the first."""
-    own = [*overrides_of(parsed), *settings]
-    return lambda name, further: loaded(name, [*own, *further])

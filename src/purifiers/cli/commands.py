@@ -112,6 +112,12 @@ def loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "
     return recipe
 
 
+def loader(parsed: argparse.Namespace, settings: Sequence[tuple[str, object]] = ()):  # type: ignore[no-untyped-def]
+    """Reads recipes with what the command line sets, ``settings``, and what the caller sets besides, which come first."""
+    own = [*overrides_of(parsed), *settings]
+    return lambda name, further: loaded(name, [*own, *further])
+
+
 def recipe_behind(parsed: argparse.Namespace) -> "Recipe":
     """The recipe of the purifier WHAT with what the command line sets; where it is not known, one of images of one's own."""
     from purifiers.training.run import recipe_of

@@ -5,9 +5,14 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from purifiers.cli import options
-from purifiers.cli.commands import loaded, overrides_of
+from purifiers.cli.commands import loader
+
+if TYPE_CHECKING:
+    from purifiers.data import ImageSet
+    from purifiers.recipes import Recipe
 
 
 def add_command(add: options.Add) -> None:
@@ -41,14 +46,14 @@ def app(parsed: argparse.Namespace) -> int:
     from purifiers.reports.worth import worth
     from purifiers.training.run import open_defended
 
-    run = open_defended(
-        parsed.what,
-        lambda name, further: loaded(name, [*overrides_of(parsed), *further]),
-        Path(os.devnull),  # nothing is made
-        parsed.recipe,
-        parsed.device,
-        images=lambda recipe: samples_for(recipe).data,
-    )
+    samples = []
+
+    def images(recipe: "Recipe") -> "ImageSet":
+        samples.append(samples_for(recipe))
+        return samples[0].data
+
+    nothing_is_made = Path(os.devnull)
+    run = open_defended(parsed.what, loader(parsed), nothing_is_made, parsed.recipe, parsed.device, images)
     place = weights.locate(parsed.what)
     name = parsed.what if parsed.what in weights.NAMES else place.resolve().name
     purifier = run.purifiers["student"]
@@ -58,7 +63,7 @@ def app(parsed: argparse.Namespace) -> int:
         PurifiedClassifier(purifier, classifier),
         name,
         classifier_name,
-        replace(samples_for(run.recipe), data=run.images("test")),
+        replace(samples[0], data=run.images("test")),
         worth(place, classifier_name if parsed.classifier or parsed.recipe else None),
         next(iter(lengths), 8 / 255),
     )

@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
-from purifiers.data.cifar10 import CLASSES, load_cifar10
+from purifiers.data import cifar10, digits
+from purifiers.data.cifar10 import load_cifar10
 from purifiers.data.digits import load_digits
 from purifiers.data.folder import folder_classes, folder_shape, load_folder
 from purifiers.data.images import ImageSet, augmented, shuffled_batches, slices, to_float, to_uint8
@@ -26,6 +27,8 @@ __all__ = [
 
 SOURCES: dict[str, Callable[..., ImageSet]] = {"digits": load_digits, "cifar10": load_cifar10, "folder": load_folder}
 """Name -> loader. A loader takes the split, and of ``path`` and ``size`` what it understands."""
+FIXED = {"digits": (digits.CLASSES, digits.SIZES[0]), "cifar10": (cifar10.CLASSES, 32)}
+"""Name -> the classes, and the height and width of images where no size is given, of sources that always have the same."""
 
 
 def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
@@ -47,14 +50,12 @@ def load_images(name: str, split: Literal["train", "test"], **options: Any) -> I
 
 def class_names(name: str, path: str | None = None) -> tuple[str, ...] | None:
     """The classes of a data set, without reading its images; None where that cannot be told, as a folder is not here."""
-    if name == "folder":
-        return folder_classes(path)
-    return {"cifar10": CLASSES, "digits": tuple(map(str, range(10)))}.get(name)
+    return FIXED[name][0] if name in FIXED else folder_classes(path)
 
 
 def image_shape(name: str, path: str | None = None, size: int | None = None) -> tuple[int, int] | None:
     """Height and width of a data set's images, of which one at most is read; None where that cannot be told."""
-    if name == "folder" and size is None:
+    if size is None and name not in FIXED:
         return folder_shape(path)
-    size = size or {"cifar10": 32, "digits": 16}[name]
+    size = size or FIXED[name][1]
     return size, size

@@ -9,9 +9,10 @@ from purifiers.data.images import ImageSet, to_uint8
 from purifiers.errors import ConfigError
 
 SIZES = (16, 32)
+CLASSES = tuple(map(str, range(10)))
 
 
-def load_digits(split: Literal["train", "test"], size: int = 16) -> ImageSet:
+def load_digits(split: Literal["train", "test"], size: int = SIZES[0]) -> ImageSet:
     """The digits, enlarged to 3 x ``size`` x ``size``; a fixed stratified split into 1,437 and 360 images.
 
     Raises:
@@ -32,5 +33,5 @@ def load_digits(split: Literal["train", "test"], size: int = 16) -> ImageSet:
         name="digits",
         images=to_uint8(large).expand(-1, 3, -1, -1).contiguous(),
         labels=torch.tensor(chosen_labels, dtype=torch.int64),
-        classes=tuple(map(str, range(10))),
+        classes=CLASSES,
     )

@@ -165,8 +165,7 @@ class PurifyAPI(LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         """Load everything; LitServe calls this in the worker."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; this one is still needed then
-        self.purifier = Purifier.from_pretrained(self.what)
-        self.purifier = Purifier(place(self.purifier.network, device).requires_grad_(False))
+        self.purifier = Purifier.from_pretrained(self.what).placed(device)
         self.classifier = place(self.load_classifier(), device) if self.recipe is not None else None
 
     def decode_request(self, request: tuple[np.ndarray, bool]) -> tuple[np.ndarray, bool]:

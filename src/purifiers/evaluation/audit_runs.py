@@ -16,7 +16,7 @@ from purifiers.evaluation.auditor import Subject
 from purifiers.evaluation.run import own_classifier
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes import Recipe
-from purifiers.registry import CONFIG_FILE, place
+from purifiers.registry import CONFIG_FILE
 from purifiers.seeds import seed_for
 from purifiers.training.baselines import prepare_baselines
 from purifiers.training.classifier import load_classifier, watch
@@ -142,7 +142,6 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
             raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
         model = load_classifier(source, run.recipe.classifier.behind(source), run.images("test"))
         if purifier:
-            network = place(Purifier.from_pretrained(purifier[0]).network, run.fabric.device).requires_grad_(False)
-            model = PurifiedClassifier(Purifier(network), model)
+            model = PurifiedClassifier(Purifier.from_pretrained(purifier[0]).placed(run.fabric.device), model)
         add("+".join(map(_title, (*purifier, source))), model)
     return found

@@ -11,8 +11,6 @@ from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.baselines import folder_of
 from purifiers.reports.tables import epsilon_of, interval, percent, select
 
-CARD_FILE = "card.md"
-
 _HEAD = """
 # {name}
 

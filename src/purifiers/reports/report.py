@@ -13,7 +13,8 @@ from purifiers.console import duration
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, VARIANT, Record, Results
 from purifiers.files import write_text
-from purifiers.reports.card import CARD_FILE, model_card
+from purifiers.hub import RUN_CARD_FILE
+from purifiers.reports.card import model_card
 from purifiers.reports.claim import is_the_papers, table_2_over_seeds, verdict
 from purifiers.reports.comparison import comparison_sentence, purifiers_of, table_1_for_all, table_of_baselines
 from purifiers.reports.figures import save_figures
@@ -63,7 +64,7 @@ def write_report(results: Results, examples: Examples, folder: Path) -> Path:
         chosen = "the first test images that are classified right (the attack changed the class of none)"
     captions = CAPTIONS | {"examples": CAPTIONS["examples"].format(chosen=chosen)}
     if "student" in results.training:  # of shipped weights the card is there already
-        write_text(folder / CARD_FILE, model_card(folder.name, [results], f"path/to/{folder.name}"))
+        write_text(folder / RUN_CARD_FILE, model_card(folder.name, [results], f"path/to/{folder.name}"))
     write_text(folder / "report.md", _markdown(results, tables, figures, captions))
     write_text(folder / "report.html", _html(results, tables, figures, captions))
     return folder / "report.html"

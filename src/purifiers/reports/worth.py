@@ -3,10 +3,8 @@
 import re
 from pathlib import Path
 
-from purifiers.reports.card import CARD_FILE
+from purifiers.hub import card_in
 
-CARDS = ("README.md", CARD_FILE)
-"""What a card is called: of weights that ship or are shared, and in the folder of a run."""
 _IN_FRONT_OF = re.compile(r"^In front of (.+?), accuracy in %", re.MULTILINE)
 _DATASET = re.compile(r"^datasets: \[(.+)\]$", re.MULTILINE)
 _ROW = re.compile(
@@ -29,7 +27,7 @@ def worth(folder: Path, other: str | None = None) -> str:
     Returns:
         The sentence; if there is no card, or one without a table, that nothing is known.
     """
-    card = next(((folder / name).read_text(errors="replace") for name in CARDS if (folder / name).is_file()), "")
+    card = card_in(folder) or ""
     measured = _IN_FRONT_OF.split(card)
     if len(measured) < 3:
         return "There is no model card beside this purifier: what it is worth on many images is not known here."

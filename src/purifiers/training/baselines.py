@@ -13,7 +13,7 @@ from purifiers.data import ImageSet
 from purifiers.errors import ConfigError
 from purifiers.purifier import Purifier
 from purifiers.recipes.baselines import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
-from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, place
+from purifiers.registry import CONFIG_FILE, build_network, describe, load_network
 from purifiers.seeds import seed_for
 from purifiers.training.checkpoint import load_state
 from purifiers.training.fitting import fit_stage, seeded
@@ -47,7 +47,7 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
         if network is None:
             say(f"{title:<16} is left out: not trained as the recipe says (--baselines all trains it)")
         else:
-            run.baselines[title] = Purifier(place(network, run.fabric.device).requires_grad_(False))
+            run.baselines[title] = Purifier(network).placed(run.fabric.device)
 
 
 def _ready(run: Run, title: str, config: BaselineNRP | BaselineSOAP) -> nn.Module | None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from purifiers.errors import CheckpointError, ConfigError, MissingFileError
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line
 from purifiers.training.adapters import Fixed
 
 HOW = (
@@ -46,10 +46,9 @@ def load_exported(path: Path) -> nn.Module:
         with _without_pickle():
             program = torch.export.load(io.BytesIO(content))
     except Exception as error:  # of many kinds, as it fails wherever the damage is
-        reason = str(error).strip().split("\n")[0][:200]
         raise CheckpointError(
             f"{path} is damaged, or was not written by torch.export.save of a version like this one's ({torch.__version__}): "
-            f"{reason or type(error).__name__}; {HOW}"
+            f"{first_line(error)}; {HOW}"
         ) from error
     _refuse_other_inputs(program, path)
     # Nothing that shows in Python tells one graph from another.

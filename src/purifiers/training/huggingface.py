@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from purifiers.console import say
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import CheckpointError, ConfigError, MissingFileError
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line
 from purifiers.extras import require
 from purifiers.naming import HUB
 from purifiers.recipes.schema import Classifier
@@ -124,14 +124,14 @@ def _load(where: str, local: bool) -> Any:
         if "safetensors" in str(error):
             raise MissingFileError(_NO_SAFETENSORS.format(where=where, found="")) from error
         raise MissingFileError(
-            f"cannot get '{where}' from the Hugging Face hub: {_first_line(error)} Without a network give the folder of a "
+            f"cannot get '{where}' from the Hugging Face hub: {first_line(error)} Without a network give the folder of a "
             "downloaded model"
         ) from error
     except (ValueError, RuntimeError, ImportError, KeyError) as error:
         if "for this kind of AutoModel" in str(error):
             kind = transformers.AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False).model_type
             raise ConfigError(f"'{where}' is no image classifier: transformers has none of the kind '{kind}'") from error
-        raise ConfigError(f"transformers cannot load '{where}': {_first_line(error)}") from error
+        raise ConfigError(f"transformers cannot load '{where}': {first_line(error)}") from error
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     if missing:
         raise CheckpointError(
@@ -157,10 +157,6 @@ def _quiet(local: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
-
-
 def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
     """What the model's preprocessor does, with what its file leaves to its class; nothing where there is no file."""
     processors = require("transformers", "transformers").AutoImageProcessor
@@ -171,7 +167,7 @@ def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
             ).to_dict()
     except (OSError, ValueError, ImportError) as error:
         if local and (Path(where) / PREPROCESSOR).exists():
-            raise CheckpointError(f"{Path(where) / PREPROCESSOR} cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(f"{Path(where) / PREPROCESSOR} cannot be read: {first_line(error)}") from error
         return {}
     if settings.get("do_color_quantize"):
         raise ConfigError(f"'{where}' takes colours from a fixed set, through which no gradient passes")

@@ -18,7 +18,7 @@ from purifiers.naming import HUB, nearest
 from purifiers.purifier import Purifier
 from purifiers.recipes import NAMES, Recipe, load_recipe
 from purifiers.recipes.schema import Student
-from purifiers.registry import CONFIG_FILE, load_network, place
+from purifiers.registry import CONFIG_FILE, load_network
 from purifiers.seeds import seed_for
 from purifiers.training.checkpoint import load_state
 from purifiers.training.classifier import load_classifier
@@ -161,8 +161,7 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     run = Run(recipe, folder, make_fabric(device, recipe.precision), folder / "cache", trained=trained)
     run.take(images)
     run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
-    student = Purifier.from_pretrained(recipe.weights["student"])
-    run.purifiers["student"] = Purifier(place(student.network, run.fabric.device).requires_grad_(False))
+    run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.fabric.device)
     return run
 
 
@@ -265,7 +264,7 @@ def open_defended(
 
 def _load_purifiers(folders: Mapping[str, Path], run: Run) -> dict[str, Purifier]:
     return {
-        name: Purifier(place(load_network(folder), run.fabric.device).requires_grad_(False))
+        name: Purifier(load_network(folder)).placed(run.fabric.device)
         for name, folder in folders.items()
         if (folder / CONFIG_FILE).is_file()
     }
