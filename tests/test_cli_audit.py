@@ -37,7 +37,7 @@ def test_a_run_and_its_baselines_in_one_table(
     surrogate = tmp_path / "other"
     save_network(surrogate, ResNet(20, width=4))
     out = str(tmp_path / "audit")
-    surrogates = ["--set", f"audit.surrogates=['{surrogate}', '{tiny_run.folder}+{surrogate}']"]
+    surrogates = ["--set", f"audit.surrogates=['{surrogate}', '{tiny_run.folder}+{surrogate}']", "--set", "audit.limits.JPGE=5"]
     command = ["audit", str(tiny_run.folder), "--output", out, "--device", "cpu", "--images", "6", "--baselines", "ready"]
     assert main([*command, *SETTINGS, *surrogates]) == 0
     printed = capsys.readouterr().out
@@ -48,6 +48,7 @@ def test_a_run_and_its_baselines_in_one_table(
         "JPEG",
         "audit.html",
         "is left out: not trained",
+        "audit.limits: no attack or purifier is called 'JPGE'; did you mean 'JPEG'?",
     ):
         assert text in printed
     content = json.loads((tmp_path / "audit" / "audit.json").read_text())
@@ -71,7 +72,7 @@ def test_a_shipped_purifier_by_its_name(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*command, *settings, "--data-dir", str(CIFAR10)]) == 0
     records = json.loads((tmp_path / "audit.json").read_text())["records"]
     transfer = {record["attack"] for record in records if record["view"] == "transfer"}
-    assert transfer == {"FGSM on cifar10-resnet20", "FGSM on cifar10-resnet32"}
+    assert transfer == {f"FGSM on {name}" for name in ("cifar10-resnet20", "cifar10-resnet32", "cifar10+cifar10-resnet20")}
     assert "no trust check was made" in capsys.readouterr().out
     assert torch.get_num_threads() >= 1
 
