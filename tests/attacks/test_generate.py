@@ -74,6 +74,23 @@ def test_a_model_that_differs_in_an_attribute_alone_is_another(data: ImageSet, t
     assert len(list(tmp_path.iterdir())) == 2 * count
 
 
+def test_a_model_that_differs_in_its_gradient_alone_is_another(data: ImageSet, tmp_path: Path) -> None:
+    """A purifier whose gradient was mended: the old attack must not be shown for the new one."""
+
+    class Detachable(nn.Module):
+        detached = True
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.detach() + 0 * images if self.detached else images
+
+    purifier = Detachable()
+    defended = PurifiedClassifier(purifier, Linear(2, SHAPE))
+    first = generate(FGSM(epsilon=0.1), defended, data, cache=tmp_path).images
+    assert torch.equal(first, to_float(data.images))
+    purifier.detached = False
+    assert not torch.equal(generate(FGSM(epsilon=0.1), defended, data, cache=tmp_path).images, first)
+
+
 def test_labels_beyond_the_models_classes_are_refused(data: ImageSet) -> None:
     labels = ImageSet("x", data.images, data.labels + 1, ("a", "b", "c"))
     with pytest.raises(InputError, match="labels go from 1 to 2, the model has 2 classes"):

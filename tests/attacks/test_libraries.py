@@ -26,9 +26,9 @@ def boundary_distances(model: Linear, images: torch.Tensor, labels: torch.Tensor
         return torch.stack(nearest)
 
 
-def linear_problem(classes: int, count: int) -> tuple[Linear, torch.Tensor, torch.Tensor]:
-    model = Linear(classes, SHAPE)
-    images = 0.5 + 0.1 * torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
+def linear_problem(classes: int, count: int, shape: tuple[int, int, int] = SHAPE) -> tuple[Linear, torch.Tensor, torch.Tensor]:
+    model = Linear(classes, shape)
+    images = 0.5 + 0.1 * torch.randn(count, *shape, generator=torch.Generator().manual_seed(3)).clamp(-2, 2)
     return model, images, model(images).argmax(1).detach()
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from purifiers.attacks import PGD, Attack, AutoAttack, FoolboxPGD, HopSkipJump, Square, distances
+from purifiers.attacks.autoattack import fits_square, make_reference, run_reference
 from purifiers.attacks.views import Queries
 from purifiers.baselines import Noisy, Nothing
 from purifiers.errors import AttackError, InputError
@@ -95,6 +96,28 @@ def test_hop_skip_jump_holds_the_draws_of_a_random_model() -> None:
     assert (model(first).argmax(1) != labels).any()
 
 
+@pytest.mark.parametrize("sigma", [0.01, 0.05])
+def test_hop_skip_jump_holds_them_where_only_some_images_are_right(sigma: float) -> None:
+    """An image's draw depends on the batch that it is in; starting points have to be of the batch that is attacked."""
+    model, images, labels = linear_problem(5, 30)
+    labels[::3] = (labels[::3] + 1) % 5
+    noisy = nn.Sequential(Noisy(Nothing(), sigma=sigma, epsilon=1), model)
+    adversarial = HopSkipJump(epsilon=1.0, num_steps=2, num_evaluations=10)(Queries(noisy), images, labels, seed=1)
+    assert (adversarial != images).flatten(1).any(1).sum() >= 10
+
+
+def test_what_hop_skip_jump_finds_breaks_images_in_other_batches_too() -> None:
+    """At the boundary itself the rounding of another batch size would decide."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 8 * 8, 10)).eval()
+    images = torch.rand(12, 3, 16, 16)
+    labels = network(images).argmax(1).detach()
+    adversarial = HopSkipJump(epsilon=1.0, num_steps=3, num_evaluations=10)(Queries(network), images, labels)
+    assert (network(adversarial).argmax(1) != labels).all()
+    assert all(network(one[None]).argmax(1) != label for one, label in zip(adversarial, labels, strict=True))
+
+
 def test_hop_skip_jump_says_when_draws_cannot_be_held() -> None:
     model, images, labels = linear_problem(5, 2)
 
@@ -119,6 +142,53 @@ def test_square_breaks_what_can_be_broken_and_nothing_else(norm: Any) -> None:
     assert not fooled[exact > epsilon + 1e-4].any()
     assert fooled[exact < epsilon / {"linf": 2, "l2": 5}[norm]].all()
     assert fooled.sum() >= 3
+
+
+@pytest.mark.parametrize("size", [(24, 24), (4, 40)])
+def test_sizes_that_squares_in_l2_cannot_tile_are_refused_and_left_out(
+    size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    model, images, labels = linear_problem(5, 2, (3, *size))
+    with pytest.raises(AttackError, match=f"does not work on images of {size[0]} by {size[1]}; L-inf does"):
+        Square(epsilon=0.1, norm="l2", num_queries=3)(Queries(model), images, labels)
+    assert Square(epsilon=0.01, num_queries=3)(Queries(model), images, labels).shape == images.shape
+    AutoAttack(epsilon=1e-4, norm="l2")(model, images[:1], labels[:1])
+    assert f"images of {size[0]} by {size[1]}: Square left out (not the standard version)" in caplog.text
+
+
+@given(st.integers(1, 60), st.integers(5, 60))
+def test_square_in_l2_is_refused_where_it_fails_and_nowhere_else(height: int, width: int) -> None:
+    model, images, labels = linear_problem(2, 1, (3, height, width))
+    reference = make_reference(Square(epsilon=1e-3, norm="l2"), model, images, 0, ["square"])
+    reference.square.n_queries = 2
+    if fits_square(images):
+        assert run_reference(reference, images, labels, 1).shape == images.shape
+    else:
+        with pytest.raises((RuntimeError, ZeroDivisionError)):
+            run_reference(reference, images, labels, 1)
+
+
+def test_what_autoattack_saw_of_one_model_is_not_said_of_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    class Descending(nn.Module):
+        """Asks for a gradient of its own, as a purifier does that optimises: a dynamic defence to AutoAttack."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.enable_grad():
+                given = images.detach().requires_grad_(True)
+                torch.autograd.grad(given.sum(), given)
+            return self.model(images)
+
+    model, images, labels = linear_problem(5, 2)
+    attack = AutoAttack(epsilon=0.3)
+    attack(Descending(model), images, labels)
+    assert "dynamic defense" in caplog.text
+    caplog.clear()
+    attack(model, images, labels)
+    assert "dynamic defense" not in caplog.text
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -300,7 +300,7 @@ class WithoutGradient(nn.Module):
         return images.clone()
 
 
-def test_without_a_gradient_what_needs_it_is_left_out_and_the_rest_is_measured() -> None:
+def test_without_a_gradient_the_white_box_attacks_take_the_identitys() -> None:
     model, data = problem(12)
     epsilon = median_distance(model, data, "linf")
     chosen = settings(
@@ -314,11 +314,79 @@ def test_without_a_gradient_what_needs_it_is_left_out_and_the_rest_is_measured()
         epsilon=epsilon,
     )
     found = audit(WithoutGradient(), model, data, settings=chosen, surrogates={"twin": Linear(2, SHAPE)}, name="x")
-    assert {warning.attack for warning in found.warnings if "x: left out" in warning.message} == {"PGD", "again", "AA"}
-    assert all("passes none to its images" in w.message for w in found.warnings if "left out" in w.message)
-    accuracy = {record.view: record.accuracy for record in found.records if record.view not in ("none", "worst")}
-    assert accuracy.keys() == {"bpda", "query", "transfer"}
-    assert accuracy["bpda"] == pytest.approx(exact_accuracy(model, data, "linf", epsilon))
+    (warning,) = found.left_out("x")
+    assert (warning.view, warning.attack) == ("full", "PGD, again, AA")
+    assert "passes no gradient to its images; bpda takes the identity's instead" in warning.message
+    bpda = {record.attack: record.accuracy for record in found.records if record.view == "bpda"}
+    assert bpda == dict.fromkeys(["PGD", "again", "AA"], pytest.approx(exact_accuracy(model, data, "linf", epsilon)))
+    assert {record.view for record in found.records} == {"none", "bpda", "query", "transfer", "worst"}
+
+
+class NoisyWithoutGradient(WithoutGradient):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images + 1e-4 * torch.randn_like(images))
+
+
+def test_a_random_purifier_without_a_gradient_is_averaged_over_the_identitys() -> None:
+    model, data = problem(12)
+    epsilon = median_distance(model, data, "linf")
+    chosen = settings({"PGD": pgd(epsilon=epsilon)}, {"full": ["PGD"], "eot": ["PGD"]}, epsilon=epsilon, draws=3)
+    found = audit(NoisyWithoutGradient(), model, data, settings=chosen, name="x")
+    assert found.random == ["x"]
+    (eot,) = (record for record in found.records if record.view == "eot")
+    assert eot.accuracy == pytest.approx(exact_accuracy(model, data, "linf", epsilon))
+
+
+def test_a_random_purifier_is_judged_by_one_draw_whatever_subset_is_attacked() -> None:
+    """Nothing is changed by more than a millionth: only other draws could break an image in a smaller subset, or a cascade."""
+    model, data = problem(60)
+    near = {"PGD": pgd(epsilon=1e-6, num_steps=1), "few": pgd(epsilon=1e-6, num_steps=1), "fewer": {"kind": "fgsm"}}
+    for cascade in (False, True):
+        chosen = settings(
+            near, {"blind": list(near)}, epsilon=1e-6, limits={"few": 40, "fewer": 20}, cascade=cascade, check_images=0
+        )
+        found = audit(Noisy(Nothing(), sigma=0.05), model, data, settings=chosen, name="noise")
+        clean = found.clean("noise")
+        assert 0.3 < clean.accuracy < 0.99  # the draw decides
+        worst, fewer = found.worst("noise"), next(record for record in found.records if record.attack == "fewer")
+        assert worst is not None and worst.n == fewer.n == 20
+        assert worst.accuracy == fewer.accuracy
+        pgd_record = next(record for record in found.records if record.attack == "PGD")
+        assert pgd_record.accuracy == pytest.approx(clean.accuracy, abs=1 / 60)
+
+
+def test_an_average_that_had_nothing_left_to_attack_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(audit_module, "trust_checks", lambda *given, **options: told.update(options) or [])
+    model, data = problem(6)
+    chosen = settings(
+        {"PGD": pgd(epsilon=0.5)}, {"full": ["PGD"], "eot": ["PGD"]}, epsilon=0.5, cascade=True, check_images=6, draws=2
+    )
+    found = audit(Noisy(Nothing(), sigma=1e-3), model, data, settings=chosen, name="noise")
+    assert [record.attacked for record in found.records if record.view == "eot"] == [0]
+    assert told["eot"] is True
+
+
+def test_one_infinite_gradient_does_not_spare_the_other_images() -> None:
+    class Root(nn.Module):
+        """The identity, whose gradient is not a number where the first value is zero."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            first = images[:, :1, :1, :1]
+            return images + (first**2).sqrt() - first.detach()
+
+    model, data = problem(12)
+    data.images[3, 0, 0, 0] = 0
+    with torch.no_grad():
+        data.labels[1:] = model(to_float(data.images)).argmax(1)[1:]
+    for norm in ("linf", "l2"):
+        epsilon = median_distance(model, data, norm) * 1.5
+        attacks = {"PGD": pgd(norm, epsilon), "MI": {**pgd(norm, epsilon), "kind": "mifgsm"}}
+        chosen = settings(attacks, {"full": ["PGD", "MI"]}, **{"epsilon" if norm == "linf" else "epsilon_l2": epsilon})
+        found = audit(Root(), model, data, settings=chosen, name="x")
+        assert found.left_out("x") == []
+        for record in found.records[1:3]:
+            assert record.accuracy < 0.5 * found.clean("x").accuracy
 
 
 def test_models_are_left_as_they_were() -> None:

@@ -6,7 +6,7 @@ import pytest
 from purifiers.evaluation.audited import EVERYTHING, Audit
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.evaluation.trust import Check
-from purifiers.reports.audit import attacks, overview, sentences, verdict, write_audit
+from purifiers.reports.audit import attacks, doubted, overview, sentences, verdict, write_audit
 
 
 def record(purifier: str, view: str, attack: str, accuracy: float, norm: str | None = "linf", **others: Any) -> Record:
@@ -21,13 +21,16 @@ def record(purifier: str, view: str, attack: str, accuracy: float, norm: str | N
     )
 
 
+ATTACKS = {"PGD": {"kind": "pgd"}, "PGD-L2": {"kind": "pgd"}, "AA": {"kind": "autoattack"}, "AA-L2": None}
+
+
 def found(**others: Any) -> Audit:
     records = []
     for name in ("<b>mine", "JPEG"):
         records += [
             record(name, "none", "none", 0.9, None, n=1000),
             record(name, "full", "PGD", 0.4),
-            record(name, "query", "Square", 0.5, attacked=40),
+            record(name, "query", "Square", 0.5, attacked=60),
             record(name, "full", "PGD-L2", 0.3, "l2"),
             record(name, "worst", "white-box", 0.4),
             record(name, "worst", "black-box", 0.5),
@@ -39,7 +42,16 @@ def found(**others: Any) -> Audit:
     skipped = Check(name="other", status="not applicable", sentence="-", figures={})
     return Audit(
         **{
-            **{"settings": {"epsilon": "8/255", "epsilon_l2": "128/255", "cascade": False, "check_images": 10}, "seed": 0},
+            **{
+                "settings": {
+                    "epsilon": "8/255",
+                    "epsilon_l2": "128/255",
+                    "cascade": False,
+                    "check_images": 10,
+                    "attacks": ATTACKS,
+                }
+            },
+            "seed": 0,
             **{"versions": {"torch": "2"}, "hardware": {"name": "cpu", "threads": 1, "platform": "x", "device": "cpu"}},
             **{
                 "seconds": 1.0,
@@ -67,23 +79,55 @@ def test_one_row_for_each_purifier() -> None:
         "white-box": "40.00",
         "worst case L-inf": "37.50 (32.50 to 42.50)",
         "worst case L2": "25.00 (20.00 to 30.00)",
-        "trust checks": "1 passed",
+        "trust checks (L-inf)": "1 passed on 10 images",
     }
     assert "L-inf 8/255" in table.caption and "L2 128/255" in table.caption
-    assert [row[4] for row in attacks(found()).rows] == ["100", "100 (40 attacked)", "100"] * 2
+    assert [row[4] for row in attacks(found()).rows] == ["100", "100 (10 of 60 broken)", "100"] * 2
 
 
 def test_a_failed_check_says_not_to_believe() -> None:
     audit = found()
-    assert verdict(audit, "<b>mine") == "do not believe: 1 of 2 failed"
+    assert verdict(audit, "<b>mine") == "do not believe: 1 of 2 failed on 10 images"
     said = sentences(audit)
     assert ("<b>mine: do not believe these numbers. gradients: The gradient is masked.", True) in said
     doubted = [text for text, doubted in said if doubted]
     assert len(doubted) == 3 and all(text.startswith("<b>mine") for text in doubted)
     assert any(
-        "JPEG: under the worst of 2 L-inf attacks within 8/255, image by image, it is right on 37.50 %" in t for t, _ in said
+        "JPEG: under the worst of 2 L-inf attacks within 8/255, AutoAttack on the whole not among them, image by image, it is right "
+        "on 37.50 %" in t
+        for t, _ in said
     )
     assert ("JPEG: not measured under gray-box, transfer.", False) in said
+
+
+def test_what_is_zero_is_believed() -> None:
+    """A failed check means that a number is too high, which 0 % cannot be."""
+    records = [
+        one.model_copy(update={"accuracy": 0.0}) if (one.attack, one.norm) == (EVERYTHING, "linf") else one
+        for one in found().records
+    ]
+    audit = found(records=records)
+    assert doubted(audit, "<b>mine") == {"worst case L2", "trust checks (L-inf)"}
+    assert [doubt for text, doubt in sentences(audit) if text.startswith("<b>mine: under")] == [False, True]
+    audit = found(records=[one for one in records if one.norm != "l2"])
+    assert doubted(audit, "<b>mine") == set() == doubted(found(), "JPEG")
+    assert verdict(audit, "<b>mine") == "1 of 2 failed on 10 images"
+    assert ("<b>mine: gradients: The gradient is masked.", False) in sentences(audit)
+
+
+def test_what_was_left_out_and_what_was_not_is_said() -> None:
+    left_out = AttackWarning(view="full", attack="AA", message="JPEG: left out: it passes no gradient")
+    records = [*found().records, record("JPEG", "bpda", "AA, rand", 0.4)]
+    said = [text for text, _ in sentences(found(warnings=[left_out], records=records))]
+    assert "JPEG: left out, as they cannot be run on it: AA (full)." in said
+    assert not any(text.startswith("<b>mine: left out") for text in said)
+    assert ["not among them" in text for text in said if "JPEG: under the worst" in text] == [False, True]
+
+
+def test_a_cascade_says_what_was_left_and_what_each_broke() -> None:
+    cascade = attacks(found(settings=found().settings | {"cascade": True}))
+    assert "left so far" in cascade.header and "accuracy" not in cascade.header
+    assert "accuracy" in attacks(found()).header
 
 
 def test_without_checks_that_is_said() -> None:
@@ -96,7 +140,7 @@ def test_without_checks_that_is_said() -> None:
 def test_the_page_turns_the_number_red_and_nothing_else(tmp_path: Path) -> None:
     page = write_audit(found(), tmp_path).read_text()
     assert page.count('<td class="doubted">37.50') == 1
-    assert '<td class="doubted">do not believe: 1 of 2 failed</td>' in page
+    assert '<td class="doubted">do not believe: 1 of 2 failed on 10 images</td>' in page
     assert "&lt;b&gt;mine" in page and "<b>mine" not in page
     assert "http" not in page.replace("http-equiv", "")  # self-contained
     assert "--accent" in page

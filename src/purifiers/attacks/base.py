@@ -148,7 +148,8 @@ class Attack(BaseModel, ABC):
 
 
 class _Dense(nn.Module):
-    """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view()."""
+    """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). A
+    gradient that is not finite is zero: one such pixel must not spoil its image, let alone the attack."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -159,7 +160,7 @@ class _Dense(nn.Module):
         images = images.contiguous()
         if images.requires_grad:
             images = images.view_as(images)
-            images.register_hook(lambda gradient: gradient.contiguous())
+            images.register_hook(lambda gradient: gradient.contiguous().nan_to_num(0, 0, 0))
         return self.model(images)
 
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from purifiers.attacks.autoattack import LOGGER
 from purifiers.attacks.base import Attack, frozen
+from purifiers.attacks.views import gradient_at
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import CheckpointError, InputError
 from purifiers.files import digest, load_tensors, save_tensors
 from purifiers.registry import fingerprint
 from purifiers.seeds import reproducible, seed_for
+from purifiers.version import __version__
 
 SHARD = 1000
 LIBRARIES = ("torch", "foolbox", "pyautoattack")
@@ -61,8 +63,8 @@ def generate(
         data: the images, on the model's device.
         seed: decides every random choice, together with the place of a batch in the data.
         batch_size: images attacked at once.
-        cache: folder of finished shards, found again by weights, the model's outputs on the first images, attack, data,
-            seed and the libraries' versions; None keeps nothing.
+        cache: folder of finished shards, found again by weights, the model's outputs and gradient on the first images, attack,
+            data, seed and the versions of this library and others; None keeps nothing.
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay
             within epsilon. For training only: rounding may undo an attack, so results are measured on float.
         advance: called with the number of images after each batch.
@@ -74,14 +76,18 @@ def generate(
     parts: list[Tensor] = []
     warnings: dict[str, int] = {}
     batches, seconds = 0, 0.0
-    # The outputs tell models apart that differ in plain Python attributes only, which no fingerprint of weights sees.
-    with torch.no_grad(), frozen(model), reproducible(seed, data.images.device):
-        outputs = model(to_float(data.images[:2]))
+    # They tell models apart that differ in plain Python attributes only, which no fingerprint of weights sees; the gradient
+    # those that differ only in what they pass back.
+    first = to_float(data.images[:2])
+    with frozen(model):
+        with torch.no_grad(), reproducible(seed, data.images.device):
+            outputs = model(first)
+        gradient = gradient_at(model, first)
     if int(data.labels.max()) >= outputs.shape[-1] or int(data.labels.min()) < 0:
         raise InputError(
             f"labels go from {int(data.labels.min())} to {int(data.labels.max())}, the model has {outputs.shape[-1]} classes"
         )
-    identity = digest(fingerprint(model), outputs, [version(library) for library in LIBRARIES])
+    identity = digest(fingerprint(model), outputs, gradient, __version__, [version(library) for library in LIBRARIES])
     for shard in slices(len(data), SHARD):
         images, labels = data.images[shard], data.labels[shard]
         key = digest(identity, attack.model_dump(), images, labels, seed, shard.start, batch_size, quantized)

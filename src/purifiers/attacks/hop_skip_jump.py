@@ -15,6 +15,8 @@ DIRECTIONS = 50
 """Noise images that are tried as starting points."""
 BLENDS = 50
 """Steps between the image and its starting point."""
+BEYOND = 1.001
+"""How much longer than found a perturbation is made, where that stays within epsilon and breaks the image still."""
 
 
 class HopSkipJump(Attack):
@@ -47,17 +49,20 @@ class HopSkipJump(Attack):
                     "torch's generator, which can be held; this one does neither"
                 )
         wrapped = foolbox.PyTorchModel(held, bounds=(0, 1), device=images.device)
-        right = (answers.argmax(1) == labels).nonzero().flatten()
         with reproducible(seed, images.device), torch.no_grad():
-            starts, found = _starting_points(foolbox, wrapped, images, labels)
-            chosen = right[found[right]]
+            chosen, starts = _startable(foolbox, wrapped, images, labels)
             result = images.clone()
             if len(chosen):
                 attack = foolbox.attacks.HopSkipJumpAttack(
                     steps=self.num_steps, initial_gradient_eval_steps=self.num_evaluations, constraint=self.norm
                 )
-                result[chosen] = attack.run(wrapped, images[chosen], labels[chosen], starting_points=starts[chosen])
-        result = result.clamp(0, 1)
+                batch, own = images[chosen], labels[chosen]
+                reached = attack.run(wrapped, batch, own, starting_points=starts).clamp(0, 1)
+                # It stops at the boundary itself, on whose other side the rounding of another batch size may put it.
+                scale = ((1 - 1e-6) * self.epsilon / distances(batch, reached, self.norm).clamp_min(1e-12)).clamp(1, BEYOND)
+                further = (batch + scale.view(-1, 1, 1, 1) * (reached - batch)).clamp(0, 1)
+                wrong = held(further).argmax(1) != own
+                result[chosen] = torch.where(wrong.view(-1, 1, 1, 1), further, reached)
         within = distances(images, result, self.norm) <= self.epsilon
         return torch.where(within.view(-1, 1, 1, 1), result, images)
 
@@ -74,6 +79,22 @@ class _Held(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with reproducible(self.seed, images.device):
             return self.model(images)
+
+
+def _startable(foolbox: Any, wrapped: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The images that are right and have a starting point, int64 (M,), and these, (M, C, H, W)."""
+    chosen = torch.arange(len(images), device=images.device)
+    starts = images[:0]
+    while len(chosen):
+        # Of a held draw an image's numbers depend on the batch that it is in: asked again of the smaller one.
+        batch, own = images[chosen], labels[chosen]
+        good = wrapped(batch).argmax(1) == own
+        if good.all():
+            starts, good = _starting_points(foolbox, wrapped, batch, own)
+            if good.all():
+                break
+        chosen = chosen[good]
+    return chosen, starts[: len(chosen)]
 
 
 def _starting_points(foolbox: Any, wrapped: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.autoattack import make_reference, number_of_classes, run_reference
+from purifiers.attacks.autoattack import fits_square, make_reference, number_of_classes, run_reference
 from purifiers.attacks.base import Attack, Length
+from purifiers.errors import AttackError
 
 
 class Square(Attack):
@@ -22,6 +23,9 @@ class Square(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         number_of_classes(model, images)
+        if self.norm == "l2" and not fits_square(images):
+            height, width = images.shape[-2:]
+            raise AttackError(f"pyautoattack's Square in L2 does not work on images of {height} by {width}; L-inf does")
         reference = make_reference(self, model, images, seed, ["square"])
         reference.square.n_queries = self.num_queries
         return run_reference(reference, images, labels, self.batch_size)

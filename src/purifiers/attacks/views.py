@@ -152,6 +152,20 @@ def is_random(model: nn.Module, images: Tensor) -> bool:
     return bool((relative_difference(*outputs).nan_to_num(0) > RANDOM).any())
 
 
+def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
+    """The gradient of ``model``'s outputs, summed unevenly, at ``images`` (N, C, H, W); 0 where it passes none. An even sum
+    would have none where the outputs are probabilities."""
+    given = images.clone().requires_grad_(True)
+    try:
+        with torch.enable_grad(), reproducible(0, images.device):
+            outputs = model(given.view_as(given)).flatten(1)
+            weights = torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)
+            (gradient,) = torch.autograd.grad((outputs * weights).sum(), given)
+    except (RuntimeError, InputError):  # it has none, or can only be asked
+        gradient = torch.zeros_like(images)
+    return gradient
+
+
 class Features(nn.Module):
     """A classifier seen by its features: images -> the flattened output of one of its layers, (N, F), float32.
 

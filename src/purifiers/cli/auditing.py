@@ -66,7 +66,7 @@ def audit(parsed: argparse.Namespace) -> int:
     """Attack defended models under every threat model, and say what is left."""
     from purifiers.console import duration, say, show_table
     from purifiers.evaluation.audit_runs import open_audited
-    from purifiers.reports.audit import HEADLINE, overview, sentences, write_audit
+    from purifiers.reports.audit import doubted, overview, sentences, write_audit
     from purifiers.training.run import is_run
 
     refuse_training_settings(parsed.overrides)
@@ -90,14 +90,13 @@ def audit(parsed: argparse.Namespace) -> int:
     found = opened.audit(folder / "cache")
     page = write_audit(found, folder)
     table = overview(found).compact()
-    first = table.header.index(HEADLINE[0])
     for row in table.rows:
-        if found.failed(row[0]):
-            row[first:] = [f"[red]{cell}[/red]" for cell in row[first:]]
+        red = doubted(found, row[0])
+        row[:] = [f"[red]{cell}[/red]" if column in red else cell for column, cell in zip(table.header, row, strict=True)]
     show_table(table.title, table.header, table.rows)
     say(table.caption)
-    for sentence, doubted in sentences(found):
-        say(sentence, style="red" if doubted else None)
+    for sentence, red_one in sentences(found):
+        say(sentence, style="red" if red_one else None)
     for warning in found.warnings:
         say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
     say(f"\naudited in {duration(found.seconds)}; open {page}")

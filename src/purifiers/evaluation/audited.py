@@ -15,6 +15,8 @@ WORST = "worst"
 """The ``view`` of records of the worst case; their ``attack`` is one of ``GROUPS``, or ``EVERYTHING``."""
 EVERYTHING = "all attacks"
 """The worst case over all attacks of a norm: the number of an audit."""
+LEFT_OUT = "left out"
+"""How the message of a warning goes on, after the purifier's name, where an attack could not be run."""
 GROUPS = {
     "full": "white-box",
     "bpda": "white-box",
@@ -68,6 +70,10 @@ class Audit(Result):
     def failed(self, purifier: str) -> list[Check]:
         """The trust checks that ``purifier``'s numbers failed: they are not to be believed."""
         return [check for check in self.checks.get(purifier, []) if check.status == "failed"]
+
+    def left_out(self, purifier: str) -> list[AttackWarning]:
+        """The warnings that say which attacks could not be run on ``purifier``."""
+        return [warning for warning in self.warnings if warning.message.startswith(f"{purifier}: {LEFT_OUT}")]
 
     def write(self, folder: Path) -> None:
         """Write ``audit.json`` into ``folder``, atomically."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, AutoAttack
+from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import Adversarial
-from purifiers.attacks.views import Expectation, is_random
+from purifiers.attacks.views import Expectation, gradient_at, is_random
 from purifiers.console import Stopwatch, detail, duration
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.audited import EVERYTHING, GROUPS, WORST
+from purifiers.evaluation.audited import EVERYTHING, GROUPS, LEFT_OUT, WORST
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.evaluation.worst import Composite, positions
@@ -56,6 +57,7 @@ class Auditor:
 
     Attributes:
         random: does it draw random numbers?
+        differentiable: does it pass a gradient to its images?
         records, warnings: filled by :meth:`run`.
     """
 
@@ -65,6 +67,8 @@ class Auditor:
         self.subject, self.evaluator, self.settings, self.surrogates = subject, evaluator, settings, surrogates
         data = evaluator.data
         self.random = is_random(subject.defended, to_float(data.images[:PROBE]))
+        with frozen(subject.defended):
+            self.differentiable = bool(gradient_at(subject.defended, to_float(data.images[:PROBE])).nan_to_num(1).any())
         self._drawn = self._subset(settings.limit_of("", subject.name))
         self._data = data.subset(self._drawn)
         self.records: list[Record] = []
@@ -112,13 +116,24 @@ class Auditor:
     def _plan(self) -> Iterator[_Planned]:
         settings, defended = self.settings, self.subject.defended
         for view in THREAT_MODELS:
+            names = settings.views.get(view, ())
             if view == "eot" and not self.random:
                 continue
+            if view == "full" and not self.differentiable and names:
+                said = (
+                    f"{self.subject.name}: {LEFT_OUT}: it passes no gradient to its images; bpda takes the identity's instead"
+                )
+                self.warnings.append(AttackWarning(view=view, attack=", ".join(names), message=said))
+                continue
+            if view == "bpda" and not self.differentiable:
+                names = tuple(dict.fromkeys((*settings.views.get("full", ()), *names)))
             if view == "transfer":
                 models = {f" on {name}": model for name, model in self.surrogates.items()}
+            elif view == "eot":
+                models = {"": Expectation(defended if self.differentiable else VIEWS["bpda"](defended), settings.draws)}
             else:
-                models = {"": Expectation(defended, settings.draws) if view == "eot" else VIEWS[view](defended)}
-            for chosen in settings.views.get(view, ()):
+                models = {"": VIEWS[view](defended)}
+            for chosen in names:
                 attack, shown = settings.attacks[chosen], chosen
                 if self.random and view in ("full", "bpda") and isinstance(attack, AutoAttack):
                     attack, shown = attack.model_copy(update={"version": "rand"}), f"{chosen}, rand"
@@ -138,16 +153,18 @@ class Auditor:
             if data is not None:
                 found, noted = evaluator.attack(name, planned.view, planned.model, planned.name, planned.attack, data)
         except (AttackError, InputError) as error:
-            self.warnings.append(AttackWarning(view=planned.view, attack=planned.name, message=f"{name}: left out: {error}"))
+            self.warnings.append(AttackWarning(view=planned.view, attack=planned.name, message=f"{name}: {LEFT_OUT}: {error}"))
             return
         self.warnings += [note.model_copy(update={"message": f"{name}: {note.message}"}) for note in noted]
         ball = (planned.attack.norm, planned.attack.epsilon)
         if data is not None:
-            record, right = evaluator.measure(name, defended, data, planned.view, planned.name, ball, found)
+            among = (self._data, places) if self.random else None
+            record, right = evaluator.measure(name, defended, data, planned.view, planned.name, ball, found, among)
             self._tried.append((planned, places, right))
             for composite in (total, group):
                 composite.add(places, found.images, right, planned.count, found.seconds)
         else:
+            self._tried.append((planned, places, group.right[places]))
             for composite in (total, group):
                 composite.add(places, found.images, composite.right[places], planned.count)
             record = self._record_of(group, subset, planned.view, planned.name, ball, found.seconds)
@@ -177,7 +194,14 @@ class Auditor:
     ) -> Record:
         attacked_images = Adversarial(composite.images[places.to(composite.images.device)], {}, 0, seconds)
         record, _ = self.evaluator.measure(
-            self.subject.name, self.subject.defended, self._at(places), view, attack, ball, attacked_images
+            self.subject.name,
+            self.subject.defended,
+            self._at(places),
+            view,
+            attack,
+            ball,
+            attacked_images,
+            (self._data, places) if self.random else None,
         )
         return _counted(record, composite.right[places])
 
@@ -190,7 +214,6 @@ class Auditor:
 
 
 def _counted(record: Record, right: Tensor) -> Record:
-    """``record`` with the accuracy over these images, of which ``right``, bool (N,), has withstood everything. They are not
-    measured anew: of a random purifier that would be another draw."""
+    """``record`` with the accuracy over these images, of which ``right``, bool (N,), has withstood everything."""
     n, count = len(right), int(right.sum())
     return record.model_copy(update={"n": n, "accuracy": count / n, "ci95": metrics.wilson_interval(count, n)})

@@ -1,7 +1,7 @@
 """Attack a classifier under each threat model, purify, and count."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from purifiers.files import digest, write_text
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.registry import fingerprint
 from purifiers.seeds import reproducible, seed_for
+
+Among = tuple[ImageSet, Tensor]
+"""Images, and places among them, int64 (N,), on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,15 @@ class Evaluator:
         attack_name: str = CLEAN,
         ball: tuple[str, float | None] | None = None,
         attacked: Adversarial | None = None,
+        among: Among | None = None,
     ) -> tuple[Record, Tensor]:
         """The record of one purifier on adversarial versions of ``data``, or on ``data`` itself where none are given; and which
-        images are right after purification, bool (N,), on the CPU. ``ball``: the attack's norm and epsilon."""
+        images are right after purification, bool (N,), on the CPU. ``ball``: the attack's norm and epsilon.
+
+        ``among``: for a random purifier, the images that ``data`` is a part of, and its places there. What is drawn for an
+        image is then what is drawn for its place, whatever subset is asked about."""
         attacked = attacked or Adversarial(data.images, {}, 0, 0.0)
-        path = self._path(defended, attacked, data)
+        path = self._path(defended, attacked, data, among)
         about = {
             "dataset": self.data.name,
             "classifier": self.classifier_name,
@@ -138,29 +145,31 @@ class Evaluator:
                 return _as_record(json.loads(path.read_text()), about)
             except (KeyError, ValueError, TypeError, AttributeError):
                 pass  # damaged, or of another version: measured again, and replaced
-        measured = self._count(defended, attacked, data)
+        measured = self._count(defended, attacked, data, among)
         if path is not None:
             write_text(path, json.dumps(measured))
         return _as_record(measured, about)
 
-    def _path(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet) -> Path | None:
+    def _path(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None) -> Path | None:
         """Where this measurement is kept, so that an evaluation that was stopped goes on and another does not repeat it."""
         if self.cache is None:
             return None
         # The outputs tell networks apart that differ in plain Python attributes only.
         with torch.no_grad(), reproducible(self.seed, data.images.device):
             outputs = defended(to_float(data.images[:2]))
-        content = (attacked.images, data.images, data.labels, self.seed, self.batch_size, torch.__version__)
+        content = [attacked.images, data.images, data.labels, self.seed, self.batch_size, torch.__version__]
+        if among is not None:
+            content += [among[0].images, among[1]]
         return self.cache / f"counted-{digest(fingerprint(defended), outputs, *content)[:32]}.json"
 
-    def _count(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet) -> dict[str, Any]:
+    def _count(
+        self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
+    ) -> dict[str, Any]:
         """What a record holds besides names; under ``right`` a digit for each image."""
         originals, undefended = self._classes_of(data.images), self._classes_of(attacked.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
-            for batch in slices(len(data), self.batch_size):
-                images, given = to_float(data.images[batch]), _as_float(attacked.images[batch])
-                purified = defended.purifier(given)
+            for images, given, purified in self._purified(defended, attacked, data, among):
                 predictions.append(defended.classifier(purified).argmax(1))
                 psnrs.append(metrics.psnr(purified, images))
                 ssims.append(metrics.ssim(purified, images))
@@ -178,6 +187,21 @@ class Evaluator:
             "l2": torch.cat(l2).median().item(),
             "right": "".join(map(str, (predicted == data.labels).int().tolist())),
         }
+
+    def _purified(
+        self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of originals, what is given to the purifier, and what it makes of that."""
+        whole, places = among if among is not None else (data, torch.arange(len(data)))
+        row = torch.full((len(whole),), -1).index_put_((places,), torch.arange(len(data)))
+        for batch in slices(len(whole), self.batch_size):
+            given = to_float(whole.images[batch])
+            here = (row[batch] >= 0).to(given.device)
+            own = row[batch][row[batch] >= 0].to(given.device)
+            given[here] = _as_float(attacked.images[own])
+            purified = defended.purifier(given)
+            if here.any():
+                yield to_float(data.images[own]), given[here], purified[here]
 
     def _classes_of(self, images: Tensor) -> Tensor:
         """What the classifier alone makes of ``images``, (N,)."""

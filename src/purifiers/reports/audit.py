@@ -13,23 +13,22 @@ from purifiers.reports.figures import audit_figure, save_figure
 from purifiers.reports.report import embedded, machine_and_versions, page
 from purifiers.reports.tables import Table, epsilon_of, interval, percent
 
-HEADLINE = ("worst case L-inf", "worst case L2", "trust checks")
-"""The columns that turn red where a trust check failed."""
+WORST_CASES = {"linf": "worst case L-inf", "l2": "worst case L2"}
+VERDICT = "trust checks (L-inf)"
 FIGURE = "figures/audit.svg"
 CAPTION = (
-    "What each purifier keeps of a clean image, and what it holds: accuracy on clean images, and under the worst case in L-inf "
-    "with its 95 % interval. A purifier that lets more of the input pass is further to the right."
+    "What each purifier holds, by what the attacker knows: accuracy on clean images, and under the worst of the attacks of "
+    "each threat model in L-inf; of the worst of all, with its 95 % interval."
 )
 NAMES = {"linf": "L-inf", "l2": "L2"}
 NOTES = (
     "The worst case counts an image as right only if it is right under every attack. It is an upper bound: an attack that was "
     "not tried may leave less.",
     "gray-box: the attacker knows the classifier, not the purifier. transfer: only other models. black-box: only answers of "
-    "the whole, at so many queries an image as the settings below say. white-box: everything, by exact gradients (full), with "
-    "the identity in place of the purifier's gradient (bpda), and averaged over its random draws (eot).",
-    "Of a random purifier all attacks on the same images are judged by one and the same draw, which is none of those that the "
-    "attacks saw. Attacks on other images, as in a cascade, are judged by other draws, and the worst case takes the best for "
-    "the attacker: it is lower by chance too.",
+    "the whole, at so many queries an image as the settings below say. white-box: everything, by the gradients that the "
+    "purifier passes on (full), with the identity in their place (bpda), and averaged over its random draws (eot).",
+    "Of a random purifier an image is judged by one and the same draw under all attacks, which is none of those that the "
+    "attacks saw.",
 )
 
 
@@ -61,7 +60,8 @@ def overview(audit: Audit) -> Table:
         f"and white-box: the worst case over the attacks of that threat model, L-inf {ball}. Worst case: over all attacks of "
         f"the norm, image by image, with the 95 % interval; L2 {ball_l2}. Images: those that all attacks of the norm share."
     )
-    header = ["purifier", "images", "clean", "PSNR (dB)", "gray-box", "transfer", "black-box", "white-box", *HEADLINE]
+    header = ["purifier", "images", "clean", "PSNR (dB)", "gray-box", "transfer", "black-box", "white-box"]
+    header += [*WORST_CASES.values(), VERDICT]
     return Table("Every purifier under every threat model", caption, header, rows, details=("images", "PSNR (dB)"))
 
 
@@ -73,7 +73,7 @@ def attacks(audit: Audit) -> Table:
             record.view,
             record.attack,
             epsilon_of(record),
-            f"{record.n:,}" if record.attacked is None else f"{record.n:,} ({record.attacked:,} attacked)",
+            f"{record.n:,}" if record.attacked is None else f"{record.n:,} ({_broken(record, record.attacked)})",
             percent(record.accuracy),
             interval(record),
             f"{record.l2:.2f}",
@@ -85,12 +85,13 @@ def attacks(audit: Audit) -> Table:
     caption = (
         "Accuracy in % of the defended model. L2: median length of the perturbation, 0 where most images came back unchanged."
     )
-    if audit.settings["cascade"]:
-        caption += (
-            " A cascade: images that an attack of the same group further up broke are not attacked again, and count as broken; "
-            "L2 is of those that were attacked."
+    if cascade := audit.settings["cascade"]:
+        caption = (
+            "A cascade: each attack was made on the images that those of its group further up had left, and what it left of "
+            "all images is in %; L2: median length of the perturbation of those that were attacked."
         )
-    header = ["purifier", "view", "attack", "epsilon", "images", "accuracy", "95 % interval", "L2", "time"]
+    accuracy = "left so far" if cascade else "accuracy"
+    header = ["purifier", "view", "attack", "epsilon", "images", accuracy, "95 % interval", "L2", "time"]
     return Table("Every attack", caption, header, rows)
 
 
@@ -98,9 +99,20 @@ def trust(audit: Audit) -> Table:
     """Every trust check."""
     rows = [[name, check.name, check.status, check.sentence] for name, checks in audit.checks.items() for check in checks]
     caption = (
-        "A failed check means that the attacks were hindered, not that the purifier is strong: do not believe its numbers."
+        "A failed check means that the attacks were hindered, not that the purifier is strong: do not believe its numbers, but "
+        "for 0 %, which cannot be too high. The checks attack in L-inf."
     )
     return Table("Can these numbers be trusted?", caption, ["purifier", "check", "status", "in words"], rows)
+
+
+def doubted(audit: Audit, purifier: str) -> set[str]:
+    """The columns of :func:`overview` that are not to be believed: a trust check failed, so that they are too high. What is 0
+    cannot be."""
+    if not audit.failed(purifier):
+        return set()
+    worst = {column: audit.worst(purifier, norm) for norm, column in WORST_CASES.items()}
+    columns = {column for column, record in worst.items() if record and record.accuracy}
+    return columns | ({VERDICT} if columns else set())
 
 
 def verdict(audit: Audit, purifier: str) -> str:
@@ -108,28 +120,34 @@ def verdict(audit: Audit, purifier: str) -> str:
     checks = [check for check in audit.checks.get(purifier, []) if check.status != "not applicable"]
     if not checks:
         return "not checked"
-    failed = len(audit.failed(purifier))
-    return f"do not believe: {failed} of {len(checks)} failed" if failed else f"{len(checks)} passed"
+    on = f"on {min(audit.settings['check_images'], audit.clean(purifier).n):,} images"
+    if failed := len(audit.failed(purifier)):
+        return f"{'do not believe: ' if doubted(audit, purifier) else ''}{failed} of {len(checks)} failed {on}"
+    return f"{len(checks)} passed {on}"
 
 
 def sentences(audit: Audit) -> list[tuple[str, bool]]:
     """What was found, in plain sentences, each with whether it says not to believe."""
     said: list[tuple[str, bool]] = []
     for name in audit.purifiers:
-        for norm in NAMES:
+        red = doubted(audit, name)
+        for norm, column in WORST_CASES.items():
             record = audit.worst(name, norm)
             if record is None:
                 said.append((f"{name}: no attack in {NAMES[norm]} was measured.", False))
                 continue
-            said.append((f"{name}: {_sentence(audit, record)}", bool(audit.failed(name))))
+            said.append((f"{name}: {_sentence(audit, record)}", column in red))
         said += [
-            (f"{name}: do not believe these numbers. {check.name}: {check.sentence}", True) for check in audit.failed(name)
+            (f"{name}: {'do not believe these numbers. ' if red else ''}{check.name}: {check.sentence}", bool(red))
+            for check in audit.failed(name)
         ]
         if audit.settings["check_images"] == 0:
             said.append((f"{name}: no trust check was made.", False))
         missing = {group for group in GROUPS.values() if not _measured(audit, name, group)}
         if missing:
             said.append((f"{name}: not measured under {', '.join(sorted(missing))}.", False))
+        if left := [f"{warning.attack} ({warning.view})" for warning in audit.left_out(name)]:
+            said.append((f"{name}: left out, as they cannot be run on it: {', '.join(left)}.", False))
     return said
 
 
@@ -160,8 +178,7 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         figure=embedded(folder / FIGURE, "audit"),
         caption=CAPTION,
         tables=tables,
-        doubted=[name for name in audit.purifiers if audit.failed(name)],
-        red=HEADLINE,
+        doubted={name: doubted(audit, name) for name in audit.purifiers},
         notes=NOTES,
         warnings=warnings,
         facts=facts,
@@ -172,15 +189,24 @@ def write_audit(audit: Audit, folder: Path) -> Path:
 
 
 def _sentence(audit: Audit, worst: Record) -> str:
-    tried = sum(
-        (record.purifier, record.norm) == (worst.purifier, worst.norm) and record.view not in (CLEAN, WORST)
+    norm = worst.norm or ""
+    tried = [
+        record
         for record in audit.records
-    )
+        if (record.purifier, record.norm) == (worst.purifier, norm) and record.view not in (CLEAN, WORST)
+    ]
+    kinds = {name: attack["kind"] for name, attack in audit.settings["attacks"].items() if attack}
+    whole = {kinds.get(record.attack.removesuffix(", rand")) for record in tried if GROUPS[record.view] == "white-box"}
+    without = "" if "autoattack" in whole else ", AutoAttack on the whole not among them"
     return (
-        f"under the worst of {tried} {NAMES[worst.norm or '']} attacks within {show_fraction(worst.epsilon)}, image by image, "
-        f"it is right on {percent(worst.accuracy)} % of {worst.n:,} images (95 % interval {interval(worst)} %); a stronger "
-        "attack may leave less."
+        f"under the worst of {len(tried)} {NAMES[norm]} attacks within {show_fraction(worst.epsilon)}{without}, image by "
+        f"image, it is right on {percent(worst.accuracy)} % of {worst.n:,} images (95 % interval {interval(worst)} %); a "
+        "stronger attack may leave less."
     )
+
+
+def _broken(record: Record, attacked: int) -> str:
+    return f"{attacked - round(record.accuracy * record.n):,} of {attacked:,} broken"
 
 
 def _measured(audit: Audit, purifier: str, group: str) -> bool:

@@ -88,25 +88,29 @@ def certificate_figure(certificate: Certificate) -> Figure:
 
 
 def audit_figure(audit: Audit) -> Figure:
-    """What each purifier keeps of the image against what it holds: clean accuracy, and the worst case with its interval."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    for name in audit.purifiers:
-        clean, worst = audit.clean(name), audit.worst(name)
-        if worst is None:
-            continue
-        height, (low, high) = 100 * worst.accuracy, (100 * end for end in worst.ci95)
-        margins = [[max(0.0, height - low)], [max(0.0, high - height)]]
-        axes.errorbar(clean.psnr, height, yerr=margins, fmt="o", color=ORANGE, capsize=3)
-        axes.plot(clean.psnr, 100 * clean.accuracy, "o", color=BLUE)
-        axes.annotate(name, (clean.psnr, height), fontsize=7, rotation=35, xytext=(4, 4), textcoords="offset points")
-    axes.plot([], [], "o", color=BLUE, label="clean images")
-    axes.plot([], [], "o", color=ORANGE, label="worst case, L-inf")
-    axes.set_xlabel("likeness of purified clean images (PSNR in dB; 100: unchanged)")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(-3, 103)
+    """What each purifier holds, by what the attacker knows: a row for each, clean accuracy and the worst cases in L-inf."""
+    names = audit.purifiers
+    figure, axes = plt.subplots(figsize=(7.2, 1.3 + 0.3 * len(names)), layout="constrained")
+    marks = {"gray-box": "s", "transfer": "^", "black-box": "D"}
+    for row, name in enumerate(names):
+        axes.plot(100 * audit.clean(name).accuracy, row, "o", color=BLUE)
+        for group, mark in marks.items():
+            if (one := audit.worst(name, "linf", group)) is not None:
+                axes.plot(100 * one.accuracy, row, mark, color="none", markeredgecolor=GREY, markersize=6)
+        if (worst := audit.worst(name)) is not None:
+            margins = [[abs(100 * (worst.accuracy - end))] for end in worst.ci95]
+            axes.errorbar(100 * worst.accuracy, row, xerr=margins, fmt="o", color=ORANGE, capsize=3)
+    axes.plot([], [], "o", color=BLUE, label="clean")
+    for group, mark in marks.items():
+        axes.plot([], [], mark, color="none", markeredgecolor=GREY, label=group)
+    axes.plot([], [], "o", color=ORANGE, label="all attacks")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(-3, 103)
+    axes.set_xlabel("accuracy (%), L-inf")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 

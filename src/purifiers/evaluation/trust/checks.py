@@ -47,7 +47,7 @@ def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, T
         _gradients_are_true(evidence),
         _gradients_are_steady(evidence),
         _own_gradient_beats_the_identitys(evidence),
-        _loss_does_not_saturate(evidence),
+        _another_loss_changes_little(evidence),
         _loss_rises(evidence),
         _keeps_what_it_finds(evidence),
         _more_steps_do_not_hurt(evidence),
@@ -138,15 +138,18 @@ def _gradients_are_steady(evidence: Evidence) -> Check:
     return decided(name, not bad, said, cosine=cosine)
 
 
-def _loss_does_not_saturate(evidence: Evidence) -> Check:
-    """Croce and Hein 2020: cross-entropy underflows where logits are large; the margin of the logits does not."""
-    flat = evidence.saturated & evidence.starts[0]
-    missed = flat & ~evidence.margin
+def _another_loss_changes_little(evidence: Evidence) -> Check:
+    """Croce and Hein 2020: cross-entropy underflows where logits are large, and may lead elsewhere than to another class; the
+    margin of the logits does neither."""
+    missed = evidence.starts[0] & ~evidence.margin
     bad = exceeds(missed.sum(), evidence.images, LITTLE)
-    said = f"On {of(evidence.saturated)} images the true class has a probability that rounds to 1; {of(missed)} hide in that."
+    said = f"The margin of the logits as a loss breaks {of(missed)} images that the cross-entropy leaves."
     if bad:
-        said += " The cross-entropy is flat there and the margin of the logits breaks them; attack the margin (CW, DLR)."
-    return decided("the loss does not saturate", not bad, said, saturated=share(evidence.saturated), missed=share(missed))
+        flat = missed & evidence.saturated
+        said += f" Of {of(flat)} the true class has a probability that rounds to 1, where the cross-entropy is flat."
+        said += " Attack the margin (CW, DLR)."
+    figures = {"saturated": share(evidence.saturated), "missed": share(missed)}
+    return decided("another loss changes little", not bad, said, **figures)
 
 
 def _loss_rises(evidence: Evidence) -> Check:
@@ -168,12 +171,15 @@ def _loss_rises(evidence: Evidence) -> Check:
 def _own_gradient_beats_the_identitys(evidence: Evidence) -> Check:
     """Athalye et al. 2018 (BPDA); Carlini et al., "Approximate non-differentiable layers": a purifier's output is close to its
     input, so whoever takes it for the identity on the way back has a poor gradient; only a hidden one is poorer."""
+    name = "the purifier's gradient beats the identity's"
+    if evidence.same.all():
+        return not_applicable(name, "What the purifier passes on is the identity's gradient: both attacks are one.")
     missed = evidence.right[LONG] & ~evidence.bpda
     bad = exceeds(missed.sum(), evidence.images, LITTLE)
     said = f"The identity's gradient in place of the purifier's (BPDA) breaks {of(missed)} images more."
     if bad:
         said += " The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
-    return decided("the purifier's gradient beats the identity's", not bad, said, missed=share(missed))
+    return decided(name, not bad, said, missed=share(missed))
 
 
 def _keeps_what_it_finds(evidence: Evidence) -> Check:

@@ -57,6 +57,7 @@ class Evidence:
         epsilons: (len(FACTORS), N), the same after SHORT steps with other epsilons.
         margin: (N,), the same after SHORT steps that climb the margin instead of the cross-entropy.
         bpda: (N,), the same after LONG steps that take the identity's gradient for the purifier's.
+        same: (N,), the first steps of both attacks go to the same loss: the purifier passes on the identity's gradient.
         one_step: (N,), the same after one step of length epsilon.
         unbounded: (N,), the same after an attack that may change everything.
     """
@@ -75,6 +76,7 @@ class Evidence:
     epsilons: Tensor
     margin: Tensor
     bpda: Tensor
+    same: Tensor
     one_step: Tensor
     unbounded: Tensor
 
@@ -142,6 +144,9 @@ class _Batch:
         losses, right = self._climb(cross_entropy, epsilon, LONG, start=0)
         starts = [right[SHORT]] + [self._climb(cross_entropy, epsilon, SHORT, start)[1][-1] for start in range(1, STARTS)]
         epsilons = [self._climb(cross_entropy, factor * epsilon, SHORT, start=0)[1][-1] for factor in FACTORS]
+        losses_bpda, right_bpda = self._climb(cross_entropy, epsilon, LONG, start=0, identity=True)
+        # The first steps only: later ones grow apart from the last digit on.
+        first, other = losses[:3], losses_bpda[:3]
         everything = 1.0 if self.norm == "linf" else self.images[0].numel() ** 0.5
         return Evidence(
             difference=relative_difference(logits, again),
@@ -152,7 +157,8 @@ class _Batch:
             starts=torch.stack(starts),
             epsilons=torch.stack(epsilons),
             margin=self._climb(margin, epsilon, SHORT, start=0)[1][-1],
-            bpda=self._climb(cross_entropy, epsilon, LONG, start=0, identity=True)[1][-1],
+            bpda=right_bpda[-1],
+            same=((first - other).abs() <= 1e-4 * first.abs()).all(0),
             one_step=self._climb(cross_entropy, epsilon, 1, start=None, step_size=epsilon)[1][-1],
             unbounded=self._climb(cross_entropy, everything, UNBOUNDED_STEPS, None, everything / 50)[1][-1],
             **self._gradients(),
