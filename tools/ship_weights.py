@@ -22,6 +22,7 @@ from keep_results import keep, portable
 
 import purifiers.weights
 from purifiers.data import to_float
+from purifiers.evaluation.audited import Audit
 from purifiers.evaluation.records import Results
 from purifiers.files import load_tensors, save_tensors, write_text
 from purifiers.purifier import Purifier
@@ -46,12 +47,16 @@ def main() -> None:
     parser.add_argument("--classifiers", metavar="STAGE=NAME", nargs="*", default=[], help="ship these of the run too")
     parser.add_argument("--also", metavar="DIR", type=Path, nargs="*", default=[])
     parser.add_argument("--seeds", metavar="DIR", type=Path, nargs="*", default=[])
+    parser.add_argument(
+        "--audit", metavar="DIR", type=Path, help="of an audit of the run alone, whose worst cases the card tells"
+    )
     chosen = parser.parse_args()
     folders = [chosen.run, *chosen.also]
     results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
     recipe = load_recipe(chosen.run / RECIPE_FILE)
     test = Run(recipe, chosen.run, make_fabric("auto", "32-true"), chosen.run / "cache").images("test")
-    ship_purifier(chosen.run, chosen.name, results, to_float(test.images[:500]))
+    audit = None if chosen.audit is None else Audit.read(chosen.audit)
+    ship_purifier(chosen.run, chosen.name, results, to_float(test.images[:500]), audit)
     for stage, name in (pair.split("=") for pair in chosen.classifiers):
         folder = chosen.run / "checkpoints" / stage
         with torch.no_grad():
@@ -67,7 +72,7 @@ def main() -> None:
         raise SystemExit(f"that is more than the {LIMIT / 1e6:.0f} MB that may ship")
 
 
-def ship_purifier(run: Path, name: str, results: Sequence[Results], images: torch.Tensor) -> None:
+def ship_purifier(run: Path, name: str, results: Sequence[Results], images: torch.Tensor, audit: Audit | None) -> None:
     """The run's student, rounded to float16, and its card."""
     with tempfile.TemporaryDirectory() as temporary:
         rounded = Path(temporary)
@@ -84,7 +89,7 @@ def ship_purifier(run: Path, name: str, results: Sequence[Results], images: torc
         if moved.mean() >= 0.1:
             raise SystemExit("that is too much: ship float32")
         note = f"\nKernels were rounded to float16 after the measurement, which moves purified pixels by {said}.\n"
-        put(rounded, name, model_card(name, results) + note)
+        put(rounded, name, model_card(name, results, audit=audit) + note)
 
 
 def put(source: Path, name: str, card: str) -> None:

@@ -462,6 +462,27 @@ def test_trust_checks_are_told_what_was_measured(monkeypatch: pytest.MonkeyPatch
     assert without.checks == {}
 
 
+def test_trust_checks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def checks(defended: PurifiedClassifier, images: ImageSet, **options: Any) -> list[Check]:
+        calls.append(len(images))
+        return [Check(name="one", status="passed", sentence="Yes.", figures={"share": 0.5})]
+
+    monkeypatch.setattr(audit_module, "trust_checks", checks)
+    model, data = problem(12)
+    chosen = settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02, check_images=8)
+    first, again = (audit(nn.Identity(), model, data, settings=chosen, cache=tmp_path) for _ in range(2))
+    assert calls == [8] and again.checks == first.checks != {}
+    audit(nn.Identity(), model, data, settings=chosen.model_copy(update={"check_images": 6}), cache=tmp_path)
+    audit(Mirror(), model, data, settings=chosen, cache=tmp_path)
+    assert calls == [8, 6, 8]
+    for path in tmp_path.glob("checks-*.json"):
+        path.write_text(path.read_text()[:-9])
+    assert audit(nn.Identity(), model, data, settings=chosen, cache=tmp_path).checks == first.checks
+    assert calls == [8, 6, 8, 8]
+
+
 def test_several_purifiers_in_one_audit_on_the_same_images() -> None:
     model, data = problem()
     subjects = [Subject("one", PurifiedClassifier(nn.Identity(), model)), Subject("two", PurifiedClassifier(Mirror(), model))]

@@ -29,7 +29,7 @@ def test_every_shipped_recipe_has_an_audit(name: str) -> None:
 def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written() -> None:
     overrides = ["audit.attacks.AA=null", "audit.attacks.PGD.num_steps=5", "audit.limits.Square=null", "audit.limits.AA-L2=7"]
     overrides += ["audit.attacks.mine={kind: bim, step_size: 1/255}", "audit.views.query=Square", "audit.views.bpda=[]"]
-    recipe = load_recipe("strong-cpu", overrides)
+    recipe = load_recipe("paper", overrides)
     audit = recipe.audit
     assert "AA" not in audit.attacks and "AA" not in audit.views["full"] and "AA" not in audit.limits
     assert (audit.attacks["PGD"].num_steps, audit.attacks["PGD"].step_size) == (5, 2 / 255)

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from purifiers.evaluation.audited import Audit
 from purifiers.evaluation.examples import Examples, Row
 from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes import load_recipe
 from purifiers.reports import paper
 from purifiers.reports.card import model_card
 from purifiers.reports.claim import verdict
-from purifiers.reports.report import all_tables, headline, write_report, write_seeds
+from purifiers.reports.report import all_tables, headline, write_card, write_report, write_seeds
 from purifiers.reports.tables import TABLE_2_ROWS, table_1, table_2, threat_models, training
 from purifiers.reports.worth import worth
 
@@ -208,6 +209,24 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
     assert "against resnet56, with PGD." in card
     (tmp_path / "README.md").write_text(card)
     assert "73.00 % under the best measured attack by one who knows the classifier only (PGD8, epsilon 8/255" in worth(tmp_path)
+
+
+def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
+    make_results: Callable[..., Results], tmp_path: Path
+) -> None:
+    results, record = make_results(), make_results().records[0]
+    folder = tmp_path / "run"
+    worst = {"purifier": "run", "view": "worst", "attack": "all attacks", "epsilon": 8 / 255, "n": 200, "accuracy": 0.007}
+    records = [record.model_copy(update={**worst, "norm": norm}) for norm in ("linf", "l2")]
+    audit = Audit(settings={}, seed=0, versions={}, hardware={}, seconds=1, random=[], records=records, checks={}, warnings=[])
+    for classifier, there in ((record.classifier, True), ("another", False)):
+        own = [one.model_copy(update={"classifier": classifier}) for one in records]
+        audit.model_copy(update={"records": own}).write(folder)
+        write_card(folder, results)
+        card = (folder / "card.md").read_text()
+        assert ("| worst of the audit | full | 8/255 | 200 | - | 0.70 |" in card) == there
+        assert ("| worst of the audit, L2 | full | 8/255 (L2) | 200 |" in card) == there
+        assert ("0.70 % under the best measured attack by one who knows the purifier too" in worth(folder)) == there
 
 
 @pytest.mark.parametrize(

@@ -76,21 +76,13 @@ def generate(
     parts: list[Tensor] = []
     warnings: dict[str, int] = {}
     batches, seconds = 0, 0.0
-    # They tell models apart that differ in plain Python attributes only, which no fingerprint of weights sees; the gradient
-    # those that differ only in what they pass back.
-    first = to_float(data.images[:2])
-    with frozen(model):
-        with torch.no_grad(), reproducible(seed, data.images.device):
-            outputs = model(first)
-        gradient = gradient_at(model, first)
-    if int(data.labels.max()) >= outputs.shape[-1] or int(data.labels.min()) < 0:
-        raise InputError(
-            f"labels go from {int(data.labels.min())} to {int(data.labels.max())}, the model has {outputs.shape[-1]} classes"
-        )
-    identity = digest(fingerprint(model), outputs, gradient, __version__, [version(library) for library in LIBRARIES])
+    known_by, classes = identity(model, to_float(data.images[:2]), seed)
+    low, high = int(data.labels.min()), int(data.labels.max())
+    if high >= classes or low < 0:
+        raise InputError(f"labels go from {low} to {high}, the model has {classes} classes")
     for shard in slices(len(data), SHARD):
         images, labels = data.images[shard], data.labels[shard]
-        key = digest(identity, attack.model_dump(), images, labels, seed, shard.start, batch_size, quantized)
+        key = digest(known_by, attack.model_dump(), images, labels, seed, shard.start, batch_size, quantized)
         path = None if cache is None else cache / f"{attack.kind}-{key[:32]}.safetensors"
         found = _read(path)
         if found is None:
@@ -112,6 +104,19 @@ def generate(
         batches += found.batches
         seconds += found.seconds
     return Adversarial(torch.cat(parts), warnings, batches, seconds)
+
+
+def identity(model: nn.Module, images: Tensor, seed: int) -> tuple[str, int]:
+    """What a model's attacks are found by in the cache: its weights, its outputs and gradient on a few ``images``, and the
+    versions of the libraries; and its number of classes."""
+    # Outputs tell models apart that differ in plain Python attributes only, which no fingerprint of weights sees; the gradient
+    # those that differ only in what they pass back.
+    with frozen(model):
+        with torch.no_grad(), reproducible(seed, images.device):
+            outputs = model(images)
+        gradient = gradient_at(model, images)
+    versions = [__version__, *(version(library) for library in LIBRARIES)]
+    return digest(fingerprint(model), outputs, gradient, versions), outputs.shape[-1]
 
 
 def _attack_shard(

@@ -66,7 +66,9 @@ def audit(parsed: argparse.Namespace) -> int:
     """Attack defended models under every threat model, and say what is left."""
     from purifiers.console import duration, say, show_table
     from purifiers.evaluation.audit_runs import open_audited
+    from purifiers.evaluation.records import RESULTS_FILE, Results
     from purifiers.reports.audit import doubted, overview, sentences, write_audit
+    from purifiers.reports.report import write_card
     from purifiers.training.run import is_run
 
     refuse_training_settings(parsed.overrides)
@@ -89,6 +91,8 @@ def audit(parsed: argparse.Namespace) -> int:
     )
     found = opened.audit(folder / "cache")
     page = write_audit(found, folder)
+    if (folder / RESULTS_FILE).is_file():  # the run's own folder
+        write_card(folder, Results.read(folder))
     table = overview(found).compact()
     for row in table.rows:
         red = doubted(found, row[0])

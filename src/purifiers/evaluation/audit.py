@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.console import Stopwatch, progress
+from purifiers.attacks.generate import identity
+from purifiers.console import Stopwatch, detail, duration, progress
 from purifiers.data import ImageSet, to_float, to_uint8
 from purifiers.errors import InputError
 from purifiers.evaluation.audited import Audit
@@ -18,6 +20,7 @@ from purifiers.evaluation.auditor import Auditor, Subject
 from purifiers.evaluation.evaluate import Evaluator
 from purifiers.evaluation.records import AttackWarning, Record, hardware, versions
 from purifiers.evaluation.trust import Check, trust_checks
+from purifiers.files import digest, write_text
 from purifiers.purifier import PurifiedClassifier, check_images
 from purifiers.recipes.audit import AuditSettings
 
@@ -100,17 +103,7 @@ def audit_all(
         random += [subject.name] if one.random else []
         if settings.check_images:
             few = evaluator.limited(min(settings.check_images, settings.limit_of("", subject.name)))
-            with progress(f"{subject.name}: trust checks", len(few)) as advance:
-                checks[subject.name] = trust_checks(
-                    subject.defended,
-                    few,
-                    epsilon=settings.epsilon,
-                    seed=seed,
-                    batch_size=min(batch_size, len(few)),
-                    known=one.known(),
-                    eot=one.averaged,
-                    advance=advance,
-                )
+            checks[subject.name] = _checked(subject, few, one, settings.epsilon, seed, batch_size, cache)
     return Audit(
         settings=settings.model_dump(mode="json"),
         seed=seed,
@@ -122,6 +115,42 @@ def audit_all(
         checks=checks,
         warnings=warnings,
     )
+
+
+def _checked(
+    subject: Subject, few: ImageSet, audited: Auditor, epsilon: float, seed: int, batch_size: int, cache: Path | None
+) -> list[Check]:
+    """The trust checks of one, from the cache where they are finished."""
+    known = audited.known() or {}
+    path = None
+    if cache is not None:
+        known_by, _ = identity(subject.defended, to_float(few.images[:2]), seed)
+        key = digest(known_by, few.images, few.labels, epsilon, seed, batch_size, known, audited.averaged)
+        path = cache / f"checks-{key[:32]}.json"
+    if path is not None and path.is_file():
+        try:
+            return _CHECKS.validate_json(path.read_text())
+        except ValidationError:
+            pass  # damaged, or of another version: made again, and replaced
+    watch = Stopwatch()
+    with progress(f"{subject.name}: trust checks", len(few)) as advance:
+        found = trust_checks(
+            subject.defended,
+            few,
+            epsilon=epsilon,
+            seed=seed,
+            batch_size=min(batch_size, len(few)),
+            known=known,
+            eot=audited.averaged,
+            advance=advance,
+        )
+    detail(f"{subject.name}: {len(found)} trust checks, {duration(watch.seconds)}")
+    if path is not None:
+        write_text(path, _CHECKS.dump_json(found).decode())
+    return found
+
+
+_CHECKS = TypeAdapter(list[Check])
 
 
 def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Tensor | None) -> ImageSet:

@@ -70,7 +70,7 @@ class AuditSettings(Group):
     ``images``: how many random test images are attacked.
     ``limits``: an attack's name, or a purifier's -> on how many of them at most. Subsets are nested, so that the smallest is
     in all: the worst case is over that.
-    ``draws``: of the purifier's random numbers, for the view ``eot``.
+    ``draws``: of the purifier's random numbers, for the view ``eot``: at least 2, as one is no average.
     ``surrogates``: for ``transfer``, beside the recipe's companions: classifiers, or pairs ``PURIFIER+CLASSIFIER``.
     ``cascade``: an attack leaves out images that others of its group have broken already, as AutoAttack does within; the slow
     ones, which have a limit, come last. Saves most of the time where only the worst cases are wanted.
@@ -83,7 +83,7 @@ class AuditSettings(Group):
     views: dict[str, tuple[str, ...]]
     images: Positive = 1000
     limits: dict[str, Positive]
-    draws: Positive = 20
+    draws: int = Field(default=20, ge=2)
     surrogates: tuple[str, ...] = ()
     cascade: bool = False
     check_images: int = Field(default=100, ge=0)

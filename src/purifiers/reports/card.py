@@ -6,6 +6,7 @@ from typing import Any
 from purifiers import hub
 from purifiers.console import duration
 from purifiers.errors import ConfigError
+from purifiers.evaluation.audited import WORST, Audit
 from purifiers.evaluation.records import CLEAN, Results
 from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.baselines import folder_of
@@ -44,13 +45,14 @@ _LIMITS = """## Limits
 """
 
 
-def model_card(name: str, results: Sequence[Results], location: str | None = None) -> str:
+def model_card(name: str, results: Sequence[Results], location: str | None = None, audit: Audit | None = None) -> str:
     """The card, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
         name: what the purifier is called.
         results: of the run that trained it, then of any others that measured the same purifier.
         location: where ``from_pretrained`` finds it: the name, unless it lies elsewhere.
+        audit: of that run alone: its worst cases are rows of the first table, for an attacker who may do everything.
     """
     first = results[0]
     recipe = first.trained or first.recipe
@@ -58,7 +60,7 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     head = {"name": name, "location": location or name, "parameters": first.parameters}
     parts = [hub.HEAD.format(more=f"datasets: [{data['name']}]\n") + _HEAD.format(**head, changes=_changes(recipe))]
     parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
-    parts.append(f"{hub.MEASURED}\n\n" + "\n\n".join(_measured(one) for one in results))
+    parts.append(f"{hub.MEASURED}\n\n" + "\n\n".join(_measured(one, None if i else audit) for i, one in enumerate(results)))
     classifiers = [recipe["classifier"], *recipe["companions"]]
     names = " and ".join(
         one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers
@@ -176,20 +178,26 @@ def _changes(recipe: Mapping[str, Any]) -> str:
     return f", but with {', '.join(listed)}" if listed else ""
 
 
-def _measured(results: Results) -> str:
+def _measured(results: Results, audit: Audit | None) -> str:
     blind, full = select(results), select(results, view="full")
     full.pop(CLEAN, None)
     classifier = next(iter(blind.values())).classifier
+    worst = [] if audit is None else [audit.worst(name, norm) for name in audit.purifiers for norm in ("linf", "l2")]
+    rows = [
+        *(("clean images" if record.attack == CLEAN else record.attack, record) for record in blind.values()),
+        *((record.attack, record) for record in full.values()),
+        *((f"worst of the audit{', L2' * (record.norm == 'l2')}", record) for record in worst if record),
+    ]
     lines = [
         f"In front of {classifier}, accuracy in %; the attacker knows the classifier (view blind) or both (view full):",
         "",
         "| attack | view | epsilon | images | undefended | purified | 95 % interval | PSNR (dB) | SSIM |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for record in [*blind.values(), *full.values()]:
-        attack, view = ("clean images", "-") if record.attack == CLEAN else (record.attack, record.view)
+    for attack, record in rows:
+        view = {CLEAN: "-", WORST: "full"}.get(record.view, record.view)
         ssim = "-" if record.ssim is None else f"{record.ssim:.3f}"
-        undefended = percent(record.accuracy_undefended) if record.view != "full" else "-"
+        undefended = percent(record.accuracy_undefended) if view != "full" else "-"
         lines.append(
             f"| {attack} | {view} | {epsilon_of(record)} | {record.n:,} | {undefended} | {percent(record.accuracy)} | "
             f"{interval(record)} | {record.psnr:.1f} | {ssim} |"

@@ -10,6 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from purifiers.console import duration
+from purifiers.evaluation.audited import AUDIT_FILE, Audit
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, VARIANT, Record, Results
 from purifiers.files import write_text
@@ -63,11 +64,22 @@ def write_report(results: Results, examples: Examples, folder: Path) -> Path:
     if not examples.changed:
         chosen = "the first test images that are classified right (the attack changed the class of none)"
     captions = CAPTIONS | {"examples": CAPTIONS["examples"].format(chosen=chosen)}
-    if "student" in results.training:  # of shipped weights the card is there already
-        write_text(folder / RUN_CARD_FILE, model_card(folder.name, [results], f"path/to/{folder.name}"))
+    write_card(folder, results)
     write_text(folder / "report.md", _markdown(results, tables, figures, captions))
     write_text(folder / "report.html", _html(results, tables, figures, captions))
     return folder / "report.html"
+
+
+def write_card(folder: Path, results: Results) -> None:
+    """Write the model card of a training into ``folder``, with the worst cases of its audit if that is there."""
+    if "student" not in results.training:
+        return  # of shipped weights the card is there already
+    audit = Audit.read(folder) if (folder / AUDIT_FILE).is_file() else None
+    own = (
+        audit is not None and audit.purifiers == [folder.name] and audit.records[0].classifier == results.records[0].classifier
+    )
+    card = model_card(folder.name, [results], f"path/to/{folder.name}", audit if own else None)
+    write_text(folder / RUN_CARD_FILE, card)
 
 
 def all_tables(results: Results) -> list[Table]:
