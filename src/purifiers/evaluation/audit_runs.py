@@ -14,7 +14,6 @@ from purifiers.evaluation.audit import audit_all
 from purifiers.evaluation.audited import Audit
 from purifiers.evaluation.auditor import Subject
 from purifiers.evaluation.run import own_classifier
-from purifiers.naming import nearest
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes import Recipe
 from purifiers.registry import CONFIG_FILE
@@ -98,8 +97,8 @@ def open_audited(
             classifier, name = own_classifier(title, purifier) or (run.classifier, run.classifier_name)
             opened.subjects.append(Subject(title, PurifiedClassifier(purifier, classifier), name))
     limited, known = run.recipe.audit, {subject.name for subject in opened.subjects} | run.recipe.baselines.keys()
-    for name in sorted(limited.limits.keys() - limited.attacks.keys() - known):
-        say(f"warning: audit.limits: no attack or purifier is called '{name}'{nearest(name, known | limited.attacks.keys())}")
+    if unknown := [f"'{name}'" for name in limited.limits if name not in known | limited.attacks.keys()]:
+        say(f"warning: audit.limits: no attack or purifier is called {', '.join(unknown)}")
     opened.surrogates = _surrogates(run)
     if not opened.surrogates and run.recipe.audit.views.get("transfer"):
         say("transfer is left out: no companions, and no audit.surrogates")
