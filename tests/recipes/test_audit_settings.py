@@ -70,6 +70,7 @@ def test_limits_are_of_attacks_and_of_purifiers() -> None:
         ("audit.epsilon=0", "audit.epsilon: Input should be greater than 0"),
         ("audit.epsilon=8", "audit.epsilon: Input should be less than or equal to 1"),
         ("audit.epsilon_l2=null", "audit.epsilon_l2"),
+        ("audit.draws=1", "audit.draws: Input should be greater than or equal to 2"),
         ("audit.attacks.PGD.epsilon=0.5", "attacks.PGD has an epsilon of its own"),
         ("audit.attacks.PGD.num_step=4", "did you mean 'num_steps'"),
         ("audit.attacks.X={step_size: 1/255}", "a new one needs a kind"),
