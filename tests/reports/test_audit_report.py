@@ -81,7 +81,11 @@ def test_one_row_for_each_purifier() -> None:
         "worst case L2": "25.00 (20.00 to 30.00)",
         "trust checks (L-inf)": "1 passed on 10 images",
     }
-    assert "L-inf 8/255" in table.caption and "L2 128/255" in table.caption
+    assert (
+        "L-inf 8/255" in table.caption and "L2 128/255" in table.caption and "in front of resnet56; clean on" in table.caption
+    )
+    records = [one.model_copy(update={"classifier": "own"}) if one.purifier == "JPEG" else one for one in found().records]
+    assert "in front of resnet56; JPEG in front of own; clean on" in overview(found(records=records)).caption
     assert [row[4] for row in attacks(found()).rows] == ["100", "100 (10 of 60 broken)", "100"] * 2
 
 

@@ -55,8 +55,8 @@ def overview(audit: Audit) -> Table:
     first = audit.records[0]
     clean_on = " / ".join(dict.fromkeys(f"{audit.clean(name).n:,}" for name in audit.purifiers))
     caption = (
-        f"Accuracy in % on random test images of {first.dataset}; clean on {clean_on} of them, with the likeness of purified "
-        f"to original images (PSNR). gray-box, transfer, black-box "
+        f"Accuracy in % on random test images of {first.dataset}, {_in_front_of(audit)}; clean on {clean_on} of them, with the "
+        f"likeness of purified to original images (PSNR). gray-box, transfer, black-box "
         f"and white-box: the worst case over the attacks of that threat model, L-inf {ball}. Worst case: over all attacks of "
         f"the norm, image by image, with the 95 % interval; L2 {ball_l2}. Images: those that all attacks of the norm share."
     )
@@ -186,6 +186,15 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     )
     write_text(folder / "audit.html", content)
     return folder / "audit.html"
+
+
+def _in_front_of(audit: Audit) -> str:
+    """Which classifier is behind which purifiers; behind the first all that are not named."""
+    behind: dict[str, list[str]] = {}
+    for name in audit.purifiers:
+        behind.setdefault(audit.clean(name).classifier, []).append(name)
+    (first, _), *others = behind.items()
+    return "; ".join([f"in front of {first}", *(f"{', '.join(names)} in front of {one}" for one, names in others)])
 
 
 def _sentence(audit: Audit, worst: Record) -> str:
