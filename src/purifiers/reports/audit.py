@@ -154,7 +154,7 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
 def write_audit(audit: Audit, folder: Path) -> Path:
     """Write ``audit.json``, ``audit.md`` and ``audit.html`` into ``folder``; returns the page's path."""
     audit.write(folder)
-    tables = [overview(audit), attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
+    first, *others = [overview(audit), attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
     settings = yaml.safe_dump(audit.settings, sort_keys=False)
     warnings = [f"{warning.attack}, view {warning.view}: {warning.message}" for warning in audit.warnings]
     facts = {
@@ -165,8 +165,9 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         "time": duration(audit.seconds),
     }
     save_figure(audit_figure(audit), folder / FIGURE)
-    parts = ["# purifiers: audit", *(f"**{text}**" if doubted else text for text, doubted in sentences(audit))]
-    parts += [f"![audit]({FIGURE})\n\n{CAPTION}", *(table.markdown() for table in tables)]
+    parts = ["# purifiers: audit", first.markdown(), f"![audit]({FIGURE})\n\n{CAPTION}", "## In words"]
+    parts += [f"**{text}**" if red else text for text, red in sentences(audit)]
+    parts += [table.markdown() for table in others]
     parts.append("## Read this before you quote a number\n\n" + "\n".join(f"- {note}" for note in NOTES))
     parts.append("## Warnings of the attacks\n\n" + "\n".join(f"- {text}" for text in warnings or ["none"]))
     parts.append("## How it was run\n\n" + "\n".join(f"- {name}: {text}" for name, text in facts.items()))
@@ -177,7 +178,7 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         headline=sentences(audit),
         figure=embedded(folder / FIGURE, "audit"),
         caption=CAPTION,
-        tables=tables,
+        tables=[first, *others],
         doubted={name: doubted(audit, name) for name in audit.purifiers},
         notes=NOTES,
         warnings=warnings,
