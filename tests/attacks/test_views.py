@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD, VIEWS
-from purifiers.attacks.views import Expectation, Queries, StraightThrough, is_random
+from purifiers.attacks.views import Expectation, Queries, StraightThrough, gradient_at, is_random
 from purifiers.baselines import Noisy, Nothing
 from purifiers.errors import InputError
 from purifiers.seeds import reproducible
@@ -98,6 +98,29 @@ def test_queries_have_no_history_and_refuse_gradients() -> None:
         PGD(epsilon=0.1, step_size=0.1, num_steps=1)(asked, IMAGES, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(InputError, match="square or hop_skip_jump"):
         Queries(model)(IMAGES.clone().requires_grad_(True))
+
+
+def test_the_gradient_is_zero_where_there_is_none_and_other_errors_are_not_hidden() -> None:
+    model, images = Linear(3, SHAPE), torch.rand(2, *SHAPE)
+    expected = (torch.tensor([-1.0, 0.5, 2.0]) @ model.weight).view(1, *SHAPE).expand(2, *SHAPE)
+    torch.testing.assert_close(gradient_at(model, images), expected)
+    assert gradient_at(nn.Sequential(model, nn.Softmax(1)), images).abs().max() > 0
+    assert not gradient_at(Queries(model), images).any()
+    with torch.no_grad():
+        constant = model(images)
+
+    class Deaf(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return constant
+
+    assert not gradient_at(Deaf(), images).any()
+
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        gradient_at(Broken(), images)
 
 
 def test_random_models_are_found_out() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from purifiers.attacks.base import WITHOUT_GRADIENT
 from purifiers.errors import ConfigError, InputError
 from purifiers.naming import nearest
 from purifiers.purifier import PurifiedClassifier
@@ -161,8 +162,12 @@ def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
             outputs = model(given.view_as(given)).flatten(1)
             weights = torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)
             (gradient,) = torch.autograd.grad((outputs * weights).sum(), given)
-    except (RuntimeError, InputError):  # it has none, or can only be asked
-        gradient = torch.zeros_like(images)
+    except InputError:  # it can only be asked
+        return torch.zeros_like(images)
+    except RuntimeError as error:
+        if not any(said in str(error) for said in WITHOUT_GRADIENT):
+            raise
+        return torch.zeros_like(images)
     return gradient
 
 
