@@ -43,7 +43,7 @@ def test_a_run_and_its_baselines_in_one_table(
     printed = capsys.readouterr().out
     for text in (
         "worst case L-inf",
-        "do not believe",
+        "a check: Masked.",
         "run: under the worst of",
         "JPEG",
         "audit.html",

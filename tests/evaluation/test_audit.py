@@ -314,9 +314,10 @@ def test_without_a_gradient_the_white_box_attacks_take_the_identitys() -> None:
         epsilon=epsilon,
     )
     found = audit(WithoutGradient(), model, data, settings=chosen, surrogates={"twin": Linear(2, SHAPE)}, name="x")
-    (warning,) = found.left_out("x")
-    assert (warning.view, warning.attack) == ("full", "PGD, again, AA")
-    assert "passes no gradient to its images; bpda takes the identity's instead" in warning.message
+    assert {(warning.view, warning.attack) for warning in found.left_out("x")} == {
+        ("full", name) for name in ("PGD", "again", "AA")
+    }
+    assert all("passes none to its images" in warning.message for warning in found.left_out("x"))
     bpda = {record.attack: record.accuracy for record in found.records if record.view == "bpda"}
     assert bpda == dict.fromkeys(["PGD", "again", "AA"], pytest.approx(exact_accuracy(model, data, "linf", epsilon)))
     assert {record.view for record in found.records} == {"none", "bpda", "query", "transfer", "worst"}

@@ -57,7 +57,7 @@ class Auditor:
 
     Attributes:
         random: does it draw random numbers?
-        differentiable: does it pass a gradient to its images?
+        differentiable: does it pass a gradient to its images that is not zero?
         records, warnings: filled by :meth:`run`.
     """
 
@@ -118,12 +118,6 @@ class Auditor:
         for view in THREAT_MODELS:
             names = settings.views.get(view, ())
             if view == "eot" and not self.random:
-                continue
-            if view == "full" and not self.differentiable and names:
-                said = (
-                    f"{self.subject.name}: {LEFT_OUT}: it passes no gradient to its images; bpda takes the identity's instead"
-                )
-                self.warnings.append(AttackWarning(view=view, attack=", ".join(names), message=said))
                 continue
             if view == "bpda" and not self.differentiable:
                 names = tuple(dict.fromkeys((*settings.views.get("full", ()), *names)))
