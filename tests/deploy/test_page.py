@@ -84,7 +84,7 @@ def test_a_shipped_one_needs_no_data(
     assert main(["app", "cifar10-robust", "--device", "cpu"]) == 0
     assert main(["app", "--classifier", "cifar10-resnet20", "--device", "cpu"]) == 0
     (robust, *_), (other, *_) = opened
-    assert robust.samples.data.classes == CLASSES and "35.50 %" in robust.worth and "Behind it here" not in robust.worth
+    assert robust.samples.data.classes == CLASSES and "29.50 %" in robust.worth and "Behind it here" not in robust.worth
     assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.worth
     assert main(["app", "cifar11"]) == 1
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
