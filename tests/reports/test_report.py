@@ -217,7 +217,10 @@ def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
     results, record = make_results(), make_results().records[0]
     folder = tmp_path / "run"
     worst = {"purifier": "run", "view": "worst", "attack": "all attacks", "epsilon": 8 / 255, "n": 200, "accuracy": 0.007}
-    records = [record.model_copy(update={**worst, "norm": norm}) for norm in ("linf", "l2")]
+    groups = ("all attacks", "white-box")
+    records = [
+        record.model_copy(update={**worst, "norm": norm, "attack": group}) for norm in ("linf", "l2") for group in groups
+    ]
     audit = Audit(settings={}, seed=0, versions={}, hardware={}, seconds=1, random=[], records=records, checks={}, warnings=[])
     for classifier, there in ((record.classifier, True), ("another", False)):
         own = [one.model_copy(update={"classifier": classifier}) for one in records]
@@ -227,6 +230,13 @@ def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
         assert ("| worst of the audit | full | 8/255 | 200 | - | 0.70 |" in card) == there
         assert ("| worst of the audit, L2 | full | 8/255 (L2) | 200 |" in card) == there
         assert ("0.70 % under the best measured attack by one who knows the purifier too" in worth(folder)) == there
+    # Of one who does not know the purifier it would say nothing; and one that cannot be read is not told.
+    audit.model_copy(update={"records": [one for one in records if one.attack == "all attacks"]}).write(folder)
+    write_card(folder, results)
+    assert "worst of the audit" not in (folder / "card.md").read_text()
+    (folder / "audit.json").write_text("{")
+    write_card(folder, results)
+    assert "worst of the audit" not in (folder / "card.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """The commands that ask what a defence is worth: audit and certify. As in :mod:`purifiers.cli.commands`, imports are inside."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from purifiers.cli import options
 from purifiers.cli.commands import loader, refuse_other_run, refuse_training_settings
-from purifiers.errors import ConfigError
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 
 
 def add_commands(add: options.Add) -> None:
@@ -66,7 +67,7 @@ def audit(parsed: argparse.Namespace) -> int:
     """Attack defended models under every threat model, and say what is left."""
     from purifiers.console import duration, say, show_table
     from purifiers.evaluation.audit_runs import open_audited
-    from purifiers.evaluation.records import RESULTS_FILE, Results
+    from purifiers.evaluation.records import Results
     from purifiers.reports.audit import doubted, overview, sentences, write_audit
     from purifiers.reports.report import write_card
     from purifiers.training.run import is_run
@@ -91,7 +92,7 @@ def audit(parsed: argparse.Namespace) -> int:
     )
     found = opened.audit(folder / "cache")
     page = write_audit(found, folder)
-    if (folder / RESULTS_FILE).is_file():  # the run's own folder
+    with suppress(MissingFileError, CheckpointError):  # there only in a run's own folder; the audit does not hang on it
         write_card(folder, Results.read(folder))
     table = overview(found).compact()
     for row in table.rows:

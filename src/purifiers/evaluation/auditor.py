@@ -14,7 +14,7 @@ from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.audited import EVERYTHING, GROUPS, LEFT_OUT, WORST
-from purifiers.evaluation.evaluate import Evaluator
+from purifiers.evaluation.evaluate import Among, Evaluator
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.evaluation.worst import Composite, positions
 from purifiers.purifier import PurifiedClassifier
@@ -152,8 +152,9 @@ class Auditor:
         self.warnings += [note.model_copy(update={"message": f"{name}: {note.message}"}) for note in noted]
         ball = (planned.attack.norm, planned.attack.epsilon)
         if data is not None:
-            among = (self._data, places) if self.random else None
-            record, right = evaluator.measure(name, defended, data, planned.view, planned.name, ball, found, among)
+            record, right = evaluator.measure(
+                name, defended, data, planned.view, planned.name, ball, found, self._among(places)
+            )
             self._tried.append((planned, places, right))
             for composite in (total, group):
                 composite.add(places, found.images, right, planned.count, found.seconds)
@@ -195,9 +196,13 @@ class Auditor:
             attack,
             ball,
             attacked_images,
-            (self._data, places) if self.random else None,
+            self._among(places),
         )
         return _counted(record, composite.right[places])
+
+    def _among(self, places: Tensor) -> Among | None:
+        """For a random purifier, so that an image has one draw under all attacks."""
+        return (self._data, places) if self.random else None
 
     def _subset(self, count: int) -> Tensor:
         data = self.evaluator.data

@@ -13,14 +13,15 @@ from purifiers.reports.figures import audit_figure, save_figure
 from purifiers.reports.report import embedded, machine_and_versions, page
 from purifiers.reports.tables import Table, epsilon_of, interval, percent
 
-WORST_CASES = {"linf": "worst case L-inf", "l2": "worst case L2"}
+NAMES = {"linf": "L-inf", "l2": "L2"}
+WORST_CASES = {norm: f"worst case {name}" for norm, name in NAMES.items()}
+"""By norm, the columns that turn red where a trust check failed."""
 VERDICT = "trust checks (L-inf)"
 FIGURE = "figures/audit.svg"
 CAPTION = (
     "What each purifier holds, by what the attacker knows: accuracy on clean images, and under the worst of the attacks of "
     "each threat model in L-inf; of the worst of all, with its 95 % interval."
 )
-NAMES = {"linf": "L-inf", "l2": "L2"}
 NOTES = (
     "The worst case counts an image as right only if it is right under every attack. It is an upper bound: an attack that was "
     "not tried may leave less.",

@@ -7,7 +7,7 @@ from purifiers import hub
 from purifiers.console import duration
 from purifiers.errors import ConfigError
 from purifiers.evaluation.audited import WORST, Audit
-from purifiers.evaluation.records import CLEAN, Results
+from purifiers.evaluation.records import CLEAN, Record, Results
 from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.baselines import folder_of
 from purifiers.reports.tables import epsilon_of, interval, percent, select
@@ -52,7 +52,7 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
         name: what the purifier is called.
         results: of the run that trained it, then of any others that measured the same purifier.
         location: where ``from_pretrained`` finds it: the name, unless it lies elsewhere.
-        audit: of that run alone: its worst cases are rows of the first table, for an attacker who may do everything.
+        audit: of that run alone: its worst cases are rows of the first table, in the norms in which it was attacked white-box.
     """
     first = results[0]
     recipe = first.trained or first.recipe
@@ -182,7 +182,10 @@ def _measured(results: Results, audit: Audit | None) -> str:
     blind, full = select(results), select(results, view="full")
     full.pop(CLEAN, None)
     classifier = next(iter(blind.values())).classifier
-    worst = [] if audit is None else [audit.worst(name, norm) for name in audit.purifiers for norm in ("linf", "l2")]
+    worst: list[Record | None] = []
+    if audit is not None:
+        (name,) = audit.purifiers
+        worst = [audit.worst(name, norm) for norm in ("linf", "l2") if audit.worst(name, norm, "white-box")]
     rows = [
         *(("clean images" if record.attack == CLEAN else record.attack, record) for record in blind.values()),
         *((record.attack, record) for record in full.values()),

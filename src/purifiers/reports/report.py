@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 from markupsafe import Markup
 
 from purifiers.console import duration
-from purifiers.evaluation.audited import AUDIT_FILE, Audit
+from purifiers.errors import CheckpointError, MissingFileError
+from purifiers.evaluation.audited import Audit
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, VARIANT, Record, Results
 from purifiers.files import write_text
@@ -71,10 +73,12 @@ def write_report(results: Results, examples: Examples, folder: Path) -> Path:
 
 
 def write_card(folder: Path, results: Results) -> None:
-    """Write the model card of a training into ``folder``, with the worst cases of its audit if that is there."""
+    """Write the model card of a training into ``folder``, with the worst cases of its audit if one is there and can be read."""
     if "student" not in results.training:
         return  # of shipped weights the card is there already
-    audit = Audit.read(folder) if (folder / AUDIT_FILE).is_file() else None
+    audit = None
+    with suppress(MissingFileError, CheckpointError):
+        audit = Audit.read(folder)
     own = (
         audit is not None and audit.purifiers == [folder.name] and audit.records[0].classifier == results.records[0].classifier
     )
