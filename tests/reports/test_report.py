@@ -11,7 +11,7 @@ from purifiers.evaluation.examples import Examples, Row
 from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes import load_recipe
 from purifiers.reports import paper
-from purifiers.reports.card import model_card
+from purifiers.reports.card import classifier_card, model_card
 from purifiers.reports.claim import verdict
 from purifiers.reports.report import all_tables, headline, write_card, write_report, write_seeds
 from purifiers.reports.tables import TABLE_2_ROWS, table_1, table_2, threat_models, training
@@ -261,6 +261,19 @@ def test_a_card_tells_the_limits_of_its_training(
     content = load_recipe(recipe, overrides).model_dump(mode="json")
     card = model_card("mine", [make_results().model_copy(update={"recipe": content})])
     assert said in card and unsaid not in card
+
+
+def test_a_classifiers_card_tells_how_it_was_trained_and_for_what() -> None:
+    recipe = load_recipe("strong-cpu", ["classifier.training.epochs=3"]).model_dump(mode="json")
+    history = [{"seconds": 60.0}] * 3
+    card = classifier_card("mine", "classifier", recipe, history, 0.9312, 10_000, "abc")
+    assert "A CIFAR ResNet-56 that the purifier of the recipe `strong-cpu` was trained against:" in card
+    assert "accuracy on 10,000 cifar10 test images: 93.12 %" in card
+    assert "classifier of the recipe `strong-cpu`, seed 0, bf16-mixed: 3 epochs in 3 min 00 s; batch_size 128," in card
+    assert 'locate("mine")' in card and "measured at commit abc" in card
+    unseen = classifier_card("mine", "companion_2", recipe, history, 0.5, 10, "abc", unseen=True)
+    assert "A CIFAR ResNet-32 that no purifier of this library was trained against," in unseen
+    assert "learning_rate 0.2" in unseen
 
 
 def shifted(results: Results, seed: int, by: dict[str, float]) -> Results:

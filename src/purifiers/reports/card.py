@@ -5,7 +5,6 @@ from typing import Any
 
 from purifiers import hub
 from purifiers.console import duration
-from purifiers.errors import ConfigError
 from purifiers.evaluation.audited import WORST, Audit
 from purifiers.evaluation.records import CLEAN, Record, Results
 from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe
@@ -84,23 +83,36 @@ def _steps(attack: Mapping[str, Any]) -> str:
     return f" of {attack['num_steps']} steps" if "num_steps" in attack else ""
 
 
-def classifier_card(name: str, stage: str, results: Results, accuracy: float, count: int) -> str:
+def classifier_card(
+    name: str,
+    stage: str,
+    recipe: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    accuracy: float,
+    count: int,
+    commit: str,
+    unseen: bool = False,
+) -> str:
     """The card of a classifier that a run trained.
 
     Args:
         name: what it is called.
         stage: ``classifier``, or ``companion_1`` and so on.
-        results: of that run.
+        recipe: of that run.
+        history: of its training, epoch by epoch.
         accuracy: share of the test images that it classifies correctly.
         count: number of test images.
+        commit: of the source tree that measured.
+        unseen: no purifier was trained against it.
     """
-    recipe = results.trained or results.recipe
     data = recipe["data"]["name"]
     config = recipe["classifier"] if stage == "classifier" else recipe["companions"][int(stage.removeprefix("companion_")) - 1]
-    network = config["network"]
-    if stage not in results.training:
-        raise ConfigError(f"the run did not train its {stage}: there is nothing to say of how it was made")
-    trained = next(line for line in _making(results) if line.startswith(f"{stage}:"))
+    use = (
+        "no purifier of this library was trained against,\nto see what one does for a classifier that it never met"
+        if unseen
+        else f"the purifier of the recipe `{recipe['name']}` was trained against"
+    )
+    settings = ", ".join(f"{key} {value}" for key, value in config["training"].items() if value and key != "epochs")
     return f"""---
 license: apache-2.0
 library_name: purifiers
@@ -111,12 +123,12 @@ datasets: [{data}]
 
 # {name}
 
-A CIFAR ResNet-{network["depth"]} that the purifier of the recipe `{results.recipe["name"]}` was trained
-against: images in [0,1] to logits, normalisation inside. It has no defence of its own.
+A CIFAR ResNet-{config["network"]["depth"]} that {use}: images in [0,1] to logits, normalisation inside.
+It has no defence of its own.
 
 - accuracy on {count:,} {data} test images: {percent(accuracy)} %
-- {trained}, {config["training"]["optimizer"]}, seed {results.seed}, {results.recipe["precision"]}
-- measured at commit {results.versions.get("commit", "unknown")}
+- {stage} of the recipe `{recipe["name"]}`, seed {recipe["seed"]}, {recipe["precision"]}: {_trained(history)}; {settings}
+- measured at commit {commit}
 
 ```python
 from purifiers.registry import load_network
@@ -125,6 +137,10 @@ from purifiers.weights import locate
 classifier = load_network(locate("{name}"))
 ```
 """
+
+
+def _trained(history: Sequence[Mapping[str, float]]) -> str:
+    return f"{len(history)} epochs in {duration(sum(record['seconds'] for record in history))}"
 
 
 def _making(results: Results) -> list[str]:
@@ -141,7 +157,7 @@ def _making(results: Results) -> list[str]:
         if not history:
             lines.append(f"{stage}: the untrained residual network, which is the identity")
             continue
-        lines.append(f"{stage}: {len(history)} epochs in {duration(sum(record['seconds'] for record in history))}")
+        lines.append(f"{stage}: {_trained(history)}")
     where = "no GPU" if machine["device"] == "cpu" else machine["device"]
     lines.append(f"measured on: {machine['name']}, {machine['threads']} threads ({where}), torch {results.versions['torch']}")
     return lines
