@@ -162,6 +162,15 @@ def test_a_network_without_weights_has_a_card_too(tmp_path: Path) -> None:
     assert Purifier.from_pretrained(tmp_path).network.quality == 60
 
 
+def test_a_push_without_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    with pytest.raises(InputError, match="could not be asked to take 'me/clean': no route to host"):
+        small().push_to_hub("me/clean")
+
+
 def test_the_hubs_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     told = r"this needs huggingface_hub, which is not installed: pip install 'purifiers\[hub\]'"

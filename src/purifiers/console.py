@@ -79,14 +79,23 @@ class Deadline:
     def __init__(self, minutes: float | None = None) -> None:
         self._watch = Stopwatch()
         self._limit = None if minutes is None else 60 * minutes
+        self._advanced = False
 
-    def check(self, done: str, next_seconds: float = 0.0) -> None:
+    def check(self, done: str, next_seconds: float = 0.0, *, finished: bool = True) -> None:
         """Stop here if the next piece, which will take ``next_seconds``, would not fit.
 
+        The first piece is begun even where it would not, as otherwise one longer than the limit would never be done.
+
+        Args:
+            done: the last thing that was finished, for people.
+            next_seconds: what the next piece is likely to take.
+            finished: ``done`` was finished within this limit, and not by an earlier call.
+
         Raises:
-            OutOfTime: with ``done`` as the last thing that was finished.
+            OutOfTime: with ``done`` in its message.
         """
-        if self._limit is not None and self._watch.seconds + next_seconds > self._limit:
+        self._advanced = self._advanced or finished
+        if self._limit is not None and self._watch.seconds + (next_seconds if self._advanced else 0) > self._limit:
             limit = duration(self._limit)
             raise OutOfTime(
                 f"stopped for the time limit of {limit} after {done}; the same command (without --restart) goes on from there"

@@ -109,6 +109,8 @@ def upload(
         raise InputError(f"the Hugging Face hub did not take '{repo_id}': {first_line(error)}{advice}") from error
     except (errors.HFValidationError, errors.LocalTokenNotFoundError) as error:
         raise InputError(f"cannot push to '{repo_id}': {first_line(error)}; a repository is 'owner/name'") from error
+    except Exception as error:  # no network: what its transport raises depends on its version
+        raise InputError(f"the Hugging Face hub could not be asked to take '{repo_id}': {first_line(error)}") from error
 
 
 def card_in(folder: Path) -> str | None:

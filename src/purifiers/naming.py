@@ -1,5 +1,6 @@
 """Names: how things are called on the command line, and suggestions for mistyped ones."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +19,11 @@ def absolute(text: str) -> str:
     prefix = HUB if text.startswith(HUB) else ""
     path = Path(text.removeprefix(prefix))
     return prefix + str(path.resolve()) if path.exists() else text
+
+
+def folder_name(title: str) -> str:
+    """A title as the name of a folder: in small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -59,6 +59,21 @@ def test_a_finished_shard_is_never_computed_again(data: ImageSet, tmp_path: Path
     assert len(CALLS) in (6, 7)
 
 
+def test_whoever_stops_after_a_shard_finds_it_again(data: ImageSet, tmp_path: Path) -> None:
+    CALLS.clear()
+    attack, model = Counting(epsilon=0.1), Linear(2, SHAPE)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    for shards in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            generate(attack, model, data, batch_size=3, cache=tmp_path, saved=stop)
+        assert len(list(tmp_path.iterdir())) == shards
+    generate(attack, model, data, batch_size=3, cache=tmp_path, saved=stop)
+    assert CALLS == [3, 1, 3, 1, 2]
+
+
 def test_a_model_that_differs_in_an_attribute_alone_is_another(data: ImageSet, tmp_path: Path) -> None:
     class Scaled(Linear):
         scale = 1.0

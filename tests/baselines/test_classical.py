@@ -87,7 +87,12 @@ def test_total_variation_falls_and_flat_stays_flat() -> None:
         (lambda: BitDepth(9), "1 to 8"),
         (lambda: Median(1), "at least 2"),
         (lambda: TotalVariation(0), "above 0"),
+        (lambda: JPEG(75.5), "a whole number from 1 to 95"),  # type: ignore[arg-type]
+        (lambda: BitDepth(4.5), "a whole number"),  # type: ignore[arg-type]
+        (lambda: Median(2.5), "whole pixels"),  # type: ignore[arg-type]
+        (lambda: TotalVariation(float("nan")), "above 0"),
         (lambda: Noisy(Nothing(), sigma=-1), "above 0"),
+        (lambda: Noisy(Nothing(), sigma=float("inf")), "above 0"),
         (lambda: JPEG()(torch.rand(1, 1, 8, 8)), "3 channels"),
     ],
 )

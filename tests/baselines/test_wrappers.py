@@ -54,9 +54,9 @@ def test_noise_has_its_size_and_its_ball() -> None:
     assert not torch.equal(Noisy(Nothing())(images), Noisy(Nothing())(images))
 
 
-@pytest.mark.parametrize("numbers", [{"num_steps": 0}, {"step_size": 0.0}, {"epsilon": -1.0}])
+@pytest.mark.parametrize("numbers", [{"num_steps": 0}, {"num_steps": 2.5}, {"step_size": 0.0}, {"epsilon": -1.0}])
 def test_steps_that_make_no_sense_are_refused(numbers: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="at least one step"):
+    with pytest.raises(InputError, match="at least one whole step"):
         Adaptive(Half(), **numbers)  # type: ignore[arg-type]
 
 

@@ -94,7 +94,16 @@ def test_mixed_sizes_need_one_size(folder: Path) -> None:
     assert len(train) + len(test) == 32
 
 
-def test_unreadable_files_are_all_named(folder: Path) -> None:
+def test_hidden_files_and_folders_are_left_out(folder: Path) -> None:
+    before = load_images("folder", "train", path=str(folder))
+    for place in (".ipynb_checkpoints/0.png", "cat/.ipynb_checkpoints/1-copy.png", "cat/._2.png"):
+        write_image(folder / place)
+    after = load_images("folder", "train", path=str(folder))
+    assert after.classes == before.classes == ("ant", "bee", "cat")
+    assert torch.equal(after.images, before.images) and torch.equal(after.labels, before.labels)
+
+
+def test_unreadable_files_are_named_up_to_twenty_and_counted(folder: Path) -> None:
     content = (folder / "ant" / "0.png").read_bytes()
     (folder / "ant" / "0.png").write_bytes(b"")
     (folder / "bee" / "1.png").write_bytes(content[: len(content) // 2])
@@ -104,6 +113,11 @@ def test_unreadable_files_are_all_named(folder: Path) -> None:
         for split in ("train", "test"):
             load_images("folder", split, path=str(folder))
     assert "cat" in str(caught.value)
+    for i in range(40):
+        (folder / "cat" / f"more{i}.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"(\d+) of \d+ images cannot be read") as caught:
+        load_images("folder", "train", path=str(folder))
+    assert str(caught.value).count(".png") == 20 and str(caught.value).endswith("...")
 
 
 @pytest.mark.parametrize(("path", "message"), [(None, "needs data.path"), ("/nowhere/at/all", "no folder")])

@@ -78,6 +78,8 @@ def test_limits_are_of_attacks_and_of_purifiers() -> None:
         ("audit.attacks.PGD=3", "audit.attacks.PGD"),
         ("audit.attacks=3", "attacks is a group of values; got 3"),
         ("audit.views.full=[PGGD]", "there is no attack 'PGGD'; did you mean 'PGD'"),
+        ("audit.views.full=5", "views.full is a list of names of attacks; got 5"),
+        ("audit.views.full=[[1]]", "views.full is a list of names of attacks"),
         ("audit.views.ful=[PGD]", "there is no threat model 'ful'; did you mean 'full'"),
         ("audit.views.query=[PGD]", "'PGD' takes gradients; this attacker can only ask"),
         ("evaluation.views=[blind, query]", "views.query: '.*' takes gradients; this attacker can only ask"),

@@ -197,6 +197,12 @@ def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
             "baselines.X={kind: untrained, around: NPR, network: {network: noisy}}",
             "nothing before it is called 'NPR'; did you mean 'NRP'",
         ),
+        ("baselines.X={kind: untrained, network: {network: noisy, base: nothing}}", "'nothing' is no purifier that needs no"),
+        (
+            "baselines.X={kind: untrained, network: {network: noisy, base: {network: nrp, blocks: 1}}}",
+            "network.base: 'nrp' is no purifier that needs no training",
+        ),
+        ("baselines.JPEG.network={network: jpeg, quality: 75.5}", "a whole number from 1 to 95"),
         ("baselines.ours={kind: untrained, network: {network: jpeg}}", "titles have to differ"),
         ("purifier={network: jpeg}", "'jpeg' is no purifier that this trains"),
     ],

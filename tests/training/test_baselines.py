@@ -174,7 +174,7 @@ def test_a_game_that_was_stopped_goes_on_bit_for_bit(tiny_recipe: Callable[..., 
     prepare_baselines(whole)
 
     class AfterOneEpoch(Deadline):
-        def check(self, done: str, next_seconds: float = 0.0) -> None:
+        def check(self, done: str, next_seconds: float = 0.0, *, finished: bool = True) -> None:
             if done == "epoch 1/3 of baseline-nrp":
                 raise OutOfTime(done)
 
@@ -188,8 +188,10 @@ def test_a_game_that_was_stopped_goes_on_bit_for_bit(tiny_recipe: Callable[..., 
 
 
 def test_what_was_trained_otherwise_is_not_taken_for_what_the_recipe_asks(digits: Run) -> None:
-    for change in ({"baselines.NRP.training.epochs": 9}, {"baselines.NRP.network.growth": 4}):
-        recipe = changed(digits.recipe, change)
+    for key, value in {
+        "training.epochs": 9, "training.learning_rate": 0.5, "network.growth": 4, "attack.epsilon": 0.3, "limit": 50,
+    }.items():  # fmt: skip
+        recipe = changed(digits.recipe, {f"baselines.NRP.{key}": value, "baselines.SOAP, rotation.test_limit": 7})
         opened = open_run(recipe, digits.folder, "cpu")
         prepare_baselines(opened, train=False)
         assert "NRP" not in opened.baselines and "SOAP, rotation" in opened.baselines
@@ -198,6 +200,10 @@ def test_what_was_trained_otherwise_is_not_taken_for_what_the_recipe_asks(digits
 def test_a_layer_that_is_not_there_is_told_with_its_key(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     run = train(tiny_recipe("baselines.NRP.feature_layer=layr3"), tmp_path / "run", device="cpu")
     with pytest.raises(ConfigError, match=r"baselines\.NRP\.feature_layer: .* did you mean 'layer3'"):
+        prepare_baselines(run)
+    run.classifier.unused = nn.Identity()
+    run.recipe = tiny_recipe("baselines.NRP.feature_layer=unused")
+    with pytest.raises(ConfigError, match=r"feature_layer: the layer 'unused' is called 0 times for an image"):
         prepare_baselines(run)
 
 

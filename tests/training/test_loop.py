@@ -10,6 +10,7 @@ from purifiers.errors import CheckpointError, OutOfTime, TrainingError
 from purifiers.networks import CAE
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import place
+from purifiers.training.checkpoint import load_state, save_state
 from purifiers.training.loop import Losses, Stage, fit
 from purifiers.training.run import make_fabric
 from purifiers.training.stages import nt_losses
@@ -152,7 +153,7 @@ def test_a_time_limit_cuts_between_epochs_and_nothing_is_lost(tmp_path: Path) ->
     class Epochs(Deadline):
         """Room for one epoch."""
 
-        def check(self, done: str, next_seconds: float = 0.0) -> None:
+        def check(self, done: str, next_seconds: float = 0.0, *, finished: bool = True) -> None:
             if done.startswith("epoch"):
                 assert next_seconds > 0
                 raise OutOfTime(done)
@@ -165,6 +166,27 @@ def test_a_time_limit_cuts_between_epochs_and_nothing_is_lost(tmp_path: Path) ->
     with pytest.raises(OutOfTime, match=r"time limit of 0\.0 s after what comes before test; the same command"):
         fit(stage(), fabric, tmp_path / "never.safetensors", Deadline(minutes=0))
     assert not (tmp_path / "never.safetensors").exists()
+
+
+def test_an_epoch_longer_than_the_limit_is_done_once_in_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(0, 10_000, 100))  # each look at the clock is 100 s after the last one
+    monkeypatch.setattr("purifiers.console.time.perf_counter", lambda: float(next(seconds)))
+    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    for epoch in (1, 2, 3):
+        with pytest.raises(OutOfTime, match=f"after epoch {epoch}/4 of test"):
+            fit(stage(), fabric, path, Deadline(minutes=2))
+    assert len(fit(stage(), fabric, path, Deadline(minutes=2))) == 4
+
+
+def test_what_was_finished_on_another_device_is_read_and_what_was_not_is_refused(tmp_path: Path) -> None:
+    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    fit(finished := stage(epochs=1), fabric, path)
+    state = load_state(path)
+    save_state(path, {**state, "device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)})
+    fit(read := stage(epochs=1), fabric, path)
+    assert all(torch.equal(value, weights(read)[name]) for name, value in weights(finished).items())
+    with pytest.raises(CheckpointError, match="was begun on cuda and cannot go on on cpu: give --device cuda"):
+        fit(stage(epochs=2), fabric, path)
 
 
 def test_floating_point_operations_are_those_of_the_convolutions(tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def test_a_second_run_trains_nothing_and_another_recipe_is_refused(
     assert out.count("is trained already") == 4
     assert "epoch 1/" not in out
     with pytest.raises(CheckpointError, match=r"student\.epochs is 2 there, 3 now; .*--restart"):
-        train(tiny_recipe("student.epochs=3", "evaluation.batch_size=7"), tmp_path, device="cpu")
+        train(tiny_recipe("student.epochs=3", "evaluation.views=[blind]"), tmp_path, device="cpu")
+    with pytest.raises(CheckpointError, match=r"evaluation\.batch_size is \d+ there, 7 now"):  # training attacks are run in it
+        train(tiny_recipe("evaluation.batch_size=7"), tmp_path, device="cpu")
     assert load_recipe(tmp_path / "recipe.yaml") == tiny_recipe()
     train(tiny_recipe("student.epochs=3"), tmp_path, device="cpu", restart=True)
     assert load_tensors(tmp_path / "model.safetensors")
@@ -117,7 +119,6 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> 
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL, "it was killed in the middle"
-    assert not [path for path in cut.rglob("*.tmp*") if path.suffix == ".json"]
     output, _ = (second := start(cut, *longer)).communicate()
     assert second.returncode == 0, output
     assert "teacher_nt       is trained already" in output
@@ -152,6 +153,41 @@ def test_restart_discards_all_of_a_run_and_nothing_else(tiny_recipe: Callable[..
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
     train(tiny_recipe("seed=5"), run, device="cpu", restart=True)
     assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_a_discarding_that_was_cut_off_can_be_done_again(
+    tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_recipe(), tmp_path, device="cpu")
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "model.safetensors" and path.parent == tmp_path:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killed)
+        train(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
+    train(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
+    assert load_recipe(tmp_path / "recipe.yaml").seed == 5
+
+
+def test_networks_that_a_run_did_not_make_are_never_replaced(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    Purifier.from_pretrained("cifar10").save_pretrained(saved)
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    with pytest.raises(ConfigError, match=r"holds a network that was not trained there \(config\.json\)"):
+        train(tiny_recipe(), saved, device="cpu")
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.folder, run)
+    own = run / "checkpoints" / "classifier"
+    with pytest.raises(ConfigError, match=r"--restart would discard the classifier .*classifier: copy it out of"):
+        train(tiny_recipe(f"classifier.source={own}"), run, device="cpu", restart=True)
+    assert (own / "model.safetensors").is_file()
 
 
 def test_other_images_are_another_run(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

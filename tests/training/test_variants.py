@@ -5,12 +5,12 @@ import pytest
 from purifiers.errors import ConfigError
 from purifiers.evaluation.records import VARIANT
 from purifiers.evaluation.run import evaluate_run
-from purifiers.recipes import NAMES, Recipe, load_recipe
+from purifiers.recipes import NAMES, Recipe, changed, load_recipe, variant_recipes
 from purifiers.registry import fingerprint
 from purifiers.reports.tables import table_3
 from purifiers.training.pipeline import train
 from purifiers.training.run import open_run
-from purifiers.training.variants import train_variants, variant_recipes
+from purifiers.training.variants import train_variants
 from tests.conftest import TINY
 
 COMPANION = {"network": {"network": "resnet", "depth": 20}, "training": {"epochs": 1, "batch_size": 32}}
@@ -28,17 +28,20 @@ def recipe(**options: object) -> Recipe:
 @pytest.mark.parametrize("name", NAMES)
 def test_variants_of_shipped_recipes_are_valid_and_differ(name: str) -> None:
     recipe = load_recipe(name)
-    found = variant_recipes(recipe, {stage: f"weights of {stage}" for stage in recipe.classifiers()})
+    found = variant_recipes(recipe)
     texts = [one.model_dump_json() for one in found.values()]
     assert len(set(texts)) == len(texts)
 
 
 def test_a_variant_of_what_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
-        variant_recipes(recipe(variants={"typo": {"student.epoch": 3}}), {"classifier": "c", "companion_1": "d"})
+        variant_recipes(recipe(variants={"typo": {"student.epoch": 3}}))
+    with pytest.raises(ConfigError, match="variants: titles have to differ"):
+        recipe(variants={"a b": {}, "A-B": {}})
 
 
 def test_variants_are_trained_on_the_same_classifiers_and_stand_in_table_3(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "run"
     run = train(recipe(), tmp_path, device="cpu")
     train_variants(run, "cpu")
     assert list(run.variants) == list(VARIANTS)
@@ -53,3 +56,15 @@ def test_variants_are_trained_on_the_same_classifiers_and_stand_in_table_3(tmp_p
     assert "student.epochs 1" in table.caption
     record = next(r for r in results.records if r.purifier == VARIANT + "heavier pixels" and r.attack == "FGSM")
     assert table.rows[1][table.header.index("FGSM")] == f"{100 * record.accuracy:.2f}"
+    # Another order, or another setting, gives no variant the weights of another one.
+    mixed = {"all ingredients": VARIANTS["all ingredients"], "new": {"student.gamma": 0}, "no companion": {"companions": []}}
+    reopened = open_run(changed(run.recipe, {"variants": mixed}), tmp_path, "cpu")
+    assert list(reopened.variants) == ["all ingredients", "no companion"]
+    assert fingerprint(reopened.variants["no companion"]) == fingerprint(run.variants["no companion"])
+    other = changed(run.recipe, {"variants": {**VARIANTS, "heavier pixels": {"student.beta": 60}}})
+    assert list(open_run(other, tmp_path, "cpu").variants) == ["all ingredients", "no companion"]
+    # A run that was moved goes on as it was.
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    again = train(recipe(), moved, device="cpu")
+    train_variants(again, "cpu")
+    assert [fingerprint(one) for one in again.variants.values()] == [fingerprint(one) for one in run.variants.values()]

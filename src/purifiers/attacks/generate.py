@@ -54,6 +54,7 @@ def generate(
     cache: Path | None = None,
     quantized: bool = False,
     advance: Callable[[int], None] = lambda images: None,
+    saved: Callable[[], None] = lambda: None,
 ) -> Adversarial:
     """Attack ``model`` on every image of ``data``.
 
@@ -68,6 +69,7 @@ def generate(
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay
             within epsilon. For training only: rounding may undo an attack, so results are measured on float.
         advance: called with the number of images after each batch.
+        saved: called after each shard that was made now, when it is in the cache: whoever stops there loses nothing.
 
     Raises:
         InputError: a label is not one of the model's classes, or see :class:`Attack`.
@@ -88,14 +90,14 @@ def generate(
         if found is None:
             begun = time.perf_counter()
             with _collected() as noted:
-                attacked = _attack_shard(
-                    attack, model, images, labels, seed_for(seed, shard.start), batch_size, quantized, advance
-                )
+                seed_here = seed_for(seed, shard.start)
+                attacked = _attack_shard(attack, model, images, labels, seed_here, batch_size, quantized, advance)
             count = -(-len(images) // batch_size)
             found = Adversarial(attacked, noted, count, time.perf_counter() - begun)
             if path is not None:
                 about = {"warnings": found.warnings, "batches": found.batches, "seconds": found.seconds}
                 save_tensors(path, {"images": found.images}, about)
+            saved()
         else:
             advance(len(images))
         parts.append(found.images.to(data.images.device))

@@ -179,7 +179,7 @@ class Features(nn.Module):
         layer: dotted name of a layer in it; None takes the logits.
 
     Raises:
-        ConfigError: the classifier has no such layer.
+        ConfigError: the classifier has no such layer; when called, it is not used once, or gives no tensor.
     """
 
     def __init__(self, classifier: nn.Module, layer: str | None) -> None:
@@ -196,10 +196,13 @@ class Features(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.layer is None:
             return self.classifier(images).float()
-        kept: list[Tensor] = []
+        kept: list[object] = []
         handle = self.classifier.get_submodule(self.layer).register_forward_hook(lambda *called: kept.append(called[2]))
         try:
             self.classifier(images)
         finally:
             handle.remove()
+        if len(kept) != 1 or not isinstance(kept[0], Tensor):
+            said = f"is called {len(kept)} times for an image" if len(kept) != 1 else f"gives a {type(kept[0]).__name__}"
+            raise ConfigError(f"the layer '{self.layer}' {said}; features are the one tensor that a layer gives")
         return kept[0].flatten(1).float()

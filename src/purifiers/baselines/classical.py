@@ -6,6 +6,7 @@ is zero almost everywhere, which protects nobody.
 """
 
 import io
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -45,8 +46,8 @@ class JPEG(Transformation):
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
-        if not 1 <= quality <= 95:
-            raise InputError(f"the quality of a JPEG is 1 to 95; got {quality}")
+        if not isinstance(quality, int) or not 1 <= quality <= 95:
+            raise InputError(f"the quality of a JPEG is a whole number from 1 to 95; got {quality}")
         self.config = {"quality": quality}
         self.quality = quality
 
@@ -74,8 +75,8 @@ class BitDepth(Transformation):
 
     def __init__(self, bits: int = 4) -> None:
         super().__init__()
-        if not 1 <= bits <= 8:
-            raise InputError(f"a channel has 1 to 8 bits; got {bits}")
+        if not isinstance(bits, int) or not 1 <= bits <= 8:
+            raise InputError(f"a channel has 1 to 8 bits, a whole number; got {bits}")
         self.config = {"bits": bits}
         self.levels = 2**bits - 1
 
@@ -95,8 +96,8 @@ class Median(Transformation):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        if size < 2:
-            raise InputError(f"the median of a square needs a side of at least 2 pixels; got {size}")
+        if not isinstance(size, int) or size < 2:
+            raise InputError(f"the median of a square needs a side of at least 2 whole pixels; got {size}")
         self.config = {"size": size}
         self.size = size
 
@@ -119,7 +120,7 @@ class TotalVariation(Transformation):
 
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__()
-        if weight <= 0:
+        if not 0 < weight < math.inf:
             raise InputError(f"total-variation minimisation needs a weight above 0; got {weight}")
         self.config = {"weight": weight}
         self.weight = weight

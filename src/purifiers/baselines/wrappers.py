@@ -1,5 +1,6 @@
 """Options of any purifier, as purifiers around it: gradient steps or noise before the pass, a share of the input after it."""
 
+import math
 from typing import Any
 
 import torch
@@ -27,9 +28,9 @@ class Adaptive(nn.Module):
 
     def __init__(self, base: nn.Module, num_steps: int = 4, step_size: float = 2 / 255, epsilon: float = 8 / 255) -> None:
         super().__init__()
-        if num_steps < 1 or step_size <= 0 or epsilon <= 0:
+        if not isinstance(num_steps, int) or num_steps < 1 or not (0 < step_size < math.inf and 0 < epsilon < math.inf):
             raise InputError(
-                "adaptive use needs at least one step, and a step_size and an epsilon above 0; got "
+                "adaptive use needs at least one whole step, and a step_size and an epsilon above 0; got "
                 f"num_steps={num_steps}, step_size={step_size}, epsilon={epsilon}"
             )
         self.config: dict[str, Any] = {"base": base, "num_steps": num_steps, "step_size": step_size, "epsilon": epsilon}
@@ -68,7 +69,7 @@ class Noisy(nn.Module):
 
     def __init__(self, base: nn.Module, sigma: float = 0.05, epsilon: float = 16 / 255) -> None:
         super().__init__()
-        if sigma <= 0 or epsilon <= 0:
+        if not (0 < sigma < math.inf and 0 < epsilon < math.inf):
             raise InputError(f"noise needs a sigma and an epsilon above 0; got sigma={sigma}, epsilon={epsilon}")
         self.config: dict[str, Any] = {"base": base, "sigma": sigma, "epsilon": epsilon}
         self.base = base

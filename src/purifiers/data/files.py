@@ -54,15 +54,17 @@ class Picture:
 
 
 def image_files(folder: Path, problem: Callable[[OSError], None] = lambda error: None) -> list[Path]:
-    """All image files below ``folder``, by their endings, sorted; linked folders are not entered.
+    """All image files below ``folder``, by their endings, sorted; hidden files and folders are left out, linked folders not
+    entered.
 
     Args:
         folder: where to look.
         problem: is called with what cannot be looked at: a folder without permission, a link to nothing.
     """
     found = []
-    for home, _, names in os.walk(folder, onerror=problem):
-        for file in (Path(home, name) for name in names):
+    for home, folders, names in os.walk(folder, onerror=problem):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # what os.walk then enters
+        for file in (Path(home, name) for name in names if not name.startswith(".")):
             if file.suffix.lower() in SUFFIXES:
                 try:
                     if stat.S_ISREG(file.stat().st_mode):

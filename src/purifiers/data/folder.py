@@ -14,6 +14,8 @@ from purifiers.seeds import seed_for
 
 TEST_SHARE = 0.2
 TEST_FOLDERS = ("test", "val")
+NAMED = 20
+"""Unreadable files that an error names; it counts all."""
 
 
 def load_folder(split: Literal["train", "test"], path: str | None = None, size: int | None = None) -> ImageSet:
@@ -22,7 +24,8 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     Without folders of its own for the two splits, about a fifth of every class is the test split. Each file's name
     decides for itself, so that files added later move no image from one split to the other. The exception is the one
     image that keeps a split of a very small class from being empty: it is given back when the split has another.
-    Classes are numbered in the alphabetical order of their folders; see :func:`read_rgb` for what becomes of pixels.
+    Classes are numbered in the alphabetical order of their folders, hidden ones left out; see :func:`read_rgb` for what becomes
+    of pixels.
 
     Args:
         split: which of the two.
@@ -32,7 +35,7 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
         MissingFileError: no such folder, or no class folders with images in it.
-        DataError: files that cannot be read, all named; train and test folders with different classes.
+        DataError: files that cannot be read, the first 20 named; train and test folders with different classes.
     """
     if path is None:
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one sub-folder per class")
@@ -92,7 +95,8 @@ def _home(root: Path, split: str) -> tuple[Path, bool]:
 
 
 def _class_names(home: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in home.iterdir() if entry.is_dir() and image_files(entry)))
+    entries = [entry for entry in home.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    names = tuple(sorted(entry.name for entry in entries if image_files(entry)))
     if len(names) < 2:
         raise MissingFileError(f"{home} needs at least two sub-folders with images, one for each class; found {len(names)}")
     return names
@@ -122,7 +126,7 @@ def _read_all(files: list[Path], size: int | None) -> torch.Tensor:
             continue
         arrays.append(np.asarray(image if size is None else cover(image, size, size)))
     if unreadable:
-        listed = "\n  ".join(unreadable[:20])
+        listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read; mend or remove them:\n  {listed}")
     shorter = sorted(min(array.shape[:2]) for array in arrays)
     shapes = sorted({array.shape[:2] for array in arrays})

@@ -22,6 +22,8 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "recipe_text",
+    "training_differences",
+    "variant_recipes",
     "with_shipped_classifiers",
     "with_sources",
 ]
@@ -82,6 +84,30 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     """The values in which two recipes differ, by dotted key; None where one has no such key."""
     first, second = (_flat(recipe.model_dump(mode="json")) for recipe in (one, other))
     return {key: (first.get(key), second.get(key)) for key in {**first, **second} if first.get(key) != second.get(key)}
+
+
+def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
+    # CIFAR-10 is the same wherever it lies; another folder is other images.
+    free = (
+        *("evaluation", "audit", "data.test_limit", "name", "weights", "baselines", "variants"),
+        *(["data.path"] if now.data.name == "cifar10" else []),
+    )
+    # Training attacks are run in the batches of the evaluation, and drawn by them.
+    bound = "evaluation.batch_size" if now.training_attacks else None
+    found = differences(there, now)
+    return {key: values for key, values in found.items() if key == bound or not key.startswith(free)}
+
+
+def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all of them.
+
+    Raises:
+        ConfigError: a variant sets a key that does not exist, or to a value that is not valid.
+    """
+    trained = changed(recipe, {"variants": {}, "baselines": {}, "weights": {}})
+    base = next(iter(recipe.variants.values()), {})
+    return {title: changed(trained, base | own) for title, own in recipe.variants.items()}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

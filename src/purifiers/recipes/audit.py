@@ -127,7 +127,9 @@ class AuditSettings(Group):
         gone = {name for name, attack in given["attacks"].items() if attack is None} | (standard.keys() - attacks.keys())
         views: dict[str, Any] = {}
         for view, names in {**STANDARD_VIEWS, **given["views"]}.items():
-            listed = (names,) if isinstance(names, str) else tuple(names or ())
+            listed = (names,) if isinstance(names, str) else names or ()
+            if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+                raise ValueError(f"views.{view} is a list of names of attacks; got {names!r}")
             views[view] = tuple(name for name in listed if name not in gone)
         limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in gone}
         return {**content, "attacks": attacks, "views": views, "limits": limits}

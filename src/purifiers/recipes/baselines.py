@@ -1,12 +1,12 @@
 """What a recipe may say of the purifiers that ours is compared with."""
 
-import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import SSP
-from purifiers.naming import nearest
+from purifiers.naming import folder_name, nearest
 from purifiers.recipes.parts import Group, Network, OnPerturbed, Optimisation, Positive
 
 TRANSFORMATIONS = ("jpeg", "bit_depth", "median", "total_variation", "nothing")
@@ -26,7 +26,7 @@ class TrainingNRP(OnPerturbed):
 class TrainingSOAP(Optimisation):
     """SOAP's classifier and its auxiliary task, together.
 
-    ``alpha``: weight of the auxiliary loss; 1 in the paper.
+    ``alpha``: weight of the auxiliary loss; 1 in the paper, for rotation 0.5 in its authors' log.
     ``noise``: standard deviation of the noise on what the auxiliary task is shown, before clipping; in the authors' code 0.5
     for reconstruction and 0.1 for the others, without its negative half for consistency.
     """
@@ -62,6 +62,8 @@ class Untrained(_Baseline):
         given = [
             word for word, there in (("around", self.around), ("network.base", self.network.arguments.get("base"))) if there
         ]
+        if inside := _not_ready(self.network.arguments.get("base")):
+            raise ValueError(f"network.base: {inside} is no purifier that needs no training")
         if name in WRAPPERS and len(given) != 1:
             raise ValueError(f"'{name}' goes around a purifier: give either around (such as student) or network.base")
         if name in TRANSFORMATIONS and given:
@@ -109,6 +111,16 @@ class BaselineSOAP(_Baseline):
         return network
 
 
+def _not_ready(base: Any) -> str | None:
+    """What in a wrapper's ``base`` would be measured untrained, or is no network."""
+    if base is None:
+        return None
+    if not isinstance(base, Mapping):
+        return repr(base)
+    name = base.get("network")
+    return _not_ready(base.get("base")) if name in (*TRANSFORMATIONS, *WRAPPERS) else f"'{name}'"
+
+
 def _only(network: Network, name: str) -> Network:
     if network.network != name:
         raise ValueError(f"the network of a baseline of kind {name} is '{name}'; got '{network.network}'")
@@ -119,5 +131,5 @@ AnyBaseline = Annotated[Untrained | BaselineNRP | BaselineSOAP, Field(discrimina
 
 
 def folder_of(title: str) -> str:
-    """The folder of a baseline's training state: its title in small letters, digits and dashes."""
-    return "baseline-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    """The folder of a baseline's training state."""
+    return f"baseline-{folder_name(title)}"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
-from purifiers.naming import absolute, nearest
+from purifiers.naming import absolute, folder_name, nearest
 from purifiers.recipes.audit import AuditSettings, refuse_gradients
 from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Positive
@@ -264,6 +264,14 @@ class Recipe(Group):
                 hint = nearest(baseline.around, known)
                 raise ValueError(f"baselines.{title}.around: nothing before it is called '{baseline.around}'{hint}")
             known.append(title)
+        return self
+
+    @model_validator(mode="after")
+    def _variants_apart(self) -> "Recipe":
+        folders = [folder_name(title) for title in self.variants]
+        for title, folder in zip(self.variants, folders, strict=True):
+            if not folder or folders.count(folder) > 1:
+                raise ValueError(f"variants: titles have to differ from each other in letters or digits; got '{title}'")
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Training the purifiers that ours is compared with: on the recipe's images, in front of its classifier, by the same loop."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from purifiers.attacks.views import Features
 from purifiers.baselines import NRP, SOAP, nrp, soap
 from purifiers.console import progress, say
-from purifiers.data import ImageSet
+from purifiers.data import ImageSet, to_float
 from purifiers.errors import ConfigError
+from purifiers.files import write_text
 from purifiers.purifier import Purifier
 from purifiers.recipes.baselines import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network
@@ -21,6 +23,9 @@ from purifiers.training.loop import Losses
 from purifiers.training.panel import InPrecision, attack_for_training
 from purifiers.training.run import STATE_FILE, Run
 from purifiers.training.stages import StageLosses, attacked
+
+SETTINGS_FILE = "baseline.json"
+"""In the folder of a trained baseline: with what it was trained."""
 
 
 def prepare_baselines(run: Run, train: bool = True) -> None:
@@ -42,6 +47,7 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
             data = run.images("train").limited(config.limit, seed_for(run.recipe.seed, "baselines", "limit"))
             trainer = _train_nrp if isinstance(config, BaselineNRP) else _train_soap
             network = trainer(run, title, config, data)  # type: ignore[arg-type]
+            write_text(run.checkpoint(folder_of(title)) / SETTINGS_FILE, config.model_dump_json(indent=1))
         else:
             network = _ready(run, title, config)
         if network is None:
@@ -57,10 +63,19 @@ def _ready(run: Run, title: str, config: BaselineNRP | BaselineSOAP) -> nn.Modul
         return None
     network, history = load_network(folder), load_state(folder / STATE_FILE)["history"]
     wanted = build_network(config.network.network, _arguments(config, len(run.images("test").classes)))
-    if describe(network) != describe(wanted) or len(history) != config.training.epochs:
+    if describe(network) != describe(wanted) or _settings(config, folder) != config:
         return None
     run.histories[folder.name] = history
     return network
+
+
+def _settings(config: BaselineNRP | BaselineSOAP, folder: Path) -> BaselineNRP | BaselineSOAP | None:
+    """What a finished stage was trained with; None where that cannot be read. On how many images it is measured is free."""
+    try:
+        told = type(config).model_validate_json((folder / SETTINGS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return told.model_copy(update={"test_limit": config.test_limit})
 
 
 def _arguments(config: BaselineNRP | BaselineSOAP, classes: int) -> dict[str, Any]:
@@ -141,6 +156,8 @@ def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.
     stage = folder_of(title)
     try:
         seen = Features(run.classifier, config.feature_layer)
+        with torch.no_grad():
+            seen(to_float(data.images[:2]))
     except ConfigError as error:
         raise ConfigError(f"baselines.{title}.feature_layer: {error}; null takes the logits") from error
     seed = seed_for(run.recipe.seed, "baselines", "attack")

@@ -68,7 +68,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     Raises:
         OutOfTime: the next epoch would not fit into the time limit.
         TrainingError: a loss is not finite; the message names the step. The last good epoch stays on disk.
-        CheckpointError: the checkpoint is damaged or of another recipe.
+        CheckpointError: the checkpoint is damaged, of another recipe, or unfinished and of another kind of device.
     """
     optimisation, device = stage.optimisation, stage.images.device
     steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
@@ -82,15 +82,17 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     if checkpoint.exists():
         state = _load(checkpoint, stage)
         stage.network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        generator.set_state(state["generator"])
         history = state["history"]
+        if len(history) < optimisation.epochs:  # else nothing goes on, and any machine may read the result
+            _same_device(state, device, checkpoint)
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            generator.set_state(state["generator"])
         say(f"{stage.name:<16} {_standing(len(history), optimisation.epochs)}")
     per_epoch = steps * min(optimisation.batch_size, len(stage.images))
     left = optimisation.epochs - len(history)
     if left:
-        deadline.check(f"what comes before {stage.name}", history[-1]["seconds"] if history else 0.0)
+        deadline.check(f"what comes before {stage.name}", history[-1]["seconds"] if history else 0.0, finished=False)
     # Of the first step of all, which is not compiled, as the counter sees into no compiled code.
     counter, flops = FlopCounterMode(display=False), int(history[0].get("flops_per_image", 0)) if history else 0
     with progress(stage.name, left * per_epoch) as advance:
@@ -129,6 +131,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
                     "optimizer": optimizer.state_dict(),
                     "scheduler": scheduler.state_dict(),
                     "generator": generator.get_state(),
+                    "device": device.type,
                     "history": history,
                 },
             )
@@ -163,6 +166,16 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
             f"give another --output, delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
     return state
+
+
+def _same_device(state: dict[str, Any], device: torch.device, checkpoint: Path) -> None:
+    # Sources of randomness of different devices are not the same: what went on with another would be another training.
+    begun_on = state.get("device", device.type)
+    if begun_on != device.type:
+        raise CheckpointError(
+            f"{checkpoint} was begun on {begun_on} and cannot go on on {device.type}: give --device {begun_on}, delete "
+            f"{checkpoint.parent} to train this part again, or --restart to discard all"
+        )
 
 
 def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, float]:

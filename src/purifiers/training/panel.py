@@ -74,12 +74,17 @@ def attack_for_training(
     if run.recipe.precision != "32-true":
         model = InPrecision(model, run.fabric, run.recipe.precision)
 
-    def advanced(images: int) -> None:
-        advance(images)
-        run.deadline.check("a part of the adversarial examples")
-
-    batch_size = run.recipe.evaluation.batch_size
-    return generate(attack, model, data, seed=seed, batch_size=batch_size, cache=run.cache, quantized=True, advance=advanced)
+    return generate(
+        attack,
+        model,
+        data,
+        seed=seed,
+        batch_size=run.recipe.evaluation.batch_size,
+        cache=run.cache,
+        quantized=True,
+        advance=advance,
+        saved=lambda: run.deadline.check("a part of the adversarial examples"),
+    )
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:

@@ -1,8 +1,9 @@
 """The paper's training, end to end: classifiers -> NT and AT teachers -> student. Every stage resumes and is reused."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError
 from purifiers.files import write_text
 from purifiers.purifier import Purifier
-from purifiers.recipes import Recipe, differences, load_recipe, recipe_text
+from purifiers.recipes import Recipe, load_recipe, recipe_text, training_differences
 from purifiers.recipes.parts import Optimisation
-from purifiers.registry import build_network, save_network
+from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, save_network
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier, watch
 from purifiers.training.fitting import fit_stage, seeded
@@ -22,6 +23,7 @@ from purifiers.training.latent import train_latent
 from purifiers.training.panel import Panel, attack_training_images
 from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STUDENTS, Run, make_fabric, student_config
 from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
+from purifiers.weights import locate
 
 GLANCE = 1000
 """Images on which the classifier is looked at before it is defended."""
@@ -36,6 +38,7 @@ def train(
     restart: bool = False,
     deadline: Deadline | None = None,
     cache: Path | None = None,
+    classifiers: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> Run:
     """Train everything that the recipe asks for, into ``folder``; what is finished there is reused, the rest goes on.
 
@@ -47,34 +50,36 @@ def train(
         restart: discard everything that an earlier run left in ``folder`` first.
         deadline: stop before the epoch that would not fit, so that a long training can be cut into pieces.
         cache: folder of adversarial examples, by default one in ``folder``.
+        classifiers: by stage, those that are there already, frozen, on the device: neither read nor trained.
 
     Raises:
         OutOfTime: the time is up and not everything is trained.
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
+        ConfigError: the folder holds a network that no run made there, or what a restart would discard is asked for.
         TrainingError: a loss is not finite.
         InputError: a classifier changed while it was asked.
-        ConfigError, DataError, MissingFileError: see the parts.
+        DataError, MissingFileError, further ConfigErrors: see the parts.
     """
     # Whatever can be wrong with what the user gave is found before anything is written or discarded.
     run = Run(recipe, folder, make_fabric(device, recipe.precision), cache or folder / "cache", deadline or Deadline())
     run.images("test")  # kept for the evaluation
     data = run.images("train")
-    given = {
-        name: load_classifier(config.source, config, data)
-        for name, config in recipe.classifiers().items()
-        if config.source is not None
-    }
+    given = dict(classifiers)
+    for name, wanted in recipe.classifiers().items():
+        if wanted.source is not None and name not in given:
+            given[name] = load_classifier(wanted.source, wanted, data)
     if restart:
-        _discard(folder)
+        _discard(recipe, folder)
     else:
         _refuse_other_training(recipe, folder)
     write_text(folder / RECIPE_FILE, recipe_text(recipe))
-    classifiers = {name: given[name] if name in given else _train_classifier(run, name, data) for name in recipe.classifiers()}
-    run.classifier = classifiers["classifier"]
-    unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in classifiers.items()})
+    for name in recipe.classifiers():
+        run.classifiers[name] = given[name] if name in given else _train_classifier(run, name, data)
+    run.classifier = run.classifiers["classifier"]
+    unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
     _look_at(run, data)
 
-    panel = Panel(list(classifiers.values()), run.fabric)
+    panel = Panel(list(run.classifiers.values()), run.fabric)
     clean = data.images
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     guided = at_losses(recipe.teacher_at, panel)
@@ -95,13 +100,17 @@ def train(
     return run
 
 
-def _discard(folder: Path) -> None:
+def _discard(recipe: Recipe, folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}); --restart discards nothing there")
-    for name in MADE_BY_A_RUN:
-        path = folder / name
+    made = [folder / name for name in MADE_BY_A_RUN]
+    for config in recipe.classifiers().values():
+        given = None if config.source is None else locate(config.source).resolve()
+        if given is not None and any(given.is_relative_to(path.resolve()) for path in made):
+            raise ConfigError(f"--restart would discard the classifier {config.source}: copy it out of {folder} first")
+    for path in made:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -124,23 +133,12 @@ def _advice(run: Run) -> str:
 
 
 def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
-    """Before anything is overwritten. Evaluation may differ; what decides the weights may not."""
+    """Before anything is overwritten."""
     if not (folder / RECIPE_FILE).is_file():
+        if there := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
+            raise ConfigError(f"{folder} holds a network that was not trained there ({there}): give another --output")
         return
-    # CIFAR-10 is the same wherever it lies; another folder is other images.
-    free = (
-        "evaluation",
-        "audit",
-        "data.test_limit",
-        "name",
-        "weights",
-        "baselines",
-        "variants",
-        *(["data.path"] if recipe.data.name == "cifar10" else []),
-    )
-    found = differences(load_recipe(folder / RECIPE_FILE), recipe)
-    differing = {key: values for key, values in found.items() if not key.startswith(free)}
-    if differing:
+    if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
         listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
         listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise CheckpointError(

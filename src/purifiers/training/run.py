@@ -14,9 +14,9 @@ from purifiers import weights
 from purifiers.console import Deadline
 from purifiers.data import ImageSet, load_images
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.naming import HUB, nearest
+from purifiers.naming import HUB, folder_name, nearest
 from purifiers.purifier import Purifier
-from purifiers.recipes import NAMES, Recipe, load_recipe
+from purifiers.recipes import NAMES, Recipe, load_recipe, training_differences, variant_recipes
 from purifiers.recipes.schema import Student
 from purifiers.registry import CONFIG_FILE, load_network
 from purifiers.seeds import seed_for
@@ -26,11 +26,13 @@ from purifiers.training.classifier import load_classifier
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
 MADE_BY_A_RUN = (
-    *("checkpoints", "variants", "cache", "figures", "recipe.yaml", "config.json", "model.safetensors"),
+    *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
     *("certificate.json", "certificate.md"),
+    RECIPE_FILE,
 )
-"""Everything that a run writes into its folder."""
+"""Everything that a run writes into its folder; last what tells that it is one, so that a discarding that was cut off can be
+done again."""
 LATENT = ("latent_encoder", "latent_decoder")
 """What is trained before the teachers, where the recipe has a group ``latent``."""
 TEACHERS = ("teacher_nt", "teacher_at")
@@ -65,6 +67,7 @@ class Run:
         trained: the recipe that the weights were trained with, where ``recipe`` is another: with other attacks, or in front
             of another classifier.
         classifier: frozen, in evaluation mode; set by the first stage.
+        classifiers: the same and the companions, by stage, where training needed them.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
         baselines: purifiers to compare with, by title; see :func:`purifiers.training.baselines.prepare_baselines`.
         variants: the students of the recipe's variants, by title.
@@ -79,6 +82,7 @@ class Run:
     deadline: Deadline = field(default_factory=Deadline)
     trained: Recipe | None = None
     classifier: nn.Module = field(init=False)
+    classifiers: dict[str, nn.Module] = field(default_factory=dict)
     purifiers: dict[str, Purifier] = field(default_factory=dict)
     baselines: dict[str, Purifier] = field(default_factory=dict)
     variants: dict[str, Purifier] = field(default_factory=dict)
@@ -91,7 +95,7 @@ class Run:
 
     def variant(self, title: str) -> Path:
         """The folder of the training of one of the recipe's variants, a run of its own."""
-        return self.folder / "variants" / str(list(self.recipe.variants).index(title))
+        return self.folder / "variants" / folder_name(title)
 
     @property
     def classifier_name(self) -> str:
@@ -188,13 +192,23 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
-    run.variants = _load_purifiers({title: run.variant(title) for title in recipe.variants}, run)
+    run.variants = _load_purifiers({title: run.variant(title) for title in _trained_variants(run)}, run)
     companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]
     for stage in ("classifier", *companions, *LATENT, *run.purifiers):
         state = run.checkpoint(stage) / STATE_FILE
         if state.is_file():
             run.histories[stage] = load_state(state)["history"]
     return run
+
+
+def _trained_variants(run: Run) -> list[str]:
+    """The titles of those variants that are trained, with the settings that the recipe gives them."""
+    assert run.trained is not None
+    there = {title: run.variant(title) / RECIPE_FILE for title in run.recipe.variants}
+    wanted = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants}))
+    return [
+        title for title, file in there.items() if file.is_file() and not training_differences(load_recipe(file), wanted[title])
+    ]
 
 
 def is_run(what: str) -> bool:
