@@ -120,6 +120,12 @@ def test_cifar10_end_to_end_on_a_subset(tmp_path: Path) -> None:
         (["train", "--set", "student.epoch=1"], "did you mean 'epochs'"),
         (["demo", "--device", "tpu"], "no device 'tpu'"),
         (["evaluate", "nowhere"], "holds no recipe.yaml"),
+        (["evaluate", "cifar10"], "'purifiers reproduce --recipe strong-cpu --from-weights' measures it"),
+        (["audit", "cifar10-resnet56"], "'cifar10-resnet56' is a classifier; a purifier is needed here"),
+        (
+            ["certify", "cifar10", "--sigma", "64/255", "--set", "audit.imags=3"],
+            "strong-cpu, with what is set besides, is not valid",
+        ),
         (["purify", "a", "b", "--purifier", "nowhere"], "no purifier at 'nowhere'"),
         (["certify", "cifar-10"], "neither a run nor a purifier at 'cifar-10'; did you mean 'cifar10'"),
         (["certify", "cifar10", "--set", "student.epochs=1"], "training is over"),
@@ -156,6 +162,7 @@ def test_evaluation_cannot_pretend_to_train(tiny_run: Run, capsys: pytest.Captur
         (["purify", "a", "b"], "required: --purifier"),
         ([], "required: COMMAND"),
         (["train", "--seed", "x"], "invalid int value"),
+        (["certify", "cifar10", "--sigma", "wide"], "'wide' is not a number; write 0.1 or 8/255"),
     ],
 )
 def test_mistyped_commands_are_status_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,7 +232,10 @@ def test_ctrl_c_says_that_nothing_is_lost(
 
     monkeypatch.setattr("purifiers.training.pipeline.train", interrupt)
     assert main(["train", "--output", str(tmp_path)]) == 130
-    assert "nothing finished is lost" in capsys.readouterr().err
+    assert "nothing finished is lost: the same command (without --restart) goes on" in capsys.readouterr().err
+    monkeypatch.setattr("purifiers.training.run.open_defended", interrupt)
+    assert main(["certify", "cifar10", "--output", str(tmp_path)]) == 130
+    assert "nothing finished is lost: the same command goes on" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:

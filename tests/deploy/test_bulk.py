@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 from purifiers import Purifier
+from purifiers.cli import main
 from purifiers.deploy import bulk
 from purifiers.deploy.bulk import purify_files
 from purifiers.deploy.pieces import purify_pixels
@@ -271,3 +272,15 @@ def test_mistakes_are_explained_before_anything_is_written(purifier: Purifier, t
     with pytest.raises(ConfigError, match="write over"):
         purify_files(purifier, tmp_path / "in" / "a.png", tmp_path / "in" / "a.png")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_purifier_that_redraws_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in.png")
+    for residual, warned in ((True, False), (False, True)):
+        Purifier(CAE(widths=[4], blocks=[1], skip_every=0, residual=residual)).save_pretrained(tmp_path / f"p{residual}")
+        out = str(tmp_path / f"out{residual}.png")
+        assert (
+            main(["purify", str(tmp_path / "in.png"), out, "--purifier", str(tmp_path / f"p{residual}"), "--device", "cpu"])
+            == 0
+        )
+        assert ("draws images anew for its classifier" in capsys.readouterr().err) == warned

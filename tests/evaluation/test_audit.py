@@ -527,6 +527,41 @@ def test_bad_inputs_are_told() -> None:
         audit(nn.Identity(), model, data, surrogates={"other": Linear(5, SHAPE)})
 
 
+class NotANumber(nn.Module):
+    """Gives images that are not finite where they were dark, so that no class can be told; argmax would say 0."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        dark = images.flatten(1).mean(1) < 0.3
+        return torch.where(dark.view(-1, 1, 1, 1), torch.full_like(images, float("nan")), images)
+
+
+def test_what_is_not_finite_is_not_right() -> None:
+    model, data = problem(6)
+    zero = ImageSet("dark", data.images.clone(), torch.zeros(6, dtype=torch.int64), ("a", "b"))
+    zero.images[2:] = 20
+    found = audit(NotANumber(), model, zero, settings=settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02))
+    right = int((model(to_float(zero.images[:2])).argmax(1) == 0).sum())
+    assert found.clean("purifier").accuracy == pytest.approx(right / 6)
+    with pytest.raises(InputError, match="purifier gives images that are not finite"):
+        audit(NotANumber(), model, zero.subset(torch.arange(2, 6)))
+
+
+def test_settings_may_be_a_mapping_and_names_are_checked() -> None:
+    model, data = problem(4)
+    plain = {"attacks": ALL_GONE | {"PGD": pgd()}, "views": dict.fromkeys(THREAT_MODELS, ()) | {"full": ["PGD"]}}
+    found = audit(nn.Identity(), model, data, settings={**plain, "check_images": 0, "images": 3})
+    assert found.clean("purifier").n == 3
+    for arguments, message in [
+        (("purifer",), "no purifier 'purifer'; did you mean 'purifier'"),
+        (("purifier", "l3"), "no norm 'l3'"),
+        (("purifier", "l2", "whitebox"), "no group 'whitebox'; did you mean 'white-box'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            found.worst(*arguments)
+    with pytest.raises(InputError, match="these are no settings of an audit: imags"):
+        audit(nn.Identity(), model, data, settings={"imags": 3})
+
+
 def test_an_audit_is_written_and_read(tmp_path: Path) -> None:
     model, data = problem(4)
     found = audit(nn.Identity(), model, data, settings=settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02))

@@ -156,6 +156,21 @@ def test_the_page_turns_the_number_red_and_nothing_else(tmp_path: Path) -> None:
     assert 'class="doubted"' not in (tmp_path / "audit.html").read_text()
 
 
+def test_a_worst_case_without_the_gradient_of_the_whole_is_said_to_be_that() -> None:
+    records = [record("mine", "none", "none", 0.9, None), record("mine", "bpda", "PGD", 0.4)]
+    one = found(records=[*records, record("mine", "worst", EVERYTHING, 0.4)], checks={})
+    text = next(text for text, _ in sentences(one) if "under the worst" in text)
+    assert "under the worst of 1 L-inf attack within 8/255, none of them by the gradient of the whole, image by image" in text
+
+
+def test_a_classifier_that_guesses_is_said_to() -> None:
+    guessing = [one.model_copy(update={"accuracy_undefended": 0.11}) for one in found().records]
+    good = [one.model_copy(update={"accuracy_undefended": 0.91}) for one in found().records]
+    said = "JPEG: the classifier alone is right on 11.00 % of clean images: train that first."
+    assert said in [text for text, _ in sentences(found(records=guessing))]
+    assert not any("train that first" in text for text, _ in sentences(found(records=good)))
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_norm_that_was_not_attacked_is_said(norm: str) -> None:
     left = [record for record in found().records if record.norm != norm]

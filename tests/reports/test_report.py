@@ -251,6 +251,8 @@ def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
             "**not** the purifier",
         ),
         ("robust-cpu", [], "It draws the image anew", "Gaussian noise, for"),
+        ("robust-cpu", [], "gives a pattern that its own classifier reads", "gives a clean one"),
+        ("strong-cpu", [], "gives a clean one", "a pattern"),
         ("smooth-cpu", [], "with Gaussian noise of 0.25", "**not** the purifier"),
         ("smooth-cpu", [], "met no attack in training", "anew"),
     ],

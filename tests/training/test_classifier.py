@@ -88,6 +88,9 @@ def grey():
 def flat():
     return nn.Sequential(nn.Flatten(), nn.Linear(16 * 16, 2))
 
+def softmax():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2), nn.Softmax(1))
+
 def good():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
 
@@ -148,12 +151,20 @@ def test_a_function_of_the_users_own(module: str, data: ImageSet) -> None:
         ("infinite", "finite"),
         ("broken", r"RuntimeError: no weights here \(.*my_classifiers\.py:\d+\)"),
         ("number", "returned a int"),
-        ("missing", "AttributeError"),
+        ("god", "the module 'my_classifiers' has no function 'god'; did you mean 'good'"),
     ],
 )
 def test_what_cannot_be_protected_is_refused(module: str, data: ImageSet, function: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_classifier(f"{module}:{function}", config(), data)
+
+
+def test_probabilities_are_pointed_out(module: str, data: ImageSet, capsys: pytest.CaptureFixture[str]) -> None:
+    load_classifier(f"{module}:good", config(), data)
+    assert "warning" not in capsys.readouterr().out
+    load_classifier(f"{module}:softmax", config(), data)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "lie in [0,1] and sum to 1: they are probabilities" in said and "give the logits" in said
 
 
 def test_one_that_refuses_modes_is_taken_as_it_is(module: str, data: ImageSet) -> None:

@@ -142,6 +142,11 @@ def relative_difference(outputs: Tensor, again: Tensor) -> Tensor:
     return (one - other).abs().amax(1) / one.abs().amax(1).clamp_min(1e-12)
 
 
+def are_probabilities(outputs: Tensor) -> Tensor:
+    """Which rows of ``outputs`` (N, classes) lie in [0,1] and sum to 1, bool (N,)."""
+    return ((outputs >= 0) & (outputs <= 1)).all(1) & ((outputs.sum(1) - 1).abs() < 1e-5)
+
+
 def is_random(model: nn.Module, images: Tensor) -> bool:
     """Does ``model`` give other outputs for the same ``images`` (N, C, H, W), asked twice with different random states? What
     rounding may do (``RANDOM``) is not random."""

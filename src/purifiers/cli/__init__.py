@@ -26,5 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; free some space and run the same command again: it goes on where it stopped" if full else ""
         return fail(f"{error}{advice}")
     except KeyboardInterrupt:
-        fail("stopped; nothing finished is lost: the same command (without --restart) goes on from there")
+        without = " (without --restart)" if "restart" in parsed else ""
+        fail(f"stopped; nothing finished is lost: the same command{without} goes on from there")
         return 130

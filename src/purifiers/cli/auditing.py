@@ -39,8 +39,9 @@ def add_commands(add: options.Add) -> None:
     options.add_defended(command, output="the run, if it is one; or runs/NAME-certificate")
     command.add_argument(
         "--sigma",
-        type=float,
-        help="standard deviation of the noise, in [0,1] units (default: what the purifier was trained on, student.noise)",
+        type=options.fraction,
+        help="standard deviation of the noise, in [0,1] units, such as 0.25 or 64/255 (default: what the purifier was trained "
+        "on, student.noise)",
     )
     command.add_argument(
         "--n",

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from purifiers.cli import options
@@ -110,6 +111,12 @@ def purify(parsed: argparse.Namespace) -> int:
     from purifiers.training.run import make_fabric
 
     purifier = Purifier.from_pretrained(parsed.purifier).to(make_fabric(parsed.device, "32-true").device)
+    if getattr(purifier.network, "redraws", False):
+        print(
+            f"purifiers: warning: '{parsed.purifier}' draws images anew for its classifier, and people may see nothing in them "
+            "(its card says how far from the original they are)",
+            file=sys.stderr,
+        )
     target = Path(parsed.target)
     if parsed.target.endswith(("/", os.sep)) and parsed.source.is_file():
         target = target / f"{parsed.source.stem}.png"

@@ -114,6 +114,16 @@ def count(text: str) -> int:
     return value
 
 
+def fraction(text: str) -> float:
+    """A length in [0,1] units: 0.25 or 64/255."""
+    from purifiers.attacks.base import parse_fraction
+
+    try:
+        return float(parse_fraction(text))
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def numbers(text: str) -> list[float]:
     """Numbers between commas."""
     try:

@@ -5,6 +5,7 @@ Which module the attacker has decides the threat model (:mod:`purifiers.attacks.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -31,7 +32,7 @@ def audit(
     images: ImageSet | Tensor,
     labels: Tensor | None = None,
     *,
-    settings: AuditSettings | None = None,
+    settings: AuditSettings | Mapping[str, Any] | None = None,
     surrogates: Mapping[str, nn.Module] | None = None,
     name: str = "purifier",
     seed: int = 0,
@@ -47,7 +48,8 @@ def audit(
             bits that image files have.
         labels: int64 (N,), the true classes; only beside a tensor of images.
         settings: the attacks, their threat models, and on how many images each is run; None takes the standard ones, within
-            8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels.
+            8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels; ``{"images": 20}`` gives a
+            first impression.
         surrogates: further models, images -> logits, by name: what an attacker without access attacks instead.
         name: the purifier's, for the records.
         seed: decides every random choice.
@@ -58,7 +60,7 @@ def audit(
         All records, among them the worst case (view ``worst``), and the trust checks.
 
     Raises:
-        InputError: images, labels, a model's outputs or a surrogate are not as above.
+        InputError: images, labels, settings, a model's outputs or a surrogate are not as above.
         DataError: images that are not of 3 channels, or none.
     """
     defended = PurifiedClassifier(purifier, classifier)
@@ -70,7 +72,7 @@ def audit(
 def audit_all(
     subjects: Sequence[Subject],
     data: ImageSet,
-    settings: AuditSettings | None = None,
+    settings: AuditSettings | Mapping[str, Any] | None = None,
     surrogates: Mapping[str, nn.Module] | None = None,
     *,
     seed: int = 0,
@@ -82,7 +84,7 @@ def audit_all(
     Args:
         subjects: of different names, on the device of ``data``.
     """
-    settings = settings or AuditSettings()  # type: ignore[call-arg]
+    settings = _as_settings(settings)
     surrogates = surrogates or {}
     if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
         raise InputError(f"an audit needs defended models of different names; got {[subject.name for subject in subjects]}")
@@ -153,6 +155,14 @@ def _checked(
 _CHECKS = TypeAdapter(list[Check])
 
 
+def _as_settings(settings: AuditSettings | Mapping[str, Any] | None) -> AuditSettings:
+    try:
+        return AuditSettings.model_validate({} if settings is None else settings)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise InputError(f"these are no settings of an audit: {faults}") from error
+
+
 def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Tensor | None) -> ImageSet:
     device = next((parameter.device for parameter in defended.parameters()), torch.device("cpu"))
     if isinstance(images, ImageSet):
@@ -172,9 +182,13 @@ def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Te
 def _check_models(subject: Subject, surrogates: Mapping[str, nn.Module], data: ImageSet) -> None:
     images = to_float(data.images[:2])
     with torch.no_grad(), frozen(subject.defended):
-        if (purified := tuple(subject.defended.purifier(images).shape)) != tuple(images.shape):
-            raise InputError(f"{subject.name} makes images of shape {purified} of {tuple(images.shape)}; a purifier keeps it")
-        shape = tuple(subject.defended(images).shape)
+        purified, logits = subject.defended.purifier(images), subject.defended(images)
+    if (made := tuple(purified.shape)) != tuple(images.shape):
+        raise InputError(f"{subject.name} makes images of shape {made} of {tuple(images.shape)}; a purifier keeps it")
+    if not purified.isfinite().all() or not logits.isfinite().all():
+        what = "images" if not purified.isfinite().all() else "logits"
+        raise InputError(f"{subject.name} gives {what} that are not finite for the first images: there is nothing to attack")
+    shape = tuple(logits.shape)
     for name, surrogate in surrogates.items():
         with torch.no_grad(), frozen(surrogate):
             if (other := tuple(surrogate(images).shape)) != shape:

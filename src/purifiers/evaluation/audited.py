@@ -5,10 +5,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from purifiers.errors import CheckpointError, MissingFileError
+from purifiers.errors import CheckpointError, InputError, MissingFileError
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record, Result
 from purifiers.evaluation.trust import Check
 from purifiers.files import write_text
+from purifiers.naming import nearest
 
 AUDIT_FILE = "audit.json"
 WORST = "worst"
@@ -26,6 +27,9 @@ GROUPS = {
     "query": "black-box",
 }
 """Threat model -> the group over which a worst case is given."""
+
+
+NORMS = ("linf", "l2")
 
 
 class Audit(Result):
@@ -62,7 +66,15 @@ class Audit(Result):
         return next(record for record in self.records if (record.purifier, record.view) == (purifier, CLEAN))
 
     def worst(self, purifier: str, norm: str = "linf", group: str = EVERYTHING) -> Record | None:
-        """The worst case of ``purifier`` in a norm, over a group of threat models or over everything; None if not measured."""
+        """The worst case of ``purifier`` in a norm, over a group of threat models or over everything; None if not measured.
+
+        Raises:
+            InputError: no such purifier, norm or group.
+        """
+        valid = {"purifier": self.purifiers, "norm": NORMS, "group": (EVERYTHING, *GROUPS.values())}
+        for kind, asked in (("purifier", purifier), ("norm", norm), ("group", group)):
+            if asked not in valid[kind]:
+                raise InputError(f"in this audit there is no {kind} '{asked}'{nearest(asked, valid[kind])}")
         wanted = (purifier, WORST, group, norm)
         found = [record for record in self.records if (record.purifier, record.view, record.attack, record.norm) == wanted]
         return found[0] if found else None

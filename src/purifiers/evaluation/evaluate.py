@@ -170,7 +170,7 @@ class Evaluator:
         predictions, psnrs, ssims, l2 = [], [], [], []
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
             for images, given, purified in self._purified(defended, attacked, data, among):
-                predictions.append(defended.classifier(purified).argmax(1))
+                predictions.append(metrics.classes(defended.classifier(purified)))
                 psnrs.append(metrics.psnr(purified, images))
                 ssims.append(metrics.ssim(purified, images))
                 l2.append(distances(images, given, "l2"))
@@ -208,8 +208,8 @@ class Evaluator:
         key = digest(images)
         if key not in self.seen:
             with torch.no_grad():
-                parts = [self.classifier(_as_float(images[batch])).argmax(1) for batch in slices(len(images), self.batch_size)]
-            self.seen[key] = torch.cat(parts)
+                parts = [self.classifier(_as_float(images[batch])) for batch in slices(len(images), self.batch_size)]
+            self.seen[key] = metrics.classes(torch.cat(parts))
         return self.seen[key]
 
 

@@ -12,6 +12,11 @@ PSNR_CAP = 100.0
 SSIM_WINDOW = 11
 
 
+def classes(logits: Tensor) -> Tensor:
+    """The class of each row of ``logits`` (N, classes), int64 (N,); -1, which is no image's, where one is not finite."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+
+
 def matches(predictions: Tensor, targets: Tensor) -> int:
     """Equation 7's c_target: how many of ``predictions`` (N,) equal ``targets`` (N,)."""
     return int((predictions == targets).sum().item())

@@ -73,6 +73,11 @@ class CAE(nn.Module):
                 nn.init.zeros_(parameter)
 
     @property
+    def redraws(self) -> bool:
+        """All that reaches the output passes through the latent: what comes out may be a pattern that people see nothing in."""
+        return not self.residual and not self.skips
+
+    @property
     def reach(self) -> int:
         """How far a pixel of the input acts, in pixels: none changes the output further away than this.
 

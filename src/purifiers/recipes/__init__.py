@@ -60,7 +60,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
     for change in changes:
         _set(content, *change)
-    return parse_recipe(content, where=str(name_or_file))
+    return parse_recipe(content, where=f"{name_or_file}{', with what is set besides,' if changes else ''}")
 
 
 def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:

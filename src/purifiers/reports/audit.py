@@ -16,6 +16,8 @@ from purifiers.reports.tables import Table, epsilon_of, interval, percent
 NAMES = {"linf": "L-inf", "l2": "L2"}
 WORST_CASES = {norm: f"worst case {name}" for norm, name in NAMES.items()}
 """By norm, the columns that turn red where a trust check failed."""
+USEFUL = 0.5
+"""Of a classifier that is right on a smaller share of clean images the audit says that there is little to defend."""
 VERDICT = "trust checks (L-inf)"
 FIGURE = "figures/audit.svg"
 CAPTION = (
@@ -142,6 +144,9 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
             (f"{name}: {'do not believe these numbers. ' if red else ''}{check.name}: {check.sentence}", bool(red))
             for check in audit.failed(name)
         ]
+        if (alone := audit.clean(name)).accuracy_undefended < USEFUL:
+            share = percent(alone.accuracy_undefended)
+            said.append((f"{name}: the classifier alone is right on {share} % of clean images: train that first.", False))
         if audit.settings["check_images"] == 0:
             said.append((f"{name}: no trust check was made.", False))
         missing = {group for group in GROUPS.values() if not _measured(audit, name, group)}
@@ -209,8 +214,11 @@ def _sentence(audit: Audit, worst: Record) -> str:
     kinds = {name: attack["kind"] for name, attack in audit.settings["attacks"].items() if attack}
     whole = {kinds.get(record.attack.removesuffix(", rand")) for record in tried if GROUPS[record.view] == "white-box"}
     without = "" if "autoattack" in whole else ", AutoAttack on the whole not among them"
+    if not {"full", "eot"} & {record.view for record in tried}:
+        without = ", none of them by the gradient of the whole"
+    attacks = f"{len(tried)} {NAMES[norm]} attack{'s' * (len(tried) != 1)}"
     return (
-        f"under the worst of {len(tried)} {NAMES[norm]} attacks within {show_fraction(worst.epsilon)}{without}, image by "
+        f"under the worst of {attacks} within {show_fraction(worst.epsilon)}{without}, image by "
         f"image, it is right on {percent(worst.accuracy)} % of {worst.n:,} images (95 % interval {interval(worst)} %); a "
         "stronger attack may leave less."
     )

@@ -15,7 +15,7 @@ _HEAD = """
 # {name}
 
 A purifier: a convolutional autoencoder ({parameters:,} parameters) that takes a possibly attacked image in [0,1] and
-gives a clean one, so that an image classifier behind it is right again. Distilled from two teachers by the method of Koo,
+gives {gives}, so that an image classifier behind it is right again. Distilled from two teachers by the method of Koo,
 Chae and Lee (Appl. Sci. 2023, 13, 11313){changes}.
 
 ```python
@@ -56,7 +56,9 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     first = results[0]
     recipe = first.trained or first.recipe
     data = recipe["data"]
-    head = {"name": name, "location": location or name, "parameters": first.parameters}
+    redrawn = not recipe["purifier"].get("residual") and not recipe["purifier"].get("skip_every", 2)
+    gives = "a pattern that its own classifier reads" if redrawn else "a clean one"
+    head = {"name": name, "location": location or name, "parameters": first.parameters, "gives": gives}
     parts = [hub.HEAD.format(more=f"datasets: [{data['name']}]\n") + _HEAD.format(**head, changes=_changes(recipe))]
     parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
     parts.append(f"{hub.MEASURED}\n\n" + "\n\n".join(_measured(one, None if i else audit) for i, one in enumerate(results)))
@@ -73,7 +75,7 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     attacks = ", ".join(met)
     size = "their own size" if data["size"] is None else f"{data['size']} by {data['size']} pixels"
     attacker = _KNOWN if own else _BLIND if recipe["training_attacks"] else _DENOISER
-    if not recipe["purifier"].get("residual") and not recipe["purifier"].get("skip_every", 2):
+    if redrawn:
         attacker += _REDRAWN
     parts.append(_LIMITS.format(attacker=attacker, dataset=data["name"], size=size, classifiers=names, attacks=attacks))
     return "\n\n".join(part.strip() for part in parts) + "\n"

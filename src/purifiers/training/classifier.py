@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks.views import is_random, relative_difference
+from purifiers.attacks.views import are_probabilities, is_random, relative_difference
 from purifiers.console import say
 from purifiers.data import ImageSet, class_names, image_shape, slices, to_float
 from purifiers.errors import ConfigError, InputError
@@ -151,6 +151,11 @@ def _check(classifier: nn.Module, source: str, images: Tensor, classes: tuple[st
         )
     if not logits.isfinite().all():
         raise ConfigError(f"the classifier '{source}' must return finite logits; those of the first images are not")
+    if are_probabilities(logits.detach()).all():
+        say(
+            f"warning: the outputs of the classifier '{source}' lie in [0,1] and sum to 1: they are probabilities, whose "
+            "gradient vanishes, so that attacks look weaker than they are; give the logits, from before the softmax"
+        )
     _check_gradient(classifier, source, images, logits)
     images = images.detach()
     with torch.no_grad():

@@ -267,6 +267,8 @@ def open_defended(
             f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
             "'purifiers train')"
         )
+    if what in weights.CLASSIFIERS:
+        raise ConfigError(f"'{what}' is a classifier; a purifier is needed here{nearest(what, weights.PURIFIERS)}")
     if name is None:
         raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
     student = what if what in weights.NAMES else str(place.resolve())

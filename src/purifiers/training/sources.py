@@ -62,7 +62,7 @@ def open_source(source: str, config: Classifier, data: ImageSet) -> nn.Module:
     elif ":" in source:
         classifier = _call(source)
     else:
-        hint = nearest(source, weights.NAMES)
+        hint = nearest(source, weights.CLASSIFIERS)
         raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
     return classifier if config.mean is None or config.std is None else Normalized(classifier, config.mean, config.std)
 
@@ -88,7 +88,13 @@ def _call(source: str) -> nn.Module:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        classifier = getattr(importlib.import_module(module_name), function_name)()
+        module = importlib.import_module(module_name)
+        if not callable(build := getattr(module, function_name, None)):
+            own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+            raise ConfigError(f"the module '{module_name}' has no function '{function_name}'{nearest(function_name, own)}")
+        classifier = build()
+    except ConfigError:
+        raise
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"cannot import the classifier '{source}' ({error}); give the command in the folder that holds the module, "

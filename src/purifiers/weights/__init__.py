@@ -8,6 +8,8 @@ NAMES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json"))
 """All of them."""
 PURIFIERS = tuple(name for name in NAMES if json.loads((_FOLDER / name / "config.json").read_text())["network"] != "resnet")
 """What ``from_pretrained`` and ``--purifier`` take besides folders; the others are classifiers."""
+CLASSIFIERS = tuple(name for name in NAMES if name not in PURIFIERS)
+"""What ``--classifier`` takes besides its other forms."""
 
 
 def locate(name_or_folder: str | Path) -> Path:

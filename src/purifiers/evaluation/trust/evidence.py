@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purifiers.attacks.base import frozen
-from purifiers.attacks.views import bpda, relative_difference
+from purifiers.attacks.views import are_probabilities, bpda, relative_difference
 from purifiers.data import ImageSet, slices, to_float
+from purifiers.evaluation.metrics import classes
 from purifiers.pgd import pgd
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
@@ -150,7 +151,7 @@ class _Batch:
         everything = 1.0 if self.norm == "linf" else self.images[0].numel() ** 0.5
         return Evidence(
             difference=relative_difference(logits, again),
-            probabilities=((logits >= 0) & (logits <= 1)).all(1) & ((logits.sum(1) - 1).abs() < 1e-5),
+            probabilities=are_probabilities(logits),
             saturated=rest < torch.finfo(torch.float32).eps / 2,
             losses=losses,
             right=right,
@@ -191,7 +192,7 @@ class _Batch:
         def note(logits: Tensor) -> Tensor:
             values = loss(logits, self.labels)
             losses.append(values.detach())
-            right.append(logits.argmax(1) == self.labels)
+            right.append(classes(logits) == self.labels)
             return values
 
         def objective(candidate: Tensor) -> Tensor:
