@@ -197,7 +197,7 @@ def test_a_broken_test_image_is_found_before_training(tmp_path: Path, capsys: py
             Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "images" / split / name / "0.png")
     (tmp_path / "images" / "test" / "a" / "0.png").write_text("broken")
     assert main(["train", "--images", str(tmp_path / "images"), "--output", str(tmp_path / "run")]) == 1
-    assert "1 of 2 images cannot be read" in capsys.readouterr().err
+    assert "1 of 4 images cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from purifiers import weights
 from purifiers.cli import auditing, commands, deploying, exporting, options, trying
 from purifiers.naming import nearest
 from purifiers.version import __version__
@@ -22,7 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="purifiers",
         description="Make an image classifier withstand adversarial examples without touching it: "
         "train a purifier that cleans each image first, measure what it is worth, and use it.",
-        epilog="Start with 'purifiers demo': it trains and measures everything on a small data set, in minutes.",
+        epilog="Start with 'purifiers demo': it trains and measures everything on a small data set, in minutes. Shipped "
+        f"purifiers: {', '.join(weights.PURIFIERS)}; classifiers: {', '.join(weights.CLASSIFIERS)}.",
     )
     parser.add_argument("--version", action="version", version=f"purifiers {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)

@@ -41,9 +41,10 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one sub-folder per class")
     files = class_files(Path(path), split)
     chosen = [(file, label) for label, of_class in enumerate(files.values()) for file in of_class]
+    others = class_files(Path(path), "test" if split == "train" else "train")
     return ImageSet(
         name=Path(path).name,
-        images=_read_all([file for file, _ in chosen], size),
+        images=_read_all([file for file, _ in chosen], size, [file for of_class in others.values() for file in of_class]),
         labels=torch.tensor([label for _, label in chosen], dtype=torch.int64),
         classes=tuple(files),
     )
@@ -115,17 +116,25 @@ def _class_files(folder: Path, split: str, own_splits: bool) -> list[Path]:
     return [file for file in files if (file in tests) == (split == "test")]
 
 
-def _read_all(files: list[Path], size: int | None) -> torch.Tensor:
+def _read_all(files: list[Path], size: int | None, others: list[Path]) -> torch.Tensor:
+    """The images of ``files``; where one cannot be read, those of ``others`` that cannot be either are told with it."""
     arrays: list[np.ndarray] = []
     unreadable: list[str] = []
-    for file in files:
+
+    def read(file: Path) -> Image.Image | None:
         try:
-            image = read_rgb(file)
+            return read_rgb(file)
         except DataError as error:
             unreadable.append(str(error))
-            continue
-        arrays.append(np.asarray(image if size is None else cover(image, size, size)))
+            return None
+
+    for file in files:
+        if (image := read(file)) is not None:
+            arrays.append(np.asarray(image if size is None else cover(image, size, size)))
     if unreadable:
+        for file in others:
+            read(file)
+        files = [*files, *others]
         listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read; mend or remove them:\n  {listed}")
     shorter = sorted(min(array.shape[:2]) for array in arrays)

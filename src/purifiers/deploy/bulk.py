@@ -249,19 +249,19 @@ class _Bulk:
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in FATAL:
                     raise
-                self.fail(job, error)
+                self.fail(job, error, f"cannot write {job.purified}: ")
             else:
                 self.result.purified += 1
                 self.result.replaced += job.replaces
                 self.advance(1)
         self.writing = []
 
-    def fail(self, job: _Job, error: Exception) -> None:
-        """Note what was wrong with a file."""
+    def fail(self, job: _Job, error: Exception, doing: str = "") -> None:
+        """Note what was wrong with a file, and at what."""
         reason = (error.strerror if isinstance(error, OSError) else None) or (str(error) or type(error).__name__).splitlines()[
             0
         ]
-        self.result.fail(reason if str(job.original) in reason else f"{job.original}: {reason}")
+        self.result.fail(reason if str(job.original) in reason else f"{job.original}: {doing}{reason}")
         self.advance(1)
 
 
