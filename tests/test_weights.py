@@ -23,10 +23,10 @@ def recipe_of(name: str) -> Recipe:
     return next(one for one in map(load_recipe, NAMES) if one.weights.get("student") == name)
 
 
-def test_all_of_it_is_at_most_17_megabytes() -> None:
+def test_all_of_it_is_at_most_16_megabytes() -> None:
     folders = [weights.locate(name) for name in weights.NAMES]
     assert folders
-    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 17_000_000
+    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 16_000_000
 
 
 @pytest.mark.parametrize("name", weights.PURIFIERS)

@@ -523,6 +523,8 @@ def test_bad_inputs_are_told() -> None:
             audit(nn.Identity(), whole, *arguments)
     with pytest.raises(InputError, match=r"makes images of shape \(2, 3, 8, 8\)"):
         audit(nn.Upsample(scale_factor=2), Linear(2, (3, 8, 8)), data)
+    with pytest.raises(InputError, match=r"makes images of shape \(2, 3, 8, 8\)"):
+        audit(nn.Upsample(scale_factor=2), model, data)  # told before the classifier fails on them
     with pytest.raises(InputError, match=r"the surrogate 'other' gives logits of shape \(2, 5\), purifier of \(2, 2\)"):
         audit(nn.Identity(), model, data, surrogates={"other": Linear(5, SHAPE)})
 
@@ -558,7 +560,9 @@ def test_settings_may_be_a_mapping_and_names_are_checked() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             found.worst(*arguments)
-    with pytest.raises(InputError, match="these are no settings of an audit: imags"):
+    with pytest.raises(
+        InputError, match=r"these are no settings of an audit:\s+audit.imags: there is no such key; did you mean 'images'"
+    ):
         audit(nn.Identity(), model, data, settings={"imags": 3})
 
 

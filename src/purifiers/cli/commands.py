@@ -184,13 +184,13 @@ def evaluate(parsed: argparse.Namespace) -> int:
     from purifiers.training.run import RECIPE_FILE, open_run, recipe_of
 
     recipe_file = parsed.run / RECIPE_FILE
-    if str(parsed.run) in weights.PURIFIERS and not recipe_file.is_file():
-        recipe = recipe_of(str(parsed.run))
-        raise ConfigError(
-            f"'{parsed.run}' ships with the library, and is no run: 'purifiers audit {parsed.run}' attacks it in every way, "
-            f"'purifiers reproduce --recipe {recipe} --from-weights' measures it, with --classifier in front of yours"
-        )
     if not recipe_file.is_file():
+        if str(parsed.run) in weights.PURIFIERS:
+            recipe = recipe_of(str(parsed.run))
+            raise ConfigError(
+                f"'{parsed.run}' ships with the library and is no run: 'purifiers audit {parsed.run}' attacks it in every way, "
+                f"'purifiers reproduce --recipe {recipe} --from-weights' measures it, with --classifier in front of yours"
+            )
         raise MissingFileError(f"{parsed.run} holds no {RECIPE_FILE}; give the --output of 'purifiers train'")
     refuse_training_settings(parsed.overrides)
     if parsed.baselines == "all" and parsed.classifier:

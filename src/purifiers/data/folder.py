@@ -1,5 +1,6 @@
 """A folder of images, one sub-folder for each class."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -41,10 +42,14 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one sub-folder per class")
     files = class_files(Path(path), split)
     chosen = [(file, label) for label, of_class in enumerate(files.values()) for file in of_class]
-    others = class_files(Path(path), "test" if split == "train" else "train")
+
+    def others() -> list[Path]:
+        other = class_files(Path(path), "test" if split == "train" else "train")
+        return [file for of_class in other.values() for file in of_class]
+
     return ImageSet(
         name=Path(path).name,
-        images=_read_all([file for file, _ in chosen], size, [file for of_class in others.values() for file in of_class]),
+        images=_read_all([file for file, _ in chosen], size, others),
         labels=torch.tensor([label for _, label in chosen], dtype=torch.int64),
         classes=tuple(files),
     )
@@ -116,7 +121,7 @@ def _class_files(folder: Path, split: str, own_splits: bool) -> list[Path]:
     return [file for file in files if (file in tests) == (split == "test")]
 
 
-def _read_all(files: list[Path], size: int | None, others: list[Path]) -> torch.Tensor:
+def _read_all(files: list[Path], size: int | None, others: Callable[[], list[Path]]) -> torch.Tensor:
     """The images of ``files``; where one cannot be read, those of ``others`` that cannot be either are told with it."""
     arrays: list[np.ndarray] = []
     unreadable: list[str] = []
@@ -132,9 +137,9 @@ def _read_all(files: list[Path], size: int | None, others: list[Path]) -> torch.
         if (image := read(file)) is not None:
             arrays.append(np.asarray(image if size is None else cover(image, size, size)))
     if unreadable:
-        for file in others:
+        for file in (rest := others()):
             read(file)
-        files = [*files, *others]
+        files = [*files, *rest]
         listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
         raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read; mend or remove them:\n  {listed}")
     shorter = sorted(min(array.shape[:2]) for array in arrays)

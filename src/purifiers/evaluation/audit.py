@@ -23,6 +23,7 @@ from purifiers.evaluation.records import AttackWarning, Record, hardware, versio
 from purifiers.evaluation.trust import Check, trust_checks
 from purifiers.files import digest, write_text
 from purifiers.purifier import PurifiedClassifier, check_images
+from purifiers.recipes import faults
 from purifiers.recipes.audit import AuditSettings
 
 
@@ -159,8 +160,7 @@ def _as_settings(settings: AuditSettings | Mapping[str, Any] | None) -> AuditSet
     try:
         return AuditSettings.model_validate({} if settings is None else settings)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise InputError(f"these are no settings of an audit: {faults}") from error
+        raise InputError("\n  ".join(["these are no settings of an audit:", *faults(error, "audit")])) from error
 
 
 def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Tensor | None) -> ImageSet:
@@ -182,12 +182,15 @@ def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Te
 def _check_models(subject: Subject, surrogates: Mapping[str, nn.Module], data: ImageSet) -> None:
     images = to_float(data.images[:2])
     with torch.no_grad(), frozen(subject.defended):
-        purified, logits = subject.defended.purifier(images), subject.defended(images)
-    if (made := tuple(purified.shape)) != tuple(images.shape):
-        raise InputError(f"{subject.name} makes images of shape {made} of {tuple(images.shape)}; a purifier keeps it")
-    if not purified.isfinite().all() or not logits.isfinite().all():
-        what = "images" if not purified.isfinite().all() else "logits"
-        raise InputError(f"{subject.name} gives {what} that are not finite for the first images: there is nothing to attack")
+        purified = subject.defended.purifier(images)
+        if (made := tuple(purified.shape)) != tuple(images.shape):
+            raise InputError(f"{subject.name} makes images of shape {made} of {tuple(images.shape)}; a purifier keeps it")
+        logits = subject.defended.classifier(purified)
+    for what, given in (("images", purified), ("logits", logits)):
+        if not given.isfinite().all():
+            raise InputError(
+                f"{subject.name} gives {what} that are not finite for the first images: there is nothing to attack"
+            )
     shape = tuple(logits.shape)
     for name, surrogate in surrogates.items():
         with torch.no_grad(), frozen(surrogate):

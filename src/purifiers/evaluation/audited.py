@@ -30,6 +30,7 @@ GROUPS = {
 
 
 NORMS = ("linf", "l2")
+"""In which worst cases are given."""
 
 
 class Audit(Result):

@@ -19,6 +19,7 @@ __all__ = [
     "Recipe",
     "changed",
     "differences",
+    "faults",
     "load_recipe",
     "parse_recipe",
     "recipe_text",
@@ -68,8 +69,13 @@ def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recip
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = "\n  ".join(_explain(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors())
-        raise ConfigError(f"{where} is not valid:\n  {faults}") from error
+        raise ConfigError("\n  ".join([f"{where} is not valid:", *faults(error)])) from error
+
+
+def faults(error: ValidationError, group: str | None = None) -> list[str]:
+    """What is wrong with a recipe, or with one ``group`` of it, in words, with the nearest valid name of unknown keys."""
+    above = () if group is None else (group,)
+    return [_explain((*above, *fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors()]
 
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

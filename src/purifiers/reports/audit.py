@@ -6,14 +6,14 @@ import yaml
 
 from purifiers.attacks import show_fraction
 from purifiers.console import duration
-from purifiers.evaluation.audited import GROUPS, WORST, Audit
+from purifiers.evaluation.audited import GROUPS, NORMS, WORST, Audit
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.files import write_text
 from purifiers.reports.figures import audit_figure, save_figure
 from purifiers.reports.report import embedded, machine_and_versions, page
 from purifiers.reports.tables import Table, epsilon_of, interval, percent
 
-NAMES = {"linf": "L-inf", "l2": "L2"}
+NAMES = dict(zip(NORMS, ("L-inf", "L2"), strict=True))
 WORST_CASES = {norm: f"worst case {name}" for norm, name in NAMES.items()}
 """By norm, the columns that turn red where a trust check failed."""
 USEFUL = 0.5

@@ -204,11 +204,10 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
 def _trained_variants(run: Run) -> list[str]:
     """The titles of those variants that are trained, with the settings that the recipe gives them."""
     assert run.trained is not None
-    there = {title: run.variant(title) / RECIPE_FILE for title in run.recipe.variants}
-    wanted = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants}))
-    return [
-        title for title, file in there.items() if file.is_file() and not training_differences(load_recipe(file), wanted[title])
-    ]
+    files = {title: run.variant(title) / RECIPE_FILE for title in run.recipe.variants}
+    there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
+    wanted = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants})) if there else {}
+    return [title for title, recipe in there.items() if not training_differences(recipe, wanted[title])]
 
 
 def is_run(what: str) -> bool:

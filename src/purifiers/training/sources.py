@@ -89,12 +89,8 @@ def _call(source: str) -> nn.Module:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-        if not callable(build := getattr(module, function_name, None)):
-            own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise ConfigError(f"the module '{module_name}' has no function '{function_name}'{nearest(function_name, own)}")
-        classifier = build()
-    except ConfigError:
-        raise
+        build = getattr(module, function_name, None)
+        classifier = build() if callable(build) else None
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"cannot import the classifier '{source}' ({error}); give the command in the folder that holds the module, "
@@ -102,6 +98,9 @@ def _call(source: str) -> nn.Module:
         ) from error
     except Exception as error:
         raise ConfigError(f"calling the classifier '{source}' failed: {told(error)}") from error
+    if not callable(build):
+        own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise ConfigError(f"the module '{module_name}' has no function '{function_name}'{nearest(function_name, own)}")
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
     return classifier

@@ -20,11 +20,12 @@ def train_variants(run: Run, device: str = "auto") -> None:
     known = run.recipe.classifiers()
     for title, recipe in variant_recipes(run.recipe).items():
         say(f"\nvariant: {title}")
-        twins = {
-            name: next((twin for twin in (name, *known) if known.get(twin) == config), None)
+        given = {
+            name: run.classifiers[twin]
             for name, config in recipe.classifiers().items()
+            for twin in (*known, name)  # of several alike the one of this place, which stands last
+            if known.get(twin) == config
         }
-        given = {name: run.classifiers[twin] for name, twin in twins.items() if twin is not None}
         folder = run.variant(title)
         trained = train(recipe, folder, device=device, cache=run.cache, deadline=run.deadline, classifiers=given)
         run.variants[title] = trained.purifiers["student"]
