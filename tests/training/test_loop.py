@@ -11,7 +11,8 @@ from purifiers.networks import CAE
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import place
 from purifiers.training.checkpoint import load_state, save_state
-from purifiers.training.loop import Losses, Stage, fit
+from purifiers.training.loop import Stage, fit
+from purifiers.training.losses import Losses
 from purifiers.training.run import make_fabric
 from purifiers.training.stages import nt_losses
 

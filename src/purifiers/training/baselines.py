@@ -19,7 +19,7 @@ from purifiers.registry import CONFIG_FILE, build_network, describe, load_networ
 from purifiers.seeds import seed_for
 from purifiers.training.checkpoint import load_state
 from purifiers.training.fitting import fit_stage, seeded
-from purifiers.training.loop import Losses
+from purifiers.training.losses import Losses
 from purifiers.training.panel import InPrecision, attack_for_training
 from purifiers.training.run import STATE_FILE, Run
 from purifiers.training.stages import StageLosses, attacked

@@ -37,6 +37,7 @@ def fit_stage(
     parents: Sequence[nn.Module] = (),
     made_from: object = (),
     kept: nn.Module | None = None,
+    captured: bool = False,
 ) -> None:
     """Train ``network`` in place, or read it where it is trained already.
 
@@ -52,6 +53,7 @@ def fit_stage(
         parents: the frozen networks that the losses ask: others make another training.
         made_from: of what the further channels are made, besides the parents; JSON-able.
         kept: the part of ``network`` that is saved as the stage's result, if not all.
+        captured: may the step be one CUDA graph, where the recipe compiles: see :class:`purifiers.training.loop.Stage`.
 
     Raises:
         See :func:`purifiers.training.loop.fit`.
@@ -66,7 +68,7 @@ def fit_stage(
     seed = seed_for(run.recipe.seed, stream)
     # What is not one network, such as two that play against each other, is not compiled.
     compiled = run.recipe.compiled and kept is None
-    stage = Stage(name, key, network, images, labels, losses, optimisation, seed, compiled)
+    stage = Stage(name, key, network, images, labels, losses, optimisation, seed, compiled, compiled and captured)
     folder = run.checkpoint(name)
     run.histories[name] = fit(stage, run.fabric, folder / STATE_FILE, run.deadline)
     save_network(folder, network if kept is None else kept)

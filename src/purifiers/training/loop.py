@@ -16,10 +16,9 @@ from purifiers.data import augmented, shuffled_batches, to_float
 from purifiers.errors import CheckpointError, TrainingError
 from purifiers.recipes.parts import Optimisation
 from purifiers.seeds import generator_for
+from purifiers.training.captured import CapturedStep
 from purifiers.training.checkpoint import load_state, save_state
-
-Losses = dict[str, Tensor]
-"""Scalars by name; training minimises the one called ``loss``, the others are recorded."""
+from purifiers.training.losses import Losses
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Stage:
         optimisation: epochs, batch size, optimiser, schedule, augmentation.
         seed: decides order and augmentation: stages of one seed see the same batches.
         compiled: run the network through ``torch.compile``, after a first step without it.
+        captured: on a GPU, replay the whole step as a CUDA graph; for losses in which nothing waits for the device.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Stage:
     optimisation: Optimisation
     seed: int
     compiled: bool = False
+    captured: bool = False
 
 
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
@@ -72,7 +73,8 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     """
     optimisation, device = stage.optimisation, stage.images.device
     steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
-    optimizer = _optimizer(optimisation, stage.network)
+    captured = stage.captured and device.type == "cuda"
+    optimizer = _optimizer(optimisation, stage.network, captured)
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
     eager, optimizer = fabric.setup(stage.network, optimizer)
@@ -86,6 +88,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         if len(history) < optimisation.epochs:  # else nothing goes on, and any machine may read the result
             _same_device(state, device, checkpoint)
             optimizer.load_state_dict(state["optimizer"])
+            _to_place(optimizer)
             scheduler.load_state_dict(state["scheduler"])
             generator.set_state(state["generator"])
         say(f"{stage.name:<16} {_standing(len(history), optimisation.epochs)}")
@@ -95,21 +98,27 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         deadline.check(f"what comes before {stage.name}", history[-1]["seconds"] if history else 0.0, finished=False)
     # Of the first step of all, which is not compiled, as the counter sees into no compiled code.
     counter, flops = FlopCounterMode(display=False), int(history[0].get("flops_per_image", 0)) if history else 0
+
+    def step(chosen: Tensor) -> Losses:
+        nonlocal flops
+        batch = augmented(stage.images[chosen], generator, flip=optimisation.flip, crop=optimisation.crop)
+        with counter if not flops else nullcontext():
+            losses = stage.losses(model if flops else eager, to_float(batch), stage.labels[chosen], generator)
+            fabric.backward(losses["loss"])
+        flops = flops or counter.get_total_flops() // len(chosen)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {name: value.detach() for name, value in losses.items()}
+
+    take = CapturedStep(step, generator) if captured else step
     with progress(stage.name, left * per_epoch) as advance:
         for epoch in range(len(history) + 1, optimisation.epochs + 1):
             watch = Stopwatch()
             eager.train()
             records: list[Losses] = []
             for chosen in shuffled_batches(len(stage.images), optimisation.batch_size, generator):
-                batch = augmented(stage.images[chosen], generator, flip=optimisation.flip, crop=optimisation.crop)
-                with counter if not flops else nullcontext():
-                    losses = stage.losses(model if flops else eager, to_float(batch), stage.labels[chosen], generator)
-                    fabric.backward(losses["loss"])
-                flops = flops or counter.get_total_flops() // len(chosen)
-                optimizer.step()
-                optimizer.zero_grad()
+                records.append(take(chosen))
                 scheduler.step()
-                records.append({name: value.detach() for name, value in losses.items()})
                 advance(len(chosen))
             means = _mean_losses(records, stage.name, epoch)
             _check_weights(stage, epoch)
@@ -204,15 +213,29 @@ def _check_weights(stage: Stage, epoch: int) -> None:
         )
 
 
-def _optimizer(optimisation: Optimisation, network: nn.Module) -> torch.optim.Optimizer:
-    weights, rate, decay = network.parameters(), optimisation.learning_rate, optimisation.weight_decay
+def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -> torch.optim.Optimizer:
+    weights, decay = list(network.parameters()), optimisation.weight_decay
+    # What is captured reads the learning rate where it lies: a number would be captured with it.
+    rate = torch.tensor(optimisation.learning_rate, device=weights[0].device) if captured else optimisation.learning_rate
     match optimisation.optimizer:
         case "adam":
-            return torch.optim.Adam(weights, lr=rate, weight_decay=decay)
+            return torch.optim.Adam(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
         case "adamw":
-            return torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
+            return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
         case "sgd":
-            return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+            return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=captured or None)
+
+
+def _to_place(optimizer: torch.optim.Optimizer) -> None:
+    """Bring what an optimiser has read to where its parameters are: a learning rate that is a tensor to their device, moments
+    to their layout in memory, which fused kernels walk through without asking."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].to(group["params"][0].device)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _scheduler(

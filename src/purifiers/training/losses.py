@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+Losses = dict[str, Tensor]
+"""Scalars by name; training minimises the one called ``loss``, the others are recorded."""
+
 
 def at_teacher_loss(
     purified: Tensor,

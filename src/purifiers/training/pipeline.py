@@ -150,7 +150,7 @@ def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
     config = run.recipe.classifiers()[name]
     assert config.training is not None  # the schema asks for a source or a training
     network = seeded(run, name, lambda: build_classifier(config, len(data.classes)))
-    fit_stage(run, name, name, network, data.images, data.labels, classifier_losses, config.training)
+    fit_stage(run, name, name, network, data.images, data.labels, classifier_losses, config.training, captured=True)
     return network.requires_grad_(False)
 
 
@@ -171,7 +171,10 @@ def _train_purifier(
     if first is not None:
         network.load_state_dict(first.state_dict())
         parents = [*parents, first]
-    fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, _made_from(run, images))
+    # An attack in every step checks what it made, and waits for that.
+    captured = getattr(optimisation, "attack", None) is None
+    made_from = _made_from(run, images)
+    fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, made_from, captured=captured)
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network
 

@@ -1,6 +1,7 @@
 """A run: a recipe at work in its folder. Opened by training, and again by whoever evaluates what was trained."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,10 @@ def make_fabric(device: str, precision: Literal["32-true", "bf16-mixed"]) -> Fab
         raise ConfigError(f"there is no device '{device}' on this machine; available: auto, {usable}")
     if kind == "cuda":
         # The same numbers for the same seed, and float32 that is float32: attacks need it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # That would also fill all new memory, to find mistakes with.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
     return Fabric(accelerator=kind, devices=[int(index or 0)] if kind == "cuda" else 1, precision=precision)

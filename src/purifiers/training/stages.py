@@ -14,7 +14,7 @@ from purifiers.attacks import Attack
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
-from purifiers.training.loop import Losses
+from purifiers.training.losses import Losses
 from purifiers.training.panel import Panel
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
@@ -37,10 +37,12 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
         images, adversarial = _adversarial(teacher, pairs, labels, config, panel, generator)
         purified = teacher(adversarial)
         logits = panel.logits(purified)
-        with torch.no_grad():  # a classifier whose answer counts nothing is not asked
-            adversarial_logits = panel.logits(adversarial) if config.adversarial_weight else logits
+        # A classifier whose answer counts nothing is not asked, nor differentiated.
+        counted = logits if config.adversarial_weight else logits.detach()
+        with torch.no_grad():
+            adversarial_logits = panel.logits(adversarial) if config.adversarial_weight else counted
         reconstruction, adversarial_term = losses.at_teacher_loss(
-            purified, images, logits, adversarial_logits, labels, config.adversarial_weight
+            purified, images, counted, adversarial_logits, labels, config.adversarial_weight
         )
         parts = {"mse": reconstruction, "adversarial": adversarial_term}
         total = config.reconstruction_weight * reconstruction + adversarial_term
