@@ -67,7 +67,8 @@ def generate(
         cache: folder of finished shards, found again by weights, the model's outputs and gradient on the first images, attack,
             data, seed and the versions of this library and others; None keeps nothing.
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay
-            within epsilon. For training only: rounding may undo an attack, so results are measured on float.
+            within epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack,
+            so results are measured on float.
         advance: called with the number of images after each batch.
         saved: called after each shard that was made now, when it is in the cache: whoever stops there loses nothing.
 
@@ -136,15 +137,17 @@ def _attack_shard(
         batch_seed = seed_for(seed, batch.start)
         with reproducible(batch_seed, images.device):  # for models that draw random numbers
             adversarial = attack(model, to_float(images[batch]), labels[batch], seed=batch_seed)
-        results.append(_quantize(images[batch], adversarial) if quantized else adversarial.contiguous())
+        bounded = attack.epsilon is not None
+        results.append(_quantize(images[batch], adversarial, bounded) if quantized else adversarial.contiguous())
         advance(len(adversarial))
     return torch.cat(results)
 
 
-def _quantize(images: Tensor, adversarial: Tensor) -> Tensor:
+def _quantize(images: Tensor, adversarial: Tensor, bounded: bool) -> Tensor:
     levels = adversarial * 255 - images
+    # Of an attack that looks for the smallest perturbation, hardly anything would be left if all were made smaller.
     # A perturbation of exactly 8 levels may stand as 7.9999: the slack is far above rounding and far below a level.
-    whole = (levels + 1e-3 * levels.sign()).trunc_()
+    whole = (levels + 1e-3 * levels.sign()).trunc_() if bounded else levels.round_()
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 
 

@@ -1,7 +1,7 @@
 """What a recipe may say. Each class is a group of keys in the YAML file; unknown keys are refused."""
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,10 +95,22 @@ class TeacherNT(Optimisation):
 
 
 class TeacherAT(OnAttacked):
-    """Equation 2. The weights of its two terms are 1 in the paper."""
+    """Equation 2. The weights of its two terms are 1 in the paper.
 
+    ``start``: a purifier of the same structure, by its shipped name or folder, to go on from; with ``epochs`` of 0 it is the
+    teacher. None: random weights, or what the group ``latent`` gives.
+    """
+
+    epochs: int = Field(ge=0)
+    start: str | None = None
     reconstruction_weight: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _knows_something(self) -> Self:
+        if not self.epochs and self.start is None:
+            raise ValueError("epochs is 0, which is for a teacher that is trained already: name it with start")
+        return self
 
 
 class Latent(Group):
@@ -119,10 +131,11 @@ class Student(OnAttacked):
 
     ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure
     images. The equation is the default.
-    ``start``: from random weights, as in the paper, or from those of teacher AT, which has the same structure.
+    ``start``: from random weights, as in the paper (``scratch``), from those of teacher AT, which has the same structure
+    (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
     """
 
-    start: Literal["scratch", "teacher_at"] = "scratch"
+    start: str = "scratch"
     beta: float = Field(default=0.5, ge=0)
     gamma: float = Field(default=0.5, ge=0)
     nt_teacher_input: Literal["adversarial", "clean"] = "adversarial"
@@ -233,6 +246,12 @@ class Recipe(Group):
     def _teacher_nt_knows_something(self) -> "Recipe":
         if not self.teacher_nt.epochs and not self.purifier.arguments.get("residual"):
             raise ValueError("teacher_nt.epochs is 0: without purifier.residual teacher NT starts from noise and has to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "Recipe":
+        if self.latent is not None and self.teacher_at.start is not None:
+            raise ValueError("teacher_at.start: where there is a group latent, teacher AT goes on from what that gives")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from purifiers.training.loop import Stage, fit
 from purifiers.training.run import STATE_FILE, Run
 from purifiers.training.stages import StageLosses
 
-UNSAID = (("noise", 0.0), ("attack", None))
+UNSAID = (("noise", 0.0), ("attack", None), ("start", None))
 """Values of keys that are younger than trainings that go on: without a word of them these stay what they are."""
 
 

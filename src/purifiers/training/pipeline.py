@@ -15,7 +15,7 @@ from purifiers.files import write_text
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, load_recipe, recipe_text, training_differences
 from purifiers.recipes.parts import Optimisation
-from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, save_network
+from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, describe, load_network, place, save_network
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier, watch
 from purifiers.training.fitting import fit_stage, seeded
@@ -68,6 +68,7 @@ def train(
     for name, wanted in recipe.classifiers().items():
         if wanted.source is not None and name not in given:
             given[name] = load_classifier(wanted.source, wanted, data)
+    begun = _begun(recipe, run.fabric.device)
     if restart:
         _discard(recipe, folder)
     else:
@@ -84,20 +85,37 @@ def train(
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     guided = at_losses(recipe.teacher_at, panel)
     nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
-    latent = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs)) if recipe.latent is not None else None
-    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers, latent)
+    first = begun.get("teacher_at")
+    if recipe.latent is not None:
+        first = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs))
+    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers, first)
     teachers = {"AT": at, "NT": nt}
     for name, chosen in STUDENTS.items():
         if name == "student" or ablation:
             own = {teacher: teachers[teacher] for teacher in chosen}
             config = student_config(recipe.student, name)
             distilled = student_losses(config, own, panel)
-            first = at if config.start == "teacher_at" else None
+            first = at if config.start == "teacher_at" else begun.get("student")
             parents = [*panel.classifiers, *own.values()]
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents, first)
     unchanged()
     save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
     return run
+
+
+def _begun(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
+    """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``."""
+    built = describe(build_network(recipe.purifier.network, recipe.purifier.arguments))
+    found = {}
+    for stage, start in (("teacher_at", recipe.teacher_at.start), ("student", recipe.student.start)):
+        if start in (None, "scratch", "teacher_at"):
+            continue
+        network = load_network(locate(start))
+        if describe(network) != built:
+            other = describe(network)
+            raise ConfigError(f"{stage}.start: '{start}' has not the structure of the recipe's purifier: {other}, not {built}")
+        found[stage] = place(network, device).requires_grad_(False)
+    return found
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:
