@@ -161,6 +161,19 @@ def test_quantised_examples_stay_within_epsilon_and_keep_whole_levels(data: Imag
         assert (quantised / 255 - exact).abs().max() < 1 / 255
 
 
+def test_of_an_attack_without_an_epsilon_whole_levels_are_the_nearest(data: ImageSet) -> None:
+    """Rounded towards zero the smallest perturbation that is found would hardly be one."""
+
+    class Small(FGSM):
+        epsilon: None = None  # type: ignore[assignment]
+
+        def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+            return (images + 0.6 / 255).clamp(0, 1)
+
+    whole = generate(Small(), Linear(2, SHAPE), data, quantized=True).images
+    assert torch.equal(whole.int(), (data.images.int() + 1).clamp(max=255))
+
+
 def test_views_differ_in_what_the_attacker_knows() -> None:
     torch.manual_seed(0)
     defended = PurifiedClassifier(Purifier(CAE(widths=[4], blocks=[2], skip_every=0)), ResNet(20))

@@ -89,14 +89,15 @@ def train(
     if recipe.latent is not None:
         first = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs))
     at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers, first)
-    teachers = {"AT": at, "NT": nt}
+    # An untrained residual network says what it is given, and need not be asked.
+    teachers = {"AT": at, "NT": nt if recipe.teacher_nt.epochs else nn.Identity()}
     for name, chosen in STUDENTS.items():
         if name == "student" or ablation:
             own = {teacher: teachers[teacher] for teacher in chosen}
             config = student_config(recipe.student, name)
             distilled = student_losses(config, own, panel)
             first = at if config.start == "teacher_at" else begun.get("student")
-            parents = [*panel.classifiers, *own.values()]
+            parents = [*panel.classifiers, *(run.purifiers[f"teacher_{teacher.lower()}"].network for teacher in chosen)]
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents, first)
     unchanged()
     save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
