@@ -1,6 +1,6 @@
 """Keep what runs measured: their results.json and tables, without the places that files had on this machine.
 
-python tools/keep_results.py runs/strong-cpu-weights results/cifar10/compared
+python tools/keep_results.py runs/strong-cpu-weights results/cifar10-cpu/compared
 """
 
 import argparse

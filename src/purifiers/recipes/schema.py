@@ -204,7 +204,8 @@ class Recipe(Group):
     where all trainings have an ``attack`` of their own, or ``noise`` to remove.
     ``precision``: of networks in training, and of classifiers under training attacks, whose images stay float32; attacks
     of the evaluation are float32 throughout.
-    ``compiled``: train with ``torch.compile``; meant for a GPU.
+    ``compiled``: meant for a GPU, where each training step becomes one CUDA graph if nothing in it waits for the device (an
+    attack in every step does). What cannot, and everything on a CPU, goes through ``torch.compile``.
     ``weights``: names of shipped weights that were trained with this recipe, by stage.
     ``baselines``: other people's purifiers to compare with in Table 1, by the titles of their rows.
     ``variants``: for a table of what each ingredient brings: title -> what is set otherwise. The first is the base of the

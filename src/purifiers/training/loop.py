@@ -35,7 +35,7 @@ class Stage:
         optimisation: epochs, batch size, optimiser, schedule, augmentation.
         seed: decides order and augmentation: stages of one seed see the same batches.
         compiled: run the network through ``torch.compile``, after a first step without it.
-        captured: on a GPU, replay the whole step as a CUDA graph; for losses in which nothing waits for the device.
+        captured: on a GPU, replay the whole step as a CUDA graph instead; for losses in which nothing waits for the device.
     """
 
     name: str
@@ -73,12 +73,13 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     """
     optimisation, device = stage.optimisation, stage.images.device
     steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
+    # Both together are a quarter faster in the classifier and nothing in the CAE, and compiling takes longer than that saves.
     captured = stage.captured and device.type == "cuda"
     optimizer = _optimizer(optimisation, stage.network, captured)
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
     eager, optimizer = fabric.setup(stage.network, optimizer)
-    model = compiled(eager) if stage.compiled else eager
+    model = compiled(eager) if stage.compiled and not captured else eager
     history: list[dict[str, float]] = []
     deadline = deadline or Deadline()
     if checkpoint.exists():
