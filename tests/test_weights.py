@@ -23,10 +23,12 @@ def recipe_of(name: str) -> Recipe:
     return next(one for one in map(load_recipe, NAMES) if one.weights.get("student") == name)
 
 
-def test_all_of_it_is_at_most_16_megabytes() -> None:
+def test_all_of_it_is_at_most_24_megabytes_and_what_most_users_need_at_most_12() -> None:
     folders = [weights.locate(name) for name in weights.NAMES]
     assert folders
-    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 16_000_000
+    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) < 24_000_000
+    needed = [weights.locate(name) for name in ("cifar10", "cifar10-paper", "cifar10-resnet56")]
+    assert sum(path.stat().st_size for folder in needed for path in folder.iterdir()) < 12_000_000
 
 
 @pytest.mark.parametrize("name", weights.PURIFIERS)

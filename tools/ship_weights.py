@@ -3,7 +3,7 @@
     python tools/ship_weights.py runs/strong-cpu cifar10 --also runs/unseen \\
         --classifiers classifier=cifar10-resnet56 companion_1=cifar10-resnet20
     python tools/ship_weights.py runs/paper-cpu/seed-0 cifar10-paper --seeds runs/paper-cpu/seed-1 runs/paper-cpu/seed-2
-    python tools/ship_weights.py runs/classifier --classifiers classifier=cifar10-resnet56-unseen
+    python tools/ship_weights.py runs/classifier --classifiers classifier=cifar10-resnet56-unseen --unseen
 
 Without a name for the student only the classifiers ship, of a run that need have trained no more than them. Otherwise the runs
 must have been evaluated, from a source tree without changes, so that their commit says what was run. `--also`
@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,7 +37,7 @@ from purifiers.training.run import RECIPE_FILE, STATE_FILE, Run, make_fabric
 
 ROOT = Path(purifiers.weights.__file__).parent
 RESULTS = Path(__file__).parents[1] / "results"
-LIMIT = 16_000_000
+LIMIT = 24_000_000
 """Bytes of all shipped weights together."""
 
 
@@ -48,11 +47,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("name", nargs="?", help="of the student; without it the student does not ship")
     parser.add_argument("--classifiers", metavar="STAGE=NAME", nargs="*", default=[], help="ship these of the run too")
+    parser.add_argument("--unseen", action="store_true", help="no purifier was trained against these classifiers")
     parser.add_argument("--also", metavar="DIR", type=Path, nargs="*", default=[])
     parser.add_argument("--seeds", metavar="DIR", type=Path, nargs="*", default=[])
     parser.add_argument(
         "--audit", metavar="DIR", type=Path, help="of an audit of the run alone, whose worst cases the card tells"
     )
+    parser.add_argument("--before", metavar="DIR", type=Path, help="of results of the run from which this one went on")
+    parser.add_argument("--note", metavar="TEXT", default="", help="a paragraph for the card's end")
     chosen = parser.parse_args()
     recipe = load_recipe(chosen.run / RECIPE_FILE)
     test = Run(recipe, chosen.run, make_fabric("auto", "32-true"), chosen.run / "cache").images("test")
@@ -60,13 +62,15 @@ def main() -> None:
         folders = [chosen.run, *chosen.also]
         results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
         audit = None if chosen.audit is None else Audit.read(chosen.audit)
-        ship_purifier(chosen.run, chosen.name, results, to_float(test.images[:500]), audit)
+        before = None if chosen.before is None else portable(Results.read(chosen.before))
+        card = model_card(chosen.name, results, audit=audit, before=before) + (f"\n{chosen.note}\n" if chosen.note else "")
+        ship_purifier(chosen.run, chosen.name, card, to_float(test.images[:500]))
         if seeds:
             write_seeds([results[0], *seeds], RESULTS / chosen.name)
         for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
             keep(one, RESULTS / chosen.name / folder.name)
     for stage, name in (pair.split("=") for pair in chosen.classifiers):
-        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, unseen=chosen.name is None)
+        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, chosen.unseen)
     size = sum(path.stat().st_size for path in ROOT.glob("*/*"))
     print(f"{size / 1e6:.1f} MB of weights and cards")
     if size > LIMIT:
@@ -87,7 +91,7 @@ def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unse
         put(half, name, classifier_card(name, stage.name, content, history, right, len(test), commit, unseen))
 
 
-def ship_purifier(run: Path, name: str, results: Sequence[Results], images: torch.Tensor, audit: Audit | None) -> None:
+def ship_purifier(run: Path, name: str, card: str, images: torch.Tensor) -> None:
     """The run's student, rounded to float16, and its card."""
     with tempfile.TemporaryDirectory() as temporary:
         half = rounded(run, Path(temporary))
@@ -99,7 +103,7 @@ def ship_purifier(run: Path, name: str, results: Sequence[Results], images: torc
         if moved.mean() >= 0.1:
             raise SystemExit("that is too much: ship float32")
         note = f"\nKernels were rounded to float16 after the measurement, which moves purified pixels by {said}.\n"
-        put(half, name, model_card(name, results, audit=audit) + note)
+        put(half, name, card + note)
 
 
 def rounded(source: Path, target: Path) -> Path:

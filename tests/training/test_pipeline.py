@@ -256,7 +256,11 @@ def test_a_student_that_starts_from_teacher_at(tiny_recipe: Callable[..., Recipe
 def test_a_training_that_goes_on_from_purifiers_that_are_there(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     first = train(tiny_recipe(), tmp_path / "first", device="cpu")
     still = ("student.learning_rate=1e-12", "student.schedule=constant")
-    there = (f"teacher_at.start={tmp_path}/first/checkpoints/teacher_at", "teacher_at.epochs=0", f"student.start={tmp_path}/first")
+    there = (
+        f"teacher_at.start={tmp_path}/first/checkpoints/teacher_at",
+        "teacher_at.epochs=0",
+        f"student.start={tmp_path}/first",
+    )
     second = train(tiny_recipe("seed=1", *there, *still), tmp_path / "second", device="cpu")
     teachers = [run.purifiers["teacher_at"].network.state_dict() for run in (first, second)]
     assert all(torch.equal(value, teachers[1][name]) for name, value in teachers[0].items())
@@ -271,6 +275,6 @@ def test_a_start_that_is_none(tiny_recipe: Callable[..., Recipe], tmp_path: Path
         tiny_recipe("teacher_at.epochs=0")
     with pytest.raises(ConfigError, match=r"student\.start: 'cifar10' has not the structure of the recipe's purifier"):
         train(tiny_recipe("student.start=cifar10"), tmp_path, device="cpu")
-    with pytest.raises(MissingFileError, match="nowhere holds no config.json"):
+    with pytest.raises(MissingFileError, match=r"nowhere holds no config\.json"):
         train(tiny_recipe(f"teacher_at.start={tmp_path}/nowhere"), tmp_path, device="cpu")
     assert not any(tmp_path.iterdir())

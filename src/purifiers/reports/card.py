@@ -44,7 +44,13 @@ _LIMITS = """## Limits
 """
 
 
-def model_card(name: str, results: Sequence[Results], location: str | None = None, audit: Audit | None = None) -> str:
+def model_card(
+    name: str,
+    results: Sequence[Results],
+    location: str | None = None,
+    audit: Audit | None = None,
+    before: Results | None = None,
+) -> str:
     """The card, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
@@ -52,6 +58,7 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
         results: of the run that trained it, then of any others that measured the same purifier.
         location: where ``from_pretrained`` finds it: the name, unless it lies elsewhere.
         audit: of that run alone: its worst cases are rows of the first table, in the norms in which it was attacked white-box.
+        before: of the run from whose purifiers that one went on.
     """
     first = results[0]
     recipe = first.trained or first.recipe
@@ -60,7 +67,8 @@ def model_card(name: str, results: Sequence[Results], location: str | None = Non
     gives = "a pattern that its own classifier reads" if redrawn else "a clean one"
     head = {"name": name, "location": location or name, "parameters": first.parameters, "gives": gives}
     parts = [hub.HEAD.format(more=f"datasets: [{data['name']}]\n") + _HEAD.format(**head, changes=_changes(recipe))]
-    parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
+    made = _making(first) if before is None else [*_making(before), *(f"then, {line}" for line in _making(first))]
+    parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in made))
     parts.append(f"{hub.MEASURED}\n\n" + "\n\n".join(_measured(one, None if i else audit) for i, one in enumerate(results)))
     classifiers = [recipe["classifier"], *recipe["companions"]]
     names = " and ".join(
@@ -156,10 +164,10 @@ def _making(results: Results) -> list[str]:
     for stage, history in results.training.items():
         if stage.startswith(folder_of("")):
             continue  # a baseline
-        if not history:
-            lines.append(f"{stage}: the untrained residual network, which is the identity")
-            continue
-        lines.append(f"{stage}: {_trained(history)}")
+        start = recipe.get(stage, {}).get("start")
+        begun = f", from {start}" if start not in (None, "scratch", "teacher_at") else ""
+        untrained = f"that of {start}" if begun else "the untrained residual network, which is the identity"
+        lines.append(f"{stage}: {_trained(history)}{begun}" if history else f"{stage}: {untrained}")
     where = "no GPU" if machine["device"] == "cpu" else machine["device"]
     lines.append(f"measured on: {machine['name']}, {machine['threads']} threads ({where}), torch {results.versions['torch']}")
     return lines
@@ -189,7 +197,8 @@ def _changes(recipe: Mapping[str, Any]) -> str:
         "other weights of the losses": (at["reconstruction_weight"], student["beta"], student["gamma"]) != (1, 0.5, 0.5),
         "no adversarial term in equation 2": not at["adversarial_weight"],
         "teacher NT the identity": not recipe["teacher_nt"]["epochs"],
-        "a student that starts from teacher AT": student["start"] != "scratch",
+        "a student that starts from teacher AT": student["start"] == "teacher_at",
+        "a student that goes on from an earlier one": student["start"] not in ("scratch", "teacher_at"),
         "several classifiers": recipe["companions"],
     }
     listed = [change for change, there in said.items() if there]
