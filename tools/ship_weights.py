@@ -54,7 +54,7 @@ def main() -> None:
         "--audit", metavar="DIR", type=Path, help="of an audit of the run alone, whose worst cases the card tells"
     )
     parser.add_argument("--before", metavar="DIR", type=Path, help="of results of the run from which this one went on")
-    parser.add_argument("--note", metavar="TEXT", default="", help="a paragraph for the card's end")
+    parser.add_argument("--note", metavar="TEXT", default="", help="a paragraph for the cards' end")
     chosen = parser.parse_args()
     recipe = load_recipe(chosen.run / RECIPE_FILE)
     test = Run(recipe, chosen.run, make_fabric("auto", "32-true"), chosen.run / "cache").images("test")
@@ -70,14 +70,14 @@ def main() -> None:
         for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
             keep(one, RESULTS / chosen.name / folder.name)
     for stage, name in (pair.split("=") for pair in chosen.classifiers):
-        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, chosen.unseen)
+        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, chosen.unseen, chosen.note)
     size = sum(path.stat().st_size for path in ROOT.glob("*/*"))
     print(f"{size / 1e6:.1f} MB of weights and cards")
     if size > LIMIT:
         raise SystemExit(f"that is more than the {LIMIT / 1e6:.0f} MB that may ship")
 
 
-def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unseen: bool) -> None:
+def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unseen: bool, note: str) -> None:
     """One classifier, rounded to float16, and its card."""
     commit = versions()["commit"]
     if commit.endswith("-dirty"):
@@ -88,7 +88,8 @@ def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unse
             right = accuracy(place(load_network(half), test.images.device), test)
         history = load_state(stage / STATE_FILE)["history"]
         content = recipe.model_dump(mode="json")
-        put(half, name, classifier_card(name, stage.name, content, history, right, len(test), commit, unseen))
+        card = classifier_card(name, stage.name, content, history, right, len(test), commit, unseen)
+        put(half, name, card + (f"\n{note}\n" if note else ""))
 
 
 def ship_purifier(run: Path, name: str, card: str, images: torch.Tensor) -> None:
