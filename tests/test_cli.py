@@ -120,11 +120,11 @@ def test_cifar10_end_to_end_on_a_subset(tmp_path: Path) -> None:
         (["train", "--set", "student.epoch=1"], "did you mean 'epochs'"),
         (["demo", "--device", "tpu"], "no device 'tpu'"),
         (["evaluate", "nowhere"], "holds no recipe.yaml"),
-        (["evaluate", "cifar10"], "'purifiers reproduce --recipe strong-cpu --from-weights' measures it"),
+        (["evaluate", "cifar10"], "'purifiers reproduce --recipe strong --from-weights' measures it"),
         (["audit", "cifar10-resnet56"], "'cifar10-resnet56' is a classifier; a purifier is needed here"),
         (
             ["certify", "cifar10", "--sigma", "64/255", "--set", "audit.imags=3"],
-            "strong-cpu, with what is set besides, is not valid",
+            "strong, with what is set besides, is not valid",
         ),
         (["purify", "a", "b", "--purifier", "nowhere"], "no purifier at 'nowhere'"),
         (["certify", "cifar-10"], "neither a run nor a purifier at 'cifar-10'; did you mean 'cifar10'"),
@@ -400,4 +400,4 @@ def test_a_shipped_purifier_is_certified_with_the_classifier_of_its_recipe(tmp_p
     size = ["--sigma", "0.05", "--n", "12", "--n0", "2", "--images", "2"]
     assert main(["certify", "cifar10", "--data-dir", str(CIFAR10), "--output", str(tmp_path), "--device", "cpu", *size]) == 0
     found = json.loads((tmp_path / "certificate.json").read_text())
-    assert (found["purifier"], found["classifier"], found["recipe"]["name"]) == ("cifar10", "resnet56", "strong-cpu")
+    assert (found["purifier"], found["classifier"], found["recipe"]["name"]) == ("cifar10", "resnet56", "strong")

@@ -239,6 +239,23 @@ def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
     assert "worst of the audit" not in (folder / "card.md").read_text()
 
 
+def test_a_card_of_a_purifier_that_went_on_from_another_tells_both_trainings(make_results: Callable[..., Results]) -> None:
+    before, start = make_results(), ["student.start=runs/first", "teacher_at.start=runs/first", "teacher_at.epochs=0"]
+    after = before.model_copy(
+        update={
+            "recipe": load_recipe("strong", start).model_dump(mode="json"),
+            "training": {"teacher_nt": [], "teacher_at": [], "student": before.training["student"]},
+        }
+    )
+    card = model_card("mine", [after], before=before)
+    assert "- recipe `paper`, seed 0" in card and "- student: 3 epochs in 3.0 s\n" in card
+    assert "- then, teacher_nt: the untrained residual network, which is the identity" in card
+    assert "- then, teacher_at: that of runs/first" in card
+    assert "- then, student: 3 epochs in 3.0 s, from runs/first" in card
+    assert "a student that goes on from an earlier one" in card and "starts from teacher AT" not in card
+    assert "then, " not in model_card("mine", [before])
+
+
 @pytest.mark.parametrize(
     ("recipe", "overrides", "said", "unsaid"),
     [
