@@ -239,6 +239,15 @@ def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
     assert "worst of the audit" not in (folder / "card.md").read_text()
 
 
+def test_a_training_on_another_device_has_no_share_of_this_ones_peak(make_results: Callable[..., Results]) -> None:
+    results = make_results()
+    counted = {"student": [{**epoch, "flops_per_image": 1e9} for epoch in results.training["student"]]}
+    here = training(results.model_copy(update={"training": counted}))
+    away = training(results.model_copy(update={"training": counted, "peak_flops": None}))
+    assert [here.rows[0][-1], away.rows[0][-1]] == ["0", "-"]
+    assert "2,000 GFLOP/s in a large" in here.caption and "another kind of device" in away.caption
+
+
 def test_a_card_of_a_purifier_that_went_on_from_another_tells_both_trainings(make_results: Callable[..., Results]) -> None:
     before, start = make_results(), ["student.start=runs/first", "teacher_at.start=runs/first", "teacher_at.epochs=0"]
     after = before.model_copy(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from purifiers import Purifier
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
+from purifiers.evaluation.run import _peak
 from purifiers.files import load_tensors
 from purifiers.networks import ResNet
 from purifiers.recipes import Recipe, load_recipe, recipe_text
@@ -242,6 +243,9 @@ def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
     torch.testing.assert_close(run.purifiers["teacher_nt"](images), images)
     opened = open_run(run.recipe, tmp_path, "cpu")
     assert opened.histories.keys() == {"classifier", "teacher_at", "student"}
+    assert opened.devices == {"cpu"} and _peak(opened)
+    opened.devices.add("cuda")
+    assert _peak(opened) is None
 
 
 def test_a_student_that_starts_from_teacher_at(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ class Results(Result):
         training: stage -> a record for each epoch.
         parameters: number of parameters of the purifier.
         peak_flops: floating-point operations a second of a large matrix product on this device, in the precision of the
-            training; what the training achieved is ``images_per_second * flops_per_image`` of its epochs.
+            training; what the training achieved is ``images_per_second * flops_per_image`` of its epochs. None where the
+            training ran on another kind of device.
         costs: of the classifier, the student and the baselines, by the names in ``purifier``, one after the other.
         classifier_sha256: :func:`purifiers.registry.fingerprint` of the classifier, the same before and after.
         records: flat list.
@@ -120,7 +121,7 @@ class Results(Result):
     seconds: dict[str, float]
     training: dict[str, list[dict[str, float]]]
     parameters: int
-    peak_flops: float
+    peak_flops: float | None
     costs: dict[str, Cost] = Field(default_factory=dict)
     classifier_sha256: str | None = None
     records: list[Record]

@@ -91,13 +91,20 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         },
         training=run.histories,
         parameters=sum(parameter.numel() for parameter in student.parameters()),
-        peak_flops=peak_flops(run.fabric.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16),
+        peak_flops=_peak(run),
         costs=costs,
         classifier_sha256=fingerprint(run.classifier),
         records=records,
         warnings=warnings,
     )
     return results, examples
+
+
+def _peak(run: Run) -> float | None:
+    """What the training's arithmetic is held against; None where it ran on another kind of device than this."""
+    if not run.devices <= {run.fabric.device.type}:
+        return None
+    return peak_flops(run.fabric.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16)
 
 
 def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | None:

@@ -179,14 +179,15 @@ def training(results: Results) -> Table:
                     else (
                         f"{flops / 1e9:.2f}",
                         f"{rate * flops / 1e9:,.0f}",
-                        f"{100 * rate * flops / results.peak_flops:.0f}",
+                        "-" if results.peak_flops is None else f"{100 * rate * flops / results.peak_flops:.0f}",
                     )
                 ),
             ]
         )
-    caption = (
-        f"GFLOP an image: matrix products and convolutions, forward and backward, of all networks in the step. Peak: "
-        f"{results.peak_flops / 1e9:,.0f} GFLOP/s in a large matrix product of the training's precision "
+    caption = "GFLOP an image: matrix products and convolutions, forward and backward, of all networks in the step. " + (
+        "The training ran on another kind of device than the evaluation, which has not measured that one's peak."
+        if results.peak_flops is None
+        else f"Peak: {results.peak_flops / 1e9:,.0f} GFLOP/s in a large matrix product of the training's precision "
         f"({results.recipe['precision']}), measured when the run was evaluated."
     )
     header = ["stage", "epochs", "time", "images/s", "GFLOP an image", "GFLOP/s", "% of peak"]
