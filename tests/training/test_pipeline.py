@@ -279,6 +279,6 @@ def test_a_start_that_is_none(tiny_recipe: Callable[..., Recipe], tmp_path: Path
         tiny_recipe("teacher_at.epochs=0")
     with pytest.raises(ConfigError, match=r"student\.start: 'cifar10' has not the structure of the recipe's purifier"):
         train(tiny_recipe("student.start=cifar10"), tmp_path, device="cpu")
-    with pytest.raises(MissingFileError, match=r"nowhere holds no config\.json"):
+    with pytest.raises(MissingFileError, match=r"teacher_at\.start: there is no purifier at .*nowhere"):
         train(tiny_recipe(f"teacher_at.start={tmp_path}/nowhere"), tmp_path, device="cpu")
     assert not any(tmp_path.iterdir())

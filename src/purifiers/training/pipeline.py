@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from purifiers.console import Deadline, say
 from purifiers.data import ImageSet
-from purifiers.errors import CheckpointError, ConfigError
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 from purifiers.files import write_text
+from purifiers.naming import nearest
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, load_recipe, recipe_text, training_differences
 from purifiers.recipes.parts import Optimisation
@@ -23,7 +24,7 @@ from purifiers.training.latent import train_latent
 from purifiers.training.panel import Panel, attack_training_images
 from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STUDENTS, Run, make_fabric, student_config
 from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
-from purifiers.weights import locate
+from purifiers.weights import PURIFIERS, locate
 
 GLANCE = 1000
 """Images on which the classifier is looked at before it is defended."""
@@ -111,6 +112,8 @@ def _begun(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     for stage, start in (("teacher_at", recipe.teacher_at.start), ("student", recipe.student.start)):
         if start in (None, "scratch", "teacher_at"):
             continue
+        if not (locate(start) / CONFIG_FILE).is_file():
+            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{nearest(start, PURIFIERS)}")
         network = load_network(locate(start))
         if describe(network) != built:
             other = describe(network)
