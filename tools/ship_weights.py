@@ -53,7 +53,6 @@ def main() -> None:
     parser.add_argument(
         "--audit", metavar="DIR", type=Path, help="of an audit of the run alone, whose worst cases the card tells"
     )
-    parser.add_argument("--before", metavar="DIR", type=Path, help="of results of the run from which this one went on")
     parser.add_argument("--note", metavar="TEXT", default="", help="a paragraph for the cards' end")
     chosen = parser.parse_args()
     recipe = load_recipe(chosen.run / RECIPE_FILE)
@@ -62,8 +61,7 @@ def main() -> None:
         folders = [chosen.run, *chosen.also]
         results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
         audit = None if chosen.audit is None else Audit.read(chosen.audit)
-        before = None if chosen.before is None else portable(Results.read(chosen.before))
-        card = model_card(chosen.name, results, audit=audit, before=before) + (f"\n{chosen.note}\n" if chosen.note else "")
+        card = model_card(chosen.name, results, audit=audit) + (f"\n{chosen.note}\n" if chosen.note else "")
         ship_purifier(chosen.run, chosen.name, card, to_float(test.images[:500]))
         if seeds:
             write_seeds([results[0], *seeds], RESULTS / chosen.name)

@@ -77,3 +77,10 @@ def test_a_run_starts_from_the_latent_and_goes_on_after_a_stop(tiny_recipe: Call
 def test_recipes_that_cannot_work_are_refused(tiny_recipe: Callable[..., Recipe], override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         tiny_recipe(*ROBUST, override)
+
+
+def test_a_start_beside_the_latent_is_refused(tiny_recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(ConfigError, match="where there is a group latent, teacher AT goes on from what that gives"):
+        tiny_recipe(*ROBUST, "teacher_at.start=cifar10")
+    with pytest.raises(ConfigError, match="the decoder goes on from the encoder that is trained before it"):
+        tiny_recipe(*ROBUST, "latent.decoder.start=cifar10")

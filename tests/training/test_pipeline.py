@@ -20,8 +20,9 @@ from purifiers.files import load_tensors
 from purifiers.networks import ResNet
 from purifiers.recipes import Recipe, load_recipe, recipe_text
 from purifiers.registry import fingerprint, save_network
+from purifiers.training.checkpoint import load_state, save_state
 from purifiers.training.pipeline import train
-from purifiers.training.run import Run, make_fabric, open_run, student_config
+from purifiers.training.run import STATE_FILE, Run, make_fabric, open_run, student_config
 from tests.conftest import TINY
 
 
@@ -243,8 +244,9 @@ def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
     torch.testing.assert_close(run.purifiers["teacher_nt"](images), images)
     opened = open_run(run.recipe, tmp_path, "cpu")
     assert opened.histories.keys() == {"classifier", "teacher_at", "student"}
-    assert opened.devices == {"cpu"} and _peak(opened)
-    opened.devices.add("cuda")
+    assert _peak(opened)
+    state = opened.checkpoint("teacher_at") / STATE_FILE
+    save_state(state, {**load_state(state), "device": "cuda"})
     assert _peak(opened) is None
 
 
@@ -277,6 +279,10 @@ def test_a_training_that_goes_on_from_purifiers_that_are_there(tiny_recipe: Call
 def test_a_start_that_is_none(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a teacher that is trained already: name it with start"):
         tiny_recipe("teacher_at.epochs=0")
+    with pytest.raises(
+        MissingFileError, match=r"student\.start: there is no purifier at 'teacher-at'; did you mean 'teacher_at'"
+    ):
+        train(tiny_recipe("student.start=teacher-at"), tmp_path, device="cpu")
     with pytest.raises(ConfigError, match=r"student\.start: 'cifar10' has not the structure of the recipe's purifier"):
         train(tiny_recipe("student.start=cifar10"), tmp_path, device="cpu")
     with pytest.raises(MissingFileError, match=r"teacher_at\.start: there is no purifier at .*nowhere"):

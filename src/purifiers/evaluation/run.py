@@ -19,8 +19,9 @@ from purifiers.purifier import Purifier
 from purifiers.recipes.schema import Evaluation
 from purifiers.registry import fingerprint
 from purifiers.seeds import seed_for
+from purifiers.training.checkpoint import load_state
 from purifiers.training.classifier import watch
-from purifiers.training.run import STUDENTS, Run
+from purifiers.training.run import STATE_FILE, STUDENTS, Run
 from purifiers.training.throughput import peak_flops
 
 COST_BATCH = 100
@@ -102,7 +103,9 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
 
 def _peak(run: Run) -> float | None:
     """What the training's arithmetic is held against; None where it ran on another kind of device than this."""
-    if not run.devices <= {run.fabric.device.type}:
+    states = [run.checkpoint(stage) / STATE_FILE for stage in run.histories]
+    here = run.fabric.device.type
+    if any(load_state(path).get("device", here) != here for path in states if path.is_file()):
         return None
     return peak_flops(run.fabric.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16)
 

@@ -253,6 +253,8 @@ class Recipe(Group):
     def _one_start(self) -> "Recipe":
         if self.latent is not None and self.teacher_at.start is not None:
             raise ValueError("teacher_at.start: where there is a group latent, teacher AT goes on from what that gives")
+        if self.latent is not None and self.latent.decoder.start is not None:
+            raise ValueError("latent.decoder.start: the decoder goes on from the encoder that is trained before it")
         return self
 
     @model_validator(mode="after")

@@ -44,13 +44,7 @@ _LIMITS = """## Limits
 """
 
 
-def model_card(
-    name: str,
-    results: Sequence[Results],
-    location: str | None = None,
-    audit: Audit | None = None,
-    before: Results | None = None,
-) -> str:
+def model_card(name: str, results: Sequence[Results], location: str | None = None, audit: Audit | None = None) -> str:
     """The card, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
@@ -58,7 +52,6 @@ def model_card(
         results: of the run that trained it, then of any others that measured the same purifier.
         location: where ``from_pretrained`` finds it: the name, unless it lies elsewhere.
         audit: of that run alone: its worst cases are rows of the first table, in the norms in which it was attacked white-box.
-        before: of the run from whose purifiers that one went on.
     """
     first = results[0]
     recipe = first.trained or first.recipe
@@ -67,8 +60,7 @@ def model_card(
     gives = "a pattern that its own classifier reads" if redrawn else "a clean one"
     head = {"name": name, "location": location or name, "parameters": first.parameters, "gives": gives}
     parts = [hub.HEAD.format(more=f"datasets: [{data['name']}]\n") + _HEAD.format(**head, changes=_changes(recipe))]
-    made = _making(first) if before is None else [*_making(before), *(f"then, {line}" for line in _making(first))]
-    parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in made))
+    parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
     parts.append(f"{hub.MEASURED}\n\n" + "\n\n".join(_measured(one, None if i else audit) for i, one in enumerate(results)))
     classifiers = [recipe["classifier"], *recipe["companions"]]
     names = " and ".join(

@@ -35,8 +35,7 @@ class CapturedStep:
         if self.calls <= WARM_UP:
             return self._aside(chosen)
         if self.graph is None:
-            self._capture(chosen)
-        assert self.graph is not None
+            self.graph = self._capture(chosen)
         self.chosen.copy_(chosen)
         self.graph.replay()
         return {name: value.clone() for name, value in self.losses.items()}
@@ -49,11 +48,11 @@ class CapturedStep:
         torch.cuda.current_stream().wait_stream(self.stream)
         return losses
 
-    def _capture(self, chosen: Tensor) -> None:
+    def _capture(self, chosen: Tensor) -> torch.cuda.CUDAGraph:
         """Record the step; nothing is computed yet."""
         self.chosen = chosen.clone()
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph, stream=self.stream):
             self.losses = self.step(self.chosen)
-        self.graph = graph
+        return graph

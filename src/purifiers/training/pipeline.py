@@ -90,15 +90,15 @@ def train(
     if recipe.latent is not None:
         first = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs))
     at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers, first)
+    teachers = {"AT": at, "NT": nt}
     # An untrained residual network says what it is given, and need not be asked.
-    teachers = {"AT": at, "NT": nt if recipe.teacher_nt.epochs else nn.Identity()}
+    asked = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
     for name, chosen in STUDENTS.items():
         if name == "student" or ablation:
-            own = {teacher: teachers[teacher] for teacher in chosen}
             config = student_config(recipe.student, name)
-            distilled = student_losses(config, own, panel)
+            distilled = student_losses(config, {teacher: asked[teacher] for teacher in chosen}, panel)
             first = at if config.start == "teacher_at" else begun.get("student")
-            parents = [*panel.classifiers, *(run.purifiers[f"teacher_{teacher.lower()}"].network for teacher in chosen)]
+            parents = [*panel.classifiers, *(teachers[teacher] for teacher in chosen)]
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents, first)
     unchanged()
     save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
@@ -109,11 +109,12 @@ def _begun(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``."""
     built = describe(build_network(recipe.purifier.network, recipe.purifier.arguments))
     found = {}
+    words = ("scratch", "teacher_at", *PURIFIERS)
     for stage, start in (("teacher_at", recipe.teacher_at.start), ("student", recipe.student.start)):
         if start in (None, "scratch", "teacher_at"):
             continue
         if not (locate(start) / CONFIG_FILE).is_file():
-            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{nearest(start, PURIFIERS)}")
+            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{nearest(start, words)}")
         network = load_network(locate(start))
         if describe(network) != built:
             other = describe(network)

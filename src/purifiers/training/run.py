@@ -73,7 +73,6 @@ class Run:
         baselines: purifiers to compare with, by title; see :func:`purifiers.training.baselines.prepare_baselines`.
         variants: the students of the recipe's variants, by title.
         histories: stage -> one record for each epoch.
-        devices: the kinds of device on which finished stages that were opened again were trained.
         splits: the images that were read so far; use :meth:`images`.
     """
 
@@ -89,7 +88,6 @@ class Run:
     baselines: dict[str, Purifier] = field(default_factory=dict)
     variants: dict[str, Purifier] = field(default_factory=dict)
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    devices: set[str] = field(default_factory=set)
     splits: dict[str, ImageSet] = field(default_factory=dict)
 
     def checkpoint(self, stage: str) -> Path:
@@ -203,9 +201,7 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     for stage in ("classifier", *companions, *LATENT, *run.purifiers):
         state = run.checkpoint(stage) / STATE_FILE
         if state.is_file():
-            saved = load_state(state)
-            run.histories[stage] = saved["history"]
-            run.devices |= {saved["device"]} if "device" in saved else set()
+            run.histories[stage] = load_state(state)["history"]
     return run
 
 

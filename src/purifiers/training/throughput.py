@@ -14,6 +14,7 @@ SECONDS = 2.0
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large square matrix product on ``device``: the best of a few, measured now."""
     size = 256
+    _product(size, device, dtype)  # the libraries' start is not the device's speed
     seconds = _product(size, device, dtype)
     while size < SIZE.get(device.type, 1024) and 8 * seconds < SECONDS:
         size *= 2
