@@ -227,11 +227,14 @@ def test_nrp_purifies_digits(digits: Run) -> None:
     assert clean > 0.9 and attacked < 0.1 and purified > 0.8
 
 
-@pytest.mark.parametrize(("task", "gain"), [("reconstruction", 0.25), ("rotation", 0.1), ("consistency", 0.1)])
-def test_soap_purifies_digits(digits: Run, task: str, gain: float) -> None:
+@pytest.mark.parametrize(
+    ("task", "kept", "gain"),
+    # Of rotation's clean images one processor kept 71 % (of all 360 as of these 100) where others kept more than 75.
+    [("reconstruction", 0.75, 0.25), ("rotation", 0.65, 0.1), ("consistency", 0.75, 0.1)],
+)
+def test_soap_purifies_digits(digits: Run, task: str, kept: float, gain: float) -> None:
     clean, attacked, purified = right(digits, f"SOAP, {task}")
-    # What the descent costs on clean images depends on how the processor rounds: rotation keeps 71 % of them on one without AVX-512.
-    assert clean > 0.6 and purified > attacked + gain
+    assert clean > kept and purified > attacked + gain
 
 
 def test_the_tasks_are_learned(digits: Run) -> None:
