@@ -1,20 +1,28 @@
 """With the real Adversarial Robustness Toolbox."""
 
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
-from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.attacks import BIM
 from purifiers.errors import ConfigError
-from purifiers.interop.art import PurifierPreprocessor
 from purifiers.networks import CAE
 from tests.conftest import Linear
+
+# When imported, ART looks twice for a settings file in the home folder, and fails where another process of the tests writes it
+# between the two looks. So each process gives it a home of its own.
+with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
+    for variable in ("HOME", "USERPROFILE"):
+        patch.setenv(variable, home)
+    from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    from purifiers.interop.art import PurifierPreprocessor
 
 EPSILON = 8 / 255
 
