@@ -42,7 +42,7 @@ def add_behind(command: argparse.ArgumentParser) -> None:
 
 def add_recipe(command: argparse.ArgumentParser, default: str) -> None:
     """Which recipe."""
-    names = "digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu"
+    names = "digits, folder, paper, paper-cpu, robust, robust-cpu, smooth, smooth-cpu, strong, strong-cpu, strong-tuned"
     shipped = f"a shipped recipe ({names}) or a YAML file"
     command.add_argument("--recipe", metavar="NAME|FILE", help=f"{shipped} (default: {default})")
     command.set_defaults(default_recipe=default.split(",")[0])
