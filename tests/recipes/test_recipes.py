@@ -166,6 +166,14 @@ def test_classifiers_can_be_taken_from_shipped_weights() -> None:
         load_recipe("digits", ["weights.studnet=x"])
 
 
+def test_what_goes_on_from_strong_fits_it_and_is_measured_as_it_is() -> None:
+    tuned, strong = load_recipe("strong-tuned"), load_recipe("strong")
+    assert tuned.student.start == tuned.teacher_at.start == strong.weights["student"]
+    assert (tuned.purifier, tuned.classifier, tuned.companions) == (strong.purifier, strong.classifier, strong.companions)
+    assert tuned.evaluation.attacks == strong.evaluation.attacks
+    assert strong.training_attacks.items() <= tuned.training_attacks.items()
+
+
 def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
     plain = load_recipe("strong-cpu")
     assert differences(plain, plain) == {}
