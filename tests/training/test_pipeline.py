@@ -246,8 +246,10 @@ def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
     assert opened.histories.keys() == {"classifier", "teacher_at", "student"}
     assert _peak(opened)
     state = opened.checkpoint("teacher_at") / STATE_FILE
-    save_state(state, {**load_state(state), "device": "cuda"})
-    assert _peak(opened) is None
+    trained = load_state(state)
+    for other in ({"device": "cuda"}, {"threads": trained["threads"] + 1}):
+        save_state(state, {**trained, **other})
+        assert _peak(opened) is None
 
 
 def test_a_student_that_starts_from_teacher_at(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

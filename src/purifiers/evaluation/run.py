@@ -102,10 +102,13 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
 
 
 def _peak(run: Run) -> float | None:
-    """What the training's arithmetic is held against; None where it ran on another kind of device than this."""
-    states = [run.checkpoint(stage) / STATE_FILE for stage in run.histories]
+    """What the training's arithmetic is held against; None where that had another kind of device, or other threads."""
+    files = [run.checkpoint(stage) / STATE_FILE for stage in run.histories]
+    states = [load_state(file) for file in files if file.is_file()]
     here = run.fabric.device.type
-    if any(load_state(path).get("device", here) != here for path in states if path.is_file()):
+    if any(state.get("device", here) != here for state in states):
+        return None
+    if here == "cpu" and any(state.get("threads") != torch.get_num_threads() for state in states):
         return None
     return peak_flops(run.fabric.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16)
 

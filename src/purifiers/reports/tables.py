@@ -185,7 +185,7 @@ def training(results: Results) -> Table:
             ]
         )
     caption = "GFLOP an image: matrix products and convolutions, forward and backward, of all networks in the step. " + (
-        "The training ran on another kind of device than the evaluation, which has not measured that one's peak."
+        "The training had another kind of device, or another number of threads, than the evaluation, whose peak is not its own."
         if results.peak_flops is None
         else f"Peak: {results.peak_flops / 1e9:,.0f} GFLOP/s in a large matrix product of the training's precision "
         f"({results.recipe['precision']}), measured when the run was evaluated."

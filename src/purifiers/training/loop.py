@@ -142,6 +142,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
                     "scheduler": scheduler.state_dict(),
                     "generator": generator.get_state(),
                     "device": device.type,
+                    "threads": torch.get_num_threads(),
                     "history": history,
                 },
             )
