@@ -10,6 +10,7 @@ from purifiers.attacks import generate as module
 from purifiers.attacks.generate import generate
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import InputError
+from purifiers.files import load_tensors, save_tensors
 from purifiers.networks import CAE, ResNet
 from purifiers.purifier import PurifiedClassifier, Purifier
 from tests.conftest import Linear
@@ -57,6 +58,16 @@ def test_a_finished_shard_is_never_computed_again(data: ImageSet, tmp_path: Path
     middle.write_bytes(middle.read_bytes()[:-5])
     assert torch.equal(generate(attack, model, data, batch_size=3, cache=tmp_path).images, first.images)
     assert len(CALLS) in (6, 7)
+
+
+def test_a_shard_that_does_not_belong_to_its_images_is_made_again(data: ImageSet, tmp_path: Path) -> None:
+    attack, model = FGSM(epsilon=0.1), Linear(2, SHAPE)
+    for quantized in (False, True):
+        first = generate(attack, model, data, cache=tmp_path, quantized=quantized).images
+        for path in tmp_path.iterdir():
+            tensors, about = load_tensors(path)
+            save_tensors(path, {"images": tensors["images"].flip(0)}, about)  # its checksum is right
+        assert torch.equal(generate(attack, model, data, cache=tmp_path, quantized=quantized).images, first)
 
 
 def test_whoever_stops_after_a_shard_finds_it_again(data: ImageSet, tmp_path: Path) -> None:

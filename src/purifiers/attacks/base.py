@@ -129,10 +129,12 @@ class Attack(BaseModel, ABC):
                 if not any(said in str(error) for said in WITHOUT_GRADIENT):
                     raise
                 raise AttackError(f"{self.kind} takes gradients, and the model passes none to its images") from error
-        self._check_result(images, adversarial)
+        self.check_result(images, adversarial)
         return adversarial
 
-    def _check_result(self, images: Tensor, adversarial: Tensor) -> None:
+    def check_result(self, images: Tensor, adversarial: Tensor) -> None:
+        """Raise an AttackError unless ``adversarial`` is float32, the shape of ``images`` (float32), in [0,1], and within
+        ``epsilon`` of them."""
         if adversarial.dtype != torch.float32 or adversarial.shape != images.shape:
             raise AttackError(f"{self.kind} returned {adversarial.dtype} {tuple(adversarial.shape)}")
         low, high = torch.stack(torch.aminmax(adversarial)).tolist()

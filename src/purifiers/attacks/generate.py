@@ -16,7 +16,7 @@ from purifiers.attacks.autoattack import LOGGER
 from purifiers.attacks.base import Attack, frozen
 from purifiers.attacks.views import gradient_at
 from purifiers.data import ImageSet, slices, to_float
-from purifiers.errors import CheckpointError, InputError
+from purifiers.errors import AttackError, CheckpointError, InputError
 from purifiers.files import digest, load_tensors, save_tensors
 from purifiers.registry import fingerprint
 from purifiers.seeds import reproducible, seed_for
@@ -87,7 +87,7 @@ def generate(
         images, labels = data.images[shard], data.labels[shard]
         key = digest(known_by, attack.model_dump(), images, labels, seed, shard.start, batch_size, quantized)
         path = None if cache is None else cache / f"{attack.kind}-{key[:32]}.safetensors"
-        found = _read(path)
+        found = _read(path, attack, images, quantized)
         if found is None:
             begun = time.perf_counter()
             with _collected() as noted:
@@ -101,7 +101,7 @@ def generate(
             saved()
         else:
             advance(len(images))
-        parts.append(found.images.to(data.images.device))
+        parts.append(found.images)
         for text, times in found.warnings.items():
             _count(warnings, text, times)
         batches += found.batches
@@ -151,14 +151,17 @@ def _quantize(images: Tensor, adversarial: Tensor, bounded: bool) -> Tensor:
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 
 
-def _read(path: Path | None) -> Adversarial | None:
+def _read(path: Path | None, attack: Attack, images: Tensor, quantized: bool) -> Adversarial | None:
     if path is None or not path.exists():
         return None
     try:
         tensors, metadata = load_tensors(path)
-    except CheckpointError:
+        found = tensors["images"].to(images.device)
+        # A checksum tells that these are the bytes that were written, not that they belong to these images.
+        attack.check_result(to_float(images), to_float(found) if quantized else found)
+    except (CheckpointError, AttackError):
         return None  # a damaged shard costs its time again, nothing else: it is computed and replaced
-    return Adversarial(tensors["images"], metadata["warnings"], metadata["batches"], metadata["seconds"])
+    return Adversarial(found, metadata["warnings"], metadata["batches"], metadata["seconds"])
 
 
 def _count(warnings: dict[str, int], text: str, times: int) -> None:
