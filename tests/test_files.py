@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.files import atomic_path, digest, load_tensors, save_tensors, write_text
@@ -60,6 +60,22 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     loaded, metadata = load_tensors(tmp_path / "t.safetensors")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     assert metadata == {"n": [1, "x", None]}
+
+
+def test_the_same_tensors_are_the_same_file(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.arange(5, dtype=torch.uint8),
+        "a\u00e9": torch.randn(3, 2),
+        "half": torch.ones(3, dtype=torch.float16),
+    }
+    files = [tmp_path / f"{number}.safetensors" for number in range(10)]
+    for path in files:
+        save_tensors(path, tensors, {"note": '\u00fc "quoted"'})
+    assert len({path.read_bytes() for path in files}) == 1
+    read = load_file(files[0])  # by the library itself
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    start = 8 + int.from_bytes(files[0].read_bytes()[:8], "little")
+    assert start % 8 == 0
 
 
 def test_every_damage_to_a_tensor_file_is_noticed(tmp_path: Path) -> None:

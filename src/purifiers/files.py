@@ -72,10 +72,19 @@ def _tensor_bytes(tensor: torch.Tensor) -> bytes:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside."""
+    """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside; the same
+    tensors and metadata give the same bytes."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"sha256": digest(flat), "metadata": json.dumps(dict(metadata or {}))}
-    write_bytes(path, safetensors.torch.save(flat, header))
+    write_bytes(path, _in_order(safetensors.torch.save(flat, header)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header sorted: the library writes the metadata's entries in a random order."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
