@@ -149,6 +149,15 @@ def test_the_identitys_gradient_is_told_from_the_true_one(classifier: Linear, da
     assert "gradients exist" not in failed(checks)
 
 
+def test_a_gradient_that_bends_within_a_grey_level_is_true_and_not_steady(classifier: Linear, data: ImageSet) -> None:
+    """Every pixel's slope goes from 6 to -4 and back 33 times within a grey level: only steps far below that follow it."""
+    turns = 2 * torch.pi * 255 * 33.37
+    bent = Through(lambda x: (x + 5 * torch.sin(turns * x) / turns).clamp(0, 1))
+    assert {"gradients are steady", "gradients are true"} & failed(
+        trust_checks(PurifiedClassifier(Purifier(bent), classifier), data, epsilon=EPSILON)
+    ) == {"gradients are steady"}
+
+
 def test_a_gradient_that_most_pixels_have_lost_is_caught(resnet: ResNet) -> None:
     """Every image has a gradient and it is true, but a contrast so steep leaves one to few pixels; BPDA sees all."""
     steep = Through(lambda x: torch.sigmoid(1000 * (x - 0.501)))
