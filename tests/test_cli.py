@@ -12,6 +12,7 @@ from PIL import Image
 
 from purifiers import Purifier
 from purifiers.cli import main
+from purifiers.recipes import NAMES
 from purifiers.training.run import Run
 from tests.conftest import CIFAR10, REFERENCE, TINY, needs_cifar10, needs_reference
 
@@ -177,7 +178,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    assert len(capsys.readouterr().out) > 400
+    out = capsys.readouterr().out
+    assert len(out) > 400
+    if command == "train":
+        assert all(name in out for name in NAMES)
 
 
 def test_results_of_another_run_are_never_replaced(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
