@@ -2,7 +2,7 @@
 
     python tools/ship_weights.py runs/strong-cpu cifar10 --also runs/unseen \\
         --classifiers classifier=cifar10-resnet56 companion_1=cifar10-resnet20
-    python tools/ship_weights.py runs/paper-cpu/seed-0 cifar10-paper --seeds runs/paper-cpu/seed-1 runs/paper-cpu/seed-2
+    python tools/ship_weights.py runs/paper/seed-0 cifar10-paper --seeds runs/paper/seed-1 runs/paper/seed-2
     python tools/ship_weights.py runs/classifier --classifiers classifier=cifar10-resnet56-unseen --unseen
 
 Without a name for the student only the classifiers ship, of a run that need have trained no more than them. Otherwise the runs
