@@ -32,8 +32,8 @@ UNBOUNDED_STEPS = 100
 """Steps of the attack that may change everything; of 1/50 of the range, so that every pixel can cross it twice."""
 PROBES = tuple(1 / 1020 / 4**shorter for shorter in range(6))
 """Lengths at which the loss is compared with its gradient, in [0,1] units: from a quarter of a grey level down to a 4,096th. A
-true gradient is right about one of them, whatever curvature (at the longest) and rounding (at the shortest) do: `cifar10` bends so
-much that half of its gradients are right only below a 64th. A purifier that rounds does not move at any of them."""
+true gradient is right about one of them, whatever curvature (at the longest) and rounding (at the shortest) do: `cifar10`
+bends so much that half of its gradients are right only below a 64th. A purifier that rounds does not move at any of them."""
 _ATTACKS = (LONG, LONG, 1, UNBOUNDED_STEPS, *[SHORT] * (STARTS - 1 + len(FACTORS) + 1))
 PASSES = 2 + 2 + 2 * len(PROBES) + sum(steps + 1 for steps in _ATTACKS)
 """What the evidence costs: passes of all images, forward and mostly backward too."""
