@@ -119,8 +119,8 @@ def _gradients_are_true(evidence: Evidence) -> Check:
         said = (
             f"The gradient is not that of the model: small steps along it change the loss by {ratio:.2g} of what it says, in "
             "the median. A part of the model rounds, is detached or passes on another gradient (BPDA), or the loss bends "
-            "within thousandths of a grey level, so what attacks by this gradient leave is an upper bound on robustness; attack "
-            "by queries and transfer too."
+            "within thousandths of a grey level, so what attacks by this gradient leave is an upper bound on robustness; "
+            "attack by queries and transfer too."
         )
     return decided(name, not bad, said, false=share(wrong), ratio=ratio)
 
