@@ -517,6 +517,9 @@ def test_bad_inputs_are_told() -> None:
         ((images[:0], data.labels[:0]), DataError, "empty"),
         ((images[:, :1], data.labels), DataError, "3, H, W"),
         (([1, 2], data.labels), InputError, "must be a torch.Tensor"),
+        ((images, data.labels.tolist()), InputError, r"labels must be a torch.Tensor, int64 \(N,\); got list"),
+        ((images, data.labels.float()), DataError, r"labels must be int64 \(N,\); got torch.float32"),
+        ((data.images[0], data.labels), DataError, r"\(N, 3, H, W\); got torch.uint8 \(3, "),
     ]:
         whole = Linear(2, (1, 4, 4)) if message == "3, H, W" else model
         with pytest.raises(error, match=message):

@@ -4,6 +4,7 @@ Which module the attacker has decides the threat model (:mod:`purifiers.attacks.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def audit_all(
             few = evaluator.limited(min(settings.check_images, settings.limit_of("", subject.name)))
             checks[subject.name] = _checked(subject, few, one, settings.epsilon, seed, batch_size, cache)
     return Audit(
-        settings=settings.model_dump(mode="json"),
+        settings=settings.resolved(),
         seed=seed,
         versions=versions(),
         hardware=hardware(data.images.device),
@@ -171,12 +172,15 @@ def _as_data(defended: PurifiedClassifier, images: ImageSet | Tensor, labels: Te
         return images.to(device)
     if labels is None:
         raise InputError("images need labels: audit(purifier, classifier, images, labels)")
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels must be a torch.Tensor, int64 (N,); got {type(labels).__name__}")
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         check_images(images)
         images = to_uint8(images.float())
+    data = ImageSet("images", images, labels, ()).to(device)
     with torch.no_grad():
-        classes = defended(to_float(images[:1].to(device))).shape[-1] if len(images) else 0
-    return ImageSet("images", images, labels, tuple(map(str, range(classes)))).to(device)
+        classes = defended(to_float(data.images[:1])).shape[-1]
+    return replace(data, classes=tuple(map(str, range(classes))))
 
 
 def _check_models(subject: Subject, surrogates: Mapping[str, nn.Module], data: ImageSet) -> None:

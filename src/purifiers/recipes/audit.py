@@ -155,14 +155,27 @@ class AuditSettings(Group):
         return self
 
     @field_serializer("attacks")
-    def _without_epsilon(self, attacks: dict[str, AnyAttack]) -> dict[str, Any]:
-        # So that audit.epsilon can be set where the attacks are written out; null keeps away what was taken away.
-        written = {name: attack.model_dump(mode="json", exclude={"epsilon"}) for name, attack in attacks.items()}
-        return written | {name: None for name in standard_attacks(1, 1) if name not in attacks}
+    def _without_lengths(self, attacks: dict[str, AnyAttack]) -> dict[str, Any]:
+        # Epsilon and what follows from it are left out, so that audit.epsilon can be set where the attacks are written out;
+        # null keeps away what was taken away.
+        standard = standard_attacks(self.epsilon, self.epsilon_l2)
+        written: dict[str, Any] = {name: None for name in standard if name not in attacks}
+        for name, attack in attacks.items():
+            content = attack.model_dump(mode="json", exclude={"epsilon"})
+            known = standard.get(name, {})
+            if attack.kind == known.get("kind") and getattr(attack, "step_size", None) == known.get("step_size"):
+                content.pop("step_size", None)
+            written[name] = content
+        return written
 
     @field_serializer("limits")
     def _with_removed(self, limits: dict[str, int]) -> dict[str, Any]:
         return limits | {name: None for name in STANDARD_LIMITS if name not in limits}
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings as JSON, every attack with all its numbers, for the record of an audit."""
+        attacks = {name: attack.model_dump(mode="json") for name, attack in self.attacks.items()}
+        return self.model_dump(mode="json") | {"attacks": attacks}
 
     def limit_of(self, attack: str, purifier: str) -> int:
         """On how many images ``attack`` is run on ``purifier``."""
