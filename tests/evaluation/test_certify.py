@@ -129,6 +129,33 @@ def test_on_the_boundary_it_abstains() -> None:
     assert predict(Sign(), to_float(grey(50).images), Smoothing(SIGMA, n=500)).tolist() == [ABSTAIN] * 50
 
 
+class Fails(nn.Module):
+    """Class 1, and nothing finite for a share of each batch."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.tensor([[0.0, 1.0]]).repeat(len(images), 1)
+        if len(images) > 2:  # the probe is answered
+            logits[: round(self.share * len(images))] = math.nan
+        return logits
+
+
+def test_copies_without_a_class_are_votes_for_none() -> None:
+    smoothing = Smoothing(SIGMA, n0=10, n=100)
+    (few,) = certify(Fails(0.2), grey(), smoothing, batch_size=10)
+    assert (few.predicted, few.majority, few.votes) == (1, 1, 80)
+    assert few.radius == smoothing.radius(lower_bound(80, 100, smoothing.alpha))
+    (most,) = certify(Fails(0.9), grey(), smoothing, batch_size=10)
+    assert (most.predicted, most.majority, most.votes, most.radius) == (None, None, 10, 0.0)
+    (every,) = certify(Fails(1), grey(), smoothing, batch_size=10)
+    assert (every.predicted, every.majority, every.votes) == (None, None, 0)
+    assert predict(Fails(1), to_float(grey().images), smoothing, batch_size=10).tolist() == [ABSTAIN]
+    assert predict(Fails(0.2), to_float(grey().images), smoothing, batch_size=10).tolist() == [1]
+
+
 def test_selection_and_estimation_are_different_draws() -> None:
     """A class selected by a lucky draw is bounded by new ones: near the boundary half of the selected classes lose."""
     found = certify(Sign(), grey(50), Smoothing(SIGMA, n0=1, n=101))

@@ -13,7 +13,7 @@ from torch import nn
 
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.deploy.export import open_onnx, run_onnx, stamp
-from purifiers.evaluation.metrics import psnr
+from purifiers.evaluation.metrics import classes, matches, psnr
 from purifiers.extras import require
 from purifiers.files import atomic_path
 
@@ -101,10 +101,10 @@ def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier
                 ratios += psnr(after, before).sum().item()
             if classified:
                 logits = [classifier(output.clamp(0, 1)) if purifies and classifier else output for output in (before, after)]
-                classes = [output.argmax(1) for output in logits]
+                found = [classes(output) for output in logits]
                 labels = images.labels[batch].cpu()
-                alike += int((classes[0] == classes[1]).sum())
-                right = [count + int((one == labels).sum()) for count, one in zip(right, classes, strict=True)]
+                alike += matches(*found)
+                right = [count + matches(one, labels) for count, one in zip(right, found, strict=True)]
     n = len(images)
     return Loss(
         n=n,

@@ -22,6 +22,7 @@ from purifiers.attacks.base import frozen
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import InputError
+from purifiers.evaluation import metrics
 from purifiers.evaluation.certificate import Certificate, ImageCertificate, summarised
 from purifiers.evaluation.records import hardware, versions
 from purifiers.files import digest, write_text
@@ -116,7 +117,7 @@ def certify(
         with reproducible(seed, device):
             outputs = _probe(model, to_float(data.images[:2]))
         drawn = {key: value for key, value in asdict(smoothing).items() if key != "alpha"}
-        identity = digest(fingerprint(model), outputs, drawn, seed, batch_size, torch.__version__, device.type)
+        identity = digest("none last", fingerprint(model), outputs, drawn, seed, batch_size, torch.__version__, device.type)
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
             path = None if cache is None else cache / f"certified-{digest(identity, image, place)[:32]}.json"
@@ -202,7 +203,8 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
 
 @dataclass(frozen=True)
 class _Sampler:
-    """SAMPLEUNDERNOISE: how many of so many noisy copies of ``image`` (1, C, H, W) are of each class."""
+    """SAMPLEUNDERNOISE: how many of so many noisy copies of ``image`` (1, C, H, W) are of each class, and, last, of none, as
+    the model's logits are not finite."""
 
     model: nn.Module
     image: Tensor
@@ -216,7 +218,8 @@ class _Sampler:
             size = (batch.stop - batch.start, *self.image.shape[1:])
             noise = torch.randn(size, generator=generator, device=self.image.device)
             logits = self.model(noise.mul_(self.sigma).add_(self.image).clamp_(0, 1))
-            part = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+            found, without = metrics.classes(logits), logits.shape[1]
+            part = torch.bincount(torch.where(found < 0, without, found), minlength=without + 1)
             votes = part if votes is None else votes + part
             self.advance(size[0])
         assert votes is not None  # count is at least 1
@@ -254,7 +257,8 @@ def _certificate(
     label: int, smoothing: Smoothing, selection: list[int], estimation: list[int], seconds: float
 ) -> ImageCertificate:
     """CERTIFY, once the copies are counted."""
-    selected = selection.index(max(selection))
+    classes = selection[:-1]
+    selected = classes.index(max(classes))
     probability = lower_bound(estimation[selected], smoothing.n, smoothing.alpha)
     certain = probability > 0.5
     return ImageCertificate(
@@ -268,10 +272,11 @@ def _certificate(
 
 
 def _majority(votes: list[int], alpha: float) -> int | None:
-    """PREDICT, once the copies are counted: the first class, if a fair coin would not part it so from the second."""
+    """PREDICT, once the copies are counted: the first class, if a fair coin would not part it so from the second; None where it
+    would, and where most copies are of no class."""
     from scipy import stats
 
     first, second = sorted(votes, reverse=True)[:2]
-    if stats.binomtest(first, first + second, 0.5).pvalue > alpha:
+    if stats.binomtest(first, first + second, 0.5).pvalue > alpha or first == votes[-1]:
         return None
     return votes.index(first)

@@ -54,8 +54,8 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
     labels = data.labels
     with torch.no_grad():
         batches = list(slices(len(labels), evaluator.batch_size))
-        classes = torch.cat([defended.classifier(to_float(data.images[batch])).argmax(1) for batch in batches])
-        attacked_classes = torch.cat([defended.classifier(attacked.images[batch]).argmax(1) for batch in batches])
+        classes = torch.cat([metrics.classes(defended.classifier(to_float(data.images[batch]))) for batch in batches])
+        attacked_classes = torch.cat([metrics.classes(defended.classifier(attacked.images[batch])) for batch in batches])
         right = classes == labels
         changed = right & (attacked_classes != labels)
         chosen = _spread(labels, changed if changed.any() else right, count)
@@ -63,9 +63,10 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
         purified = defended.purifier(adversarial)
 
         def row(shown: Tensor) -> Row:
-            predicted = defended.classifier(shown).argmax(1)
+            predicted = metrics.classes(defended.classifier(shown))
             psnr = None if shown is images else metrics.psnr(shown, images).tolist()
-            return Row(shown.cpu(), [data.classes[i] for i in predicted.tolist()], (predicted == labels).tolist(), psnr)
+            names = [data.classes[i] if i >= 0 else "none" for i in predicted.tolist()]
+            return Row(shown.cpu(), names, (predicted == labels).tolist(), psnr)
 
         return Examples(name, bool(changed.any()), row(images), row(adversarial), row(purified))
 
