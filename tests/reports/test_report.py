@@ -13,6 +13,7 @@ from purifiers.recipes import load_recipe
 from purifiers.reports import paper
 from purifiers.reports.card import classifier_card, model_card
 from purifiers.reports.claim import verdict
+from purifiers.reports.figures import accuracy_figure
 from purifiers.reports.report import all_tables, headline, write_card, write_report, write_seeds
 from purifiers.reports.tables import TABLE_2_ROWS, table_1, table_2, threat_models, training
 from purifiers.reports.worth import worth
@@ -135,6 +136,33 @@ def test_the_headline_never_hides_the_informed_attacker(make_results: Callable[.
     assert "nothing here speaks of an attacker who knows of it" in headline(make_results(full=False))[2]
 
 
+@pytest.mark.parametrize(
+    ("view", "does"),
+    [
+        ("full", "knows the purifier too and differentiates through both"),
+        ("bpda", "takes the identity's gradient"),
+        ("eot", "averages over its random draws"),
+        ("query", "can only ask"),
+    ],
+)
+def test_the_lowest_of_all_views_is_told_everywhere(
+    make_results: Callable[..., Results], tmp_path: Path, view: str, does: str
+) -> None:
+    results = make_results(full=False)
+    results.records.append(record("student", view, "PGD8", 0.0456, "cifar10"))
+    said = headline(results)[2]
+    assert does in said and "at most 4.56 % (PGD8, 1,000 images, 95 % interval up to 5.56 %): a" in said
+    assert f"{view}: the attacker " in threat_models(results).caption and does in threat_models(results).caption
+    card = model_card("mine", [results])
+    assert f"| PGD8 | {view} | 8/255 | 1,000 | - | 4.56 |" in card and f"(view {view}" in card
+    (tmp_path / "README.md").write_text(card)
+    assert "4.56 % under the best measured attack by one who knows the purifier too (PGD8" in worth(tmp_path)
+    results.records.append(record("student", "full" if view != "full" else "bpda", "CW", 0.5, "cifar10"))
+    assert "4.56 % (PGD8, 1,000 images, 95 % interval up to 5.56 %, the lowest of the views " in headline(results)[2]
+    bars = [bar.get_height() for bar in accuracy_figure(results).axes[0].containers[2]]
+    assert bars == pytest.approx([4.56, 50.0])
+
+
 def test_the_headline_says_what_makes_numbers_worthless(make_results: Callable[..., Results]) -> None:
     """An attack that changes nothing, a classifier that guesses, a purifier that ruins clean images."""
     text = " ".join(headline(make_results()))  # the fixture's classifier is right on 5 % of everything
@@ -212,7 +240,7 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Callable[..
 
 
 def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
-    make_results: Callable[..., Results], tmp_path: Path
+    make_results: Callable[..., Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, record = make_results(), make_results().records[0]
     folder = tmp_path / "run"
@@ -230,6 +258,17 @@ def test_the_card_tells_the_worst_cases_of_an_audit_of_that_run_alone(
         assert ("| worst of the audit | full | 8/255 | 200 | - | 0.70 |" in card) == there
         assert ("| worst of the audit, L2 | full | 8/255 (L2) | 200 |" in card) == there
         assert ("0.70 % under the best measured attack by one who knows the purifier too" in worth(folder)) == there
+    # A report that is written elsewhere is of the same run, and has its audit.
+    audit.write(folder)
+    (tmp_path / "else").mkdir()
+    write_card(tmp_path / "else", results, folder)
+    card = (tmp_path / "else" / "card.md").read_text()
+    assert card.startswith("---") and "\n# run\n" in card and "path/to/run" in card
+    assert "| worst of the audit | full | 8/255 | 200 | - | 0.70 |" in card
+    with monkeypatch.context() as there:
+        there.chdir(folder)
+        write_card(Path(), results)
+    assert (folder / "card.md").read_text() == card
     # Of one who does not know the purifier it would say nothing; and one that cannot be read is not told.
     audit.model_copy(update={"records": [one for one in records if one.attack == "all attacks"]}).write(folder)
     write_card(folder, results)

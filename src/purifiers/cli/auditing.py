@@ -66,6 +66,8 @@ def add_commands(add: options.Add) -> None:
 
 def audit(parsed: argparse.Namespace) -> int:
     """Attack defended models under every threat model, and say what is left."""
+    from rich.text import Text
+
     from purifiers.console import duration, say, show_table
     from purifiers.evaluation.audit_runs import open_audited
     from purifiers.evaluation.records import Results
@@ -93,13 +95,16 @@ def audit(parsed: argparse.Namespace) -> int:
     )
     found = opened.audit(folder / "cache")
     page = write_audit(found, folder)
-    with suppress(MissingFileError, CheckpointError):  # there only in a run's own folder; the audit does not hang on it
-        write_card(folder, Results.read(folder))
+    if len(runs) == len(parsed.whats) == 1:
+        with suppress(MissingFileError, CheckpointError):  # where it is not measured; the audit does not hang on it
+            write_card(folder, Results.read(folder), Path(runs[0]))
     table = overview(found).compact()
-    for row in table.rows:
-        red = doubted(found, row[0])
-        row[:] = [f"[red]{cell}[/red]" if column in red else cell for column, cell in zip(table.header, row, strict=True)]
-    show_table(table.title, table.header, table.rows)
+    red = {row[0]: doubted(found, row[0]) for row in table.rows}
+    rows = [
+        [Text(cell, "red") if column in red[row[0]] else cell for column, cell in zip(table.header, row, strict=True)]
+        for row in table.rows
+    ]
+    show_table(table.title, table.header, rows)
     say(table.caption)
     for sentence, red_one in sentences(found):
         say(sentence, style="red" if red_one else None)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.naming import absolute
 
 if TYPE_CHECKING:
     from purifiers.recipes import Recipe
@@ -34,11 +33,11 @@ def overrides_of(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
     given = vars(parsed)
     chosen: list[str | tuple[str, object]] = [*parsed.overrides]
     if given.get("images"):
-        chosen += [("data.name", "folder"), ("data.path", absolute(parsed.images))]
+        chosen += [("data.name", "folder"), ("data.path", parsed.images)]
     if given.get("data_dir"):
-        chosen.append(("data.path", absolute(parsed.data_dir)))
+        chosen.append(("data.path", parsed.data_dir))
     if given.get("classifier"):
-        chosen.append(("classifier.source", absolute(parsed.classifier)))
+        chosen.append(("classifier.source", parsed.classifier))
     chosen += [(f"classifier.{name}", given[name]) for name in ("mean", "std") if given.get(name)]
     if given.get("seed") is not None:
         chosen.append(("seed", parsed.seed))
@@ -108,7 +107,7 @@ def loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "
     recipe = load_recipe(name, overrides)
     if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
         # Kept in the run, so that it can be evaluated where the variable is not set.
-        recipe = load_recipe(name, [*overrides, ("data.path", absolute(os.environ["PURIFIERS_DATA"]))])
+        recipe = load_recipe(name, [*overrides, ("data.path", os.environ["PURIFIERS_DATA"])])
     return recipe
 
 
@@ -232,7 +231,7 @@ def _report(run, folder: Path):  # type: ignore[no-untyped-def]
 
     results, examples = evaluate_run(run)
     results.write(folder)
-    page = write_report(results, examples, folder)
+    page = write_report(results, examples, folder, run.folder)
     for table in all_tables(results):
         short = table.compact()
         show_table(short.title, short.header, short.rows)

@@ -9,7 +9,8 @@ from purifiers.evaluation.audited import WORST, Audit
 from purifiers.evaluation.records import CLEAN, Record, Results
 from purifiers.recipes import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.baselines import folder_of
-from purifiers.reports.tables import epsilon_of, interval, percent, select
+from purifiers.recipes.schema import STARTS
+from purifiers.reports.tables import ATTACKERS, epsilon_of, interval, percent, select, through_purifier
 
 _HEAD = """
 # {name}
@@ -157,7 +158,7 @@ def _making(results: Results) -> list[str]:
         if stage.startswith(folder_of("")):
             continue  # a baseline
         start = recipe.get(stage, {}).get("start")
-        begun = f", from {start}" if start not in (None, "scratch", "teacher_at") else ""
+        begun = f", from {start}" if start not in (None, *STARTS) else ""
         untrained = f"that of {start}" if begun else "the untrained residual network, which is the identity"
         lines.append(f"{stage}: {_trained(history)}{begun}" if history else f"{stage}: {untrained}")
     where = "no GPU" if machine["device"] == "cpu" else machine["device"]
@@ -190,7 +191,7 @@ def _changes(recipe: Mapping[str, Any]) -> str:
         "no adversarial term in equation 2": not at["adversarial_weight"],
         "teacher NT the identity": not recipe["teacher_nt"]["epochs"],
         "a student that starts from teacher AT": student["start"] == "teacher_at",
-        "a student that goes on from an earlier one": student["start"] not in ("scratch", "teacher_at"),
+        "a student that goes on from an earlier one": student["start"] not in STARTS,
         "several classifiers": recipe["companions"],
     }
     listed = [change for change, there in said.items() if there]
@@ -198,20 +199,24 @@ def _changes(recipe: Mapping[str, Any]) -> str:
 
 
 def _measured(results: Results, audit: Audit | None) -> str:
-    blind, full = select(results), select(results, view="full")
-    full.pop(CLEAN, None)
+    blind, others = select(results), through_purifier(results)
     classifier = next(iter(blind.values())).classifier
     worst: list[Record | None] = []
     if audit is not None:
         (name,) = audit.purifiers
         worst = [audit.worst(name, norm) for norm in ("linf", "l2") if audit.worst(name, norm, "white-box")]
+    shown = ["blind", *dict.fromkeys(record.view for record in others)]
+    shown += ["full"] if worst and "full" not in shown else []
+    views = "knows the classifier (view blind) or both (view full)"
+    if set(shown) != {"blind", "full"}:
+        views = " or ".join(f"{ATTACKERS[view]} (view {view})" for view in shown)
     rows = [
         *(("clean images" if record.attack == CLEAN else record.attack, record) for record in blind.values()),
-        *((record.attack, record) for record in full.values()),
+        *((record.attack, record) for record in others),
         *((f"worst of the audit{', L2' * (record.norm == 'l2')}", record) for record in worst if record),
     ]
     lines = [
-        f"In front of {classifier}, accuracy in %; the attacker knows the classifier (view blind) or both (view full):",
+        f"In front of {classifier}, accuracy in %; the attacker {views}:",
         "",
         "| attack | view | epsilon | images | undefended | purified | 95 % interval | PSNR (dB) | SSIM |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -219,7 +224,7 @@ def _measured(results: Results, audit: Audit | None) -> str:
     for attack, record in rows:
         view = {CLEAN: "-", WORST: "full"}.get(record.view, record.view)
         ssim = "-" if record.ssim is None else f"{record.ssim:.3f}"
-        undefended = percent(record.accuracy_undefended) if view != "full" else "-"
+        undefended = percent(record.accuracy_undefended) if view in ("-", "blind") else "-"
         lines.append(
             f"| {attack} | {view} | {epsilon_of(record)} | {record.n:,} | {undefended} | {percent(record.accuracy)} | "
             f"{interval(record)} | {record.psnr:.1f} | {ssim} |"

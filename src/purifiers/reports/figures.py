@@ -16,7 +16,7 @@ from purifiers.evaluation.certificate import Certificate
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Results
 from purifiers.files import atomic_path
-from purifiers.reports.tables import select
+from purifiers.reports.tables import select, through_purifier
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#d97706", "#059669", "#dc2626", "#94a3b8"
 AMPLIFY = 5
@@ -44,16 +44,19 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def accuracy_figure(results: Results) -> Figure:
-    """Bars for each attack: undefended, purified (blind), and purified against an attacker who knows it (full)."""
-    blind = select(results)
-    full = {name: r for name, r in select(results, view="full").items() if name != CLEAN}
+    """Bars for each attack: undefended, purified (blind), and purified under the lowest of the other views."""
+    blind, others = select(results), through_purifier(results)
+    known: dict[str, float] = {}
+    for record in others:
+        known[record.attack] = min(record.accuracy, known.get(record.attack, 1.0))
+    asks = " or asks it" if any(record.view == "query" for record in others) else ""
     names = list(blind)
     figure, axes = plt.subplots(figsize=(8.5, 3.8), layout="constrained")
     place = np.arange(len(names))
     series = [
         ("no purifier", GREY, {name: blind[name].accuracy_undefended for name in names}),
         ("purified, attacker does not know the purifier", BLUE, {name: blind[name].accuracy for name in names}),
-        ("purified, attacker knows the purifier", ORANGE, {name: record.accuracy for name, record in full.items()}),
+        (f"purified, attacker knows the purifier{asks}", ORANGE, known),
     ]
     width = 0.8 / len(series)
     for offset, (label, colour, values) in enumerate(series):

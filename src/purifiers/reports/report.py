@@ -22,6 +22,7 @@ from purifiers.reports.claim import is_the_papers, table_2_over_seeds, verdict
 from purifiers.reports.comparison import comparison_sentence, purifiers_of, table_1_for_all, table_of_baselines
 from purifiers.reports.figures import save_figures
 from purifiers.reports.tables import (
+    ATTACKERS,
     TABLE_2_ROWS,
     Table,
     percent,
@@ -30,7 +31,9 @@ from purifiers.reports.tables import (
     table_2,
     table_3,
     threat_models,
+    through_purifier,
     training,
+    weakest,
 )
 
 GUESSING = 0.5
@@ -43,19 +46,26 @@ NOTES = (
     "CW is the form with a fixed constant (1), as 40 iterations leave no room for a search. It stops at the smallest "
     "perturbation that it finds, so purification undoes it more easily than attacks that use their whole epsilon.",
     "The paper's attacker knows the classifier but not the purifier. Numbers under the view blind say nothing about an "
-    "attacker who knows it; those under the view full do, and are upper bounds: stronger attacks may exist.",
+    "attacker who knows it; those under the other views do, and are upper bounds: stronger attacks may exist.",
 )
 CAPTIONS = {
     "examples": "Figure 5 of the paper, on {chosen}, one of each class where there are enough. Under each image: the "
     "classifier's class, green if right, and the PSNR against the original. The last two rows show differences to the "
     "original around grey, amplified.",
-    "accuracy": "Accuracy by attack: without a purifier, with it, and with it against an attacker who knows it.",
+    "accuracy": "Accuracy by attack: without a purifier, with it, and with it against an attacker who knows it (the lowest of "
+    "the views, where there are several).",
     "training": "Losses of every stage.",
 }
 
 
-def write_report(results: Results, examples: Examples, folder: Path) -> Path:
+def write_report(results: Results, examples: Examples, folder: Path, run: Path | None = None) -> Path:
     """Write ``figures/``, ``report.md``, ``report.html`` and, of a training, the model card into ``folder``.
+
+    Args:
+        results: what to report.
+        examples: for the picture.
+        folder: anywhere.
+        run: the folder of the run that was measured, where that is another.
 
     Returns:
         The page's path.
@@ -66,24 +76,25 @@ def write_report(results: Results, examples: Examples, folder: Path) -> Path:
     if not examples.changed:
         chosen = "the first test images that are classified right (the attack changed the class of none)"
     captions = CAPTIONS | {"examples": CAPTIONS["examples"].format(chosen=chosen)}
-    write_card(folder, results)
+    write_card(folder, results, run)
     write_text(folder / "report.md", _markdown(results, tables, figures, captions))
     write_text(folder / "report.html", _html(results, tables, figures, captions))
     return folder / "report.html"
 
 
-def write_card(folder: Path, results: Results) -> None:
-    """Write the model card of a training into ``folder``, with the worst cases of its audit if one is there and can be read."""
+def write_card(folder: Path, results: Results, run: Path | None = None) -> None:
+    """Write the model card of a training into ``folder``, with the worst cases of its audit if one can be read there or in
+    ``run``, the training's own folder, where that is another."""
     if "student" not in results.training:
         return  # of shipped weights the card is there already
-    audit = None
-    with suppress(MissingFileError, CheckpointError):
-        audit = Audit.read(folder)
-    own = (
-        audit is not None and audit.purifiers == [folder.name] and audit.records[0].classifier == results.records[0].classifier
-    )
-    card = model_card(folder.name, [results], f"path/to/{folder.name}", audit if own else None)
-    write_text(folder / RUN_CARD_FILE, card)
+    name = (run or folder).resolve().name
+    own = None
+    for place in (folder, run or folder):
+        with suppress(MissingFileError, CheckpointError):
+            audit = Audit.read(place)
+            if audit.purifiers == [name] and audit.records[0].classifier == results.records[0].classifier:
+                own = own or audit
+    write_text(folder / RUN_CARD_FILE, model_card(name, [results], f"path/to/{name}", own))
 
 
 def all_tables(results: Results) -> list[Table]:
@@ -109,25 +120,25 @@ def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
 
 def headline(results: Results) -> list[str]:
     """The results in plain sentences."""
-    blind, full = select(results), select(results, view="full")
+    blind, others = select(results), through_purifier(results)
     clean = blind.pop(CLEAN)
-    full.pop(CLEAN, None)
     lines = [
         f"On clean images the classifier is right on {percent(clean.accuracy_undefended)} % without the purifier and on "
         f"{percent(clean.accuracy)} % with it."
     ]
     if blind:
-        worst = _weakest(blind)
+        worst = weakest(blind.values())
         lines.append(
             f"Attacks on the classifier alone leave it {_range(r.accuracy_undefended for r in blind.values())} %; "
             f"after purification it has {_range(r.accuracy for r in blind.values())} % (lowest: {worst.attack})."
         )
-    if full:
-        worst = _weakest(full)
+    if others:
+        worst = weakest(others)
+        views = dict.fromkeys(record.view for record in others)
+        lowest = f", the lowest of the views {', '.join(views)}" if len(views) > 1 else ""
         lines.append(
-            "An attacker who knows the purifier too and differentiates through both leaves "
-            f"at most {percent(worst.accuracy)} % ({worst.attack}, {worst.n:,} images, 95 % interval up to "
-            f"{percent(worst.ci95[1])} %): a stronger attack may leave less."
+            f"An attacker who {ATTACKERS[worst.view]} leaves at most {percent(worst.accuracy)} % ({worst.attack}, {worst.n:,} "
+            f"images, 95 % interval up to {percent(worst.ci95[1])} %{lowest}): a stronger attack may leave less."
         )
     else:
         lines.append("No attack through the purifier was measured: nothing here speaks of an attacker who knows of it.")
@@ -148,10 +159,6 @@ def _remarks(clean: Record, blind: dict[str, Record]) -> list[str]:
     if (cost := clean.accuracy_undefended - clean.accuracy) > COSTLY:
         remarks.append(f"The purifier costs {percent(cost)} points on clean images: is the attacker worth that?")
     return remarks
-
-
-def _weakest(records: dict[str, Record]) -> Record:
-    return min(records.values(), key=lambda record: record.accuracy)
 
 
 def _range(shares: Iterable[float]) -> str:

@@ -20,6 +20,14 @@ _THE_PAPERS = (
     f"The paper's numbers are on all 10,000 test images, with a ResNet-56 of {paper.CLEAN_UNDEFENDED} % on clean images "
     "without a purifier."
 )
+ATTACKERS = {
+    "blind": "differentiates the classifier alone",
+    "full": "knows the purifier too and differentiates through both",
+    "bpda": "knows the purifier too and takes the identity's gradient for its own",
+    "eot": "knows the purifier too and averages over its random draws",
+    "query": "can only ask what purifier and classifier answer",
+}
+"""What the attacker of each view does, after ``who``."""
 _OTHER_INPUT = {"adversarial": "clean", "clean": "adversarial"}
 
 
@@ -64,6 +72,16 @@ def select(results: Results, purifier: str = "student", view: str = "blind") -> 
     """A purifier's records under one view by attack, the clean row first."""
     chosen = [r for r in results.records if r.purifier == purifier and r.view in (CLEAN, view)]
     return {record.attack: record for record in chosen}
+
+
+def through_purifier(results: Results) -> list[Record]:
+    """The records of the student under every view but ``blind``: of attackers whom the purifier does not take by surprise."""
+    return [r for r in results.records if r.purifier == "student" and r.view not in (CLEAN, "blind")]
+
+
+def weakest(records: Iterable[Record]) -> Record:
+    """The record with the lowest accuracy."""
+    return min(records, key=lambda record: record.accuracy)
 
 
 def table_1(results: Results) -> Table:
@@ -210,10 +228,8 @@ def threat_models(results: Results) -> Table:
         ]
         for record in sorted(records, key=lambda r: (order.index(r.attack), r.view))
     ]
-    caption = (
-        "Accuracy in % after purification. blind: the attacker differentiates the classifier alone. full: the attacker "
-        "knows the purifier too and differentiates both. L2: median length of the perturbation."
-    )
+    views = " ".join(f"{view}: the attacker {does}." for view, does in ATTACKERS.items() if view in {r.view for r in records})
+    caption = f"Accuracy in % after purification. {views} L2: median length of the perturbation."
     return Table(
         "The same purifier under each threat model",
         caption,

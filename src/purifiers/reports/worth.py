@@ -13,6 +13,7 @@ _ROW = re.compile(
     re.MULTILINE,
 )
 _KNOWS = {"blind": "who knows the classifier only", "full": "who knows the purifier too"}
+"""What the attacker knows; every view but ``blind`` is one of the second."""
 
 
 def worth(folder: Path, other: str | None = None) -> str:
@@ -32,6 +33,8 @@ def worth(folder: Path, other: str | None = None) -> str:
     if len(measured) < 3:
         return "There is no model card beside this purifier: what it is worth on many images is not known here."
     rows = [match.groupdict() for match in _ROW.finditer(measured[2])]
+    for row in rows:
+        row["view"] = row["view"] if row["view"] in ("-", "blind") else "full"
     within = {view: {row["epsilon"] for row in rows if row["view"] == view} for view in _KNOWS}
     shared = set.intersection(*within.values()) - {"-"} or set.union(*within.values())
     said = [_clean(row) for row in rows if row["view"] == "-"]
