@@ -32,7 +32,9 @@ def _without_places(content: dict[str, Any]) -> dict[str, Any]:
     recipe = changed(parse_recipe(content), {"data.path": None})
     sources = {name: config.source for name, config in recipe.classifiers().items() if config.source is not None}
     named = {name: source if ":" in source else Path(source).name for name, source in sources.items()}
-    return with_sources(recipe, named).model_dump(mode="json")
+    starts = {"teacher_at.start": recipe.teacher_at.start, "student.start": recipe.student.start}
+    begun = {key: Path(start).name for key, start in starts.items() if start is not None}
+    return changed(with_sources(recipe, named), begun).model_dump(mode="json")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 HUB = "hf:"
 """Before the name or folder of a Hugging Face model."""
@@ -12,13 +11,6 @@ CLASSIFIER_FORMS = (
     f"this library or by Hugging Face transformers, {HUB}owner/name of the Hugging Face hub, or a shipped name"
 )
 """What names a classifier: the one list for the option's help, the recipe and the error."""
-
-
-def absolute(text: str) -> str:
-    """A path that exists, as one that still holds when a run is opened from another folder; other texts as they are."""
-    prefix = HUB if text.startswith(HUB) else ""
-    path = Path(text.removeprefix(prefix))
-    return prefix + str(path.resolve()) if path.exists() else text
 
 
 def folder_name(title: str) -> str:

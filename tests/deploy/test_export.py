@@ -20,7 +20,6 @@ from purifiers.cli import main
 from purifiers.deploy import export
 from purifiers.errors import ConfigError
 from purifiers.files import save_tensors
-from purifiers.naming import absolute
 from purifiers.networks import CAE, ResNet
 from purifiers.recipes import load_recipe, recipe_text
 from purifiers.training.run import Run
@@ -95,7 +94,7 @@ def test_weights_of_a_runs_network_behind_it_with_their_own_normalisation(
     network = ResNet(depth=20, width=4, num_classes=10).eval()
     for name in ("c", "other"):
         save_tensors(Path(f"{name}.safetensors"), network.state_dict())
-    settings = [("classifier.source", absolute("c.safetensors")), ("classifier.mean", [0.5]), ("classifier.std", [0.25])]
+    settings = [("classifier.source", "c.safetensors"), ("classifier.mean", [0.5]), ("classifier.std", [0.25])]
     shape = [("classifier.network", {"network": "resnet", "depth": 20, "width": 4})]
     Path("run/recipe.yaml").write_text(recipe_text(load_recipe("run/recipe.yaml", [*shape, *settings])))
     images = torch.rand(2, 3, 16, 16)

@@ -190,6 +190,11 @@ def test_networks_that_a_run_did_not_make_are_never_replaced(
     with pytest.raises(ConfigError, match=r"--restart would discard the classifier .*classifier: copy it out of"):
         train(tiny_recipe(f"classifier.source={own}"), run, device="cpu", restart=True)
     assert (own / "model.safetensors").is_file()
+    for start in (run, run / "checkpoints" / "student"):
+        for stage in ("student", "teacher_at"):
+            with pytest.raises(ConfigError, match=r"--restart would discard the purifier .*: copy it out of"):
+                train(tiny_recipe(f"{stage}.start={start}"), run, device="cpu", restart=True)
+    assert (run / "model.safetensors").is_file() and (run / "checkpoints" / "student" / "model.safetensors").is_file()
 
 
 def test_other_images_are_another_run(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from purifiers.attacks import AnyAttack
 from purifiers.errors import ConfigError, MissingFileError
-from purifiers.naming import absolute, nearest
+from purifiers.naming import nearest
 from purifiers.recipes.baselines import AnyBaseline
 from purifiers.recipes.schema import Recipe
+from purifiers.weights import absolute
 
 __all__ = [
     "NAMES",

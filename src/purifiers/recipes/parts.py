@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from purifiers.attacks.base import parse_fraction
 from purifiers.errors import ConfigError
 from purifiers.registry import NETWORKS, build_network
+from purifiers.weights import absolute
 
 Positive = Annotated[int, Field(ge=1)]
+Place = Annotated[str, AfterValidator(absolute)]
+"""A name, or a file or folder, which is found from any folder afterwards."""
 
 
 class Group(BaseModel):
@@ -25,7 +28,7 @@ class Data(Group):
     """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
 
     name: Literal["digits", "cifar10", "folder"]
-    path: str | None = None
+    path: Place | None = None
     size: Positive | None = None
     limit: Positive | None = None
     test_limit: Positive | None = None

@@ -6,14 +6,17 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
-from purifiers.naming import absolute, folder_name, nearest
+from purifiers.naming import folder_name, nearest
 from purifiers.recipes.audit import AuditSettings, refuse_gradients
 from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
-from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Positive
+from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Place, Positive
 from purifiers.registry import CLASSIFIERS
+from purifiers.weights import absolute
 
 TRAINABLE = ("cae",)
 """Networks that the method trains as a purifier."""
+STARTS = ("scratch", "teacher_at")
+"""What a student may start from besides a purifier that is there."""
 ADAPTIVE = "adaptive"
 """In ``evaluation.limits``: all attacks by an attacker who knows of the purifier."""
 
@@ -26,7 +29,7 @@ class Classifier(Group):
     one for all. None: it has it inside, or, of a Hugging Face model, in its preprocessor_config.json.
     """
 
-    source: str | None = None
+    source: Place | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     network: Network = Network(network="resnet", depth=56)
@@ -34,9 +37,9 @@ class Classifier(Group):
 
     def behind(self, source: str) -> "Classifier":
         """The same with ``source``; without the normalisation, which is of its own source, where that is another."""
-        if self.source is not None and absolute(source) == absolute(self.source):
+        if self.source is not None and absolute(source) == self.source:
             return self
-        return self.model_copy(update={"source": source, "mean": None, "std": None})
+        return self.model_copy(update={"source": absolute(source), "mean": None, "std": None})
 
     @field_validator("network")
     @classmethod
@@ -102,7 +105,7 @@ class TeacherAT(OnAttacked):
     """
 
     epochs: int = Field(ge=0)
-    start: str | None = None
+    start: Place | None = None
     reconstruction_weight: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
 
@@ -135,17 +138,23 @@ class Student(OnAttacked):
     (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
     """
 
-    start: str = "scratch"
+    start: str = STARTS[0]
     beta: float = Field(default=0.5, ge=0)
     gamma: float = Field(default=0.5, ge=0)
     nt_teacher_input: Literal["adversarial", "clean"] = "adversarial"
+
+    @field_validator("start")
+    @classmethod
+    def _place(cls, start: str) -> str:
+        return start if start in STARTS else absolute(start)
 
 
 class Evaluation(Group):
     """Attacks by the names that the tables show, and the views under which each is run.
 
-    Every attack runs under every view in ``views``; ``adaptive_attacks`` names the attacks that are run under the other
-    views than ``blind`` too (all if empty): an attack through the purifier costs a pass through both networks.
+    Every attack runs under every view in ``views``, of which ``blind``, the paper's, is always one; ``adaptive_attacks`` names
+    the attacks that are run under the other views too (all if empty): an attack through the purifier costs a pass through
+    both networks.
     ``limits``: an attack's name -> on how many random test images it is run, where it is too slow for all; the name
     ``adaptive`` stands for all attacks under the other views than ``blind``.
     """
@@ -167,6 +176,8 @@ class Evaluation(Group):
         for view in views:
             if view not in VIEWS:
                 raise ValueError(f"there is no view '{view}'{nearest(view, VIEWS)}")
+        if "blind" not in views:
+            raise ValueError(f"'blind' is missing, which Table 1 is of; set [{', '.join(['blind', *views])}]")
         return views
 
     @model_validator(mode="after")
@@ -206,7 +217,7 @@ class Recipe(Group):
     of the evaluation are float32 throughout.
     ``compiled``: meant for a GPU, where each training step becomes one CUDA graph if nothing in it waits for the device (an
     attack in every step does). What cannot, and everything on a CPU, goes through ``torch.compile``.
-    ``weights``: names of shipped weights that were trained with this recipe, by stage.
+    ``weights``: names of shipped weights, by stage, that stand for what this recipe trains where nothing is to be trained.
     ``baselines``: other people's purifiers to compare with in Table 1, by the titles of their rows.
     ``variants``: for a table of what each ingredient brings: title -> what is set otherwise. The first is the base of the
     others: they take its settings too.

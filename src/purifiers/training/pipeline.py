@@ -16,6 +16,7 @@ from purifiers.naming import nearest
 from purifiers.purifier import Purifier
 from purifiers.recipes import Recipe, load_recipe, recipe_text, training_differences
 from purifiers.recipes.parts import Optimisation
+from purifiers.recipes.schema import STARTS
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, describe, load_network, place, save_network
 from purifiers.seeds import seed_for
 from purifiers.training.classifier import accuracy, build_classifier, load_classifier, watch
@@ -109,12 +110,10 @@ def _begun(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``."""
     built = describe(build_network(recipe.purifier.network, recipe.purifier.arguments))
     found = {}
-    words = ("scratch", "teacher_at", *PURIFIERS)
-    for stage, start in (("teacher_at", recipe.teacher_at.start), ("student", recipe.student.start)):
-        if start in (None, "scratch", "teacher_at"):
-            continue
+    for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
-            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{nearest(start, words)}")
+            valid = [*PURIFIERS, *(STARTS if stage == "student" else ())]
+            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{nearest(start, valid)}")
         network = load_network(locate(start))
         if describe(network) != built:
             other = describe(network)
@@ -123,16 +122,25 @@ def _begun(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     return found
 
 
+def _starts(recipe: Recipe) -> dict[str, str]:
+    """The purifiers that stages go on from, by stage."""
+    found = {"teacher_at": recipe.teacher_at.start, "student": recipe.student.start}
+    words = {("student", word) for word in STARTS}
+    return {stage: start for stage, start in found.items() if start is not None and (stage, start) not in words}
+
+
 def _discard(recipe: Recipe, folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}); --restart discards nothing there")
     made = [folder / name for name in MADE_BY_A_RUN]
-    for config in recipe.classifiers().values():
-        given = None if config.source is None else locate(config.source).resolve()
-        if given is not None and any(given.is_relative_to(path.resolve()) for path in made):
-            raise ConfigError(f"--restart would discard the classifier {config.source}: copy it out of {folder} first")
+    needed = [("classifier", config.source) for config in recipe.classifiers().values() if config.source is not None]
+    needed += [("purifier", start) for start in _starts(recipe).values()]
+    for kind, source in needed:
+        given = locate(source).resolve()
+        if given == folder.resolve() or any(given.is_relative_to(path.resolve()) for path in made):
+            raise ConfigError(f"--restart would discard the {kind} {source}: copy it out of {folder} first")
     for path in made:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

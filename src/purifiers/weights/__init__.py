@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from purifiers.naming import HUB
+
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
 """All of them."""
@@ -19,3 +21,11 @@ def locate(name_or_folder: str | Path) -> Path:
     """
     shipped = isinstance(name_or_folder, str) and name_or_folder in NAMES
     return _FOLDER / name_or_folder if shipped else Path(name_or_folder)
+
+
+def absolute(text: str) -> str:
+    """A path that exists, as one that still holds when a run is opened from another folder; other texts, and names of shipped
+    weights, as they are."""
+    prefix = HUB if text.startswith(HUB) else ""
+    path = Path(text.removeprefix(prefix))
+    return prefix + str(path.resolve()) if text not in NAMES and path.exists() else text
