@@ -51,7 +51,7 @@ def test_another_ball_changes_a_written_recipe_as_it_does_the_shipped_one(name: 
     (tmp_path / "r.yaml").write_text(recipe_text(load_recipe(name, given)))
     written = load_recipe(tmp_path / "r.yaml", wider).audit
     assert written == load_recipe(name, [*given, *wider]).audit
-    assert (written.attacks["PGD"].step_size, written.attacks["MI-FGSM"].step_size) == (4 / 255, 1.6 / 255)
+    assert (written.attacks["PGD"].step_size, written.attacks["MI-FGSM"].step_size) == pytest.approx((4 / 255, 1.6 / 255))
     assert (written.attacks["PGD-L2"].step_size, written.attacks["BIM"].step_size) == (0.25, 3 / 255)
 
 
