@@ -1,6 +1,7 @@
 """The baselines' training: losses against hand-worked values, who moves whom, and a sane result on digits."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor, nn
 
 from purifiers.attacks.generate import generate
@@ -150,9 +152,10 @@ def test_features_are_those_of_the_layer() -> None:
 # Training
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The recipe's classifier and baselines on the digits; our own purifier is not what is looked at here."""
+    """The recipe's classifier and baselines on the digits; our own purifier is not what is looked at here. Minutes of training,
+    so that the processes of one test run share it: who comes second finds all trained. Tests must not write into its folder."""
     recipe = load_recipe(
         "digits",
         [
@@ -163,8 +166,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}",
         ],
     )
-    run = train(recipe, tmp_path_factory.mktemp("digits") / "run", device="cpu")
-    prepare_baselines(run)
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits"
+    with FileLock(f"{folder}.lock"):
+        run = train(recipe, folder, device="cpu")
+        prepare_baselines(run)
     return run
 
 

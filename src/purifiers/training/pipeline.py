@@ -113,9 +113,8 @@ def _begun(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
             valid = [*PURIFIERS, *(STARTS if stage == "student" else ())]
-            raise MissingFileError(
-                f"{stage}.start: there is no purifier at '{start}'{nearest(start, valid)} (or the --output of 'purifiers train')"
-            )
+            trained = "(or the --output of 'purifiers train')"
+            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{nearest(start, valid)} {trained}")
         network = load_network(locate(start))
         if describe(network) != built:
             other = describe(network)
