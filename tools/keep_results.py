@@ -9,7 +9,7 @@ from typing import Any
 
 from purifiers.evaluation.records import Results
 from purifiers.files import write_text
-from purifiers.recipes import changed, parse_recipe, with_sources
+from purifiers.recipes import parse_recipe
 from purifiers.reports.report import all_tables, headline
 
 
@@ -29,12 +29,17 @@ def portable(results: Results) -> Results:
 
 def _without_places(content: dict[str, Any]) -> dict[str, Any]:
     """A recipe's content with its files' names alone."""
-    recipe = changed(parse_recipe(content), {"data.path": None})
-    sources = {name: config.source for name, config in recipe.classifiers().items() if config.source is not None}
-    named = {name: source if ":" in source else Path(source).name for name, source in sources.items()}
-    starts = {"teacher_at.start": recipe.teacher_at.start, "student.start": recipe.student.start}
-    begun = {key: Path(start).name for key, start in starts.items() if start is not None}
-    return changed(with_sources(recipe, named), begun).model_dump(mode="json")
+    # Not read again afterwards: a name that is a file here would become a place.
+    recipe = parse_recipe(content).model_dump(mode="json")
+    recipe["data"]["path"] = None
+    for classifier in (recipe["classifier"], *recipe["companions"]):
+        if classifier["source"] is not None and ":" not in classifier["source"]:
+            classifier["source"] = Path(classifier["source"]).name
+    for stage in ("teacher_at", "student"):
+        start = recipe[stage]["start"]
+        if start is not None and Path(start).is_absolute():
+            recipe[stage]["start"] = f"runs/{Path(start).name}"  # which no shipped name is
+    return recipe
 
 
 if __name__ == "__main__":

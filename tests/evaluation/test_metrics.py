@@ -11,6 +11,7 @@ from purifiers.evaluation.metrics import matches, psnr, sign_test, ssim, wilson_
 
 def test_equation_7_counts_matches() -> None:
     assert matches(torch.tensor([1, 2, 3, 0]), torch.tensor([1, 0, 3, 1])) == 2
+    assert matches(torch.tensor([-1, -1, 3]), torch.tensor([-1, 0, 3])) == 1  # no class agrees with none
 
 
 @given(count=st.integers(1, 2000), share=st.floats(0, 1))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from purifiers.attacks import VIEWS
 from purifiers.evaluation.audited import Audit
 from purifiers.evaluation.examples import Examples, Row
 from purifiers.evaluation.records import AttackWarning, Record, Results
@@ -15,7 +16,7 @@ from purifiers.reports.card import classifier_card, model_card
 from purifiers.reports.claim import verdict
 from purifiers.reports.figures import accuracy_figure
 from purifiers.reports.report import all_tables, headline, write_card, write_report, write_seeds
-from purifiers.reports.tables import TABLE_2_ROWS, table_1, table_2, threat_models, training
+from purifiers.reports.tables import ATTACKERS, TABLE_2_ROWS, table_1, table_2, threat_models, training
 from purifiers.reports.worth import worth
 
 ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
@@ -134,6 +135,10 @@ def test_threat_models_stand_side_by_side(make_results: Callable[..., Results]) 
 def test_the_headline_never_hides_the_informed_attacker(make_results: Callable[..., Results]) -> None:
     assert "at most 1.23 %" in headline(make_results())[2]
     assert "nothing here speaks of an attacker who knows of it" in headline(make_results(full=False))[2]
+
+
+def test_every_view_has_its_words() -> None:
+    assert ATTACKERS.keys() == VIEWS.keys()
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ def audit(parsed: argparse.Namespace) -> int:
     )
     found = opened.audit(folder / "cache")
     page = write_audit(found, folder)
-    if len(runs) == len(parsed.whats) == 1:
+    if len(runs) == len(parsed.whats) == 1 and folder.resolve() == Path(runs[0]).resolve():
         with suppress(MissingFileError, CheckpointError):  # where it is not measured; the audit does not hang on it
-            write_card(folder, Results.read(folder), Path(runs[0]))
+            write_card(folder, Results.read(folder))
     table = overview(found).compact()
     red = {row[0]: doubted(found, row[0]) for row in table.rows}
     rows = [
@@ -124,7 +124,7 @@ def certify(parsed: argparse.Namespace) -> int:
 
     refuse_training_settings(parsed.overrides)
     own = weights.locate(parsed.what) if is_run(parsed.what) else None
-    name = Path(parsed.what).name
+    name = parsed.what if parsed.what in weights.NAMES else Path(parsed.what).resolve().name
     output = parsed.output or own or Path("runs") / f"{name}-certificate"
     refuse_other_run(output, own)
     run = open_defended(parsed.what, loader(parsed), output, parsed.recipe, parsed.device)

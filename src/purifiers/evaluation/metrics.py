@@ -18,8 +18,8 @@ def classes(logits: Tensor) -> Tensor:
 
 
 def matches(predictions: Tensor, targets: Tensor) -> int:
-    """Equation 7's c_target: how many of ``predictions`` (N,) equal ``targets`` (N,)."""
-    return int((predictions == targets).sum().item())
+    """Equation 7's c_target: how many of ``predictions`` (N,) equal ``targets`` (N,); a target of no class has none."""
+    return int(((predictions == targets) & (targets >= 0)).sum().item())
 
 
 def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:

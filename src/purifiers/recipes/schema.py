@@ -152,7 +152,7 @@ class Student(OnAttacked):
 class Evaluation(Group):
     """Attacks by the names that the tables show, and the views under which each is run.
 
-    Every attack runs under every view in ``views``, of which ``blind``, the paper's, is always one; ``adaptive_attacks`` names
+    Every attack runs under every view in ``views``, of which ``blind``, Table 1's, is always one; ``adaptive_attacks`` names
     the attacks that are run under the other views too (all if empty): an attack through the purifier costs a pass through
     both networks.
     ``limits``: an attack's name -> on how many random test images it is run, where it is too slow for all; the name
@@ -176,9 +176,7 @@ class Evaluation(Group):
         for view in views:
             if view not in VIEWS:
                 raise ValueError(f"there is no view '{view}'{nearest(view, VIEWS)}")
-        if "blind" not in views:
-            raise ValueError(f"'blind' is missing, which Table 1 is of; set [{', '.join(['blind', *views])}]")
-        return views
+        return views if "blind" in views else ("blind", *views)
 
     @model_validator(mode="after")
     def _known_attacks(self) -> "Evaluation":
