@@ -54,6 +54,7 @@ def test_train_then_evaluate_then_purify(tmp_path: Path, capsys: pytest.CaptureF
     other = tmp_path / "other"
     assert main(["evaluate", run, *device, "--output", str(other), "--set", "evaluation.views=[blind]"]) == 0
     assert (other / "report.html").is_file()
+    assert "\n# run\n" in (other / "card.md").read_text()  # of the purifier that is in the run
     (tmp_path / "in").mkdir()
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "in" / "a.png")
     assert main(["purify", str(tmp_path / "in"), str(tmp_path / "out"), "--purifier", run, *device]) == 0

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Task as ProgressTask
 from rich.table import Table
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from purifiers.errors import OutOfTime
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+console = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """Where results and messages for the user go: standard output. Logs are wide enough for every table."""
 
 
@@ -106,9 +105,9 @@ class Deadline:
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """A table on standard output, numbers to the right; of cells that are ``Text`` with their style."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(escape(name), justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
+        table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     console.print(table)

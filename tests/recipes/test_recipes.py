@@ -150,6 +150,9 @@ def test_files_and_folders_are_found_from_everywhere_and_names_are_no_folders(
     assert shipped.student.start == "scratch"
     assert load_recipe("paper", ["data.path=cifar10"]).data.path == str(tmp_path / "cifar10")
     assert load_recipe("paper", ["teacher_at.start=./cifar10"]).teacher_at.start == str(tmp_path / "cifar10")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "mine")  # as in a hub's cache, whose blobs have no suffix
+    link = load_recipe("paper", ["classifier.source=link.safetensors"]).classifier.source
+    assert link == str(tmp_path / "link.safetensors")
     away = load_recipe("paper", ["classifier.source=module:build", "data.path=nowhere"])
     assert (away.classifier.source, away.data.path) == ("module:build", "nowhere")
 

@@ -305,6 +305,9 @@ def test_a_card_of_a_purifier_that_went_on_from_another_names_that(make_results:
     assert "- teacher_at: that of runs/first" in card
     assert "- student: 3 epochs in 3.0 s, from runs/first" in card
     assert "- student: 3 epochs in 3.0 s\n" in model_card("mine", [first])
+    after.recipe["student"]["start"] = "/home/me/runs/second"
+    placed = model_card("mine", [after])
+    assert "- student: 3 epochs in 3.0 s, from second" in placed and "/home/me" not in placed
     assert "a student that goes on from an earlier one" in card and "starts from teacher AT" not in card
 
 

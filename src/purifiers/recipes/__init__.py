@@ -13,7 +13,7 @@ from purifiers.errors import ConfigError, MissingFileError
 from purifiers.naming import nearest
 from purifiers.recipes.baselines import AnyBaseline
 from purifiers.recipes.schema import Recipe
-from purifiers.weights import absolute
+from purifiers.weights import anywhere
 
 __all__ = [
     "NAMES",
@@ -58,7 +58,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
     changes = [_parse(override) if isinstance(override, str) else override for override in overrides]
     own, source = content.get("classifier"), dict(changes).get("classifier.source")
-    if source is not None and isinstance(own, dict) and absolute(str(source)) != absolute(str(own.get("source"))):
+    if source is not None and isinstance(own, dict) and anywhere(str(source)) != anywhere(str(own.get("source"))):
         content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
     for change in changes:
         _set(content, *change)

@@ -3,20 +3,20 @@
 import inspect
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from purifiers.attacks.base import parse_fraction
 from purifiers.errors import ConfigError
+from purifiers.naming import absolute
 from purifiers.registry import NETWORKS, build_network
-from purifiers.weights import absolute
+from purifiers.weights import anywhere
 
 Positive = Annotated[int, Field(ge=1)]
-Place = Annotated[str, AfterValidator(absolute)]
-"""A name, or a file or folder, which is found from any folder afterwards."""
+Place = Annotated[str, AfterValidator(anywhere)]
+"""Weights: a name, or a file or folder, which is found from any folder afterwards."""
 
 
 class Group(BaseModel):
@@ -29,16 +29,10 @@ class Data(Group):
     """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
 
     name: Literal["digits", "cifar10", "folder"]
-    path: str | None = None
+    path: Annotated[str, AfterValidator(absolute)] | None = None
     size: Positive | None = None
     limit: Positive | None = None
     test_limit: Positive | None = None
-
-    @field_validator("path")
-    @classmethod
-    def _from_anywhere(cls, path: str | None) -> str | None:
-        # No name of shipped weights is one of images: a folder called cifar10 is a folder.
-        return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
     def source(self) -> dict[str, Any]:
         """The options for the loader of this data set."""

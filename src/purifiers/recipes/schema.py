@@ -11,7 +11,7 @@ from purifiers.recipes.audit import AuditSettings, refuse_gradients
 from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Place, Positive
 from purifiers.registry import CLASSIFIERS
-from purifiers.weights import absolute
+from purifiers.weights import anywhere
 
 TRAINABLE = ("cae",)
 """Networks that the method trains as a purifier."""
@@ -37,9 +37,9 @@ class Classifier(Group):
 
     def behind(self, source: str) -> "Classifier":
         """The same with ``source``; without the normalisation, which is of its own source, where that is another."""
-        if self.source is not None and absolute(source) == self.source:
+        if self.source is not None and anywhere(source) == self.source:
             return self
-        return self.model_copy(update={"source": absolute(source), "mean": None, "std": None})
+        return self.model_copy(update={"source": anywhere(source), "mean": None, "std": None})
 
     @field_validator("network")
     @classmethod
@@ -146,7 +146,7 @@ class Student(OnAttacked):
     @field_validator("start")
     @classmethod
     def _place(cls, start: str) -> str:
-        return start if start in STARTS else absolute(start)
+        return start if start in STARTS else anywhere(start)
 
 
 class Evaluation(Group):

@@ -1,6 +1,7 @@
 """Model cards: what a trained purifier is, how it was made, what was measured, and what it is not."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from purifiers import hub
@@ -158,8 +159,9 @@ def _making(results: Results) -> list[str]:
         if stage.startswith(folder_of("")):
             continue  # a baseline
         start = recipe.get(stage, {}).get("start")
-        begun = f", from {start}" if start not in (None, *STARTS) else ""
-        untrained = f"that of {start}" if begun else "the untrained residual network, which is the identity"
+        first = start and (Path(start).name if Path(start).is_absolute() else start)
+        begun = f", from {first}" if start not in (None, *STARTS) else ""
+        untrained = f"that of {first}" if begun else "the untrained residual network, which is the identity"
         lines.append(f"{stage}: {_trained(history)}{begun}" if history else f"{stage}: {untrained}")
     where = "no GPU" if machine["device"] == "cpu" else machine["device"]
     lines.append(f"measured on: {machine['name']}, {machine['threads']} threads ({where}), torch {results.versions['torch']}")
@@ -171,7 +173,9 @@ def _otherwise(recipe: Mapping[str, Any]) -> str:
     name = str(recipe["name"])
     if name not in NAMES:
         return ""
-    free = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
+    # What a stage started from stands beside it.
+    started = ("teacher_at.start", "student.start")
+    free = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit", *started)
     found = differences(load_recipe(name), parse_recipe(recipe))
     listed = [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith(free)]
     return f", otherwise than in the library: {', '.join(listed)}" if listed else f": `purifiers train --recipe {name}`"
@@ -205,11 +209,8 @@ def _measured(results: Results, audit: Audit | None) -> str:
     if audit is not None:
         (name,) = audit.purifiers
         worst = [audit.worst(name, norm) for norm in ("linf", "l2") if audit.worst(name, norm, "white-box")]
-    shown = ["blind", *dict.fromkeys(record.view for record in others)]
-    shown += ["full"] if worst and "full" not in shown else []
-    views = "knows the classifier (view blind) or both (view full)"
-    if set(shown) != {"blind", "full"}:
-        views = " or ".join(f"{ATTACKERS[view]} (view {view})" for view in shown)
+    shown = {"blind", *(record.view for record in others), *(["full"] if worst else [])}
+    views = ", or ".join(f"{does} (view {view})" for view, does in ATTACKERS.items() if view in shown)
     rows = [
         *(("clean images" if record.attack == CLEAN else record.attack, record) for record in blind.values()),
         *((record.attack, record) for record in others),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from purifiers.evaluation.records import CLEAN, Results
+from purifiers.recipes.schema import STARTS
 from purifiers.reports.tables import TABLE_2_ROWS, Table, half_width, images_of, percent, row_title, select
 
 COMPARISONS = (
@@ -19,7 +20,7 @@ def is_the_papers(results: Results) -> bool:
     """Whether the students differ in their teachers alone, as in the paper: only then does Table 2 test its claim."""
     student, nt = results.recipe["student"], results.recipe["teacher_nt"]
     guided = student["classification_weight"] or student["logits_weight"]
-    return bool(student["start"] == "scratch" and nt["epochs"] and not guided)
+    return bool(student["start"] == STARTS[0] and nt["epochs"] and not guided)
 
 
 def verdict(runs: Sequence[Results]) -> str:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from purifiers.naming import HUB
+from purifiers.naming import absolute
 
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
@@ -23,9 +23,6 @@ def locate(name_or_folder: str | Path) -> Path:
     return _FOLDER / name_or_folder if shipped else Path(name_or_folder)
 
 
-def absolute(text: str) -> str:
-    """A path that exists, as one that still holds when a run is opened from another folder; other texts, and names of shipped
-    weights, as they are."""
-    prefix = HUB if text.startswith(HUB) else ""
-    path = Path(text.removeprefix(prefix))
-    return prefix + str(path.resolve()) if text not in NAMES and path.exists() else text
+def anywhere(name_or_path: str) -> str:
+    """A name of shipped weights as it is, whatever is called so here; a path that exists as one that holds from any folder."""
+    return name_or_path if name_or_path in NAMES else absolute(name_or_path)
