@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from purifiers import Purifier
+from purifiers.bulk.purify_files import purify_files
 from purifiers.data import to_float, to_uint8
-from purifiers.deploy.bulk import purify_files
 
 
 def one_by_one(purifier: Purifier, source: Path, target: Path) -> None:

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from purifiers.console import console, say
+from purifiers.device import find_device
 from purifiers.networks import CAE
-from purifiers.recipes import load_recipe
+from purifiers.recipes.load import load_recipe
 from purifiers.registry import place
-from purifiers.training.loop import Stage, fit
-from purifiers.training.run import make_fabric
-from purifiers.training.stages import nt_losses
+from purifiers.training.loop import Stage, fit, make_fabric
+from purifiers.training.objectives import nt_losses
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     recipe = load_recipe("paper", ["teacher_nt.epochs=1", "teacher_nt.flip=true", "teacher_nt.crop=4"])
-    fabric = make_fabric(options.device, recipe.precision)
+    fabric = make_fabric(find_device(options.device), recipe.precision)
     batch_size = recipe.teacher_nt.batch_size
     count = options.images - options.images % batch_size
     shape = (count, 3, options.size, options.size)

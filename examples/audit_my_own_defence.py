@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from purifiers.data import load_images, to_float
-from purifiers.evaluation.audit import audit
-from purifiers.recipes.audit import AuditSettings
+from purifiers.evaluation.audit.run import audit
+from purifiers.recipes.audit_settings import AuditSettings
 
 
 class Rounding(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.attacks import PGD
 from purifiers.data import load_images, to_float
-from purifiers.recipes import load_recipe
+from purifiers.recipes.load import load_recipe
 from purifiers.training.pipeline import train
 
 WEIGHTS = Path(tempfile.gettempdir()) / "my-classifier.safetensors"

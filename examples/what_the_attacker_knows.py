@@ -17,7 +17,7 @@ import torch
 from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD, VIEWS
 from purifiers.data import load_images, to_float
-from purifiers.recipes import load_recipe
+from purifiers.recipes.load import load_recipe
 from purifiers.training.pipeline import train
 
 EPSILONS = (0.02, 0.05, 0.1, 0.15)

@@ -9,9 +9,10 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from purifiers.recipes import Recipe, load_recipe
+from purifiers.recipes.load import load_recipe
+from purifiers.recipes.schema import Recipe
+from purifiers.runs import Run
 from purifiers.training.pipeline import train
-from purifiers.training.run import Run
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker per core: more threads would only fight

@@ -10,7 +10,8 @@ from purifiers import PurifiedClassifier, Purifier, weights
 from purifiers.data import ImageSet, load_images, to_float
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.networks import ResNet
-from purifiers.recipes import NAMES, Recipe, load_recipe
+from purifiers.recipes.load import NAMES, load_recipe
+from purifiers.recipes.schema import Recipe
 from purifiers.registry import load_network
 from tests.conftest import CIFAR10, needs_cifar10
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from purifiers.evaluation.records import Results
-from purifiers.files import write_text
-from purifiers.recipes import parse_recipe
-from purifiers.reports.report import all_tables, headline
+from purifiers.recipes.load import parse_recipe
+from purifiers.reports.run_report import all_tables, headline
+from purifiers.storage import write_text
 
 
 def keep(results: Results, target: Path) -> None:

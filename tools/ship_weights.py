@@ -22,18 +22,19 @@ import torch
 from keep_results import keep, portable
 
 import purifiers.weights
+from purifiers.classifiers.load import accuracy
 from purifiers.data import ImageSet, to_float
-from purifiers.evaluation.audited import Audit
+from purifiers.device import find_device
+from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.records import Results, versions
-from purifiers.files import load_tensors, save_tensors, write_text
 from purifiers.purifier import Purifier
-from purifiers.recipes import Recipe, load_recipe
+from purifiers.recipes.load import load_recipe
+from purifiers.recipes.schema import Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, load_network, place
-from purifiers.reports.card import classifier_card, model_card
-from purifiers.reports.report import write_seeds
-from purifiers.training.checkpoint import load_state
-from purifiers.training.classifier import accuracy
-from purifiers.training.run import RECIPE_FILE, STATE_FILE, Run, make_fabric
+from purifiers.reports.cards import classifier_card, model_card
+from purifiers.reports.run_report import write_seeds
+from purifiers.runs import RECIPE_FILE, STATE_FILE, Run
+from purifiers.storage import load_state, load_tensors, save_tensors, write_text
 
 ROOT = Path(purifiers.weights.__file__).parent
 RESULTS = Path(__file__).parents[1] / "results"
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--note", metavar="TEXT", default="", help="a paragraph for the cards' end")
     chosen = parser.parse_args()
     recipe = load_recipe(chosen.run / RECIPE_FILE)
-    test = Run(recipe, chosen.run, make_fabric("auto", "32-true"), chosen.run / "cache").images("test")
+    test = Run(recipe, chosen.run, find_device(), chosen.run / "cache").images("test")
     if chosen.name is not None:
         folders = [chosen.run, *chosen.also]
         results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))

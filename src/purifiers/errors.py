@@ -4,6 +4,11 @@ Each class also derives from the built-in error that a Python caller would expec
 ``except FileNotFoundError`` work. The command line prints the message alone and exits with status 1.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+
 
 def first_line(error: Exception) -> str:
     """What another library's error says first, shortened; its kind where it says nothing."""
@@ -52,3 +57,28 @@ class ServiceError(PurifiersError, RuntimeError):
 
 class AttackError(PurifiersError, RuntimeError):
     """An attack returned images outside its own threat model, or needs a gradient that the model does not pass."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of an error message about ``name``: the nearest valid name if one is near, else all of them."""
+    names = sorted(valid)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid: {', '.join(names)}" if names else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module``, dotted, which comes with the package's ``extra``.
+
+    Raises:
+        ConfigError: it is not installed; the message says how to.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name != package:  # it is there, and something of its own is not: that is another story
+            raise
+        how = f"pip install 'purifiers[{extra}]', or '.[{extra}]' in a clone"
+        raise ConfigError(f"this needs {package}, which is not installed: {how}") from error

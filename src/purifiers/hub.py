@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from purifiers.errors import ConfigError, InputError, MissingFileError, first_line
-from purifiers.extras import require
+from purifiers.errors import ConfigError, InputError, MissingFileError, first_line, require
 
 CARD_FILE = "README.md"
 RUN_CARD_FILE = "card.md"

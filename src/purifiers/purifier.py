@@ -1,6 +1,5 @@
 """The two classes that a user holds: a purifier, and a classifier with a purifier in front."""
 
-import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -9,40 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from purifiers import hub, weights
-from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError
-from purifiers.files import write_text
-from purifiers.naming import nearest
+from purifiers.data.images import check_images
+from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError, nearest
 from purifiers.registry import CONFIG_FILE, PURIFIERS, describe, fingerprint, load_network, place, save_network
-
-TOLERANCE = 1e-4
-"""How far rounding may take a pixel out of [0,1] before an image counts as out of range."""
-
-
-def check_images(images: Tensor, *, values: bool = True) -> None:
-    """Refuse a tensor that is not a batch of images: float32 (or half, for a half model), (N, C, H, W), in [0,1].
-
-    Args:
-        images: what the user passed.
-        values: look at the values too (range, NaN, infinity); this waits for the device.
-
-    Raises:
-        InputError: says which of type, shape, dtype, range or NaN is wrong, and how to mend it.
-    """
-    if not isinstance(images, Tensor):
-        raise InputError(f"images must be a torch.Tensor; got {type(images).__name__}")
-    if images.ndim != 4:
-        hint = "; add the batch dimension with images.unsqueeze(0)" if images.ndim == 3 else ""
-        raise InputError(f"images must have shape (N, C, H, W); got {tuple(images.shape)}{hint}")
-    if images.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        hint = "; divide by 255" if images.dtype == torch.uint8 else "; convert with .float()"
-        raise InputError(f"images must be float32 in [0,1]; got {images.dtype}{hint}")
-    if values and images.numel():
-        low, high = torch.stack(torch.aminmax(images.detach())).tolist()
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError("images contain NaN or infinite values")
-        if low < -TOLERANCE or high > 1 + TOLERANCE:
-            hint = "divide by 255" if low >= 0 and high > 2 else "do not normalise: that belongs inside the classifier"
-            raise InputError(f"images must be in [0,1]; got values from {low:.4g} to {high:.4g}; {hint}")
+from purifiers.storage import write_text
 
 
 class Purifier(nn.Module):

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from purifiers.baselines import JPEG, NRP, SOAP, Adaptive, BitDepth, Blend, Median, Noisy, Nothing, TotalVariation
-from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
-from purifiers.files import digest, load_tensors, save_tensors, write_text
-from purifiers.naming import nearest
+from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.networks import CAE, ResNet
+from purifiers.storage import digest, load_tensors, save_tensors, write_text
 from purifiers.version import __version__
 
 Module = TypeVar("Module", bound=nn.Module)

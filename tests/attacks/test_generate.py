@@ -10,9 +10,9 @@ from purifiers.attacks import generate as module
 from purifiers.attacks.generate import generate
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import InputError
-from purifiers.files import load_tensors, save_tensors
 from purifiers.networks import CAE, ResNet
 from purifiers.purifier import PurifiedClassifier, Purifier
+from purifiers.storage import load_tensors, save_tensors
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)

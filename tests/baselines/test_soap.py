@@ -10,8 +10,8 @@ from purifiers import Purifier
 from purifiers.baselines import SOAP
 from purifiers.baselines.soap import consistency_error, reconstruction_error, rotation_error
 from purifiers.errors import InputError
+from purifiers.gradient_steps import pgd
 from purifiers.networks import ResNet
-from purifiers.pgd import pgd
 
 
 def soap(**arguments: object) -> SOAP:

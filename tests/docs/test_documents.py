@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from purifiers.cli.parser import make_parser
-from purifiers.recipes import load_recipe
+from purifiers.recipes.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

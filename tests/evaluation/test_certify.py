@@ -17,7 +17,7 @@ from purifiers.data import ImageSet, to_float
 from purifiers.errors import InputError
 from purifiers.evaluation.certificate import ImageCertificate, summarised
 from purifiers.evaluation.certify import ABSTAIN, Smoothing, certify, certify_run, lower_bound, predict
-from purifiers.training.run import Run
+from purifiers.runs import Run
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)
@@ -297,7 +297,7 @@ def test_the_summary_by_hand() -> None:
 
 
 def test_a_run_is_certified_with_and_without_its_purifier(tiny_run: Run, tmp_path: Path) -> None:
-    run = Run(tiny_run.recipe, tmp_path, tiny_run.fabric, tmp_path / "cache")
+    run = Run(tiny_run.recipe, tmp_path, tiny_run.device, tmp_path / "cache")
     run.classifier, run.purifiers = tiny_run.classifier, tiny_run.purifiers
     found = certify_run(run, "mine", Smoothing(0.1, n0=5, n=50), images=3)
     assert (found.purifier, found.dataset, found.n_images, found.sigma, found.n) == ("mine", "digits", 3, 0.1, 50)

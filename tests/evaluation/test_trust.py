@@ -18,8 +18,8 @@ from purifiers.evaluation.trust.check import exceeds, weaker
 from purifiers.evaluation.trust.checks import judge
 from purifiers.evaluation.trust.evidence import FACTORS, LONG, PROBES, SHORT, STARTS, Evidence, gather, margin
 from purifiers.networks import ResNet
+from purifiers.runs import Run
 from purifiers.seeds import reproducible
-from purifiers.training.run import Run
 from tests.conftest import Linear
 
 SHAPE = (3, 8, 8)

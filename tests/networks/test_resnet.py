@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from purifiers.classifiers.load import accuracy
 from purifiers.data import load_images
 from purifiers.errors import InputError
 from purifiers.networks import ResNet
 from purifiers.registry import load_weights
-from purifiers.training.classifier import accuracy
 from tests.conftest import CIFAR10, REFERENCE, needs_cifar10, needs_reference
 
 

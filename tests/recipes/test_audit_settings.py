@@ -6,8 +6,8 @@ import yaml
 
 from purifiers.attacks import PGD
 from purifiers.errors import ConfigError
-from purifiers.recipes import NAMES, load_recipe, parse_recipe, recipe_text
-from purifiers.recipes.audit import STANDARD_VIEWS, AuditSettings
+from purifiers.recipes.audit_settings import STANDARD_VIEWS, AuditSettings
+from purifiers.recipes.load import NAMES, load_recipe, parse_recipe, recipe_text
 
 
 def test_the_standard_attacks_have_the_audits_balls_and_steps_to_suit() -> None:

@@ -3,9 +3,9 @@
 import pytest
 
 from purifiers.evaluation.records import Cost, Record, Results
-from purifiers.recipes import changed, load_recipe, parse_recipe
+from purifiers.recipes.load import changed, load_recipe, parse_recipe
 from purifiers.reports.comparison import comparison_sentence, purifiers_of, table_1_for_all, table_of_baselines
-from purifiers.reports.report import all_tables, headline
+from purifiers.reports.run_report import all_tables, headline
 
 ATTACKS = ("none", "PGD8", "AA")
 

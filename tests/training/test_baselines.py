@@ -20,12 +20,13 @@ from purifiers.console import Deadline
 from purifiers.data import to_float
 from purifiers.errors import CheckpointError, ConfigError, OutOfTime
 from purifiers.networks import ResNet
-from purifiers.recipes import Recipe, changed, load_recipe
-from purifiers.recipes.baselines import TrainingNRP, TrainingSOAP
+from purifiers.recipes.baseline_settings import TrainingNRP, TrainingSOAP
+from purifiers.recipes.load import changed, load_recipe
+from purifiers.recipes.schema import Recipe
 from purifiers.registry import describe, load_network
+from purifiers.runs import Run, open_run
 from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, prepare_baselines, soap_losses
 from purifiers.training.pipeline import train
-from purifiers.training.run import Run, open_run
 
 
 def random() -> torch.Generator:

@@ -9,7 +9,7 @@ from torch import nn
 
 from purifiers.errors import ConfigError
 from purifiers.networks import CAE
-from purifiers.recipes import Recipe
+from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint, load_network
 from purifiers.training.latent import DecoderAlone, EncoderWithHead
 from purifiers.training.pipeline import train

@@ -10,11 +10,10 @@ from purifiers.errors import CheckpointError, OutOfTime, TrainingError
 from purifiers.networks import CAE
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import place
-from purifiers.training.checkpoint import load_state, save_state
-from purifiers.training.loop import Stage, fit
+from purifiers.storage import load_state, save_state
+from purifiers.training.loop import Stage, fit, make_fabric
 from purifiers.training.losses import Losses
-from purifiers.training.run import make_fabric
-from purifiers.training.stages import nt_losses
+from purifiers.training.objectives import nt_losses
 
 
 def stage(epochs: int = 4, **options: object) -> Stage:
@@ -35,7 +34,7 @@ def weights(stage: Stage) -> dict[str, Tensor]:
 def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
     tmp_path: Path, optimizer: str, schedule: str
 ) -> None:
-    fabric = make_fabric("cpu", "32-true")
+    fabric = make_fabric(torch.device("cpu"))
     whole = stage(optimizer=optimizer, schedule=schedule)
     history = fit(whole, fabric, tmp_path / "whole.safetensors")
 
@@ -62,14 +61,14 @@ def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
 
 
 def test_training_lowers_the_loss_and_is_the_same_twice(tmp_path: Path) -> None:
-    fabric = make_fabric("cpu", "32-true")
+    fabric = make_fabric(torch.device("cpu"))
     histories = [fit(stage(epochs=15), fabric, tmp_path / f"{i}.safetensors") for i in range(2)]
     assert histories[0][-1]["loss"] < 0.5 * histories[0][0]["loss"]
     assert [record["loss"] for record in histories[0]] == [record["loss"] for record in histories[1]]
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    fabric, path = make_fabric(torch.device("cpu")), tmp_path / "s.safetensors"
     first = stage()
     fit(first, fabric, path)
     written = path.stat().st_mtime_ns
@@ -92,13 +91,13 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> N
 
     path = tmp_path / "s.safetensors"
     with pytest.raises(TrainingError, match=r"test: a loss is not finite at epoch 3, step 2 of 2 \(loss = nan, other = 0\."):
-        fit(replace(stage(), losses=exploding), make_fabric("cpu", "32-true"), path)
+        fit(replace(stage(), losses=exploding), make_fabric(torch.device("cpu")), path)
     # What is on disk is the last good epoch: training goes on from there.
-    assert len(fit(stage(), make_fabric("cpu", "32-true"), path)) == 4
+    assert len(fit(stage(), make_fabric(torch.device("cpu")), path)) == 4
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> None:
-    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    fabric, path = make_fabric(torch.device("cpu")), tmp_path / "s.safetensors"
     fit(stage(epochs=1), fabric, path)
     content = path.read_bytes()
     with pytest.raises(CheckpointError, match=r"another recipe.*--restart"):
@@ -107,7 +106,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> N
 
 
 def test_nothing_but_the_checkpoint_is_written(tmp_path: Path) -> None:
-    fit(stage(epochs=2), make_fabric("cpu", "32-true"), tmp_path / "deep" / "s.safetensors")
+    fit(stage(epochs=2), make_fabric(torch.device("cpu")), tmp_path / "deep" / "s.safetensors")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["s.safetensors"]
 
 
@@ -116,7 +115,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     exploding = stage(epochs=1, batch_size=40, optimizer="sgd", learning_rate=1e20, weight_decay=1e20, schedule="constant")
     with pytest.raises(TrainingError, match="left weights that are not finite"):
-        fit(exploding, make_fabric("cpu", "32-true"), path)
+        fit(exploding, make_fabric(torch.device("cpu")), path)
     assert not path.exists()
 
 
@@ -130,24 +129,24 @@ def test_stages_of_one_seed_see_the_same_batches_in_the_same_order(tmp_path: Pat
             seen.setdefault(name, []).append(images.clone())
             return nt_losses(network, images, labels, generator)
 
-        fit(replace(stage(), name=name, losses=recording), make_fabric("cpu", "32-true"), tmp_path / f"{name}.safetensors")
+        fit(replace(stage(), name=name, losses=recording), make_fabric(torch.device("cpu")), tmp_path / f"{name}.safetensors")
     assert len(seen["one"]) == 8
     assert all(torch.equal(a, b) for a, b in zip(seen["one"], seen["other"], strict=True))
 
 
 def test_bf16_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
     one = stage(epochs=8)
-    history = fit(one, make_fabric("cpu", "bf16-mixed"), tmp_path / "s.safetensors")
+    history = fit(one, make_fabric(torch.device("cpu"), "bf16-mixed"), tmp_path / "s.safetensors")
     assert history[-1]["loss"] < history[0]["loss"]
     assert {value.dtype for value in one.network.parameters()} == {torch.float32}
 
 
 def test_fewer_images_than_a_batch_still_train(tmp_path: Path) -> None:
-    assert len(fit(stage(epochs=2, batch_size=500), make_fabric("cpu", "32-true"), tmp_path / "s.safetensors")) == 2
+    assert len(fit(stage(epochs=2, batch_size=500), make_fabric(torch.device("cpu")), tmp_path / "s.safetensors")) == 2
 
 
 def test_a_time_limit_cuts_between_epochs_and_nothing_is_lost(tmp_path: Path) -> None:
-    fabric = make_fabric("cpu", "32-true")
+    fabric = make_fabric(torch.device("cpu"))
     whole, pieces = stage(), stage()
     fit(whole, fabric, tmp_path / "whole.safetensors")
 
@@ -172,7 +171,7 @@ def test_a_time_limit_cuts_between_epochs_and_nothing_is_lost(tmp_path: Path) ->
 def test_an_epoch_longer_than_the_limit_is_done_once_in_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(0, 10_000, 100))  # each look at the clock is 100 s after the last one
     monkeypatch.setattr("purifiers.console.time.perf_counter", lambda: float(next(seconds)))
-    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    fabric, path = make_fabric(torch.device("cpu")), tmp_path / "s.safetensors"
     for epoch in (1, 2, 3):
         with pytest.raises(OutOfTime, match=f"after epoch {epoch}/4 of test"):
             fit(stage(), fabric, path, Deadline(minutes=2))
@@ -180,7 +179,7 @@ def test_an_epoch_longer_than_the_limit_is_done_once_in_every_call(tmp_path: Pat
 
 
 def test_what_was_finished_on_another_device_is_read_and_what_was_not_is_refused(tmp_path: Path) -> None:
-    fabric, path = make_fabric("cpu", "32-true"), tmp_path / "s.safetensors"
+    fabric, path = make_fabric(torch.device("cpu")), tmp_path / "s.safetensors"
     fit(finished := stage(epochs=1), fabric, path)
     state = load_state(path)
     save_state(path, {**state, "device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)})
@@ -191,7 +190,7 @@ def test_what_was_finished_on_another_device_is_read_and_what_was_not_is_refused
 
 
 def test_floating_point_operations_are_those_of_the_convolutions(tmp_path: Path) -> None:
-    history = fit(stage(epochs=1), make_fabric("cpu", "32-true"), tmp_path / "s.safetensors")
+    history = fit(stage(epochs=1), make_fabric(torch.device("cpu")), tmp_path / "s.safetensors")
     # Widths 4 and 6 on 8x8 pixels, halved once: 3->4 at 64 places, 4->6 and 6->6 at 16, and the same on the way back. Each
     # 3x3 convolution multiplies and adds 9 times; the backward pass does it twice more, but not for the images.
     forward = 2 * 2 * 9 * (64 * 3 * 4 + 16 * 4 * 6 + 16 * 6 * 6)
@@ -206,7 +205,7 @@ def test_a_compiled_training_learns_the_same(tmp_path: Path, monkeypatch: pytest
         calls.append(module)
         return torch.compile(module, backend="aot_eager")  # type: ignore[return-value]
 
-    fabric, plain, traced = make_fabric("cpu", "32-true"), stage(), replace(stage(), compiled=True)
+    fabric, plain, traced = make_fabric(torch.device("cpu")), stage(), replace(stage(), compiled=True)
     fit(plain, fabric, tmp_path / "plain.safetensors")
     monkeypatch.setattr("purifiers.training.loop.compiled", compiled)
     history = fit(traced, fabric, tmp_path / "traced.safetensors")

@@ -12,11 +12,12 @@ from purifiers import PurifiedClassifier, Purifier
 from purifiers.cli.commands import overrides_of
 from purifiers.cli.parser import make_parser
 from purifiers.errors import ConfigError, InputError
-from purifiers.evaluation.run import evaluate_run
-from purifiers.recipes import Recipe, load_recipe, recipe_text
+from purifiers.evaluation.evaluate import evaluate_run
+from purifiers.recipes.load import load_recipe, recipe_text
+from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
+from purifiers.runs import open_run
 from purifiers.training.pipeline import train
-from purifiers.training.run import open_run
 
 MODULE = """
 import torch

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 
 from purifiers import Purifier
+from purifiers.device import find_device
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
-from purifiers.evaluation.run import _peak
-from purifiers.files import load_tensors
+from purifiers.evaluation.evaluate import _peak
 from purifiers.networks import ResNet
-from purifiers.recipes import Recipe, load_recipe, recipe_text
+from purifiers.recipes.load import load_recipe, recipe_text
+from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint, save_network
-from purifiers.training.checkpoint import load_state, save_state
+from purifiers.runs import STATE_FILE, Run, open_run, student_config
+from purifiers.storage import load_state, load_tensors, save_state
 from purifiers.training.pipeline import train
-from purifiers.training.run import STATE_FILE, Run, make_fabric, open_run, student_config
 from tests.conftest import TINY
 
 
@@ -92,7 +93,7 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from purifiers.recipes import load_recipe
+from purifiers.recipes.load import load_recipe
 from purifiers.training.pipeline import train
 train(load_recipe("digits", sys.argv[2:]), Path(sys.argv[1]), device="cpu")
 """
@@ -231,7 +232,7 @@ def test_opening_what_is_not_trained(tiny_recipe: Callable[..., Recipe], tmp_pat
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "cpu:1", ""])
 def test_devices_that_are_not_there(device: str) -> None:
     with pytest.raises(ConfigError, match=r"no device .* available: auto, cpu"):
-        make_fabric(device, "32-true")
+        find_device(device)
 
 
 def test_the_recipe_is_written_as_people_write_it(tiny_run: Run) -> None:

@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 
 from purifiers.errors import ConfigError
+from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.evaluation.records import VARIANT
-from purifiers.evaluation.run import evaluate_run
-from purifiers.recipes import NAMES, Recipe, changed, load_recipe, variant_recipes
+from purifiers.recipes.load import NAMES, changed, load_recipe, variant_recipes
+from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
 from purifiers.reports.tables import table_3
-from purifiers.training.pipeline import train
-from purifiers.training.run import open_run
-from purifiers.training.variants import train_variants
+from purifiers.runs import open_run
+from purifiers.training.pipeline import train, train_variants
 from tests.conftest import TINY
 
 COMPANION = {"network": {"network": "resnet", "depth": 20}, "training": {"epochs": 1, "batch_size": 32}}

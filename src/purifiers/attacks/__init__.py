@@ -8,8 +8,8 @@ from purifiers.attacks.autoattack import AutoAttack
 from purifiers.attacks.base import Attack, Length, distances, show_fraction
 from purifiers.attacks.cw import CW
 from purifiers.attacks.foolbox_pgd import FoolboxPGD
+from purifiers.attacks.gradient import BIM, FGSM, MIFGSM, PGD, SSP
 from purifiers.attacks.hop_skip_jump import HopSkipJump
-from purifiers.attacks.pgd import BIM, FGSM, MIFGSM, PGD, SSP
 from purifiers.attacks.square import Square
 from purifiers.attacks.views import VIEWS
 

@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from torch import Tensor, nn
 
+from purifiers.data.images import check_images
 from purifiers.errors import AttackError, InputError
-from purifiers.purifier import check_images
 
 ROUNDING = 1e-6
 """How far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that."""

@@ -1,4 +1,4 @@
-"""PGD (Madry et al. 2018) by foolbox: a second, independent code for what :mod:`purifiers.attacks.pgd` does."""
+"""PGD (Madry et al. 2018) by foolbox: a second, independent code for what :mod:`purifiers.attacks.gradient` does."""
 
 from typing import Literal
 

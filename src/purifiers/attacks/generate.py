@@ -17,9 +17,9 @@ from purifiers.attacks.base import Attack, frozen
 from purifiers.attacks.views import gradient_at
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import AttackError, CheckpointError, InputError
-from purifiers.files import digest, load_tensors, save_tensors
 from purifiers.registry import fingerprint
 from purifiers.seeds import reproducible, seed_for
+from purifiers.storage import digest, load_tensors, save_tensors
 from purifiers.version import __version__
 
 SHARD = 1000

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import WITHOUT_GRADIENT
-from purifiers.errors import ConfigError, InputError
-from purifiers.naming import nearest
+from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import reproducible
 
@@ -49,7 +48,7 @@ VIEWS: dict[str, Callable[[PurifiedClassifier], nn.Module]] = {
     "eot": eot,
     "query": query,
 }
-"""By name. One more threat model, ``transfer``, needs another model to attack; see :mod:`purifiers.evaluation.audit`."""
+"""By name. One more threat model, ``transfer``, needs another model to attack; see :mod:`purifiers.evaluation.audit.run`."""
 
 
 class StraightThrough(nn.Module):

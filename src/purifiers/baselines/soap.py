@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purifiers.errors import InputError
+from purifiers.gradient_steps import project
 from purifiers.networks import ResNet
-from purifiers.pgd import project
 
 Task = Literal["reconstruction", "rotation", "consistency"]
 """Data reconstruction, rotation prediction, label consistency (section 3.3 of the paper)."""

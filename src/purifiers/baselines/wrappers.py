@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.errors import InputError
-from purifiers.pgd import pgd
+from purifiers.gradient_steps import pgd
 
 
 class Adaptive(nn.Module):

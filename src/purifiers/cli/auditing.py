@@ -69,11 +69,11 @@ def audit(parsed: argparse.Namespace) -> int:
     from rich.text import Text
 
     from purifiers.console import duration, say, show_table
-    from purifiers.evaluation.audit_runs import open_audited
+    from purifiers.evaluation.audit.open import open_audited
     from purifiers.evaluation.records import Results
-    from purifiers.reports.audit import doubted, overview, sentences, write_audit
-    from purifiers.reports.report import write_card
-    from purifiers.training.run import is_run
+    from purifiers.reports.audit_report import doubted, overview, sentences, write_audit
+    from purifiers.reports.run_report import write_card
+    from purifiers.runs import is_run
 
     refuse_training_settings(parsed.overrides)
     runs = [what for what in parsed.whats if is_run(what)]
@@ -119,8 +119,8 @@ def certify(parsed: argparse.Namespace) -> int:
     from purifiers import weights
     from purifiers.console import say, show_table
     from purifiers.evaluation.certify import Smoothing, certify_run
-    from purifiers.reports.certificate import certificate_tables, write_certificate
-    from purifiers.training.run import is_run, open_defended
+    from purifiers.reports.certificate_report import certificate_tables, write_certificate
+    from purifiers.runs import is_run, open_defended
 
     refuse_training_settings(parsed.overrides)
     own = weights.locate(parsed.what) if is_run(parsed.what) else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from purifiers.errors import ConfigError, MissingFileError
 
 if TYPE_CHECKING:
-    from purifiers.recipes import Recipe
+    from purifiers.recipes.schema import Recipe
 
 EVALUATION_ONLY = (
     "evaluation",
@@ -46,8 +46,7 @@ def overrides_of(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
 
 def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None):  # type: ignore[no-untyped-def]
     from purifiers.console import Deadline, Stopwatch, duration, say
-    from purifiers.training.pipeline import train
-    from purifiers.training.variants import train_variants
+    from purifiers.training.pipeline import train, train_variants
 
     recipe, folder = _recipe_and_folder(parsed)
     watch = Stopwatch()
@@ -62,8 +61,8 @@ def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None): 
 
 def _shipped(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
     from purifiers.console import Deadline
-    from purifiers.recipes import load_recipe
-    from purifiers.training.run import RECIPE_FILE, open_weights
+    from purifiers.recipes.load import load_recipe
+    from purifiers.runs import RECIPE_FILE, open_weights
 
     if parsed.seed is not None or parsed.restart or (parsed.tables or (1,)) != (1,):
         raise ConfigError("--from-weights takes ours as it is: not with --seed, --restart, or --tables other than 1")
@@ -88,7 +87,7 @@ def _compare(parsed: argparse.Namespace, run, default: str) -> None:  # type: ig
 
 
 def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from purifiers.recipes import with_shipped_classifiers
+    from purifiers.recipes.load import with_shipped_classifiers
 
     own_images = vars(parsed).get("images") is not None
     recipe = loaded(parsed.recipe or ("folder" if own_images else parsed.default_recipe), overrides_of(parsed))
@@ -102,7 +101,7 @@ def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-d
 
 def loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "Recipe":
     """The recipe, with CIFAR-10 where the environment says."""
-    from purifiers.recipes import load_recipe
+    from purifiers.recipes.load import load_recipe
 
     recipe = load_recipe(name, overrides)
     if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
@@ -119,7 +118,7 @@ def loader(parsed: argparse.Namespace, settings: Sequence[tuple[str, object]] = 
 
 def recipe_behind(parsed: argparse.Namespace) -> "Recipe":
     """The recipe of the purifier WHAT with what the command line sets; where it is not known, one of images of one's own."""
-    from purifiers.training.run import recipe_of
+    from purifiers.runs import recipe_of
 
     # --size of an export is one of its images too.
     sized = [("data.size", parsed.size)] if vars(parsed).get("size") and vars(parsed).get("images") else []
@@ -158,7 +157,7 @@ def reproduce(parsed: argparse.Namespace) -> int:
 
 def _over_seeds(parsed: argparse.Namespace, seeds: Sequence[int]) -> int:
     from purifiers.console import Deadline, say, show_table
-    from purifiers.reports.report import write_seeds
+    from purifiers.reports.run_report import write_seeds
 
     tables = parsed.tables or ALL_TABLES
     if parsed.from_weights or 2 not in tables or parsed.seed is not None:
@@ -179,8 +178,8 @@ def _over_seeds(parsed: argparse.Namespace, seeds: Sequence[int]) -> int:
 def evaluate(parsed: argparse.Namespace) -> int:
     """Measure and report what an earlier run trained."""
     from purifiers import weights
-    from purifiers.recipes import load_recipe
-    from purifiers.training.run import RECIPE_FILE, open_run, recipe_of
+    from purifiers.recipes.load import load_recipe
+    from purifiers.runs import RECIPE_FILE, open_run, recipe_of
 
     recipe_file = parsed.run / RECIPE_FILE
     if not recipe_file.is_file():
@@ -217,7 +216,7 @@ def refuse_file(output: Path) -> None:
 
 def refuse_other_run(output: Path, own: Path | None = None) -> None:
     """Refuse a folder for results that is a file, or a run other than ``own``."""
-    from purifiers.training.run import RECIPE_FILE
+    from purifiers.runs import RECIPE_FILE
 
     refuse_file(output)
     if (own is None or output.resolve() != own.resolve()) and (output / RECIPE_FILE).is_file():
@@ -226,8 +225,8 @@ def refuse_other_run(output: Path, own: Path | None = None) -> None:
 
 def _report(run, folder: Path):  # type: ignore[no-untyped-def]
     from purifiers.console import duration, say, show_table
-    from purifiers.evaluation.run import evaluate_run
-    from purifiers.reports.report import all_tables, headline, write_report
+    from purifiers.evaluation.evaluate import evaluate_run
+    from purifiers.reports.run_report import all_tables, headline, write_report
 
     results, examples = evaluate_run(run)
     results.write(folder)

@@ -105,12 +105,12 @@ def add_max_pixels(command: argparse.ArgumentParser, default: int) -> None:
 
 def purify(parsed: argparse.Namespace) -> int:
     """Clean image files."""
+    from purifiers.bulk.purify_files import purify_files
     from purifiers.console import say
-    from purifiers.deploy.bulk import purify_files
+    from purifiers.device import find_device
     from purifiers.purifier import Purifier
-    from purifiers.training.run import make_fabric
 
-    purifier = Purifier.from_pretrained(parsed.purifier).to(make_fabric(parsed.device, "32-true").device)
+    purifier = Purifier.from_pretrained(parsed.purifier).to(find_device(parsed.device))
     if getattr(purifier.network, "redraws", False):
         print(
             f"purifiers: warning: '{parsed.purifier}' draws images anew for its classifier, and people may see nothing in them "
@@ -138,9 +138,9 @@ def purify(parsed: argparse.Namespace) -> int:
 def serve(parsed: argparse.Namespace) -> int:
     """Purify images over HTTP."""
     from purifiers.console import say
-    from purifiers.deploy.endpoints import Limits
-    from purifiers.deploy.serve import serve as serve_until_stopped
-    from purifiers.training.run import make_fabric
+    from purifiers.device import find_device
+    from purifiers.serve.endpoints import Limits
+    from purifiers.serve.server import serve as serve_until_stopped
 
     if not parsed.classifier:
         refuse_idle(parsed, "a --classifier")
@@ -153,7 +153,7 @@ def serve(parsed: argparse.Namespace) -> int:
         max_batch_size=parsed.max_batch_size,
         batch_timeout=parsed.batch_timeout,
         limits=limits,
-        device=make_fabric(parsed.device, "32-true").device,
+        device=find_device(parsed.device),
     )
     say("stopped")
     return 0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from purifiers.data import ImageSet
-    from purifiers.recipes import Recipe
+    from purifiers.recipes.schema import Recipe
 
 CALIBRATION = 256
 """Training images that the ranges of 8-bit activations are taken from."""
@@ -54,7 +54,7 @@ def add_command(add: options.Add) -> None:
 def export(parsed: argparse.Namespace) -> int:
     """Write the file, check it, and say what it is."""
     from purifiers.console import say
-    from purifiers.deploy.export import about, export_onnx, export_torch, exportable
+    from purifiers.export.files import about, export_onnx, export_torch, exportable
     from purifiers.purifier import Purifier
 
     ending = {"onnx": ".onnx", "torch": ".pt2"}[parsed.format]
@@ -92,8 +92,8 @@ def _eight_bits(parsed: argparse.Namespace, model: "nn.Module", metadata, recipe
     from tempfile import TemporaryDirectory
 
     from purifiers.console import say
-    from purifiers.deploy.export import export_onnx
-    from purifiers.deploy.quantise import quantisation_loss, quantise
+    from purifiers.export.files import export_onnx
+    from purifiers.export.quantise import quantisation_loss, quantise
 
     typical, test = _images(recipe, "train", CALIBRATION), _images(recipe, "test", MEASURED)
     judge, who = (None, parsed.classifier) if parsed.classifier else _judge(parsed, recipe, test)
@@ -125,7 +125,7 @@ def _images(recipe: "Recipe", split, limit: int) -> "ImageSet":  # type: ignore[
 
 def _classifier(parsed: argparse.Namespace, recipe: "Recipe") -> "nn.Module":
     """The one to put behind the purifier, as the recipe has it now."""
-    from purifiers.training.classifier import load_away
+    from purifiers.classifiers.load import load_away
 
     assert recipe.classifier.source is not None
     data = recipe.data.model_copy(update={"size": parsed.size}) if parsed.size else recipe.data
@@ -135,8 +135,8 @@ def _classifier(parsed: argparse.Namespace, recipe: "Recipe") -> "nn.Module":
 def _judge(parsed: argparse.Namespace, recipe: "Recipe", test: "ImageSet"):  # type: ignore[no-untyped-def]
     """The classifier that the purifier was trained for, and what it is called; None where it is not known."""
     from purifiers import weights
-    from purifiers.training.classifier import load_classifier
-    from purifiers.training.run import is_run
+    from purifiers.classifiers.load import load_classifier
+    from purifiers.runs import is_run
 
     if parsed.images:
         return None, ""

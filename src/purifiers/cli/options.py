@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from purifiers.naming import CLASSIFIER_FORMS
+from purifiers.classifiers import CLASSIFIER_FORMS
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 """Adds a command: its name, what runs it and gives the exit status, a summary of a line, and a description."""
 
 
 def add_defended(command: argparse.ArgumentParser, output: str, several: bool = False) -> None:
-    """One or several purifiers with the classifiers behind them: see :func:`purifiers.training.run.open_defended`."""
+    """One or several purifiers with the classifiers behind them: see :func:`purifiers.runs.open_defended`."""
     add_what(command, several=several)
     add_run(command, output=output)
     add_behind(command)
@@ -48,7 +48,7 @@ def add_recipe(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def _shipped_recipes() -> list[str]:
-    # As purifiers.recipes.NAMES has them, without the seconds that importing it takes.
+    # As purifiers.recipes.load.NAMES has them, without the seconds that importing it takes.
     return sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from purifiers import weights
 from purifiers.cli import auditing, commands, deploying, exporting, options, trying
-from purifiers.naming import nearest
+from purifiers.errors import nearest
 from purifiers.version import __version__
 
 

@@ -12,7 +12,7 @@ from purifiers.cli.commands import loader
 
 if TYPE_CHECKING:
     from purifiers.data import ImageSet
-    from purifiers.recipes import Recipe
+    from purifiers.recipes.schema import Recipe
 
 
 def add_command(add: options.Add) -> None:
@@ -38,13 +38,12 @@ def add_command(add: options.Add) -> None:
 def app(parsed: argparse.Namespace) -> int:
     """Serve the web page."""
     from purifiers import weights
+    from purifiers.app.page import Defence, serve_page
+    from purifiers.app.samples import samples_for
     from purifiers.console import say
-    from purifiers.deploy.page import Defence, serve_page
-    from purifiers.deploy.samples import samples_for
-    from purifiers.evaluation.run import own_classifier
     from purifiers.purifier import PurifiedClassifier
     from purifiers.reports.worth import worth
-    from purifiers.training.run import open_defended
+    from purifiers.runs import open_defended, own_classifier
 
     samples = []
 

@@ -8,13 +8,13 @@ from purifiers.data import cifar10, digits
 from purifiers.data.cifar10 import load_cifar10
 from purifiers.data.digits import load_digits
 from purifiers.data.folder import folder_classes, folder_shape, load_folder
-from purifiers.data.images import ImageSet, augmented, shuffled_batches, slices, to_float, to_uint8
-from purifiers.errors import ConfigError
-from purifiers.naming import nearest
+from purifiers.data.images import ImageSet, as_image_set, augmented, shuffled_batches, slices, to_float, to_uint8
+from purifiers.errors import ConfigError, nearest
 
 __all__ = [
     "SOURCES",
     "ImageSet",
+    "as_image_set",
     "augmented",
     "class_names",
     "image_shape",

@@ -6,7 +6,7 @@ from typing import Any
 
 from purifiers.evaluation.metrics import wilson_interval
 from purifiers.evaluation.records import Result
-from purifiers.files import write_text
+from purifiers.storage import write_text
 
 CERTIFICATE_FILE = "certificate.json"
 

@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from purifiers.attacks.base import frozen
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
+from purifiers.data.images import check_images
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.certificate import Certificate, ImageCertificate, summarised
 from purifiers.evaluation.records import hardware, versions
-from purifiers.files import digest, write_text
-from purifiers.purifier import PurifiedClassifier, check_images
+from purifiers.purifier import PurifiedClassifier
 from purifiers.registry import fingerprint
+from purifiers.runs import Run
 from purifiers.seeds import generator_for, reproducible, seed_for
-from purifiers.training.run import Run
+from purifiers.storage import digest, write_text
 
 ABSTAIN = -1
 """What :func:`predict` gives for an image whose class is not certain enough."""
@@ -196,7 +197,7 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
         largest_radius=smoothing.largest_radius,
         recipe=run.recipe.model_dump(mode="json"),
         versions=versions(),
-        hardware=hardware(run.fabric.device),
+        hardware=hardware(run.device),
         models=found,
     )
 

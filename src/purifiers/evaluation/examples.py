@@ -9,7 +9,7 @@ from purifiers.attacks import Attack
 from purifiers.attacks.generate import generate
 from purifiers.data import slices, to_float
 from purifiers.evaluation import metrics
-from purifiers.evaluation.evaluate import Evaluator
+from purifiers.evaluation.evaluator import Evaluator
 from purifiers.purifier import PurifiedClassifier, Purifier
 
 

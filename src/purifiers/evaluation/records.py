@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.files import write_text
+from purifiers.storage import write_text
 
 RESULTS_FILE = "results.json"
 VARIANT = "variant: "
@@ -97,7 +97,7 @@ class Results(Result):
 
     Attributes:
         recipe: the recipe, resolved, as it was evaluated.
-        trained: the recipe as it was trained, where that is another: see :class:`purifiers.training.run.Run`.
+        trained: the recipe as it was trained, where that is another: see :class:`purifiers.runs.Run`.
         seed: its seed.
         versions, hardware: what it ran with.
         seconds: wall-clock time: of all epochs of training, whenever they were run, and of this evaluation, in which

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from purifiers.extras import require
+from purifiers.errors import require
 from purifiers.purifier import Purifier
 
 require("art", "art")

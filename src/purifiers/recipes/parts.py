@@ -10,9 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from purifiers.attacks.base import parse_fraction
 from purifiers.errors import ConfigError
-from purifiers.naming import absolute
 from purifiers.registry import NETWORKS, build_network
-from purifiers.weights import anywhere
+from purifiers.weights import absolute, anywhere
 
 Positive = Annotated[int, Field(ge=1)]
 Place = Annotated[str, AfterValidator(anywhere)]
@@ -117,3 +116,8 @@ class OnPerturbed(Optimisation):
         if self.strength_low > self.strength_high:
             raise ValueError(f"strength_low {self.strength_low:g} is above strength_high {self.strength_high:g}")
         return self
+
+
+def folder_name(title: str) -> str:
+    """A title as the name of a folder: in small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

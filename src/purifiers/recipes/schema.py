@@ -6,10 +6,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
-from purifiers.naming import folder_name, nearest
-from purifiers.recipes.audit import AuditSettings, refuse_gradients
-from purifiers.recipes.baselines import AnyBaseline, Untrained, folder_of
-from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Place, Positive
+from purifiers.errors import nearest
+from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
+from purifiers.recipes.baseline_settings import AnyBaseline, Untrained, folder_of
+from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Place, Positive, folder_name
 from purifiers.registry import CLASSIFIERS
 from purifiers.weights import anywhere
 
@@ -24,7 +24,7 @@ ADAPTIVE = "adaptive"
 class Classifier(Group):
     """The classifier to protect: trained here as ``network``, or taken from ``source`` and only ever read.
 
-    ``source``: one of :data:`purifiers.naming.CLASSIFIER_FORMS`; images in [0,1] -> logits.
+    ``source``: one of :data:`purifiers.classifiers.CLASSIFIER_FORMS`; images in [0,1] -> logits.
     ``mean`` and ``std``: the normalisation that the source wants its images in, in [0,1] units: a number for each channel, or
     one for all. None: it has it inside, or, of a Hugging Face model, in its preprocessor_config.json.
     """

@@ -7,8 +7,8 @@ from typing import Any
 
 from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, Cost, Record, Results
-from purifiers.recipes import parse_recipe
-from purifiers.recipes.baselines import Untrained, folder_of
+from purifiers.recipes.baseline_settings import Untrained, folder_of
+from purifiers.recipes.load import parse_recipe
 from purifiers.reports import paper
 from purifiers.reports.tables import Table, comparable_attacks, half_width, images_of, percent, select
 

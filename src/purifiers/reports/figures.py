@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from purifiers.evaluation.audited import Audit
+from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.certificate import Certificate
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Results
-from purifiers.files import atomic_path
 from purifiers.reports.tables import select, through_purifier
+from purifiers.storage import atomic_path
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#d97706", "#059669", "#dc2626", "#94a3b8"
 AMPLIFY = 5

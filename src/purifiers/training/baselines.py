@@ -12,17 +12,16 @@ from purifiers.baselines import NRP, SOAP, nrp, soap
 from purifiers.console import progress, say
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import ConfigError
-from purifiers.files import write_text
 from purifiers.purifier import Purifier
-from purifiers.recipes.baselines import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
+from purifiers.recipes.baseline_settings import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network
+from purifiers.runs import STATE_FILE, Run
 from purifiers.seeds import seed_for
-from purifiers.training.checkpoint import load_state
-from purifiers.training.fitting import fit_stage, seeded
+from purifiers.storage import load_state, write_text
+from purifiers.training.adversarial_data import InPrecision, attack_for_training
 from purifiers.training.losses import Losses
-from purifiers.training.panel import InPrecision, attack_for_training
-from purifiers.training.run import STATE_FILE, Run
-from purifiers.training.stages import StageLosses, attacked
+from purifiers.training.objectives import StageLosses, attacked
+from purifiers.training.stage import fit_stage, seeded
 
 SETTINGS_FILE = "baseline.json"
 """In the folder of a trained baseline: with what it was trained."""
@@ -53,7 +52,7 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
         if network is None:
             say(f"{title:<16} is left out: not trained as the recipe says (--baselines all trains it)")
         else:
-            run.baselines[title] = Purifier(network).placed(run.fabric.device)
+            run.baselines[title] = Purifier(network).placed(run.device)
 
 
 def _ready(run: Run, title: str, config: BaselineNRP | BaselineSOAP) -> nn.Module | None:
@@ -171,7 +170,7 @@ def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.
     game = NRPGame(purifier, critic)
     pairs = torch.cat([data.images, adversarial.images], dim=1)
     made_from = [config.attack.model_dump(), config.feature_layer]
-    losses = nrp_losses(config.training, InPrecision(seen, run.fabric, run.recipe.precision))
+    losses = nrp_losses(config.training, InPrecision(seen, run.recipe.precision))
     fit_stage(run, stage, stage, game, pairs, data.labels, losses, config.training, [run.classifier], made_from, purifier)
     return purifier
 

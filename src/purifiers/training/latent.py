@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from purifiers.networks import CAE
 from purifiers.registry import build_network
-from purifiers.training.fitting import fit_stage, seeded
-from purifiers.training.panel import Panel
-from purifiers.training.run import LATENT, Run
-from purifiers.training.stages import at_losses, encoder_losses
+from purifiers.runs import LATENT, Run
+from purifiers.training.adversarial_data import Panel
+from purifiers.training.objectives import at_losses, encoder_losses
+from purifiers.training.stage import fit_stage, seeded
 
 
 class EncoderWithHead(nn.Module):
@@ -55,7 +55,7 @@ def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_fro
         panel: the frozen classifiers.
         batch: uint8 (N, 3 * k, H, W): images, and adversarial examples along the channels if there are any.
         labels: int64 (N,).
-        made_from: of what those are made: see :func:`purifiers.training.fitting.fit_stage`.
+        made_from: of what those are made: see :func:`purifiers.training.stage.fit_stage`.
     """
     config = run.recipe.latent
     assert config is not None

@@ -1,5 +1,6 @@
 """The training loop, the same for the classifier, the teachers and the student."""
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,12 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from purifiers.console import Deadline, Stopwatch, detail, duration, progress, say
 from purifiers.data import augmented, shuffled_batches, to_float
+from purifiers.device import Precision
 from purifiers.errors import CheckpointError, TrainingError
 from purifiers.recipes.parts import Optimisation
 from purifiers.seeds import generator_for
-from purifiers.training.captured import CapturedStep
-from purifiers.training.checkpoint import load_state, save_state
+from purifiers.storage import load_state, save_state
+from purifiers.training.cuda_graph import CapturedStep
 from purifiers.training.losses import Losses
+
+
+def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabric:
+    """Lightning Fabric, which owns the precision of a training, on ``device``."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision, which the recipe says
+    return Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1, precision=precision)
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,23 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from purifiers.classifiers.load import accuracy, build_classifier, load_classifier, watch
 from purifiers.console import Deadline, say
 from purifiers.data import ImageSet
-from purifiers.errors import CheckpointError, ConfigError, MissingFileError
-from purifiers.files import write_text
-from purifiers.naming import nearest
+from purifiers.device import find_device
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, nearest
 from purifiers.purifier import Purifier
-from purifiers.recipes import Recipe, load_recipe, recipe_text, training_differences
+from purifiers.recipes.load import load_recipe, recipe_text, training_differences, variant_recipes
 from purifiers.recipes.parts import Optimisation
-from purifiers.recipes.schema import STARTS
+from purifiers.recipes.schema import STARTS, Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, describe, load_network, place, save_network
+from purifiers.runs import MADE_BY_A_RUN, RECIPE_FILE, STUDENTS, Run, student_config
 from purifiers.seeds import seed_for
-from purifiers.training.classifier import accuracy, build_classifier, load_classifier, watch
-from purifiers.training.fitting import fit_stage, seeded
+from purifiers.storage import write_text
+from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.latent import train_latent
-from purifiers.training.panel import Panel, attack_training_images
-from purifiers.training.run import MADE_BY_A_RUN, RECIPE_FILE, STUDENTS, Run, make_fabric, student_config
-from purifiers.training.stages import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
+from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
+from purifiers.training.stage import fit_stage, seeded
 from purifiers.weights import PURIFIERS, locate
 
 GLANCE = 1000
@@ -47,7 +47,7 @@ def train(
     Args:
         recipe: the recipe.
         folder: the run's folder.
-        device: see :func:`make_fabric`.
+        device: see :func:`find_device`.
         ablation: also train the other students of Table 2: of one teacher, and with the other input for teacher NT.
         restart: discard everything that an earlier run left in ``folder`` first.
         deadline: stop before the epoch that would not fit, so that a long training can be cut into pieces.
@@ -63,14 +63,14 @@ def train(
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
     # Whatever can be wrong with what the user gave is found before anything is written or discarded.
-    run = Run(recipe, folder, make_fabric(device, recipe.precision), cache or folder / "cache", deadline or Deadline())
+    run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline())
     run.images("test")  # kept for the evaluation
     data = run.images("train")
     given = dict(classifiers)
     for name, wanted in recipe.classifiers().items():
         if wanted.source is not None and name not in given:
             given[name] = load_classifier(wanted.source, wanted, data)
-    begun = _begun(recipe, run.fabric.device)
+    begun = _begun(recipe, run.device)
     if restart:
         _discard(recipe, folder)
     else:
@@ -82,7 +82,7 @@ def train(
     unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
     _look_at(run, data)
 
-    panel = Panel(list(run.classifiers.values()), run.fabric)
+    panel = Panel(list(run.classifiers.values()), recipe.precision)
     clean = data.images
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     guided = at_losses(recipe.teacher_at, panel)
@@ -215,3 +215,28 @@ def _made_from(run: Run, images: Tensor) -> list[object]:
     """Of what the adversarial examples in ``images``, stacked along the channels, are made; nothing where there are none."""
     attacks = {name: attack.model_dump() for name, attack in run.recipe.training_attacks.items()}
     return [attacks, run.recipe.attack_rounds] if images.shape[1] > 3 else []
+
+
+def train_variants(run: Run, device: str = "auto") -> None:
+    """Train the variants of ``run``'s recipe below its folder, each resumable like any run, into ``run.variants``.
+
+    Args:
+        run: as :func:`purifiers.training.pipeline.train` gives it: its classifiers are those of every variant that does not
+            ask for others.
+        device: see :func:`purifiers.device.find_device`.
+
+    Raises:
+        See :func:`purifiers.training.pipeline.train`.
+    """
+    known = run.recipe.classifiers()
+    for title, recipe in variant_recipes(run.recipe).items():
+        say(f"\nvariant: {title}")
+        given = {
+            name: run.classifiers[twin]
+            for name, config in recipe.classifiers().items()
+            for twin in (*known, name)  # of several alike the one of this place, which stands last
+            if known.get(twin) == config
+        }
+        folder = run.variant(title)
+        trained = train(recipe, folder, device=device, cache=run.cache, deadline=run.deadline, classifiers=given)
+        run.variants[title] = trained.purifiers["student"]

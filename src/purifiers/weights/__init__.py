@@ -1,10 +1,11 @@
 """Trained weights that come with the library: one folder each, with config.json, model.safetensors and a model card."""
 
 import json
+import os
 from pathlib import Path
 
-from purifiers.naming import absolute
-
+HUB = "hf:"
+"""Before the name or folder of a Hugging Face model."""
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
 """All of them."""
@@ -26,3 +27,11 @@ def locate(name_or_folder: str | Path) -> Path:
 def anywhere(name_or_path: str) -> str:
     """A name of shipped weights as it is, whatever is called so here; a path that exists as one that holds from any folder."""
     return name_or_path if name_or_path in NAMES else absolute(name_or_path)
+
+
+def absolute(text: str) -> str:
+    """A path that exists, as one that still holds when a run is opened from another folder; other texts as they are. Links are
+    not followed: what they lead to may have another suffix."""
+    prefix = HUB if text.startswith(HUB) else ""
+    path = Path(text.removeprefix(prefix))
+    return prefix + os.path.abspath(path) if path.exists() else text  # noqa: PTH100 (resolve() follows links)

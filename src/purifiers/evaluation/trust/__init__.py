@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from purifiers.data import ImageSet
-from purifiers.errors import InputError
+from purifiers.errors import InputError, nearest
 from purifiers.evaluation.trust.check import Check
 from purifiers.evaluation.trust.checks import KNOWN, judge
 from purifiers.evaluation.trust.evidence import PASSES, gather
-from purifiers.naming import nearest
 from purifiers.purifier import PurifiedClassifier
 
 __all__ = ["PASSES", "Check", "trust_checks"]

@@ -12,7 +12,7 @@ from purifiers.attacks.base import frozen
 from purifiers.attacks.views import are_probabilities, bpda, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation.metrics import classes
-from purifiers.pgd import pgd
+from purifiers.gradient_steps import pgd
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
 

@@ -1,0 +1,94 @@
+"""The gradient attacks: FGSM (Goodfellow et al. 2015), BIM (Kurakin et al. 2017), PGD (Madry et al. 2018), MI-FGSM (Dong et
+al. 2018) and SSP (Naseer et al. 2020): the steps of :func:`purifiers.gradient_steps.pgd`, few or many of them."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from purifiers.attacks.base import Attack, Length
+from purifiers.gradient_steps import pgd
+from purifiers.seeds import generator_for
+
+
+class _Climber(Attack):
+    """Climbs an objective with gradient steps."""
+
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        """What is climbed: the cross-entropy."""
+        return lambda adversarial: F.cross_entropy(model(adversarial), labels, reduction="sum")
+
+
+class FGSM(_Climber):
+    """The fast gradient sign method: one step of length epsilon from the image."""
+
+    kind: Literal["fgsm"] = "fgsm"
+    epsilon: Length
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        objective = self.objective(model, images, labels)
+        return pgd(objective, images, epsilon=self.epsilon, step_size=self.epsilon, num_steps=1, norm=self.norm)
+
+
+class BIM(_Climber):
+    """The basic iterative method: many small steps from the image."""
+
+    kind: Literal["bim"] = "bim"
+    epsilon: Length
+    step_size: Length
+    num_steps: int = Field(default=20, ge=1)
+
+    def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
+        """Further arguments of :func:`pgd`, in which the cases differ."""
+        return {}
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        return pgd(
+            self.objective(model, images, labels),
+            images,
+            epsilon=self.epsilon,
+            step_size=self.step_size,
+            num_steps=self.num_steps,
+            norm=self.norm,
+            **self.variant(images.device, seed),
+        )
+
+
+class PGD(BIM):
+    """Many small steps from a random point of the ball: epsilon 8/255, steps of 2/255, 20 of them in the paper."""
+
+    kind: Literal["pgd"] = "pgd"  # type: ignore[assignment]
+
+    def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
+        return {"generator": generator_for(seed, "random start", device=device)}
+
+
+class MIFGSM(BIM):
+    """BIM with momentum, which transfers better: 10 steps of a tenth of epsilon in its paper.
+
+    Ours, as foolbox's gathers the gradients' signs instead of the gradients.
+    """
+
+    kind: Literal["mifgsm"] = "mifgsm"  # type: ignore[assignment]
+    num_steps: int = Field(default=10, ge=1)
+    momentum: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
+        return {"momentum": self.momentum}
+
+
+class SSP(PGD):
+    """Self-supervised perturbation (Naseer et al. 2020, section 3.1): PGD that drives the model's outputs away from those of
+    the clean image and needs no label. Meant for a view that gives features, :class:`purifiers.attacks.views.Features`.
+    """
+
+    kind: Literal["ssp"] = "ssp"  # type: ignore[assignment]
+
+    def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        """The squared distance of the outputs to those of the clean images."""
+        with torch.no_grad():
+            clean = model(images)
+        return lambda adversarial: (model(adversarial) - clean).square().flatten(1).mean(1).sum()

@@ -1,0 +1,1 @@
+"""Cleaning image files in bulk."""

@@ -1,0 +1,85 @@
+"""Classifiers as files of ``torch.export``: a graph and its weights, without the code that made them."""
+
+import hashlib
+import io
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from purifiers.classifiers.adapters import Fixed
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line
+
+HOW = (
+    'export it like this:  batch = torch.export.Dim("batch");  torch.export.save(torch.export.export(classifier.eval(), '
+    '(images,), dynamic_shapes=({0: batch},)), "classifier.pt2")  with two or more images, float32 in [0,1]'
+)
+"""How a file has to be made."""
+LARGEST = 10_000
+"""Images in any batch that is ever asked for, generously."""
+
+
+def load_exported(path: Path) -> nn.Module:
+    """The classifier in a ``.pt2`` file of ``torch.export.save``, on the CPU.
+
+    Such a file is code, as a module of Python is: torch evaluates expressions that stand in it. Pickled objects are refused,
+    and still only files should be opened that one would run.
+
+    Raises:
+        MissingFileError: no such file.
+        CheckpointError: it is damaged, of another kind or of another version of torch, or holds pickled objects.
+        ConfigError: it takes something else than images, or batches of some sizes only.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no exported classifier at {path}")
+    content = path.read_bytes()
+    # What torch.export would unpickle besides tensors; names stand uncompressed in the archive.
+    if re.search(rb"(?i)(custom|opaque)_obj_\d", content):
+        raise CheckpointError(f"{path} holds pickled objects, which can run code when they are opened, so it is not read")
+    try:
+        with _without_pickle():
+            program = torch.export.load(io.BytesIO(content))
+    except Exception as error:  # of many kinds, as it fails wherever the damage is
+        raise CheckpointError(
+            f"{path} is damaged, or was not written by torch.export.save of a version like this one's ({torch.__version__}): "
+            f"{first_line(error)}; {HOW}"
+        ) from error
+    _refuse_other_inputs(program, path)
+    # Nothing that shows in Python tells one graph from another.
+    return Fixed(program.module(), hashlib.sha256(content).hexdigest())
+
+
+@contextmanager
+def _without_pickle() -> Iterator[None]:
+    """Tensors only, whatever ``torch.export.load`` falls back to, and no traceback in the log of what we tell in words."""
+    name, disabled = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", logging.root.manager.disable
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _refuse_other_inputs(program: ExportedProgram, path: Path) -> None:
+    names = program.graph_signature.user_inputs
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise ConfigError(f"{path} takes {len(names)} inputs; a classifier takes images (N, C, H, W) alone: {HOW}")
+    batch = shapes[0][0]
+    if isinstance(batch, int):
+        raise ConfigError(f"{path} was exported for batches of exactly {batch}, and all sizes are needed: {HOW}")
+    allowed = program.range_constraints.get(batch.node.expr)
+    if allowed is not None and bool(allowed.upper < LARGEST):
+        raise ConfigError(f"{path} was exported for batches of at most {allowed.upper}, and all sizes are needed: {HOW}")

@@ -1,0 +1,235 @@
+"""Image classifiers of Hugging Face transformers, by folder or by name on the hub, as plain modules: images -> logits."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from purifiers.classifiers.adapters import Normalized, Resized
+from purifiers.console import say
+from purifiers.data import ImageSet, to_float
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line, require
+from purifiers.recipes.schema import Classifier
+from purifiers.registry import CONFIG_FILE
+from purifiers.weights import HUB
+
+PREPROCESSOR = "preprocessor_config.json"
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ckpt")
+
+
+def load_transformers(where: str, config: Classifier, data: ImageSet) -> nn.Module:
+    """The image classifier at ``where``, a folder or a name on the hub, on the CPU, and a line that says what is in it.
+
+    Its normalisation is that of ``config``, or else of its preprocessor_config.json. Images of another size than that file
+    asks for are resized in it. Where its labels are the data's classes in another order, its logits are put in the data's.
+
+    Raises:
+        ConfigError: transformers is not installed; it is no image classifier, or needs code of its own, or something of its
+            preprocessing cannot be done here; neither file nor ``config`` give a normalisation.
+        MissingFileError: no such folder, no weights as safetensors, or the hub cannot be reached or has no such model.
+        CheckpointError: its weights are damaged or not complete.
+    """
+    local = _checked_folder(where)
+    network = _load(where, local)
+    settings = _preprocessing(where, local)
+    mean, std = (config.mean, config.std) if config.mean and config.std else _normalization(settings, where)
+    order = _order(getattr(network.config, "id2label", None) or {}, data.classes)
+    flip = bool(settings.get("do_flip_channel_order"))
+    classifier: nn.Module = Normalized(_Logits(network, order, flip), mean, std)
+    say(f"{'classifier':<16} {type(network).__name__}, mean {_numbers(mean)}, std {_numbers(std)}")
+    if order is not None:
+        say(f"{'':<16} its classes are put in the order of the images' folders: {', '.join(data.classes)}")
+    size, height, width = _size(settings), *data.images.shape[-2:]
+    if size is not None and size != (height, width):
+        other = "the network takes that size too" if _runs(classifier, data) else "the network takes no other size"
+        say(
+            f"{'':<16} images of {height} x {width} are resized to {size[0]} x {size[1]} inside it, as its {PREPROCESSOR} "
+            f"asks ({other})"
+        )
+    elif size is None and not _runs(classifier, data):
+        wanted = getattr(network.config, "image_size", None)
+        if isinstance(wanted, int) and (height, width) != (wanted, wanted):
+            raise ConfigError(
+                f"the classifier '{where}' takes images of {wanted} x {wanted} only, and these are of {height} x {width}: "
+                f"--set data.size={wanted}, or a {PREPROCESSOR} beside its weights that asks for that size"
+            )
+    return classifier if size is None else Resized(classifier, size)
+
+
+class _Logits(nn.Module):
+    """A transformers model as a plain one: normalised images -> logits."""
+
+    order: Tensor | None
+
+    def __init__(self, network: nn.Module, order: Sequence[int] | None, flip: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.flip = flip
+        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
+
+    def extra_repr(self) -> str:
+        return "BGR" if self.flip else ""  # a part of the fingerprint that cached adversarial examples are found by
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixel_values=images.flip(1) if self.flip else images).logits
+        return logits if self.order is None else logits[:, self.order]
+
+
+def _checked_folder(where: str) -> bool:
+    """Is it a folder, rather than a name on the hub? What can be wrong with a folder is told here."""
+    folder = Path(where)
+    if not folder.is_dir():
+        if where.count("/") > 1 or where.startswith((".", "/", "~")):
+            raise MissingFileError(f"there is no folder {where}")
+        return False
+    try:
+        config: Any = json.loads((folder / CONFIG_FILE).read_text())
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{folder} holds no {CONFIG_FILE}, which every Hugging Face model has") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is damaged ({error})") from error
+    if isinstance(config, dict) and "network" in config:
+        raise ConfigError(f"{folder} was saved by this library, not by transformers: leave out '{HUB}'")
+    if not any(folder.glob("*.safetensors")):
+        others = sorted(file.name for pattern in _OTHER_WEIGHTS for file in folder.glob(pattern))
+        if not others:
+            raise MissingFileError(f"{folder} holds no weights: no model.safetensors beside its {CONFIG_FILE}")
+        raise MissingFileError(_NO_SAFETENSORS.format(where=folder, found=f", only {', '.join(others)}"))
+    return True
+
+
+_NO_SAFETENSORS = (
+    "'{where}' holds no weights as safetensors{found}: pickles can run code when they are opened, so they are not read. If you "
+    "trust them, write them anew with  transformers.AutoModelForImageClassification.from_pretrained('{where}')"
+    ".save_pretrained('NEW')  and give the folder NEW"
+)
+
+
+def _load(where: str, local: bool) -> Any:
+    transformers = require("transformers", "transformers")
+    try:
+        with _quiet(local):
+            network, found = transformers.AutoModelForImageClassification.from_pretrained(
+                where, use_safetensors=True, local_files_only=local, trust_remote_code=False, output_loading_info=True
+            )
+    except SafetensorError as error:
+        raise CheckpointError(f"the weights of '{where}' are damaged ({error}); copy or download them again") from error
+    except OSError as error:
+        if "safetensors" in str(error):
+            raise MissingFileError(_NO_SAFETENSORS.format(where=where, found="")) from error
+        raise MissingFileError(
+            f"cannot get '{where}' from the Hugging Face hub: {first_line(error)} Without a network give the folder of a "
+            "downloaded model"
+        ) from error
+    except (ValueError, RuntimeError, ImportError, KeyError) as error:
+        if "for this kind of AutoModel" in str(error):
+            kind = transformers.AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False).model_type
+            raise ConfigError(f"'{where}' is no image classifier: transformers has none of the kind '{kind}'") from error
+        raise ConfigError(f"transformers cannot load '{where}': {first_line(error)}") from error
+    missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
+    if missing:
+        raise CheckpointError(
+            f"'{where}' holds no weights for {', '.join(missing[:4])}{' and others' if len(missing) > 4 else ''}, which "
+            "would be drawn at random: is it a model without a trained classifier on top?"
+        )
+    return network.float()  # some are stored in half precision, in which attacks lose their epsilon
+
+
+@contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """What transformers says while it loads is told here in one line or as an error; only downloads keep their bar."""
+    logging = require("transformers.utils.logging", "transformers")
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    if local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if local and bar:
+            logging.enable_progress_bar()
+
+
+def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
+    """What the model's preprocessor does, with what its file leaves to its class; nothing where there is no file."""
+    processors = require("transformers", "transformers").AutoImageProcessor
+    try:
+        with _quiet(local):
+            settings: dict[str, Any] = processors.from_pretrained(
+                where, local_files_only=local, trust_remote_code=False
+            ).to_dict()
+    except (OSError, ValueError, ImportError) as error:
+        if local and (Path(where) / PREPROCESSOR).exists():
+            raise CheckpointError(f"{Path(where) / PREPROCESSOR} cannot be read: {first_line(error)}") from error
+        return {}
+    if settings.get("do_color_quantize"):
+        raise ConfigError(f"'{where}' takes colours from a fixed set, through which no gradient passes")
+    return settings
+
+
+def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of images in [0,1] that are the same as the model's rescaling and normalisation of 0..255."""
+    wanted = settings.get("do_normalize")
+    if not settings or (wanted and not (settings.get("image_mean") and settings.get("image_std"))):
+        raise ConfigError(
+            f"no {PREPROCESSOR} of '{where}' says how its images are normalised: give --mean and --std, in [0,1] units "
+            "(0 and 1 for not at all)"
+        )
+    means, stds = (_list(settings[key]) for key in ("image_mean", "image_std")) if wanted else ([0.0], [1.0])
+    if len(means) != len(stds) or min(stds) <= 0:
+        raise ConfigError(f"the {PREPROCESSOR} of '{where}' has image_mean {means} and image_std {stds}, which cannot be")
+    scale = 255 * float(settings["rescale_factor"] if settings.get("do_rescale") else 1)
+    offset = 1.0 if settings.get("rescale_offset") else 0.0
+    if settings.get("include_top"):  # of EfficientNet, whose processor divides by the deviation twice
+        stds = [std * std for std in stds]
+    return [(mean + offset) / scale for mean in means], [std / scale for std in stds]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
+
+
+def _list(value: Any) -> list[float]:
+    return [float(one) for one in value] if isinstance(value, list | tuple) else [float(value)]
+
+
+def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width in which the model is given its images; None if its files ask for none."""
+    size = settings.get("size") if settings.get("do_resize") else None
+    if settings.get("do_center_crop"):
+        size = settings.get("crop_size") or size
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge")
+        size = (size.get("height", edge), size.get("width", edge))
+    elif isinstance(size, int):
+        size = (size, size)
+    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 and all(size) else None
+
+
+def _order(names: Mapping[int, str], classes: Sequence[str]) -> list[int] | None:
+    """Which logit is each of the data's classes, where the model has the same classes in another order."""
+    own = [str(names[key]).strip().lower() for key in sorted(names)]
+    wanted = [name.strip().lower() for name in classes]
+    if own == wanted or len(set(wanted)) < len(wanted) or sorted(own) != sorted(wanted):
+        return None
+    return [own.index(name) for name in wanted]
+
+
+def _runs(classifier: nn.Module, data: ImageSet) -> bool:
+    """Does it take the data's images as they are?"""
+    classifier.eval()
+    images = to_float(data.images[:1]).cpu()
+    for channels in (3, 1):  # grey is seen to later
+        try:
+            with torch.no_grad():
+                classifier(images[:, :channels])
+        except Exception:  # whatever a foreign network raises
+            continue
+        return True
+    return False

@@ -1,0 +1,203 @@
+"""The classifier to protect: trained by us, or brought by the user and then only ever read."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.attacks.views import are_probabilities, is_random, relative_difference
+from purifiers.classifiers.adapters import Fixed, Grey
+from purifiers.classifiers.sources import build_classifier, open_source, told
+from purifiers.console import say
+from purifiers.data import ImageSet, class_names, image_shape, slices, to_float
+from purifiers.errors import ConfigError, InputError
+from purifiers.recipes.parts import Data
+from purifiers.recipes.schema import Classifier
+from purifiers.registry import fingerprint, place
+
+__all__ = ["accuracy", "build_classifier", "load_away", "load_classifier", "watch"]
+
+ALONE = 1e-2
+"""An image's logits, asked alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
+half precision by about this much; BatchNorm in training mode does far more."""
+
+
+def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Module:
+    """Load the user's classifier in evaluation mode, without parameter gradients, on the data's device, and check it.
+
+    One of grey images gets the luma of the data's, which a line says.
+
+    Args:
+        source: one of :data:`purifiers.classifiers.CLASSIFIER_FORMS`.
+        config: the recipe's classifier: its network, for weights alone, and the normalisation that it gives.
+        data: images that it must be able to classify; where their classes are not known, into any number.
+
+    Raises:
+        ConfigError: not one of these forms; a module or function that cannot be imported or called; a classifier that
+            does not return finite logits (N, classes) for the data's images and classes, has no input gradient, is random,
+            changes when it is asked, or mixes the images of a batch.
+        MissingFileError, CheckpointError: see ``load_network``, ``load_exported``, ``load_transformers``.
+    """
+    images = to_float(data.images[:2])
+    classifier = _for_channels(_opened(source, config, data), source, images)
+    _check(classifier, source, images, data.classes)
+    return classifier
+
+
+def load_away(source: str, config: Classifier, data: Data) -> nn.Module:
+    """As :func:`load_classifier`, on the CPU, where the images need not be there: checked on noise of their size.
+
+    Their classes count where they are known. Of images whose size is not known (a folder that is not here) nothing is checked.
+
+    Args:
+        source, config: see there, for what is raised too.
+        data: the recipe's.
+    """
+    shape = image_shape(data.name, data.path, data.size)
+    noise = _noise(class_names(data.name, data.path) or (), shape or (32, 32))
+    if shape is not None:
+        return load_classifier(source, config, noise)
+    classifier = _opened(source, config, noise)
+    try:
+        return _for_channels(classifier, source, to_float(noise.images))
+    except ConfigError:  # it may take another size
+        return classifier
+
+
+def _noise(classes: Sequence[str], shape: tuple[int, int]) -> ImageSet:
+    pixels = torch.randint(256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), tuple(classes))
+
+
+def _opened(source: str, config: Classifier, data: ImageSet) -> nn.Module:
+    classifier = place(open_source(source, config, data), data.images.device)
+    try:
+        classifier.eval()
+    except NotImplementedError:  # an exported program, or one with such a part
+        classifier = Fixed(classifier)
+    return classifier.requires_grad_(False)
+
+
+def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
+    """Remember what ``classifiers`` are; the function that this returns compares.
+
+    Raises:
+        InputError: that function, where weights or buffers of one are not what they were: nobody may change them.
+    """
+    before = {name: fingerprint(classifier) for name, classifier in classifiers.items()}
+
+    def compare() -> None:
+        for name, classifier in classifiers.items():
+            if fingerprint(classifier) != before[name]:
+                raise InputError(
+                    f"the weights or statistics of {name} changed while it was used; a classifier is only read: does its "
+                    "forward change it? Nothing that was measured with it holds"
+                )
+
+    return compare
+
+
+def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Module:
+    """``classifier``, or, if it takes one channel where images have three, the same behind :class:`Grey`."""
+    with torch.no_grad():
+        try:
+            _logits(classifier, source, images)
+        except ConfigError as fault:
+            grey = place(Grey(classifier), images.device).eval()
+            try:
+                _logits(grey, source, images)
+            except ConfigError as other:
+                first = next((part for part in classifier.modules() if isinstance(part, nn.Conv2d)), None)
+                raise (other if first is not None and first.in_channels == 1 else fault) from None
+            say(f"{'classifier':<16} it takes one channel: it is given the luma of the images, which stay RGB")
+            return grey
+    return classifier
+
+
+def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
+    try:
+        logits = classifier(images)
+    except Exception as error:
+        hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
+        raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {told(error)}{hint}") from error
+    if not isinstance(logits, Tensor):
+        hint = (
+            "give the folder or hub name of a transformers model, or return .logits"
+            if hasattr(logits, "logits")
+            else "return the logits alone"
+        )
+        raise ConfigError(
+            f"the classifier '{source}' returns a {type(logits).__name__}; it must return a tensor of logits: {hint}"
+        )
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ConfigError(
+            f"the classifier '{source}' must return logits (N, classes); for {len(images)} images they have shape "
+            f"{tuple(logits.shape)}"
+        )
+    return logits
+
+
+@torch.enable_grad()  # whatever the caller has
+def _check(classifier: nn.Module, source: str, images: Tensor, classes: tuple[str, ...]) -> None:
+    before = fingerprint(classifier)
+    images = images.clone().requires_grad_(True)
+    logits = _logits(classifier, source, images)
+    if classes and logits.shape[1] != len(classes):
+        named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        raise ConfigError(
+            f"the classifier '{source}' tells {logits.shape[1]} classes apart, and the images have {len(classes)} ({named}): "
+            "they need one class each, in the same order"
+        )
+    if not logits.isfinite().all():
+        raise ConfigError(f"the classifier '{source}' must return finite logits; those of the first images are not")
+    if are_probabilities(logits.detach()).all():
+        say(
+            f"warning: the outputs of the classifier '{source}' lie in [0,1] and sum to 1: they are probabilities, whose "
+            "gradient vanishes, so that attacks look weaker than they are; give the logits, from before the softmax"
+        )
+    _check_gradient(classifier, source, images, logits)
+    images = images.detach()
+    with torch.no_grad():
+        alone = _logits(classifier, source, images[:1])
+    random = is_random(classifier, images)
+    if fingerprint(classifier) != before:
+        raise ConfigError(
+            f"the classifier '{source}' changes when it is asked, as BatchNorm in training mode does; it has to stay as it is: "
+            "let nothing call train() in its forward, and export it after eval()"
+        )
+    if random:
+        raise ConfigError(
+            f"the classifier '{source}' gives other logits when asked about the same images again; it has to be deterministic: "
+            "is there dropout or noise that evaluation mode does not switch off?"
+        )
+    if (relative_difference(logits[:1].detach(), alone) > ALONE).any():
+        raise ConfigError(
+            f"the classifier '{source}' gives an image other logits alone than in a batch: is there BatchNorm that evaluation "
+            "mode does not switch to its running statistics?"
+        )
+
+
+def _check_gradient(classifier: nn.Module, source: str, images: Tensor, logits: Tensor) -> None:
+    without = f"the classifier '{source}' passes no gradient to its input; it cannot be attacked or trained against"
+    if not logits.requires_grad:
+        raise ConfigError(without)
+    # Weights that differ, as softmax and the like add up to a constant.
+    weighted = (logits.float() * torch.arange(1.0, logits.shape[1] + 1, device=logits.device)).sum()
+    try:
+        (gradient,) = torch.autograd.grad(weighted, images, allow_unused=True)
+    except RuntimeError as error:
+        raise ConfigError(f"{without} ({error})") from error
+    if gradient is None or not gradient.isfinite().all():
+        raise ConfigError(without if gradient is None else f"the gradient of the classifier '{source}' is not finite")
+    # One that says the same of all images has no gradient either, and is told of where its accuracy is.
+    if not gradient.any() and len(logits) > 1 and not torch.equal(logits[0], logits[1]):
+        raise ConfigError(f"{without}: it is zero everywhere; does the classifier round or threshold its images?")
+
+
+def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:
+    """Share of ``data`` that is classified correctly, in [0,1]; the classifier should be in evaluation mode."""
+    matches = torch.zeros((), dtype=torch.int64, device=data.images.device)
+    with torch.no_grad():
+        for batch in slices(len(data), batch_size):
+            matches += (classifier(to_float(data.images[batch])).argmax(1) == data.labels[batch]).sum()
+    return matches.item() / len(data)

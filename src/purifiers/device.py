@@ -1,0 +1,56 @@
+"""The device to compute on, and in which precision."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
+
+import torch
+
+from purifiers.errors import ConfigError
+
+Precision = Literal["32-true", "bf16-mixed"]
+"""Of networks in training: float32, or bfloat16 where autocast allows it, with float32 weights."""
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device called ``name``: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    kind, _, index = name.partition(":")
+    if kind == "auto":
+        kind = "cuda" if available["cuda"] else "cpu"
+    if not (index or "0").isdigit() or int(index or 0) >= available.get(kind, 0):
+        usable = ", ".join(name for name, count in available.items() if count)
+        raise ConfigError(f"there is no device '{name}' on this machine; available: auto, {usable}")
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Forward passes on ``device`` in ``precision``."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """The same numbers for the same seed, and float32 that is float32 (attacks need it), on a GPU; restored at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's linear algebra is first used
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    before = cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for finding mistakes, and slow
+        cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = False, False, False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,1 @@
+"""The audit: a defended model under every threat model."""

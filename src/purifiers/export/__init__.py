@@ -1,0 +1,1 @@
+"""A purifier as a file for other programs."""

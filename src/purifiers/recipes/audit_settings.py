@@ -1,0 +1,183 @@
+"""What a recipe may say of the audit: attacks under every threat model, all within one ball for each norm."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from purifiers.attacks import AnyAttack, Attack, Length
+from purifiers.attacks.base import parse_fraction
+from purifiers.errors import nearest
+from purifiers.recipes.parts import Group, Positive
+
+THREAT_MODELS = ("full", "bpda", "eot", "blind", "transfer", "query")
+"""In the order in which they are run: the views, and ``transfer``, whose images are made on another model."""
+Radius = Annotated[Length, Field(gt=0)]
+ASKING = ("square", "hop_skip_jump")
+"""Kinds of attacks that take no gradients."""
+
+
+def refuse_gradients(attacks: Mapping[str, AnyAttack]) -> None:
+    """Raise ValueError for an attack, by name, that takes what the view ``query`` does not give."""
+    for name, attack in attacks.items():
+        if attack.kind not in ASKING:
+            raise ValueError(f"views.query: '{name}' takes gradients; this attacker can only ask")
+
+
+def standard_attacks(epsilon: float, epsilon_l2: float) -> dict[str, dict[str, Any]]:
+    """The attacks of an audit, for these balls; step sizes as usual: a quarter of epsilon, for MI-FGSM a tenth."""
+    attacks: dict[str, dict[str, Any]] = {}
+    for suffix, norm, radius in (("", "linf", epsilon), ("-L2", "l2", epsilon_l2)):
+        steps = {"norm": norm, "step_size": radius / 4, "num_steps": 20}
+        attacks |= {
+            "FGSM" + suffix: {"kind": "fgsm", "norm": norm},
+            "MI-FGSM" + suffix: {"kind": "mifgsm", **steps, "step_size": radius / 10, "num_steps": 10},
+            "PGD" + suffix: {"kind": "pgd", **steps},
+            "foolbox PGD" + suffix: {"kind": "foolbox_pgd", **steps},
+            "AA" + suffix: {"kind": "autoattack", "norm": norm},
+            "Square" + suffix: {"kind": "square", "norm": norm, "num_queries": 5000},
+            "HopSkipJump" + suffix: {"kind": "hop_skip_jump", "norm": norm, "num_steps": 20, "num_evaluations": 100},
+        }
+    return attacks
+
+
+def _both(*names: str) -> list[str]:
+    return [name + suffix for suffix in ("", "-L2") for name in names]
+
+
+STANDARD_VIEWS: Mapping[str, list[str]] = {
+    "full": _both("FGSM", "PGD", "foolbox PGD", "AA"),
+    "bpda": _both("PGD"),
+    "eot": _both("PGD"),
+    "blind": _both("PGD", "MI-FGSM", "AA"),
+    "transfer": _both("PGD", "MI-FGSM"),
+    "query": _both("Square", "HopSkipJump"),
+}
+STANDARD_LIMITS: Mapping[str, int] = {
+    **dict.fromkeys(_both("AA", "Square"), 200),
+    **dict.fromkeys(_both("HopSkipJump"), 100),
+}
+
+
+class AuditSettings(Group):
+    """What is attacked with what. ``attacks``, ``views`` and ``limits`` are laid over the standard ones, name by name; null
+    takes one away.
+
+    ``epsilon``, ``epsilon_l2``: the L-inf and the L2 ball of every attack, which have no epsilon of their own here.
+    ``attacks``: by the names that the tables show.
+    ``views``: threat model -> names of attacks. ``eot`` is run where the purifier is random; there AutoAttack is its version
+    ``rand``.
+    ``images``: how many random test images are attacked.
+    ``limits``: an attack's name, or a purifier's -> on how many of them at most. Subsets are nested, so that the smallest is
+    in all: the worst case is over that.
+    ``draws``: of the purifier's random numbers, for the view ``eot``: at least 2, as one is no average.
+    ``surrogates``: for ``transfer``, beside the recipe's companions: classifiers, or pairs ``PURIFIER+CLASSIFIER``.
+    ``cascade``: an attack leaves out images that others of its group have broken already, as AutoAttack does within; the slow
+    ones, which have a limit, come last. Saves most of the time where only the worst cases are wanted.
+    ``check_images``: on how many images the trust checks are made; 0 for none.
+    """
+
+    epsilon: Radius = Field(default=8 / 255, le=1)
+    epsilon_l2: Radius = 128 / 255
+    attacks: dict[str, AnyAttack] = Field(min_length=1)
+    views: dict[str, tuple[str, ...]]
+    images: Positive = 1000
+    limits: dict[str, Positive]
+    draws: int = Field(default=20, ge=2)
+    surrogates: tuple[str, ...] = ()
+    cascade: bool = False
+    check_images: int = Field(default=100, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_the_standard(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        fields = cls.model_fields
+        try:
+            radii = [float(parse_fraction(content.get(key, fields[key].default))) for key in ("epsilon", "epsilon_l2")]
+            usable = 0 < radii[0] <= 1 and radii[1] > 0
+        except (TypeError, ValueError):
+            usable = False
+        if not usable:  # which the fields themselves tell
+            radii = [fields[key].default for key in ("epsilon", "epsilon_l2")]
+        standard = standard_attacks(*radii)
+        given = {key: content.get(key) or {} for key in ("attacks", "views", "limits")}
+        for key, value in given.items():
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{key} is a group of values; got {value!r}")
+        attacks: dict[str, Any] = {}
+        for name in dict.fromkeys([*standard, *given["attacks"]]):
+            attack = given["attacks"].get(name, {})
+            attack = attack.model_dump() if isinstance(attack, Attack) else attack
+            if attack is None:
+                continue
+            if not isinstance(attack, Mapping):
+                attacks[name] = attack
+                continue
+            # Another kind shares no numbers with the standard one.
+            known = standard.get(name, {})
+            filled = {**(known if attack.get("kind", known.get("kind")) == known.get("kind") else {}), **attack}
+            radius = radii[filled.get("norm") == "l2"]
+            own = filled.get("epsilon")
+            if own is not None and own not in (radius, str(radius)) and parse_fraction(own) != radius:
+                group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
+                raise ValueError(f"attacks.{name} has an epsilon of its own: all attacks of a norm share one, {group}")
+            attacks[name] = filled if filled.get("kind") == "cw" else {**filled, "epsilon": radius}
+        gone = {name for name, attack in given["attacks"].items() if attack is None} | (standard.keys() - attacks.keys())
+        views: dict[str, Any] = {}
+        for view, names in {**STANDARD_VIEWS, **given["views"]}.items():
+            listed = (names,) if isinstance(names, str) else names or ()
+            if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+                raise ValueError(f"views.{view} is a list of names of attacks; got {names!r}")
+            views[view] = tuple(name for name in listed if name not in gone)
+        limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in gone}
+        return {**content, "attacks": attacks, "views": views, "limits": limits}
+
+    @field_validator("attacks")
+    @classmethod
+    def _within_a_ball(cls, attacks: dict[str, Any]) -> dict[str, Any]:
+        for name, attack in attacks.items():
+            if attack.epsilon is None:
+                raise ValueError(f"{name} ({attack.kind}) has no epsilon: what it finds would be counted at any distance")
+        return attacks
+
+    @model_validator(mode="after")
+    def _known_names(self) -> "AuditSettings":
+        for view, names in self.views.items():
+            if view not in THREAT_MODELS:
+                raise ValueError(f"views: there is no threat model '{view}'{nearest(view, THREAT_MODELS)}")
+            for name in names:
+                if name not in self.attacks:
+                    raise ValueError(f"views.{view}: there is no attack '{name}'{nearest(name, self.attacks)}")
+            if view == "query":
+                refuse_gradients({name: self.attacks[name] for name in names})
+        return self
+
+    @field_serializer("attacks")
+    def _without_lengths(self, attacks: dict[str, AnyAttack]) -> dict[str, Any]:
+        # Epsilon and what follows from it are left out, so that audit.epsilon can be set where the attacks are written out;
+        # null keeps away what was taken away.
+        standard = standard_attacks(self.epsilon, self.epsilon_l2)
+        written: dict[str, Any] = {name: None for name in standard if name not in attacks}
+        for name, attack in attacks.items():
+            content = attack.model_dump(mode="json", exclude={"epsilon"})
+            known = standard.get(name, {})
+            if attack.kind == known.get("kind") and getattr(attack, "step_size", None) == known.get("step_size"):
+                content.pop("step_size", None)
+            written[name] = content
+        return written
+
+    @field_serializer("limits")
+    def _with_removed(self, limits: dict[str, int]) -> dict[str, Any]:
+        return limits | {name: None for name in STANDARD_LIMITS if name not in limits}
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings as JSON, every attack with all its numbers, for the record of an audit."""
+        attacks = {name: attack.model_dump(mode="json") for name, attack in self.attacks.items()}
+        return self.model_dump(mode="json") | {"attacks": attacks}
+
+    def limit_of(self, attack: str, purifier: str) -> int:
+        """On how many images ``attack`` is run on ``purifier``."""
+        limits = [self.limits.get(attack), self.limits.get(purifier), self.images]
+        return min(limit for limit in limits if limit is not None)

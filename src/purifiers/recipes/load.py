@@ -1,0 +1,222 @@
+"""Recipes: every number of a run in one file. Read, checked, overridden and written here."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from purifiers.attacks import AnyAttack
+from purifiers.errors import ConfigError, MissingFileError, nearest
+from purifiers.recipes.baseline_settings import AnyBaseline
+from purifiers.recipes.schema import Recipe
+from purifiers.weights import anywhere
+
+__all__ = [
+    "NAMES",
+    "Recipe",
+    "changed",
+    "differences",
+    "faults",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_text",
+    "training_differences",
+    "variant_recipes",
+    "with_shipped_classifiers",
+    "with_sources",
+]
+
+_FOLDER = Path(__file__).parent
+NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+"""The recipes that come with the library."""
+
+
+def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()) -> Recipe:
+    """Read a recipe by name or from a YAML file, with overrides such as ``student.epochs=5`` or ``("data.path", path)``.
+
+    A ``classifier.source`` that is not the file's own comes without the file's ``classifier.mean`` and ``std``, as in
+    :meth:`purifiers.recipes.schema.Classifier.behind`.
+
+    Raises:
+        MissingFileError: neither a shipped recipe nor a file.
+        ConfigError: the file is not YAML, or a key or value is not valid; the message names all of them.
+    """
+    path = Path(name_or_file)
+    if str(name_or_file) in NAMES:
+        path = _FOLDER / f"{name_or_file}.yaml"
+    elif not path.is_file():
+        raise MissingFileError(f"there is no recipe '{name_or_file}'{nearest(str(name_or_file), NAMES)} (or give a YAML file)")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
+    changes = [_parse(override) if isinstance(override, str) else override for override in overrides]
+    own, source = content.get("classifier"), dict(changes).get("classifier.source")
+    if source is not None and isinstance(own, dict) and anywhere(str(source)) != anywhere(str(own.get("source"))):
+        content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
+    for change in changes:
+        _set(content, *change)
+    return parse_recipe(content, where=f"{name_or_file}{', with what is set besides,' if changes else ''}")
+
+
+def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+    """Check a recipe's content; raises ConfigError with every fault, and the nearest valid name of unknown keys."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n  ".join([f"{where} is not valid:", *faults(error)])) from error
+
+
+def faults(error: ValidationError, group: str | None = None) -> list[str]:
+    """What is wrong with a recipe, or with one ``group`` of it, in words, with the nearest valid name of unknown keys."""
+    above = () if group is None else (group,)
+    return [_explain((*above, *fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors()]
+
+
+def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """``recipe`` with other values by dotted key, checked again; raises as :func:`parse_recipe` does."""
+    content = recipe.model_dump(mode="json")
+    for key, value in overrides.items():
+        _set(content, key, value)
+    return parse_recipe(content, where=f"the recipe '{recipe.name}', changed")
+
+
+def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The values in which two recipes differ, by dotted key; None where one has no such key."""
+    first, second = (_flat(recipe.model_dump(mode="json")) for recipe in (one, other))
+    return {key: (first.get(key), second.get(key)) for key in {**first, **second} if first.get(key) != second.get(key)}
+
+
+def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
+    # CIFAR-10 is the same wherever it lies; another folder is other images.
+    free = (
+        *("evaluation", "audit", "data.test_limit", "name", "weights", "baselines", "variants"),
+        *(["data.path"] if now.data.name == "cifar10" else []),
+    )
+    # Training attacks are run in the batches of the evaluation, and drawn by them.
+    bound = "evaluation.batch_size" if now.training_attacks else None
+    found = differences(there, now)
+    return {key: values for key, values in found.items() if key == bound or not key.startswith(free)}
+
+
+def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all of them.
+
+    Raises:
+        ConfigError: a variant sets a key that does not exist, or to a value that is not valid.
+    """
+    trained = changed(recipe, {"variants": {}, "baselines": {}, "weights": {}})
+    base = next(iter(recipe.variants.values()), {})
+    return {title: changed(trained, base | own) for title, own in recipe.variants.items()}
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping | list):
+        return {prefix: tree}
+    pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree, start=1)
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def with_shipped_classifiers(recipe: Recipe) -> Recipe:
+    """``recipe`` with its classifiers taken from the weights that ship instead of being trained; a given source stays.
+
+    Raises:
+        ConfigError: not all of its classifiers ship.
+    """
+    trained = [stage for stage, config in recipe.classifiers().items() if config.source is None]
+    missing = [stage for stage in trained if stage not in recipe.weights]
+    if missing:
+        raise ConfigError(
+            f"no weights for {', '.join(missing)} of the recipe '{recipe.name}' come with the library: train them"
+        )
+    return with_sources(recipe, {stage: recipe.weights[stage] for stage in trained})
+
+
+def with_sources(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:
+    """``recipe`` with the classifiers that ``sources`` names, by stage, taken from there instead of being trained."""
+    one, *others = [
+        config.model_dump(mode="json") | ({"source": sources[stage]} if stage in sources else {})
+        for stage, config in recipe.classifiers().items()
+    ]
+    return changed(recipe, {"classifier": one, "companions": others})
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override}'")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value in '{override}': {error}") from error
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    place = content
+    for name in parents:
+        if place.get(name) is None:
+            place[name] = {}
+        place = place[name]
+        if not isinstance(place, dict):
+            raise ConfigError(f"cannot set {key}: '{name}' is a value, not a group of values")
+    place[last] = value
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    kinds = _KINDS["baselines" if location[:1] == ("baselines",) else "attacks"]
+    # The kind of a union's member stands in the location, but in no file.
+    dotted = ".".join(str(part) for i, part in enumerate(location) if i < 2 or part not in kinds)
+    if kind == "extra_forbidden":
+        *parents, key = location
+        return f"{dotted}: there is no such key{nearest(str(key), _keys_at(parents))}"
+    if kind == "union_tag_invalid":
+        given = re.findall(r"'([^']*)'", message)[0]
+        return f"{dotted}.kind: there is no kind '{given}'{nearest(given, kinds)}"
+    if kind == "union_tag_not_found":
+        what = "baseline" if kinds is _KINDS["baselines"] else "attack"
+        return f"{dotted}: there is no such {what} in the recipe; a new one needs a kind ({', '.join(sorted(kinds))})"
+    return f"{dotted or 'recipe'}: {message.removeprefix('Value error, ')}"
+
+
+def _kinds_of(union: Any) -> set[str]:
+    return {member.model_fields["kind"].default for member in get_args(get_args(union)[0])}
+
+
+_KINDS = {"attacks": _kinds_of(AnyAttack), "baselines": _kinds_of(AnyBaseline)}
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    """Names of the fields of the model at a fault's location, walked through the schema."""
+    models: list[type[BaseModel]] = [Recipe]
+    for step in location:
+        found = [model.model_fields[str(step)].annotation for model in models if str(step) in model.model_fields]
+        # Steps that are no field are keys of a mapping or the kind of a union: they stay at the models found so far,
+        # of which a kind leaves one.
+        kinds = [model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == step]
+        models = _models_in(found) or kinds or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotations: Sequence[Any]) -> list[type[BaseModel]]:
+    found: list[type[BaseModel]] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        else:
+            found += _models_in(getattr(annotation, "__args__", ()))
+    return found

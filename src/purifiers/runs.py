@@ -1,0 +1,274 @@
+"""A run: a recipe at work in its folder. Opened by training, and again by whoever evaluates what was trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from purifiers import weights
+from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
+from purifiers.classifiers.load import load_classifier
+from purifiers.console import Deadline
+from purifiers.data import ImageSet, load_images
+from purifiers.device import find_device
+from purifiers.errors import ConfigError, MissingFileError, nearest
+from purifiers.purifier import Purifier
+from purifiers.recipes.load import NAMES, load_recipe, training_differences, variant_recipes
+from purifiers.recipes.parts import folder_name
+from purifiers.recipes.schema import Recipe, Student
+from purifiers.registry import CONFIG_FILE, load_network
+from purifiers.seeds import seed_for
+from purifiers.storage import load_state
+from purifiers.weights import HUB
+
+RECIPE_FILE = "recipe.yaml"
+STATE_FILE = "state.safetensors"
+MADE_BY_A_RUN = (
+    *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
+    *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
+    *("certificate.json", "certificate.md"),
+    RECIPE_FILE,
+)
+"""Everything that a run writes into its folder; last what tells that it is one, so that a discarding that was cut off can be
+done again."""
+LATENT = ("latent_encoder", "latent_decoder")
+"""What is trained before the teachers, where the recipe has a group ``latent``."""
+TEACHERS = ("teacher_nt", "teacher_at")
+STUDENTS: dict[str, tuple[str, ...]] = {
+    "student": ("AT", "NT"),
+    "student_at": ("AT",),
+    "student_nt": ("NT",),
+    "student_other": ("AT", "NT"),
+}
+"""The students and their teachers. All but the first are trained for Table 2 only; the last is the first with the other
+reading of equation 5, see :func:`student_config`."""
+
+
+def student_config(config: Student, name: str) -> Student:
+    """The training of one of ``STUDENTS``: the recipe's, for ``student_other`` with the other ``nt_teacher_input``."""
+    if name != "student_other":
+        return config
+    other: Literal["adversarial", "clean"] = "clean" if config.nt_teacher_input == "adversarial" else "adversarial"
+    return config.model_copy(update={"nt_teacher_input": other})
+
+
+@dataclass
+class Run:
+    """A run's folder, and what has been trained so far.
+
+    Attributes:
+        recipe: the recipe.
+        folder: where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained.
+        device: where everything is computed.
+        cache: the folder of cached adversarial examples.
+        deadline: the time limit of this call.
+        trained: the recipe that the weights were trained with, where ``recipe`` is another: with other attacks, or in front
+            of another classifier.
+        classifier: frozen, in evaluation mode; set by the first stage.
+        classifiers: the same and the companions, by stage, where training needed them.
+        purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
+        baselines: purifiers to compare with, by title; see :func:`purifiers.training.baselines.prepare_baselines`.
+        variants: the students of the recipe's variants, by title.
+        histories: stage -> one record for each epoch.
+        splits: the images that were read so far; use :meth:`images`.
+    """
+
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    cache: Path
+    deadline: Deadline = field(default_factory=Deadline)
+    trained: Recipe | None = None
+    classifier: nn.Module = field(init=False)
+    classifiers: dict[str, nn.Module] = field(default_factory=dict)
+    purifiers: dict[str, Purifier] = field(default_factory=dict)
+    baselines: dict[str, Purifier] = field(default_factory=dict)
+    variants: dict[str, Purifier] = field(default_factory=dict)
+    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    splits: dict[str, ImageSet] = field(default_factory=dict)
+
+    def checkpoint(self, stage: str) -> Path:
+        """The folder of a stage: its training state and, once it is finished, the trained network."""
+        return self.folder / "checkpoints" / stage
+
+    def variant(self, title: str) -> Path:
+        """The folder of the training of one of the recipe's variants, a run of its own."""
+        return self.folder / "variants" / folder_name(title)
+
+    @property
+    def classifier_name(self) -> str:
+        """What the records call the classifier: its file or function, or its network."""
+        config = self.recipe.classifier
+        if config.source is not None:
+            place = Path(config.source.removeprefix(HUB))
+            return config.source if ":" in config.source and not place.is_dir() else place.stem
+        width = config.network.arguments.get("width")
+        name = config.network.network + str(config.network.arguments.get("depth", ""))
+        return name if width is None else f"{name}-width{width}"
+
+    def images(self, split: Literal["train", "test"]) -> ImageSet:
+        """The recipe's training or test images, limited as it says, on the device; read once."""
+        if split not in self.splits:
+            config = self.recipe.data
+            limit = config.limit if split == "train" else config.test_limit
+            data = load_images(config.name, split, **config.source())
+            self.splits[split] = data.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.device)
+        return self.splits[split]
+
+    def take(self, images: ImageSet | None) -> None:
+        """Let ``images``, if there are any, stand for the recipe's test images."""
+        if images is not None:
+            self.splits["test"] = images.to(self.device)
+
+
+def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
+    """A run in ``folder`` whose classifier and student are the shipped weights that ``recipe`` names; nothing is trained.
+
+    Args:
+        recipe: its ``classifier.source`` may name another classifier to protect.
+        trained: the same as it is in the library.
+        folder: for adversarial examples and results.
+        device: see :func:`find_device`.
+        images: in the place of the recipe's test images, which then need not be on disk; of their size and classes.
+
+    Raises:
+        ConfigError: no weights of this recipe come with the library.
+        MissingFileError, CheckpointError: see :meth:`Purifier.from_pretrained` and :func:`load_classifier`.
+    """
+    source = recipe.classifier.source or recipe.weights.get("classifier")
+    if "student" not in recipe.weights or source is None:
+        raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
+    run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
+    run.take(images)
+    run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
+    run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.device)
+    return run
+
+
+def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
+    """Open a folder that training filled, with everything that is finished in it.
+
+    Args:
+        recipe: usually ``folder``'s own; its ``classifier.source`` may name another classifier to protect.
+        folder: the run's folder.
+        device: see :func:`find_device`.
+        images: see :func:`open_weights`.
+
+    Raises:
+        MissingFileError: the folder holds no trained student, or no classifier.
+        CheckpointError, ConfigError: a damaged file; see :func:`load_classifier`.
+    """
+    run = Run(recipe, folder, find_device(device), folder / "cache")
+    if not (run.checkpoint("student") / CONFIG_FILE).is_file():
+        raise MissingFileError(
+            f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"
+        )
+    run.take(images)
+    run.trained = load_recipe(folder / RECIPE_FILE)
+    source = recipe.classifier.source or str(run.checkpoint("classifier"))
+    run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
+    run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
+    run.variants = _load_purifiers({title: run.variant(title) for title in _trained_variants(run)}, run)
+    companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]
+    for stage in ("classifier", *companions, *LATENT, *run.purifiers):
+        state = run.checkpoint(stage) / STATE_FILE
+        if state.is_file():
+            run.histories[stage] = load_state(state)["history"]
+    return run
+
+
+def _trained_variants(run: Run) -> list[str]:
+    """The titles of those variants that are trained, with the settings that the recipe gives them."""
+    assert run.trained is not None
+    files = {title: run.variant(title) / RECIPE_FILE for title in run.recipe.variants}
+    there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
+    wanted = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants})) if there else {}
+    return [title for title, recipe in there.items() if not training_differences(recipe, wanted[title])]
+
+
+def is_run(what: str) -> bool:
+    """Is ``what`` the folder of a run, and no shipped name?"""
+    return (weights.locate(what) / RECIPE_FILE).is_file()
+
+
+def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
+    """Which recipe, by name or file, a purifier was trained with; for one that is no run ``recipe``, if it is given.
+
+    None where it is not known.
+
+    Raises:
+        ConfigError: a run, and a ``recipe`` besides.
+    """
+    if is_run(what):
+        if recipe is not None:
+            raise ConfigError(f"{weights.locate(what)} is a run, which has its own recipe: leave out --recipe")
+        return weights.locate(what) / RECIPE_FILE
+    if recipe is not None or what not in weights.PURIFIERS:
+        return recipe
+    return next((name for name in NAMES if load_recipe(name).weights.get("student") == what), None)
+
+
+def open_defended(
+    what: str,
+    load: Callable[[str | Path, Sequence[tuple[str, Any]]], Recipe],
+    folder: Path,
+    recipe: str | None = None,
+    device: str = "auto",
+    images: Callable[[Recipe], ImageSet] | None = None,
+) -> Run:
+    """Open a purifier and the classifier behind it, by what a user calls them.
+
+    Args:
+        what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
+            shipped one, of the recipe that trained it. Of the latter the run has nothing but the student.
+        load: reads a recipe, by name or file, with further values by dotted key.
+        folder: for what is made of a purifier that is no run.
+        recipe: of a purifier that is no run, its data set and classifier.
+        device: see :func:`find_device`.
+        images: gives, for a recipe, what stands for its test images; see :func:`open_weights`.
+
+    Raises:
+        ConfigError, MissingFileError: nothing is called so, or its recipe is not known; see :func:`open_run` and
+            :func:`open_weights`.
+        CheckpointError: damaged files.
+    """
+    place = weights.locate(what)
+    name = recipe_of(what, recipe)
+    if is_run(what):
+        own = load(place / RECIPE_FILE, ())
+        return open_run(own, place, device, images and images(own))
+    if not (place / CONFIG_FILE).is_file():
+        raise MissingFileError(
+            f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
+            "'purifiers train')"
+        )
+    if what in weights.CLASSIFIERS:
+        raise ConfigError(f"'{what}' is a classifier; a purifier is needed here{nearest(what, weights.PURIFIERS)}")
+    if name is None:
+        raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
+    student = what if what in weights.NAMES else str(place.resolve())
+    opened = load(name, [("weights.student", student)])
+    if opened.classifier.source is None and "classifier" not in opened.weights:
+        raise ConfigError(f"the classifier of the recipe '{name}' does not come with the library; give yours with --classifier")
+    return open_weights(opened, load_recipe(name), folder, device, images and images(opened))
+
+
+def _load_purifiers(folders: Mapping[str, Path], run: Run) -> dict[str, Purifier]:
+    return {
+        name: Purifier(load_network(folder)).placed(run.device)
+        for name, folder in folders.items()
+        if (folder / CONFIG_FILE).is_file()
+    }
+
+
+def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | None:
+    """Of SOAP, the classifier that was trained with its task, as no other will do behind it, and a name for that."""
+    network = purifier.network
+    while isinstance(network, Adaptive | Blend | Noisy):
+        network = network.base
+    if not isinstance(network, SOAP):
+        return None
+    return network.classifier, f"resnet{network.classifier.config['depth']} of {title}"

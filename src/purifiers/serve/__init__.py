@@ -1,0 +1,1 @@
+"""The purifier as a service over HTTP."""

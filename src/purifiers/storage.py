@@ -1,0 +1,157 @@
+"""Writing files so that nothing half-written is ever seen, and tensor files that know when they are damaged."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from purifiers.errors import CheckpointError, MissingFileError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; it becomes ``path`` on success and vanishes on any error.
+
+    The rename is atomic, so another process, or this one after a kill, sees the old file or the new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: image and figure writers choose the format by it. Of a long name only the beginning: the
+    # temporary one must not be longer than file systems allow.
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}.tmp{path.suffix}")
+    try:
+        # Made here, so that it has the permissions of an ordinary new file; threads may do this side by side.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a whole UTF-8 text file atomically."""
+    write_bytes(path, content.encode())
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 (hex) of tensors, modules' states, strings, numbers and JSON-like containers, in this order.
+
+    Tensors count with dtype, shape and bytes, so that equal digests mean equal content whatever the device.
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(_tensor_bytes(part))
+        elif isinstance(part, Mapping) and any(isinstance(value, torch.Tensor) for value in part.values()):
+            for key in sorted(part):
+                sha.update(digest(key, part[key]).encode())
+        else:
+            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside; the same
+    tensors and metadata give the same bytes."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"sha256": digest(flat), "metadata": json.dumps(dict(metadata or {}))}
+    write_bytes(path, _in_order(safetensors.torch.save(flat, header)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header sorted: the library writes the metadata's entries in a random order."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + content[start:]
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a safetensors file; returns its tensors and metadata.
+
+    The checksum is verified where the file holds one (ours do; files from elsewhere load without).
+
+    Raises:
+        MissingFileError: there is no such file.
+        CheckpointError: the file is truncated, not safetensors, or its content does not match its checksum.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no weights file at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            header = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (it is no mapping)
+        metadata = json.loads(header.get("metadata", "{}"))
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); delete it or copy it again") from error
+    if "sha256" in header and header["sha256"] != digest(tensors):
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; delete it or copy it again")
+    return tensors, metadata
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` atomically. Tensors go to safetensors, everything else, as a tree with their names, to JSON."""
+    tensors: dict[str, Tensor] = {}
+    tree = _strip(state, tensors, "state")
+    save_tensors(path, tensors, {"state": tree})
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_state` wrote, tensors on the CPU.
+
+    Raises:
+        MissingFileError, CheckpointError: no such file; it is damaged, or is not a training state.
+    """
+    tensors, metadata = load_tensors(path)
+    try:
+        state = _restore(metadata["state"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a training state of this library") from error
+    return dict(state)
+
+
+# In the tree, containers and tensors are marked, as JSON has no tuples, no integer keys and no tensors.
+
+
+def _strip(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _strip(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_strip(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]}
+    return value
+
+
+def _restore(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((mark, content),) = tree.items()
+    if mark == "tensor":
+        return tensors[content]
+    if mark == "dict":
+        return {key: _restore(item, tensors) for key, item in content}
+    return [_restore(item, tensors) for item in content]

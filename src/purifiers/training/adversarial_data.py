@@ -1,0 +1,120 @@
+"""The classifiers that a purifier is trained against: the one to protect, and companions so that it leans on none."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.attacks import Attack
+from purifiers.attacks.generate import Adversarial, generate
+from purifiers.console import progress, say
+from purifiers.data import ImageSet
+from purifiers.device import Precision, autocast
+from purifiers.recipes.schema import Recipe
+from purifiers.runs import Run
+from purifiers.seeds import generator_for, seed_for
+
+
+class Panel:
+    """Frozen classifiers, asked in equal shares of a batch, in the training's precision.
+
+    Args:
+        classifiers: in evaluation mode; at least one.
+        precision: of their passes.
+    """
+
+    def __init__(self, classifiers: Sequence[nn.Module], precision: Precision = "32-true") -> None:
+        self.classifiers = list(classifiers)
+        self.precision = precision
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """The training's precision, on ``device``."""
+        return autocast(device, self.precision)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
+
+        Batches are shuffled, so that every image meets every classifier; a batch's images, its adversarial examples and
+        its purified images meet the same.
+        """
+        with self.autocast(images.device):
+            shares = images.chunk(len(self.classifiers))
+            parts = [classifier(share) for classifier, share in zip(self.classifiers, shares, strict=False)]
+        return torch.cat(parts).float()
+
+
+class InPrecision(nn.Module):
+    """A classifier that computes in the training's precision inside an attack, whose images stay float32."""
+
+    def __init__(self, classifier: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.precision = precision
+
+    def extra_repr(self) -> str:
+        return self.precision  # a part of the fingerprint that cached adversarial examples are found by
+
+    def forward(self, images: Tensor) -> Tensor:
+        with autocast(images.device, self.precision):
+            logits: Tensor = self.classifier(images)
+        return logits.float()
+
+
+def attack_for_training(
+    run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None]
+) -> Adversarial:
+    """Adversarial examples of all of ``data`` as uint8, in the training's precision, cached, within the run's time limit.
+
+    Args:
+        run: gives precision, batch size, cache and time limit.
+        attack, model, data, seed, advance: see :func:`purifiers.attacks.generate.generate`.
+    """
+    if run.recipe.precision != "32-true":
+        model = InPrecision(model, run.recipe.precision)
+
+    return generate(
+        attack,
+        model,
+        data,
+        seed=seed,
+        batch_size=run.recipe.evaluation.batch_size,
+        cache=run.cache,
+        quantized=True,
+        advance=advance,
+        saved=lambda: run.deadline.check("a part of the adversarial examples"),
+    )
+
+
+def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
+    """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
+
+    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round; without
+    attacks there are no channels.
+    """
+    recipe = run.recipe
+    if not recipe.training_attacks:
+        return data.images[:, :0]
+    jobs = [(attack, model) for attack in recipe.training_attacks.values() for model in panel.classifiers]
+    count, seconds = len(data) * recipe.attack_rounds, 0.0
+    rounds = []
+    with progress("attacking training images", count) as advance:
+        for turn in range(recipe.attack_rounds):
+            adversarial = torch.empty_like(data.images)
+            for job, ((attack, model), chosen) in enumerate(zip(jobs, _shares(recipe, turn, len(jobs), data), strict=True)):
+                seed = seed_for(recipe.seed, "training attack", turn, job)
+                found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
+                adversarial[chosen] = found.images
+                seconds += found.seconds
+            rounds.append(adversarial)
+    say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
+    return torch.cat(rounds, dim=1)
+
+
+def _shares(recipe: Recipe, turn: int, jobs: int, data: ImageSet) -> Sequence[Tensor]:
+    """Which images each job attacks in this round: index tensors, disjoint, of all images together."""
+    if jobs == 1:
+        return [torch.arange(len(data), device=data.images.device)]
+    generator = generator_for(recipe.seed, "who attacks what", turn)
+    job_of = torch.randperm(len(data), generator=generator).to(data.images.device) % jobs
+    return [(job_of == job).nonzero().flatten() for job in range(jobs)]

@@ -1,0 +1,172 @@
+"""What each network of the method minimises, as functions for the loop: (network, float batch, labels, generator) -> losses.
+
+Where a stage needs adversarial examples that were made before, the batch holds image and adversarial examples stacked along
+the channels.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purifiers.attacks import Attack
+from purifiers.recipes.parts import OnPerturbed
+from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
+from purifiers.training import losses
+from purifiers.training.adversarial_data import Panel
+from purifiers.training.losses import Losses
+
+StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
+
+
+def classifier_losses(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+    """Cross-entropy."""
+    return {"loss": F.cross_entropy(classifier(images), labels)}
+
+
+def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+    """Teacher NT restores clean images: equation 3."""
+    return {"loss": losses.reconstruction_loss(teacher(images), images)}
+
+
+def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
+    """Teacher AT purifies adversarial images so that the frozen classifiers are right again: equation 2."""
+
+    def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        images, adversarial = _adversarial(teacher, pairs, labels, config, panel, generator)
+        purified = teacher(adversarial)
+        logits = panel.logits(purified)
+        # A classifier whose answer counts nothing is not asked, nor differentiated.
+        counted = logits if config.adversarial_weight else logits.detach()
+        with torch.no_grad():
+            adversarial_logits = panel.logits(adversarial) if config.adversarial_weight else counted
+        reconstruction, adversarial_term = losses.at_teacher_loss(
+            purified, images, counted, adversarial_logits, labels, config.adversarial_weight
+        )
+        parts = {"mse": reconstruction, "adversarial": adversarial_term}
+        total = config.reconstruction_weight * reconstruction + adversarial_term
+        return _guided(total, parts, config, panel, images, logits, labels)
+
+    return compute
+
+
+def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Panel) -> StageLosses:
+    """The student purifies adversarial images and imitates its teachers: equations 4 to 6.
+
+    Args:
+        config: weights of the terms, and what teacher NT is shown.
+        teachers: ``AT``, ``NT`` or both.
+        panel: asked only where the configuration has guidance by it.
+    """
+
+    def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        images, adversarial = _adversarial(student, pairs, labels, config, panel, generator)
+        purified = student(adversarial)
+        with torch.no_grad(), panel.autocast(images.device):
+            outputs = [
+                teacher(images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
+                for name, teacher in teachers.items()
+            ]
+        reconstruction = losses.reconstruction_loss(purified, images)
+        distillation = losses.distillation_loss(purified, outputs)
+        parts = {"mse": reconstruction, "distillation": distillation}
+        total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
+        guided = config.classification_weight or config.logits_weight
+        logits = panel.logits(purified) if guided else None
+        return _guided(total, parts, config, panel, images, logits, labels)
+
+    return compute
+
+
+def encoder_losses(attack: Attack, panel: Panel) -> StageLosses:
+    """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018); ``panel`` gives the precision."""
+
+    def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        adversarial = attack(_Attacked(classifier, panel), images, labels, seed=_draw(generator))
+        return {"loss": F.cross_entropy(classifier(adversarial).float(), labels)}
+
+    return compute
+
+
+class _Attacked(nn.Module):
+    """A network in training as an attacker sees it: without what the loop put around it, whose outputs may only be
+    differentiated by the loop; in the training's precision; float32 on both sides."""
+
+    def __init__(self, network: nn.Module, panel: Panel) -> None:
+        super().__init__()
+        for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
+            network = getattr(network, wrapper, network)
+        self.network = network
+        self.panel = panel
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self.panel.autocast(images.device):
+            return self.network(images).float()
+
+
+class _AttackedWhole(_Attacked):
+    """A purifier in training with the frozen classifiers behind it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.panel.logits(super().forward(images))
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+
+
+def _adversarial(
+    purifier: nn.Module, batch: Tensor, labels: Tensor, config: OnAttacked, panel: Panel, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images, and adversarial examples of them: those that the batch brings, or made now on the purifier itself."""
+    if config.attack is not None:
+        images = batch[:, :3].contiguous()
+        made = config.attack(_AttackedWhole(purifier, panel), images, labels, seed=_draw(generator))
+        batch = torch.cat([images, made], dim=1)
+    return attacked(batch, config, generator)
+
+
+def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Split a batch of stacked images into images and adversarial examples of the strengths that ``config`` asks for.
+
+    Args:
+        pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels, if there are any.
+        config: the range of strengths, the share of images that come without perturbation, and noise on top.
+        generator: draws the round and all of these, for each image; on the pairs' device.
+    """
+    images, *rounds = (part.contiguous() for part in pairs.split(3, dim=1))
+    adversarial = rounds[0] if rounds else images
+    if len(rounds) > 1:
+        turn = torch.randint(len(rounds), (len(images),), generator=generator, device=images.device)
+        adversarial = torch.stack(rounds)[turn, torch.arange(len(images), device=images.device)]
+    low, high, clean_share = config.strength_low, config.strength_high, config.clean_share
+    if (low, high, clean_share) != (1, 1, 0):
+        strength, draw = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
+        strength = (low + (high - low) * strength) * (draw >= clean_share)
+        adversarial = (images + strength * (adversarial - images)).clamp_(0, 1)
+    if config.noise:
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        adversarial = (adversarial + config.noise * noise).clamp_(0, 1)
+    return images, adversarial
+
+
+def _guided(
+    total: Tensor,
+    parts: Losses,
+    config: OnAttacked,
+    panel: Panel,
+    images: Tensor,
+    logits: Tensor | None,
+    labels: Tensor,
+) -> Losses:
+    """The losses of a stage with the classifiers' guidance, where there is any, added to the total."""
+    if logits is not None and config.classification_weight:
+        parts["classification"] = losses.classification_guidance(logits, labels)
+        total = total + config.classification_weight * parts["classification"]
+    if logits is not None and config.logits_weight:
+        with torch.no_grad():
+            clean_logits = panel.logits(images)
+        parts["logits"] = losses.logits_guidance(logits, clean_logits)
+        total = total + config.logits_weight * parts["logits"]
+    return {"loss": total, **parts}

@@ -1,0 +1,74 @@
+"""One stage of a run: its untrained network, and its training, saved and resumed in the stage's folder."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.recipes.parts import Optimisation
+from purifiers.registry import fingerprint, place, save_network
+from purifiers.runs import STATE_FILE, Run
+from purifiers.seeds import seed_for
+from purifiers.storage import digest
+from purifiers.training.loop import Stage, fit, make_fabric
+from purifiers.training.objectives import StageLosses
+
+UNSAID = (("noise", 0.0), ("attack", None), ("start", None))
+"""Values of keys that are younger than trainings that go on: without a word of them these stay what they are."""
+
+
+def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` builds, on the run's device, with initial weights drawn by the recipe's seed for ``stream``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(run.recipe.seed, stream, "initial weights"))
+        network = build()
+    return place(network, run.device)
+
+
+def fit_stage(
+    run: Run,
+    name: str,
+    stream: str,
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    losses: StageLosses,
+    optimisation: Optimisation,
+    parents: Sequence[nn.Module] = (),
+    made_from: object = (),
+    kept: nn.Module | None = None,
+    captured: bool = False,
+) -> None:
+    """Train ``network`` in place, or read it where it is trained already.
+
+    Args:
+        run: gives folder, device, precision, seed and time limit; gets the history.
+        name: the stage's folder.
+        stream: stages of one stream see the same batches.
+        network: on the device.
+        images: uint8 (N, 3 * k, H, W); from the fourth channel on they are made from the first three.
+        labels: int64 (N,).
+        losses: what is minimised.
+        optimisation: how.
+        parents: the frozen networks that the losses ask: others make another training.
+        made_from: of what the further channels are made, besides the parents; JSON-able.
+        kept: the part of ``network`` that is saved as the stage's result, if not all.
+        captured: may the step be one CUDA graph, where the recipe compiles: see :class:`purifiers.training.loop.Stage`.
+
+    Raises:
+        See :func:`purifiers.training.loop.fit`.
+    """
+    # The images are keyed by what they are made from, not by their pixels: adversarial examples that are made again, on
+    # another machine or after the cache was deleted, may differ in a bit, and need not throw away a training.
+    told = {name: value for name, value in optimisation.model_dump().items() if (name, value) not in UNSAID}
+    key = digest(
+        repr(network), images[:, :3], labels, made_from, told, run.recipe.precision, run.recipe.seed,
+        [fingerprint(parent) for parent in parents],
+    )  # fmt: skip
+    seed = seed_for(run.recipe.seed, stream)
+    # What is not one network, such as two that play against each other, is not compiled.
+    compiled = run.recipe.compiled and kept is None
+    stage = Stage(name, key, network, images, labels, losses, optimisation, seed, compiled, compiled and captured)
+    folder = run.checkpoint(name)
+    run.histories[name] = fit(stage, make_fabric(run.device, run.recipe.precision), folder / STATE_FILE, run.deadline)
+    save_network(folder, network if kept is None else kept)

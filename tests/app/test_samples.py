@@ -1,0 +1,75 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from purifiers.app.samples import read_picture, samples_for
+from purifiers.data import load_images, to_float
+from purifiers.data.cifar10 import CLASSES
+from purifiers.errors import ConfigError, InputError
+from purifiers.recipes.load import load_recipe
+from purifiers.recipes.schema import Recipe
+from purifiers.registry import load_network
+from purifiers.weights import locate
+
+
+def halves(path: Path, width: int, height: int) -> Path:
+    """Red on the left, blue on the right."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[:, : width // 2, 0], pixels[:, width // 2 :, 2] = 255, 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_digits_are_test_images_one_of_each_class(tiny_recipe: Callable[..., Recipe]) -> None:
+    samples = samples_for(tiny_recipe())
+    assert samples.captions == [str(i) for i in range(10)]
+    test = {image.numpy().tobytes() for image in load_images("digits", "test").images}
+    assert all(image.numpy().tobytes() in test for image in samples.data.images)
+
+
+def test_for_cifar10_they_are_free_pictures_that_its_classifier_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("purifiers.app.samples.load_images", None)  # which would download the data set
+    samples = samples_for(load_recipe("strong-cpu"))
+    assert samples.data.images.shape == (6, 3, 32, 32) and samples.data.classes == CLASSES
+    with torch.no_grad():
+        said = load_network(locate("cifar10-resnet56"))(to_float(samples.data.images)).argmax(1)
+    assert [CLASSES[label] for label in said] == samples.captions
+    assert "Stefan van der Walt" in samples.credit
+
+
+def test_of_a_folder_they_are_its_own_test_images(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        for split in ("train", "test"):
+            halves(tmp_path / split / name / "x.png", 8, 6)
+    recipe = load_recipe("folder", [("data.path", str(tmp_path)), ("classifier.source", "a:b")])
+    samples = samples_for(recipe)
+    assert (samples.captions, tuple(samples.data.images.shape)) == (["a", "b"], (2, 3, 6, 8))
+    samples = samples_for(load_recipe("folder", [("data.path", str(tmp_path)), ("data.size", 5), ("classifier.source", "a:b")]))
+    assert tuple(samples.data.images.shape) == (2, 3, 5, 5)
+    gone = load_recipe("folder", [("data.path", str(tmp_path / "gone")), ("classifier.source", "a:b")])
+    with pytest.raises(ConfigError, match=r"not at .*gone, and with them the names of its classes: .* --data-dir"):
+        samples_for(gone)
+
+
+def test_a_picture_of_any_size_is_scaled_and_its_middle_kept(tmp_path: Path) -> None:
+    for width, height in ((300, 100), (7, 5), (8, 8)):
+        pixels = read_picture(halves(tmp_path / "x.png", width, height), 8, 8)
+        assert pixels.dtype == torch.uint8 and pixels.shape == (3, 8, 8)
+        assert (pixels[0, :, 0] > 200).all() and (pixels[2, :, -1] > 200).all(), (width, height)
+
+
+def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
+    bad = tmp_path / "holiday.png"
+    bad.write_text("not an image")
+    with pytest.raises(InputError, match=r"^'holiday.png' cannot be read as an image.*Drop a PNG, JPEG"):
+        read_picture(bad, 8, 8)
+    bad.write_bytes(halves(tmp_path / "x.png", 64, 64).read_bytes()[:60])
+    with pytest.raises(InputError, match="or damaged"):
+        read_picture(bad, 8, 8)
+    with pytest.raises(InputError, match="has 300 by 10 pixels"):
+        read_picture(halves(tmp_path / "long.png", 300, 10), 8, 8)

@@ -1,0 +1,29 @@
+import torch
+
+from purifiers.data import ImageSet, to_float
+from purifiers.evaluation.audit.worst import Composite, positions
+
+
+def test_of_each_image_the_first_version_that_broke_it_is_kept() -> None:
+    data = ImageSet("x", torch.zeros(5, 3, 2, 2, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64), ("a",))
+    composite = Composite(data, torch.tensor([False, True, True, True, True]))
+
+    def version(value: float, count: int) -> torch.Tensor:
+        return torch.full((count, 3, 2, 2), value)
+
+    composite.add(torch.arange(5), version(0.1, 5), torch.tensor([True, False, True, True, True]), 5, 2.0)
+    composite.add(torch.tensor([1, 2, 4]), version(0.2, 3), torch.tensor([True, False, True]), 3, 3.0)
+    assert composite.right.tolist() == [False, False, False, True, True]
+    # Wrong unattacked; broken first; broken second; right throughout, second attack not tried; right throughout.
+    torch.testing.assert_close(composite.images[:, 0, 0, 0], torch.tensor([0.0, 0.1, 0.2, 0.1, 0.2]))
+    assert (composite.fewest, composite.attacks, composite.seconds) == (3, 2, 5.0)
+    assert torch.equal(data.images, torch.zeros_like(data.images)) and to_float(data.images).sum() == 0
+
+
+def test_smaller_subsets_lie_in_larger_ones() -> None:
+    data = ImageSet("x", torch.arange(20).view(20, 1, 1, 1).expand(20, 3, 2, 2).to(torch.uint8), torch.arange(20), ("a",) * 20)
+    large, small = data.drawn(12, seed=3), data.drawn(5, seed=3)
+    places = positions(large, small)
+    assert torch.equal(large[places], small)
+    assert torch.equal(data.subset(large).subset(places).labels, data.limited(5, seed=3).labels)
+    assert torch.equal(data.drawn(99, seed=3), torch.arange(20))

@@ -1,0 +1,253 @@
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
+from purifiers.errors import ConfigError, MissingFileError
+from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe, recipe_text, with_shipped_classifiers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipes_are_valid_and_survive_being_written(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+
+
+def test_the_paper_recipe_is_the_paper() -> None:
+    """Section 4.1 of the paper, and the equations."""
+    recipe = load_recipe("paper")
+    assert (recipe.teacher_at.epochs, recipe.teacher_nt.epochs, recipe.student.epochs) == (100, 100, 40)
+    for stage in (recipe.teacher_at, recipe.teacher_nt, recipe.student):
+        assert (stage.optimizer, stage.learning_rate, stage.batch_size) == ("adam", 0.01, 128)
+        assert (stage.schedule, stage.weight_decay, stage.flip, stage.crop) == ("constant", 0.0, False, 0)
+    assert (recipe.student.beta, recipe.student.gamma, recipe.student.nt_teacher_input) == (0.5, 0.5, "adversarial")
+    assert recipe.teacher_at.adversarial_weight == 1.0
+    assert sum(recipe.purifier.arguments["blocks"]) == 15
+    pgd8 = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=20)
+    assert recipe.training_attacks == {"PGD": pgd8}
+    assert recipe.evaluation.attacks == {
+        "PGD8": pgd8,
+        "PGD16": PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=20),
+        "FGSM": FGSM(epsilon=8 / 255),
+        "BIM": BIM(epsilon=8 / 255, step_size=2 / 255, num_steps=20),
+        "CW": CW(num_steps=40, learning_rate=0.01),
+        "AA": AutoAttack(epsilon=8 / 255),
+    }
+
+
+def test_overrides_reach_any_depth_and_the_last_wins() -> None:
+    recipe = load_recipe(
+        "digits",
+        [
+            "student.epochs=5",
+            "student.epochs=7",
+            "student.learning_rate=1e-3",
+            "purifier.widths=[4, 8, 16]",
+            "evaluation.attacks.PGD.epsilon=16/255",
+            "evaluation.attacks.mine.kind=fgsm",
+            "evaluation.attacks.mine.epsilon=0.3",
+            "data.limit=null",
+        ],
+    )
+    assert recipe.student.epochs == 7
+    assert recipe.student.learning_rate == 0.001
+    assert recipe.purifier.arguments["widths"] == [4, 8, 16]
+    assert recipe.evaluation.attacks["PGD"].epsilon == 16 / 255
+    assert recipe.evaluation.attacks["mine"] == FGSM(epsilon=0.3)
+    assert recipe.data.limit is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.epoch=5", r"student\.epoch: there is no such key; did you mean 'epochs'"),
+        ("studnet.epochs=5", r"studnet: there is no such key; did you mean 'student'"),
+        ("data.limits=5", "did you mean 'limit'"),
+        ("evaluation.attacks.PGD.num_step=5", r"attacks\.PGD\.num_step: there is no such key; did you mean 'num_steps'"),
+        ("evaluation.attacks.PDG.epsilon=0.1", r"attacks\.PDG: there is no such attack in the recipe; a new one needs a kind"),
+        ("evaluation.attacks={}", "at least 1 item"),
+        ("evaluation.views=[]", "at least 1 item"),
+        ("training_attacks.PGD.epsilon=8", r"in \[0,1\] units: 8 would be everything; write 8/255"),
+        ("training_attacks.PGD.epsilon=.inf", "finite number"),
+        ("student.learning_rate=.inf", "finite number"),
+        ("purifier.channels=1", "every data set has 3 channels"),
+        ("classifier.network.num_classes=-1", "at least 2 classes"),
+        ("training_attacks.PGD.epsilonn=5", "did you mean 'epsilon'"),
+        ("classifier.training.epoch=5", "did you mean 'epochs'"),
+        ("purifier.width=[4]", "takes no 'width'; did you mean 'widths'"),
+        ("purifier.network=cea", "did you mean 'cae'"),
+        ("purifier.network=resnet", "takes no 'widths'"),
+        ("classifier.network={network: cae}", "'cae' is no classifier"),
+        ("purifier={network: resnet, depth: 20}", "is no purifier that this trains"),
+        ("purifier.blocks=[1,2]", "as many widths as blocks"),
+        ("student.epochs=many", r"student\.epochs: Input should be a valid integer"),
+        ("student.epochs=0", "greater than or equal to 1"),
+        ("training_attacks.PGD.epsilon=8/0", "write 0.1 or 8/255"),
+        ("data.name=imagenet", r"data\.name: Input should be 'digits', 'cifar10' or 'folder'"),
+        ("evaluation.attacks.PGD.kind=pgdd", r"PGD\.kind: there is no kind 'pgdd'; did you mean 'pgd'"),
+        ("evaluation.views=[blind, ful]", "no view 'ful'; did you mean 'full'"),
+        (
+            "evaluation.adaptive_attacks=[PGT]",
+            "adaptive_attacks names 'PGT', but the attacks are PGD, .*; set adaptive_attacks too",
+        ),
+        ("classifier.training=null", "either a source or a group 'training'"),
+        ("training_attacks={}", "is empty, and teacher_at has neither an attack of its own nor noise"),
+        ("student.noise=-1", "greater than or equal to 0"),
+        ("student.epochs", "reads key=value"),
+        ("=5", "reads key=value"),
+        ("student..epochs=5", "reads key=value"),
+        ("seed.x=1", "'seed' is a value"),
+        ("student.epochs=[", "cannot read the value"),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_valid_name(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("digits", [override])
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("digits", ["student.epoch=5", "teacher_at.epochs=-1"])
+    assert "student.epoch" in str(caught.value)
+    assert "teacher_at.epochs" in str(caught.value)
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no recipe 'paperr'; did you mean 'paper'"):
+        load_recipe("paperr")
+    for content, message in [
+        ("a: [", "not a YAML file"),
+        ("- 1", "should hold"),
+        ("", "should hold"),
+        ("name: x", "student: Field required"),
+    ]:
+        (tmp_path / "r.yaml").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(tmp_path / "r.yaml")
+
+
+def test_one_name_may_stand_for_a_list() -> None:
+    assert load_recipe("digits", ["evaluation.views=blind"]).evaluation.views == ("blind",)
+    assert load_recipe("digits", ["evaluation.views=full"]).evaluation.views == ("blind", "full")  # Table 1 is of the first
+
+
+def test_files_and_folders_are_found_from_everywhere_and_names_are_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "cifar10", "cifar10-resnet56", "scratch"):
+        (tmp_path / name).mkdir()
+    places = ["classifier.source", "data.path", "student.start", "teacher_at.start"]
+    own = load_recipe("paper", [f"{place}=mine" for place in places])
+    there = str(tmp_path / "mine")
+    assert [own.classifier.source, own.data.path, own.student.start, own.teacher_at.start] == [there] * 4
+    shipped = load_recipe("paper", ["classifier.source=cifar10-resnet56", "teacher_at.start=cifar10"])
+    assert (shipped.classifier.source, shipped.teacher_at.start) == ("cifar10-resnet56", "cifar10")
+    assert shipped.student.start == "scratch"
+    assert load_recipe("paper", ["data.path=cifar10"]).data.path == str(tmp_path / "cifar10")
+    assert load_recipe("paper", ["teacher_at.start=./cifar10"]).teacher_at.start == str(tmp_path / "cifar10")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "mine")  # as in a hub's cache, whose blobs have no suffix
+    link = load_recipe("paper", ["classifier.source=link.safetensors"]).classifier.source
+    assert link == str(tmp_path / "link.safetensors")
+    away = load_recipe("paper", ["classifier.source=module:build", "data.path=nowhere"])
+    assert (away.classifier.source, away.data.path) == ("module:build", "nowhere")
+
+
+def test_values_that_are_no_text_are_not_parsed() -> None:
+    """A path may hold what YAML takes for a comment or a key."""
+    recipe = load_recipe("folder", [("data.path", "/tmp/My: Photos #1")])
+    assert recipe.data.path == "/tmp/My: Photos #1"
+
+
+def test_reading_a_recipe_spends_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    load_recipe("paper")
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_recipe_is_plain_yaml() -> None:
+    assert yaml.safe_load(recipe_text(load_recipe("paper")))["training_attacks"]["PGD"]["epsilon"] == "8/255"
+
+
+def test_classifiers_can_be_taken_from_shipped_weights() -> None:
+    recipe = load_recipe("strong-cpu")
+    taken = with_shipped_classifiers(recipe)
+    assert {name: one.source for name, one in taken.classifiers().items()} == {
+        name: recipe.weights[name] for name in recipe.classifiers()
+    }
+    mine = with_shipped_classifiers(load_recipe("strong-cpu", ["classifier.source=my_module:build"]))
+    assert mine.classifier.source == "my_module:build"
+    assert mine.companions == taken.companions
+    with pytest.raises(ConfigError, match="no weights for classifier of the recipe 'digits'"):
+        with_shipped_classifiers(load_recipe("digits"))
+    with pytest.raises(ConfigError, match="weights names the stage 'studnet'; did you mean 'student'"):
+        load_recipe("digits", ["weights.studnet=x"])
+
+
+def test_what_goes_on_from_strong_fits_it_and_is_measured_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no runs/strong
+    tuned, strong = load_recipe("strong-tuned"), load_recipe("strong")
+    assert tuned.student.start == tuned.teacher_at.start == "runs/strong"  # where the command leaves what `strong` trains
+    assert (tuned.purifier, tuned.classifier, tuned.companions) == (strong.purifier, strong.classifier, strong.companions)
+    assert tuned.evaluation.attacks == strong.evaluation.attacks
+    assert strong.training_attacks.items() <= tuned.training_attacks.items()
+
+
+def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
+    plain = load_recipe("strong-cpu")
+    assert differences(plain, plain) == {}
+    other = load_recipe("strong-cpu", ["student.epochs=99", "data.limit=7"])
+    assert differences(plain, other) == {"data.limit": (None, 7), "student.epochs": (plain.student.epochs, 99)}
+    fewer = differences(plain, load_recipe("strong-cpu", ["companions=[]"]))
+    assert fewer["companions.1.network.depth"] == (20, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "baselines.X={network: {network: jpeg}}",
+            "baselines.X: there is no such baseline in the recipe; a new one needs a kind",
+        ),
+        (
+            "baselines.X={kind: sopa, network: {network: jpeg}}",
+            "baselines.X.kind: there is no kind 'sopa'; did you mean 'soap'?",
+        ),
+        ("baselines.NRP.training.epoch=1", "baselines.NRP.training.epoch: there is no such key; did you mean 'epochs'?"),
+        ("baselines.NRP.network={network: cae}", "the network of a baseline of kind nrp is 'nrp'; got 'cae'"),
+        ("baselines.JPEG.around=student", "'jpeg' goes around nothing: leave out around"),
+        ("baselines.JPEG.network={network: noisy}", "give either around (such as student) or network.base"),
+        ("baselines.JPEG.network={network: nrp}", "'nrp' needs training"),
+        ("baselines.JPEG.network={network: soap}", "'soap' needs training"),
+        ("baselines.X={kind: soap, network: {network: soap}, training: {epochs: 1}}", "give network.classifier"),
+        (
+            "baselines.X={kind: untrained, around: NPR, network: {network: noisy}}",
+            "nothing before it is called 'NPR'; did you mean 'NRP'",
+        ),
+        ("baselines.X={kind: untrained, network: {network: noisy, base: nothing}}", "'nothing' is no purifier that needs no"),
+        (
+            "baselines.X={kind: untrained, network: {network: noisy, base: {network: nrp, blocks: 1}}}",
+            "network.base: 'nrp' is no purifier that needs no training",
+        ),
+        ("baselines.JPEG.network={network: jpeg, quality: 75.5}", "a whole number from 1 to 95"),
+        ("baselines.ours={kind: untrained, network: {network: jpeg}}", "titles have to differ"),
+        ("purifier={network: jpeg}", "'jpeg' is no purifier that this trains"),
+    ],
+)
+def test_baselines_that_make_no_sense_are_refused_at_once(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_recipe("digits", [override])
+    assert said in str(raised.value)
+
+
+def test_lengths_of_networks_may_be_fractions_too() -> None:
+    network = "{network: noisy, epsilon: 16/255, base: {network: adaptive, epsilon: 8/255, base: {network: nothing}}}"
+    recipe = load_recipe("digits", [f"baselines.X={{kind: untrained, network: {network}}}"])
+    arguments = recipe.baselines["X"].network.arguments
+    assert arguments["epsilon"] == 16 / 255 and arguments["base"]["epsilon"] == 8 / 255
+    assert parse_recipe(yaml.safe_load(recipe_text(recipe))) == recipe

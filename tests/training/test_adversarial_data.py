@@ -1,0 +1,74 @@
+"""Who attacks which training image, and who judges which purified one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from purifiers.data import ImageSet
+from purifiers.recipes.load import load_recipe
+from purifiers.recipes.schema import Recipe
+from purifiers.runs import Run
+from purifiers.training.adversarial_data import Panel, attack_training_images
+from tests.conftest import TINY, Linear
+
+SHAPE = (3, 4, 4)
+LEVELS = {"weak": 10, "strong": 40}
+
+
+def panel(count: int, precision: str = "32-true") -> Panel:
+    return Panel([Linear(5, SHAPE, seed).eval().requires_grad_(False) for seed in range(count)], precision)  # type: ignore[arg-type]
+
+
+def recipe(rounds: int, **options: object) -> Recipe:
+    attacks = {name: {"kind": "fgsm", "epsilon": f"{levels}/255"} for name, levels in LEVELS.items()}
+    return load_recipe("digits", [*TINY, ("training_attacks", attacks), ("attack_rounds", rounds), *options.items()])
+
+
+@pytest.fixture
+def data() -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(100, 150, (60, *SHAPE), dtype=torch.uint8, generator=generator)
+    return ImageSet("grey", images, torch.arange(60) % 5, tuple("abcde"))
+
+
+def test_each_classifier_judges_its_share_of_a_batch() -> None:
+    three, images = panel(3), torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(1))
+    judged = three.logits(images)
+    for classifier, part in zip(three.classifiers, (slice(0, 3), slice(3, 6), slice(6, 7)), strict=True):
+        torch.testing.assert_close(judged[part], classifier(images[part]))
+    assert three.logits(images[:2]).shape == (2, 5)  # fewer images than classifiers
+
+
+def test_every_image_is_attacked_once_in_each_round_by_one_attack_on_one_classifier(data: ImageSet, tmp_path: Path) -> None:
+    two, settings = panel(2), recipe(rounds=2)
+    run = Run(settings, tmp_path, torch.device("cpu"), tmp_path / "cache")
+    adversarial = attack_training_images(run, two, data)
+    assert adversarial.dtype == torch.uint8
+    assert adversarial.shape == (60, 6, 4, 4)
+    jobs = []
+    for turn in adversarial.split(3, dim=1):
+        moved = turn.int() - data.images.int()
+        # FGSM moves every pixel by its whole epsilon, along the sign of a gradient that tells the classifiers apart.
+        sizes = moved.abs().flatten(1).amax(1)
+        assert sizes.tolist().count(10) == sizes.tolist().count(40) == 30
+        made_by = []
+        for classifier in two.classifiers:
+            images = (data.images / 255).requires_grad_(True)
+            torch.nn.functional.cross_entropy(classifier(images), data.labels, reduction="sum").backward()
+            assert images.grad is not None
+            made_by.append((moved.sign() == images.grad.sign()).flatten(1).all(1))
+        assert (made_by[0] ^ made_by[1]).all()
+        assert made_by[0].sum() == 30
+        jobs.append(torch.stack([sizes == 40, made_by[0]]))
+    assert not torch.equal(*jobs), "rounds deal the images anew"
+    assert torch.equal(attack_training_images(run, two, data), adversarial)
+
+
+def test_half_precision_is_the_classifier_s_alone(data: ImageSet, tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> None:
+    one, settings = panel(1, "bf16-mixed"), recipe(rounds=1, precision="bf16-mixed")
+    run = Run(settings, tmp_path, torch.device("cpu"), tmp_path / "cache")
+    assert one.logits(torch.rand(2, *SHAPE)).dtype == torch.float32
+    moved = (attack_training_images(run, one, data).int() - data.images.int()).abs()
+    assert set(moved.flatten(1).amax(1).tolist()) == set(LEVELS.values())

@@ -1,0 +1,221 @@
+"""What each stage feeds its losses: pairs split and scaled, the classifier asked only where it is wanted."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from purifiers.attacks import PGD
+from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
+from purifiers.training.adversarial_data import Panel
+from purifiers.training.loop import make_fabric
+from purifiers.training.losses import classification_guidance, logits_guidance
+from purifiers.training.objectives import at_losses, attacked, encoder_losses, student_losses
+from tests.conftest import Linear
+
+SHAPE = (3, 4, 4)
+COUNT = 400
+
+
+def pairs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = 0.3 + 0.4 * torch.rand(COUNT, *SHAPE, generator=generator)
+    return images, images + 0.1 * torch.randn(COUNT, *SHAPE, generator=generator).sign()
+
+
+def draw(**options: float) -> tuple[Tensor, Tensor]:
+    images, adversarial = pairs()
+    config = OnAttacked(epochs=1, **options)  # type: ignore[arg-type]
+    return attacked(torch.cat([images, adversarial], 1), config, torch.Generator().manual_seed(3))
+
+
+def test_by_default_pairs_are_only_split() -> None:
+    images, adversarial = pairs()
+    assert torch.equal(draw()[0], images)
+    assert torch.equal(draw()[1], adversarial)
+
+
+def test_strengths_fill_their_range_and_some_images_stay_clean() -> None:
+    images, result = draw(strength_low=0.5, strength_high=1.5, clean_share=0.25)
+    assert torch.equal(images, pairs()[0])
+    strength = (result - images).abs().amax(dim=(1, 2, 3)) / 0.1
+    clean = strength == 0
+    assert 0.18 < clean.float().mean() < 0.32
+    assert strength[~clean].min() == pytest.approx(0.5, abs=0.02)
+    assert strength[~clean].max() == pytest.approx(1.5, abs=0.02)
+    spread = (result - images).abs().flatten(1)
+    torch.testing.assert_close(spread.amin(1), spread.amax(1), rtol=0, atol=1e-5)  # one strength for a whole image
+    assert torch.equal(result, draw(strength_low=0.5, strength_high=1.5, clean_share=0.25)[1])
+
+
+def test_results_stay_images() -> None:
+    for options in ({"strength_high": 20.0}, {"noise": 1.0}):
+        _, result = draw(**options)
+        assert result.min() == 0
+        assert result.max() == 1
+
+
+def test_noise_comes_on_top_of_every_image_anew_each_time() -> None:
+    images, adversarial = pairs()
+    batch, generator = torch.cat([images, adversarial], 1), torch.Generator().manual_seed(3)
+    for config, around in (
+        (OnAttacked(epochs=1, noise=0.05, clean_share=1.0), images),
+        (OnAttacked(epochs=1, noise=0.05), adversarial),
+    ):
+        (clean, first), (_, second) = (attacked(batch, config, generator) for _ in range(2))
+        assert torch.equal(clean, images)
+        assert not torch.equal(first, second)
+        noise = (first - around)[(first > 0) & (first < 1)]
+        assert noise.std().item() == pytest.approx(0.05, rel=0.05)
+        assert noise.mean().item() == pytest.approx(0, abs=0.005)
+
+
+def test_guidance_is_what_its_formulas_say() -> None:
+    random = np.random.default_rng(0)
+    purified, clean, labels = random.normal(size=(5, 7)), random.normal(size=(5, 7)), random.integers(0, 7, 5)
+    shares = np.exp(purified) / np.exp(purified).sum(1, keepdims=True)
+    expected = -np.log(shares[np.arange(5), labels]).mean()
+    found = classification_guidance(torch.from_numpy(purified), torch.from_numpy(labels))
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+    found = logits_guidance(torch.from_numpy(purified), torch.from_numpy(clean))
+    assert found.item() == pytest.approx(np.abs(purified - clean).mean(), rel=1e-12)
+
+
+class Refusing(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise AssertionError("the classifier was asked")
+
+
+class Same(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_the_paper_s_student_never_asks_the_classifier() -> None:
+    batch = torch.cat(pairs(), 1)
+    compute = student_losses(Student(epochs=1), {"AT": Same()}, Panel([Refusing()]))
+    found = compute(Same(), batch, torch.zeros(COUNT, dtype=torch.int64), torch.Generator())
+    assert set(found) == {"loss", "mse", "distillation"}
+    guided = Student(epochs=1, logits_weight=0.1)
+    with pytest.raises(AssertionError, match="was asked"):
+        student_losses(guided, {"AT": Same()}, Panel([Refusing()]))(Same(), batch, torch.zeros(COUNT), torch.Generator())
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_the_total_is_the_weighted_sum_of_the_recorded_parts(kind: str) -> None:
+    images, adversarial = pairs()
+    classifier, labels = Linear(5, SHAPE), torch.arange(COUNT) % 5
+    guidance = {"classification_weight": 0.5, "logits_weight": 0.3}
+    if kind == "teacher":
+        at = TeacherAT(epochs=1, reconstruction_weight=30.0, adversarial_weight=2.0, **guidance)  # type: ignore[arg-type]
+        compute, weights = (
+            at_losses(at, Panel([classifier])),
+            {"mse": 30.0, "adversarial": 1.0},
+        )  # 2.0 is inside that part
+    else:
+        config = Student(epochs=1, beta=30.0, gamma=0.7, **guidance)  # type: ignore[arg-type]
+        compute = student_losses(config, {"AT": Same(), "NT": Same()}, Panel([classifier]))
+        weights = {"mse": 30.0, "distillation": 0.7}
+    found = compute(Same(), torch.cat([images, adversarial], 1), labels, torch.Generator())
+    weights |= {"classification": 0.5, "logits": 0.3}
+    assert set(found) == {"loss", *weights}
+    total = sum(weight * found[name].item() for name, weight in weights.items())
+    assert found["loss"].item() == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(found["mse"], (adversarial - images).square().mean())
+    expected = nn.functional.cross_entropy(classifier(adversarial), labels)
+    torch.testing.assert_close(found["classification"], expected)
+
+
+@pytest.mark.parametrize("shown", ["adversarial", "clean"])
+def test_teacher_nt_sees_what_the_recipe_says(shown: str) -> None:
+    images, adversarial = pairs()
+    seen = []
+
+    class Recording(nn.Module):
+        def forward(self, given: Tensor) -> Tensor:
+            seen.append(given)
+            return given
+
+    config = Student(epochs=1, nt_teacher_input=shown)  # type: ignore[arg-type]
+    compute = student_losses(config, {"NT": Recording()}, Panel([Refusing()]))
+    compute(Same(), torch.cat([images, adversarial], 1), torch.zeros(COUNT), torch.Generator())
+    assert torch.equal(seen[0], images if shown == "clean" else adversarial)
+
+
+class Shifting(nn.Module):
+    """A purifier with a weight, in training mode, that remembers what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.9))
+        self.shown: list[tuple[Tensor, bool]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown.append((images.detach(), self.training))
+        return images * self.weight
+
+
+def worst_of(classifier: Linear, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """Of a linear classifier of two classes the worst perturbation is known: against the sign of the margin's gradient."""
+    direction = (classifier.weight[1 - labels] - classifier.weight[labels]).sign().view_as(images)
+    return images + epsilon * direction
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_an_attack_of_a_training_s_own_is_made_on_the_whole(kind: str) -> None:
+    """The batch holds no adversarial examples; those that the purifier is shown are the optimal ones through both."""
+    (images, _), labels = pairs(), torch.arange(COUNT) % 2
+    classifier, purifier = Linear(2, SHAPE), Shifting().train()
+    attack = {"kind": "pgd", "epsilon": 0.05, "step_size": 0.1, "num_steps": 1}
+    panel = Panel([classifier.requires_grad_(False)])
+    if kind == "teacher":
+        compute = at_losses(TeacherAT(epochs=1, attack=attack, classification_weight=1), panel)  # type: ignore[arg-type]
+    else:
+        config = Student(epochs=1, attack=attack, classification_weight=1)  # type: ignore[arg-type]
+        compute = student_losses(config, {"AT": Same()}, panel)
+    found = compute(purifier, images, labels, torch.Generator().manual_seed(0))
+    shown, training = purifier.shown[-1]
+    torch.testing.assert_close(shown, worst_of(classifier, images, labels, 0.05))
+    assert training and not purifier.shown[0][1]  # attacked in evaluation mode, updated in training mode
+    assert purifier.weight.requires_grad
+    expected = nn.functional.cross_entropy(classifier(shown * 0.9), labels)
+    torch.testing.assert_close(found["classification"], expected)
+    (gradient,) = torch.autograd.grad(found["loss"], purifier.weight)
+    assert gradient.isfinite() and gradient != 0
+
+
+def test_the_encoder_learns_from_attacks_on_itself() -> None:
+    images, labels = pairs()[0], torch.arange(COUNT) % 2
+    classifier = Linear(2, SHAPE)
+    attack = PGD(epsilon=0.05, step_size=0.1, num_steps=1)
+    compute = encoder_losses(attack, Panel([Same()]))
+    found = compute(classifier, images, labels, torch.Generator().manual_seed(0))["loss"]
+    torch.testing.assert_close(
+        found, nn.functional.cross_entropy(classifier(worst_of(classifier, images, labels, 0.05)), labels)
+    )
+
+
+def test_without_adversarial_examples_images_come_as_they_are() -> None:
+    images, _ = pairs()
+    first, second = attacked(images, OnAttacked(epochs=1, clean_share=1), torch.Generator())
+    assert torch.equal(first, images) and torch.equal(second, images)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_attacks_in_training_leave_the_wrapped_network_as_it_was(precision: str) -> None:
+    """What Fabric returns may only be differentiated by Fabric; the attack sees the network within, and moves no statistics."""
+    fabric = make_fabric(torch.device("cpu"), precision)  # type: ignore[arg-type]
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Sigmoid())
+    model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    model.train()
+    images, labels = pairs()[0], torch.arange(COUNT) % 2
+    attack = PGD(epsilon=0.05, step_size=0.02, num_steps=3)
+    config = TeacherAT(epochs=1, attack=attack, classification_weight=1)
+    compute = at_losses(config, Panel([Linear(2, SHAPE).requires_grad_(False)], precision))  # type: ignore[arg-type]
+    found = compute(model, images, labels, torch.Generator().manual_seed(0))
+    assert network[1].num_batches_tracked == 1  # of the one pass that learns
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    fabric.backward(found["loss"])
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    optimizer.step()
