@@ -68,7 +68,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid: {', '.join(names)}" if names else ""
 
 
-def require(module: str, extra: str) -> ModuleType:
+def require(module: str, extra: str = "all") -> ModuleType:
     """Import ``module``, dotted, which comes with the package's ``extra``.
 
     Raises:
