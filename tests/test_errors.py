@@ -11,7 +11,7 @@ def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ConfigError, match=r"onnx, which is not installed: pip install 'purifiers\[onnx\]'"):
         require("onnx")
-    with pytest.raises(ConfigError, match=r"purifiers\[attacks\]"), explain_missing():
+    with pytest.raises(ConfigError, match=r"purifiers\[research\]"), explain_missing():
         raise ModuleNotFoundError("No module named 'foolbox'", name="foolbox")
     assert require("html").escape("<") == "&lt;"
 

@@ -10,9 +10,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 
+_RESEARCH = "foolbox jinja2 lightning_fabric matplotlib pooch pyautoattack pydantic requests scipy skimage sklearn torchmetrics"
 EXTRAS = {
-    "attacks": ("foolbox", "pyautoattack", "pydantic", "scipy"),
-    "research": ("jinja2", "lightning_fabric", "matplotlib", "pooch", "requests", "skimage", "sklearn", "torchmetrics", "yaml"),
+    "research": (*_RESEARCH.split(), "yaml"),
     "transformers": ("transformers",),
     "hub": ("huggingface_hub",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
