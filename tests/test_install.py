@@ -92,7 +92,8 @@ from importlib.machinery import PathFinder
 class OnlyCore(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return PathFinder.find_spec(name, path, target) if name.partition(".")[0] in {allowed} else None
+        known = name.partition(".")[0] in {allowed} or name.startswith("_sysconfigdata")
+        return PathFinder.find_spec(name, path, target) if known else None
 
 sys.meta_path[:] = [OnlyCore if finder is PathFinder else finder for finder in sys.meta_path]
 """
