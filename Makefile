@@ -1,4 +1,4 @@
-# Two commands for everybody: `make demo` and `make test`. Both set up .venv first if it is missing or out of date.
+# Every target sets up .venv first if it is missing or out of date.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,12 +6,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 .PHONY: help demo test lint docs bench clean
 help:
-	@echo "make demo   train, attack and measure everything on a small data set; results in runs/demo"
+	@echo "make demo   train, attack and evaluate on a small data set; results in runs/demo"
 	@echo "make test   all tests, with line coverage"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation as a site, in build/site"
-	@echo "make bench  speed of the attack, of training and of cleaning files, against peers"
-	@echo "make clean  remove .venv and caches (never runs/)"
+	@echo "make bench  speed of attacks, training and purifying files"
+	@echo "make clean  remove .venv and caches, but not runs/"
 
 demo: $(VENV)/installed
 	$(BIN)/purifiers demo --output runs/demo
@@ -36,14 +36,14 @@ bench: $(VENV)/installed
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build dist src/*.egg-info
 
-# torch goes first and alone: a resolver that meets it as a dependency of others may choose another build.
+# torch is installed first and alone: as a dependency of other packages, pip may choose another build of it.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "purifiers needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(PIP) torch
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[research]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -1,10 +1,10 @@
-"""Our PGD against foolbox's on the same ResNet-56, images and threads, in turn: images/s and the median of paired ratios.
+"""Our BIM against foolbox's on the same ResNet, images and threads: images/s and the median of paired ratios.
 
-    python benchmarks/attack.py [--images 32] [--repeats 9] [--device cpu]
+    python benchmarks/attack.py [--images 32] [--depth 56] [--repeats 9] [--device cpu]
 
-Twice: on a model as people have it, and on one whose parameters ask for no gradients. Ours never computes those, foolbox
-computes them where they are asked for, so that the second pair shows what is left apart from that. Random weights and
-images: the work of an attack does not depend on what the network has learned.
+Measured twice: on a model as built, and on one whose parameters require no gradient. Ours never computes gradients of
+parameters, foolbox does if they are required; the second pair shows the difference without them. Weights and images are
+random: the cost of an attack does not depend on them.
 """
 
 import argparse
@@ -24,7 +24,7 @@ EPSILON, STEP, STEPS = 8 / 255, 2 / 255, 20
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall-clock seconds of one call, the device's queue drained."""
+    """Wall-clock seconds of one call, until the device has finished."""
     begun = time.perf_counter()
     work()
     if device.startswith("cuda"):
@@ -35,6 +35,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--depth", type=int, default=56, help="of the ResNet")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -42,7 +43,7 @@ def main() -> None:
     import foolbox
 
     torch.manual_seed(0)
-    model = place(ResNet(56), options.device).eval()
+    model = place(ResNet(options.depth), options.device).eval()
     images = torch.rand(options.images, 3, 32, 32, device=options.device)
     labels = torch.randint(10, (options.images,), device=options.device)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=options.device)
@@ -59,7 +60,9 @@ def main() -> None:
         model.requires_grad_(gradients)
         times: dict[str, list[float]] = {"purifiers": [], "foolbox": []}
         run_ours(), run_theirs()  # warm up
-        for repeat in range(options.repeats):  # in turn, and in turns of order: a drift of the machine's speed meets both
+        for repeat in range(
+            options.repeats
+        ):  # interleaved, in alternating order, so that a drift of the machine's speed affects both
             for name, work in [("purifiers", run_ours), ("foolbox", run_theirs)][:: 1 if repeat % 2 else -1]:
                 times[name].append(seconds(work, options.device))
         for name, values in times.items():

@@ -1,8 +1,8 @@
-"""What batches and threads bring to cleaning files, as a ratio to one file after the other with Pillow.
+"""Purifying files in batches with threads, against one file after the other with Pillow.
 
     python benchmarks/bulk.py [--count 300] [--side 32] [--repeats 3] [--purifier cifar10]
 
-Both ways write the same pictures, into empty folders, in turn; the ratio is the median over the turns.
+Both write the same images into empty folders, alternately; prints images/s and the median ratio.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from purifiers.data import to_float, to_uint8
 
 
 def one_by_one(purifier: Purifier, source: Path, target: Path) -> None:
-    """What a user would write first."""
+    """The obvious loop."""
     target.mkdir()
     for file in sorted(source.iterdir()):
         pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)[None]
@@ -32,7 +32,7 @@ def one_by_one(purifier: Purifier, source: Path, target: Path) -> None:
 
 
 def seconds(clean: Callable[[Path], object], target: Path) -> float:
-    """Wall-clock time of cleaning everything into ``target``."""
+    """Wall-clock seconds of purifying everything into ``target``."""
     begun = time.perf_counter()
     clean(target)
     return time.perf_counter() - begun

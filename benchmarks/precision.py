@@ -1,9 +1,9 @@
-"""What half precision and compilation bring to a training step on this machine, as ratios to eager float32.
+"""Speed of a training step in bfloat16, and compiled, relative to eager float32.
 
     python benchmarks/precision.py [--batch-size 128] [--repeats 5] [--compiled] [--device cpu]
 
-Each line is one network: images/s of forward and backward in eager float32, and how many times that the other ways
-reach. Ways are timed in turn, and the ratio is the median over the turns.
+One line for each network: images/s of forward and backward in eager float32, and the speed-up of each other variant, the
+median over interleaved repeats.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def step_of(network: nn.Module, images: torch.Tensor, half: bool) -> Callable[[]
 
 
 def seconds(step: Callable[[], None]) -> float:
-    """Wall-clock time of one step."""
+    """Wall-clock seconds of one step."""
     begun = time.perf_counter()
     step()
     return time.perf_counter() - begun
@@ -51,7 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compiled", action="store_true", help="compiled steps too (a minute a network to compile)")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also compiled steps (compiling takes about a minute for each network)"
+    )
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
     images = torch.rand(chosen.batch_size, 3, 32, 32, device=chosen.device)

@@ -1,9 +1,9 @@
-"""Training through our loop against the bare network: forward and backward on a resident random batch.
+"""Our training loop against the bare network: forward and backward on one random batch in memory.
 
     python benchmarks/training.py [--images 2048] [--size 32] [--repeats 3] [--device cpu]
 
-Both do teacher NT's work (equation 3 on the paper recipe's CAE); the loop adds shuffling, augmentation, uint8 to float,
-the optimiser, the records of losses and a checkpoint for each epoch. Gives images/s of both and the ratio of medians.
+Both compute teacher NT's loss (equation 3, the paper recipe's CAE). The loop adds shuffling, augmentation, conversion from
+uint8, the optimiser, loss records and a checkpoint for each epoch. Prints images/s of both and the ratio of medians.
 """
 
 import argparse
@@ -63,9 +63,11 @@ def main() -> None:
     model = network().train()
     batch = torch.rand(batch_size, *shape[1:], device=fabric.device)
     times: dict[str, list[float]] = {"bare": [], "loop": []}
-    for _ in range(options.repeats + 1):  # in turn, so that a drift of the machine's speed meets both; the first warms up
+    for _ in range(
+        options.repeats + 1
+    ):  # interleaved, so that a drift of the machine's speed affects both; the first is a warm-up
         times["bare"].append(bare(model, batch))
-        with console.capture():  # the loop's own lines
+        with console.capture():  # the loop's own output
             times["loop"].append(ours())
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     for name, median in medians.items():

@@ -1,8 +1,8 @@
-"""For mkdocs: the cross-references of our docstrings, :class:`Purifier`, as the name alone."""
+"""A hook for mkdocs: shows the cross-references of our docstrings, :class:`Purifier`, as the plain name."""
 
 import re
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Take the role away from each of them on a page."""
+    """Remove the Sphinx roles from a page."""
     return re.sub(r":(?:class|meth|func|data|mod|attr):\s*(?=<code>)", "", html)

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from purifiers.errors import explain_missing
 from purifiers.version import __version__
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # On first use, so that the command line starts before torch has loaded, and nothing is imported that is not used.
-    if name == "attacks":
-        return import_module("purifiers.attacks")
-    if name in _MODULES:
-        return getattr(import_module(f"purifiers.{_MODULES[name]}"), name)
+    with explain_missing():
+        if name == "attacks":
+            return import_module("purifiers.attacks")
+        if name in _MODULES:
+            return getattr(import_module(f"purifiers.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'purifiers' has no attribute '{name}'")

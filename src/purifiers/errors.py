@@ -1,22 +1,35 @@
-"""Errors meant for the person at the keyboard: each says what was wrong, where, and what to do.
+"""Errors for the user: each message names what was wrong, where, and what to do.
 
-Each class also derives from the built-in error that a Python caller would expect, so ``except ValueError`` and
-``except FileNotFoundError`` work. The command line prints the message alone and exits with status 1.
+Each class also derives from the matching built-in error, so ``except ValueError`` and ``except FileNotFoundError`` work.
+The command line prints the message alone and exits with status 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 
+_RESEARCH = "foolbox jinja2 lightning_fabric matplotlib pooch pyautoattack pydantic requests scipy skimage sklearn torchmetrics"
+EXTRAS = {
+    "research": (*_RESEARCH.split(), "yaml"),
+    "transformers": ("transformers",),
+    "hub": ("huggingface_hub",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "serve": ("fastapi", "litserve", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "app": ("gradio",),
+    "art": ("art", "multiprocess"),
+}
+"""Extra of this package (``pip install 'purifiers[extra]'``) -> the modules that it installs and that we import."""
+
 
 def first_line(error: Exception) -> str:
-    """What another library's error says first, shortened; its kind where it says nothing."""
+    """The first line of another library's error message, shortened; the error's type if the message is empty."""
     return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class PurifiersError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base class of all errors of this library."""
 
 
 class InputError(PurifiersError, ValueError):
@@ -36,19 +49,19 @@ class ImageTooLargeError(DataError):
 
 
 class MissingFileError(PurifiersError, FileNotFoundError):
-    """A file or folder that was asked for is not there."""
+    """A requested file or folder does not exist."""
 
 
 class CheckpointError(PurifiersError, ValueError):
-    """A weights file or checkpoint is damaged, or belongs to something else."""
+    """A weights file or checkpoint is damaged, or belongs to another network or run."""
 
 
 class TrainingError(PurifiersError, RuntimeError):
-    """Training cannot go on, for example because a loss is not finite."""
+    """Training cannot continue, for example because a loss is not finite."""
 
 
-class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (nothing is wrong)
-    """The time limit that was asked for is reached. Everything finished is kept; the same call goes on from there."""
+class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (not an error)
+    """The time limit was reached. Finished work is kept; the same call resumes."""
 
 
 class ServiceError(PurifiersError, RuntimeError):
@@ -56,11 +69,11 @@ class ServiceError(PurifiersError, RuntimeError):
 
 
 class AttackError(PurifiersError, RuntimeError):
-    """An attack returned images outside its own threat model, or needs a gradient that the model does not pass."""
+    """An attack returned images outside its threat model, or needs a gradient that the model does not provide."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message about ``name``: the nearest valid name if one is near, else all of them."""
+    """The end of an error message about an unknown ``name``: the nearest valid name if one is close, otherwise all of them."""
     names = sorted(valid)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
@@ -68,17 +81,28 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; valid: {', '.join(names)}" if names else ""
 
 
-def require(module: str, extra: str = "all") -> ModuleType:
-    """Import ``module``, dotted, which comes with the package's ``extra``.
+@contextmanager
+def explain_missing() -> Iterator[None]:
+    """Turn the ``ModuleNotFoundError`` of a package in :data:`EXTRAS` into an error that names the extra to install.
 
     Raises:
-        ConfigError: it is not installed; the message says how to.
+        ConfigError: such a package is not installed. Other errors pass unchanged.
     """
     try:
-        return import_module(module)
+        yield
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if error.name != package:  # it is there, and something of its own is not: that is another story
+        extra = next((extra for extra, modules in EXTRAS.items() if error.name in modules), None)
+        if extra is None:
             raise
         how = f"pip install 'purifiers[{extra}]', or '.[{extra}]' in a clone"
-        raise ConfigError(f"this needs {package}, which is not installed: {how}") from error
+        raise ConfigError(f"this needs {error.name}, which is not installed: {how}") from error
+
+
+def require(module: str) -> ModuleType:
+    """Import ``module``, dotted, of a package in :data:`EXTRAS`.
+
+    Raises:
+        ConfigError: the package is not installed; the message names the extra to install.
+    """
+    with explain_missing():
+        return import_module(module)

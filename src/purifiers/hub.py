@@ -46,7 +46,7 @@ def download(repo_id: str, **options: Any) -> Path:
         MissingFileError: no such repository or revision, no access to it, or no way to the hub and nothing in the cache.
     """
     try:
-        library, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
+        library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
     except ConfigError as error:
         raise ConfigError(f"there is no folder '{repo_id}'; if that is a name on the Hugging Face hub, {error}") from error
     said = f"there is no folder '{repo_id}', and"
@@ -87,7 +87,7 @@ def upload(
         ConfigError: huggingface_hub is not installed.
         InputError: the hub did not take it; says why.
     """
-    library, errors = require("huggingface_hub", "hub"), require("huggingface_hub.errors", "hub")
+    library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
     try:
         api = library.HfApi(token=token)
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

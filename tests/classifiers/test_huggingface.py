@@ -256,4 +256,4 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"this needs transformers, which is not installed: pip install 'purifiers\[transformers\]'"
     ):
-        require("transformers", "transformers")
+        require("transformers")

@@ -75,7 +75,7 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
     except OSError as error:
         raise ConfigError(f"cannot listen at {host}, port {port}: {error}; give another --port, or --host") from error
     with listening:
-        gradio, fastapi, uvicorn = (require(name, extra="app") for name in ("gradio", "fastapi", "uvicorn"))
+        gradio, fastapi, uvicorn = (require(name) for name in ("gradio", "fastapi", "uvicorn"))
         app = gradio.mount_gradio_app(
             fastapi.FastAPI(),
             make_page(defence),
@@ -97,7 +97,7 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
 
 def make_page(defence: Defence) -> Any:
     """The page, as Gradio's Blocks, not yet served; raises ConfigError where gradio is not installed."""
-    gr = require("gradio", extra="app")
+    gr = require("gradio")
     data, captions = defence.samples.data, defence.samples.captions
     height, width = data.images.shape[2:]
     pictures = [data.images[i].cpu() for i in range(len(data))]

@@ -113,7 +113,7 @@ _NO_SAFETENSORS = (
 
 
 def _load(where: str, local: bool) -> Any:
-    transformers = require("transformers", "transformers")
+    transformers = require("transformers")
     try:
         with _quiet(local):
             network, found = transformers.AutoModelForImageClassification.from_pretrained(
@@ -145,7 +145,7 @@ def _load(where: str, local: bool) -> Any:
 @contextmanager
 def _quiet(local: bool) -> Iterator[None]:
     """What transformers says while it loads is told here in one line or as an error; only downloads keep their bar."""
-    logging = require("transformers.utils.logging", "transformers")
+    logging = require("transformers.utils.logging")
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     if local:
@@ -160,7 +160,7 @@ def _quiet(local: bool) -> Iterator[None]:
 
 def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
     """What the model's preprocessor does, with what its file leaves to its class; nothing where there is no file."""
-    processors = require("transformers", "transformers").AutoImageProcessor
+    processors = require("transformers").AutoImageProcessor
     try:
         with _quiet(local):
             settings: dict[str, Any] = processors.from_pretrained(

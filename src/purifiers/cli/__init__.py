@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from purifiers.cli.commands import fail
 from purifiers.cli.parser import make_parser
-from purifiers.errors import OutOfTime, PurifiersError
+from purifiers.errors import OutOfTime, PurifiersError, explain_missing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return int(parsed.command(parsed))
+        with explain_missing():
+            return int(parsed.command(parsed))
     except OutOfTime as stopped:
         print(f"purifiers: {stopped}", file=sys.stderr)
         return 3

@@ -89,8 +89,8 @@ def export_onnx(
             is not installed.
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
-        require(module, "onnx")
-    newest = require("onnx.defs", "onnx").onnx_opset_version()
+        require(module)
+    newest = require("onnx.defs").onnx_opset_version()
     if not OPSET <= opset <= newest:
         raise ConfigError(f"opset {opset} cannot be written here: {OPSET} to {newest} can (--opset)")
     free = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
@@ -110,7 +110,7 @@ def export_onnx(
             )
             assert program is not None
             program.save(temporary, external_data=False)
-        written = require("onnx", "onnx").load(temporary, load_external_data=False).opset_import[0].version
+        written = require("onnx").load(temporary, load_external_data=False).opset_import[0].version
         if written != opset:  # torch keeps its own where a conversion fails
             raise ConfigError(f"the file could not be written in opset {opset}; it would be {written}: leave out --opset")
         stamp(temporary, metadata)
@@ -198,7 +198,7 @@ def _tracing(size: int | None) -> Iterator[None]:
 
 def stamp(path: Path, metadata: Mapping[str, str]) -> None:
     """Write into an ONNX file by whom it was made, and ``metadata``."""
-    onnx = require("onnx", "onnx")
+    onnx = require("onnx")
     model = onnx.load(path)
     model.producer_name, model.producer_version = "purifiers", __version__
     onnx.helper.set_model_props(model, dict(metadata))
@@ -211,7 +211,7 @@ def open_onnx(path: Path) -> Any:
     Raises:
         ConfigError: it cannot be run there.
     """
-    runtime = require("onnxruntime", "onnx")
+    runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors: what it thinks of a graph is nothing to act on
     try:

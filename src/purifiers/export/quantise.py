@@ -54,8 +54,8 @@ def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str
     Raises:
         ConfigError: the extra ``onnx`` is not installed.
     """
-    tool = require("onnxruntime.quantization", "onnx")
-    prepare = require("onnxruntime.quantization.shape_inference", "onnx").quant_pre_process
+    tool = require("onnxruntime.quantization")
+    prepare = require("onnxruntime.quantization.shape_inference").quant_pre_process
     batches = (to_float(images.images[batch].cpu()).numpy() for batch in slices(len(images), BATCH))
 
     class Reader(tool.CalibrationDataReader):  # type: ignore[misc, name-defined]

@@ -10,7 +10,7 @@ from torch import Tensor
 from purifiers.errors import require
 from purifiers.purifier import Purifier
 
-require("art", "art")
+require("art")
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch  # noqa: E402
 
 

@@ -19,7 +19,7 @@ from purifiers.data.files import read_rgb
 from purifiers.errors import DataError, ImageTooLargeError, require
 
 for _module in ("litserve", "prometheus_client", "python_multipart"):
-    require(_module, "serve")
+    require(_module)
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from litserve import LitAPI, LitServer

@@ -26,7 +26,7 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import place
 from purifiers.serve.endpoints import Answer, ImageSpec, Limits, add_routes
 
-require("litserve", "serve")
+require("litserve")
 from litserve import LitAPI, LitServer  # noqa: E402
 from litserve.loops.simple_loops import BatchedLoop  # noqa: E402
 

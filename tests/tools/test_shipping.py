@@ -1,0 +1,86 @@
+"""The maintainers' scripts, run at their smallest into folders of their own."""
+
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import purifiers.weights
+from purifiers import Purifier
+from purifiers.evaluation.evaluate import evaluate_run
+from purifiers.runs import Run
+
+TOOLS = Path(__file__).parents[2] / "tools"
+Tool = Callable[..., None]
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tool]:
+    """Run a script, as if the repository and the library's weights were in ``tmp_path``."""
+    shutil.copytree(TOOLS, tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("results", "weights"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "results" / "shipped.json").write_text("{}")
+    monkeypatch.setattr(purifiers.weights, "__file__", str(tmp_path / "weights" / "__init__.py"))
+    monkeypatch.syspath_prepend(tmp_path / "tools")
+
+    def run(name: str, *arguments: str | Path) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(tmp_path / "tools" / name), run_name="__main__")
+
+    yield run
+    sys.modules.pop("keep_results", None)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run that was trained and measured, from a source tree without changes."""
+    folder = tmp_path_factory.mktemp("shipping") / "tiny"
+    shutil.copytree(tiny_run.folder, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purifiers.evaluation.records._commit", lambda: "0123456789ab")
+        results, _ = evaluate_run(tiny_run)
+        results.write(folder)
+        yield folder
+
+
+def test_results_are_kept_without_the_places_of_files(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
+    kept = tmp_path / "results" / "tiny"
+    tool("keep_results.py", evaluated, kept)
+    assert {path.name for path in kept.iterdir()} == {"results.json", "tables.md"}
+    assert str(tmp_path) not in (kept / "results.json").read_text()
+    measured, copied = (json.loads((folder / "results.json").read_text())["records"] for folder in (evaluated, kept))
+    assert copied == measured
+    assert "PGD" in (kept / "tables.md").read_text()
+
+
+def test_results_of_changed_sources_are_not_kept(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
+    results = (evaluated / "results.json").read_text().replace("0123456789ab", "0123456789ab-dirty")
+    (tmp_path / "results.json").write_text(results)
+    with pytest.raises(SystemExit, match="uncommitted"):
+        tool("keep_results.py", tmp_path, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_purifier_and_its_classifier_ship_with_cards(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
+    tool("ship_weights.py", evaluated, "tiny", "--classifiers", "classifier=tiny-resnet", "--note", "Only a test.")
+    for name in ("tiny", "tiny-resnet"):
+        folder = tmp_path / "weights" / name
+        assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+        assert "Only a test." in (folder / "README.md").read_text()
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    shipped, own = (Purifier.from_pretrained(folder)(images) for folder in (tmp_path / "weights" / "tiny", evaluated))
+    torch.testing.assert_close(shipped, own, atol=0.1 / 255, rtol=0)
+    halved, full = (folder / "model.safetensors" for folder in (tmp_path / "weights" / "tiny", evaluated))
+    assert halved.stat().st_size < 0.75 * full.stat().st_size
+    assert (tmp_path / "results" / "tiny" / "tiny" / "results.json").is_file()
+
+
+def test_cross_references_become_plain_names() -> None:
+    hook = runpy.run_path(str(TOOLS / "docs_hooks.py"))["on_page_content"]
+    assert hook("see :class:<code>Purifier</code>, :meth: <code>save</code>") == "see <code>Purifier</code>, <code>save</code>"
