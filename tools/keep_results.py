@@ -22,8 +22,7 @@ from purifiers.reports.certificate_report import FIGURE as CERTIFICATE_FIGURE
 from purifiers.reports.certificate_report import PAGE as CERTIFICATE_PAGE
 from purifiers.reports.certificate_report import certificate_page
 from purifiers.reports.figures import audit_figure, certificate_figure, save_figure
-from purifiers.reports.run_report import all_tables, headline
-from purifiers.reports.tables import write_seeds
+from purifiers.reports.run_report import all_tables, headline, write_seeds
 from purifiers.storage import write_text
 
 

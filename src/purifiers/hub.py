@@ -119,9 +119,9 @@ def card_in(folder: Path) -> str | None:
 
 def metadata(card: str | None) -> dict[str, Any]:
     """The front matter of a card; empty if there is none, or it cannot be read."""
-    parts = (card or "").split("---\n", 2)
+    front, end, _ = (card or "").partition("\n---\n")
     try:
-        found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+        found = yaml.safe_load(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
     except yaml.YAMLError:
         found = None
     return found if isinstance(found, dict) else {}

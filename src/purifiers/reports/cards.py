@@ -90,7 +90,7 @@ def classifier_card(name: str, trained: Mapping[str, Any], notes: Sequence[str] 
 
     Args:
         name: of the classifier.
-        trained: ``dataset`` and ``depth`` of the ResNet; ``recipe``, ``stage``, ``seed`` and ``precision`` of its training, with
+        trained: ``dataset``, ``depth`` of the ResNet; ``recipe``, ``stage``, ``seed``, ``precision`` of its training, and its
             ``settings``, ``epochs`` and ``seconds``; ``accuracy`` (a share) on the test set of so many ``images``, measured at
             ``commit``; ``unseen``, whether no purifier was trained with it.
         notes: paragraphs for the end, in Markdown.
@@ -169,7 +169,7 @@ def _metadata(
         for tested, accuracy, arguments in results
     ]
     about = {**hub.METADATA, **about, "datasets": [dataset]}
-    return Markup(library.ModelCardData(**about, model_name=name, eval_results=found).to_yaml())
+    return Markup(library.ModelCardData(**about, model_name=name, eval_results=found).to_yaml().strip())
 
 
 def _measurement(record: Record) -> tuple[str, float, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The report of a run: Markdown, and one self-contained HTML file. Reads results and figures, computes nothing."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,6 +77,13 @@ def all_tables(results: Results) -> list[Table]:
     return [*found, tables.training(results)] if results.training else found
 
 
+def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
+    """Write Table 2 over several runs that differ in their seeds to ``table2.md`` in ``folder``, and return it."""
+    table = tables.table_2_over_seeds(runs)
+    write_text(folder / "table2.md", table.markdown())
+    return table
+
+
 def headline(results: Results) -> list[str]:
     """The results in a few sentences, with what limits them."""
     blind = select(results)
@@ -86,5 +94,5 @@ def headline(results: Results) -> list[str]:
         blind=list(blind.values()),
         others=tables.through_purifier(results),
         comparison=comparison.sentence(results),
-        claim=tables.claim([results]) if tables.tests_the_claim(results) else "",
+        claim=tables.claim([results]) if tables.claim_applies(results) else "",
     )

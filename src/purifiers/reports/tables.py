@@ -1,7 +1,6 @@
 """The tables of one purifier, from the results of a run alone: the paper's 1 to 3, threat models, training."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
 from purifiers.console import duration
@@ -9,7 +8,6 @@ from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Resul
 from purifiers.recipes.schema import STARTS
 from purifiers.reports import paper
 from purifiers.reports.render import Table, epsilon_of, half_width, percent, span, text, title_of
-from purifiers.storage import write_text
 
 TABLE_2_ROWS = {
     "teacher_at": "AT, no distillation",
@@ -112,14 +110,7 @@ def table_2_over_seeds(runs: Sequence[Results]) -> Table:
     return Table(f"Table 2 over {len(runs)} seeds (view blind)", caption, ["purifier", *map(title_of, attacks)], rows)
 
 
-def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
-    """Write Table 2 over several runs that differ in their seeds to ``table2.md`` in ``folder``, and return it."""
-    table = table_2_over_seeds(runs)
-    write_text(folder / "table2.md", table.markdown())
-    return table
-
-
-def tests_the_claim(results: Results) -> bool:
+def claim_applies(results: Results) -> bool:
     """Whether Table 2 tests the paper's claim: the students differ in their teachers alone, as in the paper."""
     student, nt = results.recipe["student"], results.recipe["teacher_nt"]
     guided = student["classification_weight"] or student["logits_weight"]
