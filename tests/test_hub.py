@@ -143,7 +143,7 @@ def test_a_card_is_kept_as_long_as_it_is_of_these_weights(tmp_path: Path) -> Non
     purifier = Purifier.from_pretrained("cifar10")
     purifier.save_pretrained(tmp_path / "same")
     card = (tmp_path / "same" / "README.md").read_text()
-    assert "## What was measured" in card
+    assert "model-index:" in card
     Purifier.from_pretrained(tmp_path / "same").save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text() == card
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_a_card_with_measurements_stays_with_its_weights(tmp_path: Path) -> None
     first, second = small(), small()
     with torch.no_grad():
         next(second.parameters()).add_(1)
-    first.save_pretrained(tmp_path, card="# Mine\n\n## What was measured\n\n99 %\n")
+    first.save_pretrained(tmp_path, card="---\nmodel-index: []\n---\n# Mine\n\n99 %\n")
     first.save_pretrained(tmp_path)
     assert "99 %" in (tmp_path / "README.md").read_text()
     second.save_pretrained(tmp_path)

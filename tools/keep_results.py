@@ -1,22 +1,56 @@
-"""Keep what runs measured: their results.json and tables, without the places that files had on this machine.
+"""Keep what runs measured, or write anew the pages of what was kept.
 
-python tools/keep_results.py runs/strong-cpu-weights results/cifar10-cpu/compared
+    python tools/keep_results.py runs/strong-cpu-weights results/cifar10-cpu/compared
+    python tools/keep_results.py results
+
+With a target: the run's results.json and tables go there, without the places that files had on this machine. Without one: every
+page below the folder is made anew from the results.json, audit.json and certificate.json beside it, and where a folder has
+seed-0, seed-1 and so on, their table2.md.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from purifiers.evaluation.records import Results
+from purifiers.evaluation.audit.result import AUDIT_FILE, Audit
+from purifiers.evaluation.certificate import CERTIFICATE_FILE, Certificate
+from purifiers.evaluation.records import RESULTS_FILE, Results
 from purifiers.recipes.load import parse_recipe
-from purifiers.reports.run_report import all_tables, headline
+from purifiers.reports.audit_report import FIGURE as AUDIT_FIGURE
+from purifiers.reports.audit_report import audit_page
+from purifiers.reports.certificate_report import FIGURE as CERTIFICATE_FIGURE
+from purifiers.reports.certificate_report import PAGE as CERTIFICATE_PAGE
+from purifiers.reports.certificate_report import certificate_page
+from purifiers.reports.figures import audit_figure, certificate_figure, save_figure
+from purifiers.reports.run_report import all_tables, headline, write_seeds
 from purifiers.storage import write_text
 
 
 def keep(results: Results, target: Path) -> None:
     """Write ``results``, which should be :func:`portable`, and their tables to ``target``."""
     results.write(target)
-    write_text(target / "tables.md", "\n\n".join([*headline(results), *(table.markdown() for table in all_tables(results))]))
+    write_tables(results, target)
+
+
+def write_tables(results: Results, folder: Path) -> None:
+    """Write the sentences and tables of ``results`` to ``tables.md``."""
+    write_text(folder / "tables.md", "\n\n".join([*headline(results), *(table.markdown() for table in all_tables(results))]))
+
+
+def write_pages(root: Path) -> None:
+    """Write every page and figure below ``root`` anew; the records stay as they are."""
+    for path in sorted(root.rglob(RESULTS_FILE)):
+        write_tables(Results.read(path.parent), path.parent)
+    for path in sorted(root.rglob(AUDIT_FILE)):
+        audit = Audit.read(path.parent)
+        write_text(path.parent / "audit.md", audit_page(audit))
+        save_figure(audit_figure(audit), path.parent / AUDIT_FIGURE)
+    for path in sorted(root.rglob(CERTIFICATE_FILE)):
+        certificate = Certificate.model_validate_json(path.read_text())
+        write_text(path.parent / CERTIFICATE_PAGE, certificate_page(certificate))
+        save_figure(certificate_figure(certificate), path.parent / CERTIFICATE_FIGURE)
+    for path in sorted(root.rglob("seed-0")):
+        write_seeds([Results.read(seed) for seed in sorted(path.parent.glob("seed-*"))], path.parent)
 
 
 def portable(results: Results) -> Results:
@@ -44,7 +78,10 @@ def _without_places(content: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("target", type=Path)
+    parser.add_argument("folder", type=Path, help="of a run, or of kept results")
+    parser.add_argument("target", type=Path, nargs="?")
     chosen = parser.parse_args()
-    keep(portable(Results.read(chosen.run)), chosen.target)
+    if chosen.target is None:
+        write_pages(chosen.folder)
+    else:
+        keep(portable(Results.read(chosen.folder)), chosen.target)

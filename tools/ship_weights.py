@@ -4,19 +4,24 @@
         --classifiers classifier=cifar10-resnet56 companion_1=cifar10-resnet20
     python tools/ship_weights.py runs/paper/seed-0 cifar10-paper --seeds runs/paper/seed-1 runs/paper/seed-2
     python tools/ship_weights.py runs/classifier --classifiers classifier=cifar10-resnet56-unseen --unseen
+    python tools/ship_weights.py --cards
 
 Without a name for the student only the classifiers ship, of a run that need have trained no more than them. Otherwise the runs
 must have been evaluated, from a source tree without changes, so that their commit says what was run. `--also`
 names folders of further results of the same purifier, `--seeds` those of its recipe with other seeds. Pictures are not
 copied: they show images of the data set. Kernels are rounded to float16, which halves the download: a purifier's after
 a check that this moves purified pixels by less than a tenth of 1/255 in the mean; a classifier's before it is measured.
+
+results/shipped.json lists what each card is made from; `--cards` writes all cards anew from that and from results/.
 """
 
 import argparse
 import hashlib
+import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from keep_results import keep, portable
@@ -38,6 +43,8 @@ from purifiers.storage import load_state, load_tensors, save_tensors, write_text
 
 ROOT = Path(purifiers.weights.__file__).parent
 RESULTS = Path(__file__).parents[1] / "results"
+SHIPPED = RESULTS / "shipped.json"
+"""Name -> what its card is made from: the folders of its results and its audit, or how a classifier was trained; and notes."""
 LIMIT = 24_000_000
 """Bytes of all shipped weights together."""
 
@@ -45,38 +52,48 @@ LIMIT = 24_000_000
 def main() -> None:
     """Copy, write the cards and tables, and check the size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("name", nargs="?", help="of the student; without it the student does not ship")
+    parser.add_argument("--cards", action="store_true", help="write all cards anew, and nothing else")
     parser.add_argument("--classifiers", metavar="STAGE=NAME", nargs="*", default=[], help="ship these of the run too")
-    parser.add_argument("--unseen", action="store_true", help="no purifier was trained against these classifiers")
+    parser.add_argument("--unseen", action="store_true", help="no purifier was trained with these classifiers")
     parser.add_argument("--also", metavar="DIR", type=Path, nargs="*", default=[])
     parser.add_argument("--seeds", metavar="DIR", type=Path, nargs="*", default=[])
     parser.add_argument(
-        "--audit", metavar="DIR", type=Path, help="of an audit of the run alone, whose worst cases the card tells"
+        "--audit", metavar="DIR", type=Path, help="of an audit of the run alone: its worst cases are in the card"
     )
-    parser.add_argument("--note", metavar="TEXT", default="", help="a paragraph for the cards' end")
+    parser.add_argument("--note", metavar="TEXT", help="a paragraph for the cards' end")
     chosen = parser.parse_args()
+    if chosen.cards == (chosen.run is not None):
+        parser.error("give a run, or --cards")
+    if chosen.cards:
+        for name in json.loads(SHIPPED.read_text()):
+            write_card(name)
+        return
+    notes = [chosen.note] if chosen.note else []
     recipe = load_recipe(chosen.run / RECIPE_FILE)
     test = Run(recipe, chosen.run, find_device(), chosen.run / "cache").images("test")
     if chosen.name is not None:
-        folders = [chosen.run, *chosen.also]
+        folders, target = [chosen.run, *chosen.also], RESULTS / chosen.name
         results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
-        audit = None if chosen.audit is None else Audit.read(chosen.audit)
-        card = model_card(chosen.name, results, audit=audit) + (f"\n{chosen.note}\n" if chosen.note else "")
-        ship_purifier(chosen.run, chosen.name, card, to_float(test.images[:500]))
-        if seeds:
-            write_seeds([results[0], *seeds], RESULTS / chosen.name)
         for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
-            keep(one, RESULTS / chosen.name / folder.name)
+            keep(one, target / folder.name)
+        if seeds:
+            write_seeds([results[0], *seeds], target)
+        made_from: dict[str, Any] = {"results": [f"{chosen.name}/{folder.name}" for folder in folders]}
+        if chosen.audit is not None:
+            Audit.read(chosen.audit).write(target / "audit")
+            made_from["audit"] = f"{chosen.name}/audit"
+        ship_purifier(chosen.run, chosen.name, made_from, notes, to_float(test.images[:500]))
     for stage, name in (pair.split("=") for pair in chosen.classifiers):
-        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, chosen.unseen, chosen.note)
+        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, chosen.unseen, notes)
     size = sum(path.stat().st_size for path in ROOT.glob("*/*"))
     print(f"{size / 1e6:.1f} MB of weights and cards")
     if size > LIMIT:
         raise SystemExit(f"that is more than the {LIMIT / 1e6:.0f} MB that may ship")
 
 
-def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unseen: bool, note: str) -> None:
+def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unseen: bool, notes: list[str]) -> None:
     """One classifier, rounded to float16, and its card."""
     commit = versions()["commit"]
     if commit.endswith("-dirty"):
@@ -85,25 +102,60 @@ def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unse
         half = rounded(stage, Path(temporary))
         with torch.no_grad():
             right = accuracy(place(load_network(half), test.images.device), test)
-        history = load_state(stage / STATE_FILE)["history"]
-        content = recipe.model_dump(mode="json")
-        card = classifier_card(name, stage.name, content, history, right, len(test), commit, unseen)
-        put(half, name, card + (f"\n{note}\n" if note else ""))
+        put(half, name)
+    history = load_state(stage / STATE_FILE)["history"]
+    number = int(stage.name.removeprefix("companion_")) if stage.name != "classifier" else 0
+    config = [recipe.classifier, *recipe.companions][number].model_dump(mode="json")
+    trained = {
+        "dataset": recipe.data.name,
+        "depth": config["network"]["depth"],
+        "recipe": recipe.name,
+        "stage": stage.name,
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "settings": {key: value for key, value in config["training"].items() if value and key != "epochs"},
+        "epochs": len(history),
+        "seconds": sum(epoch["seconds"] for epoch in history),
+        "accuracy": right,
+        "images": len(test),
+        "commit": commit,
+        "unseen": unseen,
+    }
+    write_card(name, {"classifier": trained, "notes": notes})
 
 
-def ship_purifier(run: Path, name: str, card: str, images: torch.Tensor) -> None:
+def ship_purifier(run: Path, name: str, made_from: dict[str, Any], notes: list[str], images: torch.Tensor) -> None:
     """The run's student, rounded to float16, and its card."""
     with tempfile.TemporaryDirectory() as temporary:
         half = rounded(run, Path(temporary))
         with torch.no_grad():
             before, after = (Purifier.from_pretrained(folder)(images) for folder in (run, half))
         moved = 255 * (before - after).abs()
-        said = f"{moved.mean().item():.4f}/255 in the mean, at most {moved.max().item():.2f}/255"
-        print(f"rounding to float16 moves pixels by {said}")
+        change = f"{moved.mean().item():.4f}/255 in the mean, at most {moved.max().item():.2f}/255"
+        print(f"rounding to float16 moves pixels by {change}")
         if moved.mean() >= 0.1:
             raise SystemExit("that is too much: ship float32")
-        note = f"\nKernels were rounded to float16 after the measurement, which moves purified pixels by {said}.\n"
-        put(half, name, card + note)
+        put(half, name)
+    rounding = f"Kernels were rounded to float16 after the measurement, which moves purified pixels by {change}."
+    write_card(name, {**made_from, "notes": [*notes, rounding]})
+
+
+def write_card(name: str, made_from: dict[str, Any] | None = None) -> None:
+    """Write the card of shipped weights, from what ``results/shipped.json`` lists; ``made_from`` becomes its entry there."""
+    shipped = json.loads(SHIPPED.read_text())
+    if made_from is not None:
+        shipped[name] = made_from
+        write_text(SHIPPED, json.dumps(shipped, indent=2) + "\n")
+    entry = shipped[name]
+    checksum = hashlib.sha256((ROOT / name / WEIGHTS_FILE).read_bytes()).hexdigest()
+    notes = [*entry["notes"], f"SHA-256 of {WEIGHTS_FILE}: `{checksum}`"]
+    if "classifier" in entry:
+        card = classifier_card(name, entry["classifier"], notes)
+    else:
+        results = [Results.read(RESULTS / folder) for folder in entry["results"]]
+        audit = Audit.read(RESULTS / entry["audit"]) if "audit" in entry else None
+        card = model_card(name, results, audit=audit, notes=notes)
+    write_text(ROOT / name / "README.md", card)
 
 
 def rounded(source: Path, target: Path) -> Path:
@@ -116,14 +168,11 @@ def rounded(source: Path, target: Path) -> Path:
     return target
 
 
-def put(source: Path, name: str, card: str) -> None:
-    """One network's files and card to its folder in the library; the card tells the file's checksum."""
-    folder = ROOT / name
-    folder.mkdir(exist_ok=True)
+def put(source: Path, name: str) -> None:
+    """One network's files to its folder in the library."""
+    (ROOT / name).mkdir(exist_ok=True)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(source / file, folder / file)
-    checksum = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
-    write_text(folder / "README.md", f"{card}\nSHA-256 of {WEIGHTS_FILE}: `{checksum}`\n")
+        shutil.copyfile(source / file, ROOT / name / file)
 
 
 if __name__ == "__main__":

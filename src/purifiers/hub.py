@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from purifiers.errors import ConfigError, InputError, MissingFileError, first_line, require
 
 CARD_FILE = "README.md"
@@ -16,16 +18,13 @@ RUN_CARD_FILE = "card.md"
 """The card in a run's folder, which comes when the run is measured."""
 FILES = ("config.json", "model.safetensors", CARD_FILE)
 """What is sent and fetched."""
-HEAD = """---
-license: apache-2.0
-library_name: purifiers
-pipeline_tag: image-to-image
-tags: [adversarial-purification, adversarial-robustness, image-classification]
-{more}---
-"""
-"""The metadata of a purifier's card that the hub reads."""
-MEASURED = "## What was measured"
-"""The heading of a card under which numbers of certain weights stand."""
+METADATA = {
+    "license": "apache-2.0",
+    "library_name": "purifiers",
+    "pipeline_tag": "image-to-image",
+    "tags": ["adversarial-purification", "adversarial-robustness", "image-classification"],
+}
+"""The front matter of every purifier's card; that of an evaluated one has its evaluation results too."""
 _LOADED = re.compile(r'from_pretrained\("[^"]*"\)')
 
 
@@ -118,28 +117,45 @@ def card_in(folder: Path) -> str | None:
     return None if found is None else found.read_text(errors="replace")
 
 
+def metadata(card: str | None) -> dict[str, Any]:
+    """The front matter of a card; empty if there is none, or it cannot be read."""
+    front, end, _ = (card or "").partition("\n---\n")
+    try:
+        found = yaml.safe_load(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def example(location: str) -> str:
+    """How to use the purifier that ``from_pretrained`` finds at ``location``, in Python."""
+    return f"""from purifiers import PurifiedClassifier, Purifier
+
+defended = PurifiedClassifier(Purifier.from_pretrained("{location}"), classifier)"""
+
+
 def simple_card(name: str, network: Mapping[str, Any], parameters: int) -> str:
     """The card of a purifier of which no measurement is known.
 
     Args:
-        name: what it is called.
-        network: what :func:`purifiers.registry.describe` says of it.
+        name: of the purifier.
+        network: its description, from :func:`purifiers.registry.describe`.
         parameters: how many it has.
     """
     arguments = ", ".join(f"{key}={value}" for key, value in network.items() if key != "network") or "no arguments"
-    return f"""{HEAD.format(more="")}
+    return f"""---
+{yaml.safe_dump(METADATA, sort_keys=False)}---
+
 # {name}
 
 A purifier ({network["network"]}: {arguments}; {parameters:,} parameters): images in [0,1] in, images in [0,1] out, to be put
 in front of an image classifier that adversarial examples would mislead.
 
 ```python
-from purifiers import PurifiedClassifier, Purifier
-
-defended = PurifiedClassifier(Purifier.from_pretrained("{name}"), classifier)
+{example(name)}
 ```
 
-Nothing is known here of how it was trained or what it withstands: measure it with `purifiers audit` before you rely on it.
+Nothing is known here of how it was trained or how robust it is: measure it with `purifiers audit` before you rely on it.
 """
 
 
@@ -150,8 +166,7 @@ def addressed(card: str, location: str) -> str:
 
 def license_of(card: str | None) -> str | None:
     """The licence that a card's front matter names."""
-    found = re.search(r"^license: *(\S+)", card or "", re.MULTILINE)
-    return found.group(1) if found else None
+    return metadata(card).get("license")
 
 
 def _status(error: Any) -> int | None:

@@ -158,7 +158,7 @@ class Purifier(nn.Module):
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
         kept = there.read_text() if card is None and there.is_file() else None
-        if kept is not None and hub.MEASURED in kept and not self._is_in(folder):
+        if kept is not None and "model-index" in hub.metadata(kept) and not self._is_in(folder):
             kept = None
         save_network(folder, self.network)
         name = repo_id or folder.resolve().name

@@ -42,7 +42,7 @@ def app(parsed: argparse.Namespace) -> int:
     from purifiers.app.samples import samples_for
     from purifiers.console import say
     from purifiers.purifier import PurifiedClassifier
-    from purifiers.reports.worth import worth
+    from purifiers.reports.cards import robustness_summary
     from purifiers.runs import open_defended, own_classifier
 
     samples = []
@@ -63,7 +63,7 @@ def app(parsed: argparse.Namespace) -> int:
         name,
         classifier_name,
         replace(samples[0], data=run.images("test")),
-        worth(place, classifier_name if parsed.classifier or parsed.recipe else None),
+        robustness_summary(place, classifier_name if parsed.classifier or parsed.recipe else None),
         next(iter(lengths), 8 / 255),
     )
     with suppress(KeyboardInterrupt):  # that is how it ends

@@ -1,233 +1,211 @@
-"""Model cards: what a trained purifier is, how it was made, what was measured, and what it is not."""
+"""Model cards: how a purifier or classifier was trained, what was measured, and its limits.
 
-from collections.abc import Mapping, Sequence
+The numbers of a card are in its front matter, as the evaluation results that the Hugging Face hub reads; the tables are the
+same numbers for people.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+from pydantic import ValidationError
+
 from purifiers import hub
-from purifiers.console import duration
-from purifiers.evaluation.audit.result import WORST, Audit
-from purifiers.evaluation.records import CLEAN, Record, Results
+from purifiers.errors import require
+from purifiers.evaluation.audit.result import NORMS, Audit
+from purifiers.evaluation.records import CLEAN, Record, Result, Results
 from purifiers.recipes.baseline_settings import folder_of
 from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.schema import STARTS
-from purifiers.reports.tables import ATTACKERS, epsilon_of, interval, percent, select, through_purifier
+from purifiers.reports.render import ATTACKERS, Table, epsilon_of, page, percent, span, text
+from purifiers.reports.tables import row_of, select, ssim_of, through_purifier
 
-_HEAD = """
-# {name}
-
-A purifier: a convolutional autoencoder ({parameters:,} parameters) that takes a possibly attacked image in [0,1] and
-gives {gives}, so that an image classifier behind it is right again. Distilled from two teachers by the method of Koo,
-Chae and Lee (Appl. Sci. 2023, 13, 11313){changes}.
-
-```python
-from purifiers import PurifiedClassifier, Purifier
-
-defended = PurifiedClassifier(Purifier.from_pretrained("{location}"), classifier)
-```
-"""
-
-_BLIND = """It withstands attackers who know the classifier and **not** the purifier. One who differentiates through both breaks
-  it; the rows `full` above, where there are any, say how far. Do not use it where the attacker may know of it."""
-_KNOWN = """It was trained against attackers who know it and differentiate through both: the rows `full` above say what is left
-  then, and are upper bounds, as a stronger attack may leave less."""
-_REDRAWN = """
-- It draws the image anew from its latent, around which nothing passes: PSNR and SSIM above say how far from the original. Where
-  they are low, what comes out is a pattern that its classifier reads and in which people see nothing."""
-_DENOISER = """It was trained to remove Gaussian noise, for `purifiers certify`, and met no attack in training: what attackers
-  leave is above, if it was measured; what is certain is in a certificate."""
-_LIMITS = """## Limits
-
-- {attacker}
-- It was trained on {dataset} images of {size}, against {classifiers}, with {attacks}. Other
-  images, other kinds of perturbation (patches, rotations, noise) and other classifiers are untested unless a table above
-  says so.
-- It changes clean images too: the row `clean images` is what that costs.
-"""
+_NOT_THE_RECIPE = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
+"""Keys of a recipe that do not change what is trained."""
 
 
-def model_card(name: str, results: Sequence[Results], location: str | None = None, audit: Audit | None = None) -> str:
-    """The card, in Markdown with the front matter of the Hugging Face hub.
+class Measurement(Result):
+    """One result in a card's front matter.
+
+    Attributes as in :class:`purifiers.evaluation.records.Record`, but ``epsilon`` as tables have it, such as ``128/255 (L2)``,
+    ``accuracy`` and its 95 % ``interval`` in %, and ``images``, their number.
+    """
+
+    dataset: str
+    classifier: str
+    attack: str
+    view: str
+    epsilon: str
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+    psnr: float
+
+
+def model_card(
+    name: str, results: Sequence[Results], location: str | None = None, audit: Audit | None = None, notes: Sequence[str] = ()
+) -> str:
+    """The card of a purifier, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        name: what the purifier is called.
+        name: of the purifier.
         results: of the run that trained it, then of any others that measured the same purifier.
-        location: where ``from_pretrained`` finds it: the name, unless it lies elsewhere.
+        location: where ``from_pretrained`` finds it, if that is not the name.
         audit: of that run alone: its worst cases are rows of the first table, in the norms in which it was attacked white-box.
+        notes: paragraphs for the end, in Markdown.
     """
     first = results[0]
     recipe = first.trained or first.recipe
-    data = recipe["data"]
-    redrawn = not recipe["purifier"].get("residual") and not recipe["purifier"].get("skip_every", 2)
-    gives = "a pattern that its own classifier reads" if redrawn else "a clean one"
-    head = {"name": name, "location": location or name, "parameters": first.parameters, "gives": gives}
-    parts = [hub.HEAD.format(more=f"datasets: [{data['name']}]\n") + _HEAD.format(**head, changes=_changes(recipe))]
-    parts.append("## How it was made\n\n" + "\n".join(f"- {line}" for line in _making(first)))
-    parts.append(f"{hub.MEASURED}\n\n" + "\n\n".join(_measured(one, None if i else audit) for i, one in enumerate(results)))
-    classifiers = [recipe["classifier"], *recipe["companions"]]
-    names = " and ".join(
-        one["source"] or f"{one['network']['network']}{one['network'].get('depth', '')}" for one in classifiers
+    measured = [[*select(one).values(), *through_purifier(one)] for one in results]
+    if audit is not None:
+        measured[0] += _worst_cases(audit)
+    records = (record for group in measured for record in group)
+    stages = {}
+    for stage, history in first.training.items():
+        start = recipe.get(stage, {}).get("start")
+        if start in STARTS:
+            start = None
+        start = start and (Path(start).name if Path(start).is_absolute() else start)
+        if not stage.startswith(folder_of("")):  # a baseline
+            stages[stage] = (len(history), sum(epoch["seconds"] for epoch in history), start)
+    return page(
+        "card.md.j2",
+        metadata=_metadata(name, recipe["data"]["name"], map(_measurement, records)),
+        name=name,
+        example=Markup(hub.example(location or name)),
+        results=first,
+        recipe=recipe,
+        starts=STARTS,
+        redrawn=not recipe["purifier"].get("residual") and not recipe["purifier"].get("skip_every", 2),
+        changed=_changed(recipe),
+        stages=stages,
+        tables=[Markup(_table(group).markdown()) for group in measured],
+        notes=map(Markup, notes),
     )
-    own, noise = (recipe["student"].get(key) for key in ("attack", "noise"))  # results of earlier versions have no such keys
-    met = [
-        *recipe["training_attacks"],
-        *([f"{own['kind']}{_steps(own)} through both networks"] if own else []),
-        *([f"Gaussian noise of {noise:g}"] if noise else []),
-    ]
-    attacks = ", ".join(met)
-    size = "their own size" if data["size"] is None else f"{data['size']} by {data['size']} pixels"
-    attacker = _KNOWN if own else _BLIND if recipe["training_attacks"] else _DENOISER
-    if redrawn:
-        attacker += _REDRAWN
-    parts.append(_LIMITS.format(attacker=attacker, dataset=data["name"], size=size, classifiers=names, attacks=attacks))
-    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _steps(attack: Mapping[str, Any]) -> str:
-    return f" of {attack['num_steps']} steps" if "num_steps" in attack else ""
-
-
-def classifier_card(
-    name: str,
-    stage: str,
-    recipe: Mapping[str, Any],
-    history: Sequence[Mapping[str, float]],
-    accuracy: float,
-    count: int,
-    commit: str,
-    unseen: bool = False,
-) -> str:
-    """The card of a classifier that a run trained.
+def classifier_card(name: str, trained: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    """The card of a classifier, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        name: what it is called.
-        stage: ``classifier``, or ``companion_1`` and so on.
-        recipe: of that run.
-        history: of its training, epoch by epoch.
-        accuracy: share of the test images that it classifies correctly.
-        count: number of test images.
-        commit: of the source tree that measured.
-        unseen: no purifier was trained against it.
+        name: of the classifier.
+        trained: ``dataset``, ``depth`` of the ResNet; ``recipe``, ``stage``, ``seed``, ``precision`` of its training, and its
+            ``settings``, ``epochs`` and ``seconds``; ``accuracy`` (a share) on the test set of so many ``images``, measured at
+            ``commit``; ``unseen``, whether no purifier was trained with it.
+        notes: paragraphs for the end, in Markdown.
     """
-    data = recipe["data"]["name"]
-    config = recipe["classifier"] if stage == "classifier" else recipe["companions"][int(stage.removeprefix("companion_")) - 1]
-    use = (
-        "no purifier of this library was trained against,\nto see what one does for a classifier that it never met"
-        if unseen
-        else f"the purifier of the recipe `{recipe['name']}` was trained against"
-    )
-    settings = ", ".join(f"{key} {value}" for key, value in config["training"].items() if value and key != "epochs")
-    return f"""---
-license: apache-2.0
-library_name: purifiers
-pipeline_tag: image-classification
-tags: [image-classification]
-datasets: [{data}]
----
-
-# {name}
-
-A CIFAR ResNet-{config["network"]["depth"]} that {use}: images in [0,1] to logits, normalisation inside.
-It has no defence of its own.
-
-- accuracy on {count:,} {data} test images: {percent(accuracy)} %
-- {stage} of the recipe `{recipe["name"]}`, seed {recipe["seed"]}, {recipe["precision"]}: {_trained(history)}; {settings}
-- measured at commit {commit}
-
-```python
-from purifiers.registry import load_network
-from purifiers.weights import locate
-
-classifier = load_network(locate("{name}"))
-```
-"""
+    about = {"pipeline_tag": "image-classification", "tags": ["image-classification"]}
+    result = (trained["dataset"], float(percent(trained["accuracy"])), {"images": trained["images"]})
+    metadata = _metadata(name, trained["dataset"], [result], about)
+    return page("classifier_card.md.j2", metadata=metadata, name=name, one=trained, notes=map(Markup, notes))
 
 
-def _trained(history: Sequence[Mapping[str, float]]) -> str:
-    return f"{len(history)} epochs in {duration(sum(record['seconds'] for record in history))}"
+def measurements(card: str | None) -> list[Measurement]:
+    """The results in the front matter of a purifier's card; none where it has none, or has those of another library."""
+    try:
+        return [
+            Measurement(dataset=result["dataset"]["name"], accuracy=metric["value"], **metric["args"])
+            for model in hub.metadata(card)["model-index"]
+            for result in model["results"]
+            for metric in result["metrics"]
+        ]
+    except (KeyError, TypeError, ValidationError):
+        return []
 
 
-def _making(results: Results) -> list[str]:
-    machine, recipe = results.hardware, results.trained or results.recipe
-    limit = recipe["data"]["limit"]
-    lines = [
-        f"recipe `{recipe['name']}`, seed {recipe['seed']}{_otherwise(recipe)}",
-        f"measured at commit {results.versions.get('commit', 'unknown')}",
-        f"data: {recipe['data']['name']}, {'all' if limit is None else f'{limit:,}'} training images",
+def robustness_summary(folder: Path, other: str | None = None) -> str:
+    """What was measured of a purifier, in a few sentences: on clean images, and under the strongest attack of each view.
+
+    Views are compared within one epsilon, if there is one in which both were measured.
+
+    Args:
+        folder: of the purifier, with its card.
+        other: the classifier behind it, if it may be another than the card's, for a word of warning.
+
+    Returns:
+        The sentences, in plain text; without a card with numbers, that nothing is known.
+    """
+    found = measurements(hub.card_in(folder))
+    own = [one for one in found if one.classifier == found[0].classifier]
+    clean = next((one for one in own if one.view == CLEAN), None)
+    if clean is None:
+        return "There is no model card with numbers beside this purifier: its robustness is not known here."
+    blind = [one for one in own if one.view == "blind"]
+    full = [one for one in own if one.view not in ("blind", CLEAN)]
+    epsilons = [{one.epsilon for one in view} for view in (blind, full)]
+    shared = set.intersection(*epsilons) - {"-"} or set.union(*epsilons)
+    within = [[one for one in view if one.epsilon in shared] for view in (blind, full)]
+    strongest = [min(view, key=lambda one: one.accuracy, default=None) for view in within]
+    return text("robustness_summary", clean=clean, strongest=strongest, other=other)
+
+
+def _worst_cases(audit: Audit) -> list[Record]:
+    """The worst cases of an audit of one purifier, as records of an attack that is called so."""
+    (name,) = audit.purifiers
+    return [
+        worst.model_copy(update={"view": "full", "attack": f"worst of the audit{', L2' if norm == 'l2' else ''}"})
+        for norm in NORMS
+        if (worst := audit.worst(name, norm)) and audit.worst(name, norm, "white-box")
     ]
-    for stage, history in results.training.items():
-        if stage.startswith(folder_of("")):
-            continue  # a baseline
-        start = recipe.get(stage, {}).get("start")
-        first = start and (Path(start).name if Path(start).is_absolute() else start)
-        begun = f", from {first}" if start not in (None, *STARTS) else ""
-        untrained = f"that of {first}" if begun else "the untrained residual network, which is the identity"
-        lines.append(f"{stage}: {_trained(history)}{begun}" if history else f"{stage}: {untrained}")
-    where = "no GPU" if machine["device"] == "cpu" else machine["device"]
-    lines.append(f"measured on: {machine['name']}, {machine['threads']} threads ({where}), torch {results.versions['torch']}")
-    return lines
 
 
-def _otherwise(recipe: Mapping[str, Any]) -> str:
-    """What the recipe has otherwise than the shipped one of its name; where that and how it is evaluated do not count."""
+def _metadata(
+    name: str, dataset: str, results: Iterable[tuple[str, float, dict[str, Any]]], about: Mapping[str, Any] = hub.METADATA
+) -> Markup:
+    """The front matter of a card: its results as data set, accuracy in %, and what else belongs to them."""
+    library = require("huggingface_hub", "hub")
+    found = [
+        library.EvalResult(
+            task_type="image-classification",
+            dataset_type=tested,
+            dataset_name=tested,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=accuracy,
+            metric_name=f"accuracy ({arguments['attack']}, view {arguments['view']})" if "attack" in arguments else "accuracy",
+            metric_args=arguments,
+        )
+        for tested, accuracy, arguments in results
+    ]
+    about = {**hub.METADATA, **about, "datasets": [dataset]}
+    return Markup(library.ModelCardData(**about, model_name=name, eval_results=found).to_yaml().strip())
+
+
+def _measurement(record: Record) -> tuple[str, float, dict[str, Any]]:
+    one = Measurement(
+        dataset=record.dataset,
+        classifier=record.classifier,
+        attack=record.attack,
+        view=record.view,
+        epsilon=epsilon_of(record),
+        images=record.n,
+        accuracy=float(percent(record.accuracy)),
+        interval=(float(percent(record.ci95[0])), float(percent(record.ci95[1]))),
+        psnr=round(record.psnr, 1),
+    )
+    return one.dataset, one.accuracy, one.model_dump(mode="json", exclude={"dataset", "accuracy"})
+
+
+def _table(records: Sequence[Record]) -> Table:
+    rows = []
+    for one in records:
+        undefended = "-" if one.view not in (CLEAN, "blind") else percent(one.accuracy_undefended)
+        likeness = [f"{one.psnr:.1f}", ssim_of(one)]
+        numbers = [epsilon_of(one), f"{one.n:,}", undefended, percent(one.accuracy), span(one.ci95), *likeness]
+        rows.append([row_of(one.attack), "-" if one.view == CLEAN else one.view, *numbers])
+    views = {record.view for record in records}
+    caption = text("card_table", views=[view for view in ATTACKERS if view in views])
+    header = ["attack", "view", "epsilon", "images", "undefended", "purified", "95 % interval", "PSNR (dB)", "SSIM"]
+    return Table(f"In front of {records[0].classifier}", caption, header, rows)
+
+
+def _changed(recipe: Mapping[str, Any]) -> list[str] | None:
+    """What the training has changed of the shipped recipe of its name; None if there is none of that name."""
     name = str(recipe["name"])
     if name not in NAMES:
-        return ""
-    # What a stage started from stands beside it.
-    started = ("teacher_at.start", "student.start")
-    free = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit", *started)
+        return None
     found = differences(load_recipe(name), parse_recipe(recipe))
-    listed = [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith(free)]
-    return f", otherwise than in the library: {', '.join(listed)}" if listed else f": `purifiers train --recipe {name}`"
-
-
-def _changes(recipe: Mapping[str, Any]) -> str:
-    """In what the training is not the paper's, in words."""
-    at, student = recipe["teacher_at"], recipe["student"]
-    said = {
-        "guidance by the frozen classifiers": student["classification_weight"] or student["logits_weight"],
-        "perturbations of many strengths": (student["strength_low"], student["strength_high"]) != (1, 1),
-        "clean images among the attacked": student["clean_share"],
-        "a residual output": recipe["purifier"].get("residual"),
-        "attacks through purifier and classifier": student.get("attack"),
-        "a latent that was made robust first": recipe.get("latent"),
-        "other weights of the losses": (at["reconstruction_weight"], student["beta"], student["gamma"]) != (1, 0.5, 0.5),
-        "no adversarial term in equation 2": not at["adversarial_weight"],
-        "teacher NT the identity": not recipe["teacher_nt"]["epochs"],
-        "a student that starts from teacher AT": student["start"] == "teacher_at",
-        "a student that goes on from an earlier one": student["start"] not in STARTS,
-        "several classifiers": recipe["companions"],
-    }
-    listed = [change for change, there in said.items() if there]
-    return f", but with {', '.join(listed)}" if listed else ""
-
-
-def _measured(results: Results, audit: Audit | None) -> str:
-    blind, others = select(results), through_purifier(results)
-    classifier = next(iter(blind.values())).classifier
-    worst: list[Record | None] = []
-    if audit is not None:
-        (name,) = audit.purifiers
-        worst = [audit.worst(name, norm) for norm in ("linf", "l2") if audit.worst(name, norm, "white-box")]
-    shown = {"blind", *(record.view for record in others), *(["full"] if worst else [])}
-    views = ", or ".join(f"{does} (view {view})" for view, does in ATTACKERS.items() if view in shown)
-    rows = [
-        *(("clean images" if record.attack == CLEAN else record.attack, record) for record in blind.values()),
-        *((record.attack, record) for record in others),
-        *((f"worst of the audit{', L2' * (record.norm == 'l2')}", record) for record in worst if record),
-    ]
-    lines = [
-        f"In front of {classifier}, accuracy in %; the attacker {views}:",
-        "",
-        "| attack | view | epsilon | images | undefended | purified | 95 % interval | PSNR (dB) | SSIM |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for attack, record in rows:
-        view = {CLEAN: "-", WORST: "full"}.get(record.view, record.view)
-        ssim = "-" if record.ssim is None else f"{record.ssim:.3f}"
-        undefended = percent(record.accuracy_undefended) if view in ("-", "blind") else "-"
-        lines.append(
-            f"| {attack} | {view} | {epsilon_of(record)} | {record.n:,} | {undefended} | {percent(record.accuracy)} | "
-            f"{interval(record)} | {record.psnr:.1f} | {ssim} |"
-        )
-    return "\n".join(lines)
+    # What a stage started from is told beside that stage.
+    free = (*_NOT_THE_RECIPE, "teacher_at.start", "student.start")
+    return [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith(free)]

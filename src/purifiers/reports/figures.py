@@ -1,4 +1,4 @@
-"""The figures: accuracy by attack, the paper's figure 5, training curves. They read results and images, no models."""
+"""The figures, from results and images: accuracy by attack, the paper's figure 5, training curves, audits, certificates."""
 
 from pathlib import Path
 
@@ -35,8 +35,8 @@ def save_figures(results: Results, examples: Examples, folder: Path) -> list[Pat
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write ``figure`` to ``path`` as its suffix says, and close it; without a date and with fixed ids, equal results give
-    equal files."""
+    """Write ``figure`` to ``path`` in the format of its suffix, and close it."""
+    # Without a date and with fixed ids, equal results give equal files.
     with atomic_path(path) as temporary, plt.rc_context({"svg.hashsalt": "purifiers"}):
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(temporary, bbox_inches="tight", dpi=160, metadata=metadata)
@@ -49,14 +49,13 @@ def accuracy_figure(results: Results) -> Figure:
     known: dict[str, float] = {}
     for record in others:
         known[record.attack] = min(record.accuracy, known.get(record.attack, 1.0))
-    asks = " or asks it" if any(record.view == "query" for record in others) else ""
     names = list(blind)
     figure, axes = plt.subplots(figsize=(8.5, 3.8), layout="constrained")
     place = np.arange(len(names))
     series = [
         ("no purifier", GREY, {name: blind[name].accuracy_undefended for name in names}),
         ("purified, attacker does not know the purifier", BLUE, {name: blind[name].accuracy for name in names}),
-        (f"purified, attacker knows the purifier{asks}", ORANGE, known),
+        ("purified, attacker knows or queries the purifier", ORANGE, known),
     ]
     width = 0.8 / len(series)
     for offset, (label, colour, values) in enumerate(series):
@@ -91,7 +90,7 @@ def certificate_figure(certificate: Certificate) -> Figure:
 
 
 def audit_figure(audit: Audit) -> Figure:
-    """What each purifier holds, by what the attacker knows: a row for each, clean accuracy and the worst cases in L-inf."""
+    """A row for each purifier: clean accuracy, and the worst cases in L-inf by what the attacker knows."""
     names = audit.purifiers
     figure, axes = plt.subplots(figsize=(7.2, 1.3 + 0.3 * len(names)), layout="constrained")
     marks = {"gray-box": "s", "transfer": "^", "black-box": "D"}

@@ -1,12 +1,13 @@
-"""The tables of one purifier: 1 in detail, 2 and 3, threat models and training, from results alone."""
+"""The tables of one purifier, from the results of a run alone: the paper's 1 to 3, threat models, training."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from statistics import mean
 
-from purifiers.attacks import show_fraction
 from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
+from purifiers.recipes.schema import STARTS
 from purifiers.reports import paper
+from purifiers.reports.render import Table, epsilon_of, half_width, percent, span, text, title_of
 
 TABLE_2_ROWS = {
     "teacher_at": "AT, no distillation",
@@ -16,56 +17,14 @@ TABLE_2_ROWS = {
     "student_other": "same, NT sees",
 }
 """The purifiers of Table 2 in the paper's order, and a last one with the other reading of equation 5."""
-_THE_PAPERS = (
-    f"The paper's numbers are on all 10,000 test images, with a ResNet-56 of {paper.CLEAN_UNDEFENDED} % on clean images "
-    "without a purifier."
+COMPARISONS = (
+    ("student", "student_at"),
+    ("student", "student_nt"),
+    ("student_at", "teacher_at"),
+    ("student_nt", "teacher_at"),
 )
-ATTACKERS = {
-    "blind": "differentiates the classifier alone",
-    "full": "knows the purifier too and differentiates through both",
-    "bpda": "knows the purifier too and takes the identity's gradient for its own",
-    "eot": "knows the purifier too and averages over its random draws",
-    "query": "can only ask what purifier and classifier answer",
-}
-"""What the attacker of each view does, after ``who``."""
+"""The better and the worse purifier of Table 2, as the paper claims."""
 _OTHER_INPUT = {"adversarial": "clean", "clean": "adversarial"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of strings.
-
-    Attributes:
-        title: above it.
-        caption: below it: what the numbers are.
-        header: names of the columns.
-        rows: as wide as the header.
-        details: names of columns that a terminal has no room for.
-    """
-
-    title: str
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
-    details: tuple[str, ...] = ()
-
-    def compact(self) -> "Table":
-        """The same table without its details."""
-        kept = [i for i, name in enumerate(self.header) if name not in self.details]
-        rows = [[row[i] for i in kept] for row in self.rows]
-        return replace(self, header=[self.header[i] for i in kept], rows=rows, details=())
-
-    def markdown(self) -> str:
-        """The table in GitHub's Markdown, numbers to the right."""
-        rule = ["---"] + ["---:"] * (len(self.header) - 1)
-        lines = [self.header, rule, *self.rows]
-        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"### {self.title}\n\n{body}\n\n{self.caption}\n"
-
-
-def percent(share: float) -> str:
-    """A share in [0,1] as a percentage with two decimals, like the paper's."""
-    return f"{100 * share:.2f}"
 
 
 def select(results: Results, purifier: str = "student", view: str = "blind") -> dict[str, Record]:
@@ -75,139 +34,145 @@ def select(results: Results, purifier: str = "student", view: str = "blind") -> 
 
 
 def through_purifier(results: Results) -> list[Record]:
-    """The records of the student under every view but ``blind``: of attackers whom the purifier does not take by surprise."""
+    """The records of the student under every view but ``blind``: those of attackers who know the purifier."""
     return [r for r in results.records if r.purifier == "student" and r.view not in (CLEAN, "blind")]
 
 
-def weakest(records: Iterable[Record]) -> Record:
-    """The record with the lowest accuracy."""
-    return min(records, key=lambda record: record.accuracy)
+def comparable_attacks(results: Results) -> set[str]:
+    """The attacks that are the paper's, by their parameters and not by name alone, on the paper's data set."""
+    if results.recipe["data"]["name"] != "cifar10":
+        return set()
+    attacks = results.recipe["evaluation"]["attacks"]
+    return {name for name, attack in paper.ATTACKS.items() if attacks.get(name) == attack.model_dump(mode="json")}
+
+
+def original_of(results: Results) -> float | None:
+    """The paper's clean accuracy in %, where its numbers stand beside these."""
+    return paper.CLEAN_UNDEFENDED if comparable_attacks(results) else None
+
+
+def row_of(attack: str) -> str:
+    """An attack as the name of a row."""
+    return "clean images" if attack == CLEAN else attack
+
+
+def ssim_of(record: Record) -> str:
+    """The SSIM of a record; ``-`` where it was not measured."""
+    return "-" if record.ssim is None else f"{record.ssim:.3f}"
 
 
 def table_1(results: Results) -> Table:
-    """The paper's Table 1: this purifier against every attack of an attacker who does not know of it."""
-    records = select(results)
-    comparable = comparable_attacks(results)
+    """The paper's Table 1: this purifier under every attack by an attacker who does not know it."""
+    records, comparable = select(results), comparable_attacks(results)
     compared = paper.TABLE_1 if comparable else {}
     header = ["attack", "epsilon", "images", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM"]
     rows = []
-    for attack, record in records.items():
-        ours = [
-            "clean images" if attack == CLEAN else attack,
-            epsilon_of(record),
-            f"{record.n:,}",
-            percent(record.accuracy_undefended),
-            percent(record.accuracy),
-            interval(record),
-            percent(record.agreement),
-            f"{record.psnr:.1f}",
-            "-" if record.ssim is None else f"{record.ssim:.3f}",
-        ]
+    for attack, one in records.items():
+        accuracies = [percent(one.accuracy_undefended), percent(one.accuracy), span(one.ci95), percent(one.agreement)]
         theirs = [f"{column[attack]:.2f}" if attack in comparable else "-" for column in compared.values()]
-        rows.append(ours + theirs)
-    caption = (
-        f"Accuracy in % on {images_of(records.values())}. The attacker knows the classifier but not the purifier (view "
-        "blind, the paper's gray-box). Agreement: the class after purification is the classifier's class for the "
-        "original image. PSNR and SSIM: purified against original image."
-    )
-    if compared:
-        caption += f" {_THE_PAPERS} It does not report clean accuracy after purification."
+        likeness = [f"{one.psnr:.1f}", ssim_of(one)]
+        rows.append([row_of(attack), epsilon_of(one), f"{one.n:,}", *accuracies, *likeness, *theirs])
+    caption = text("table_1", records=records.values(), original=original_of(results))
+    beside_others = any(record.purifier.startswith(BASELINE) for record in results.records)
+    title = "Table 1 in detail. Ours" if beside_others else "Table 1. Purification"
     details = ("images", "95 % interval", "PSNR (dB)", "SSIM")
-    compared_with = any(record.purifier.startswith(BASELINE) for record in results.records)
-    title = "Table 1 in detail. Ours" if compared_with else "Table 1. Purification"
     return Table(f"{title} against each attack (view blind)", caption, header + list(compared), rows, details)
+
+
+def has_table_2(results: Results) -> bool:
+    """Whether all purifiers of Table 2 were measured."""
+    return all(select(results, stage) for stage in TABLE_2_ROWS)
 
 
 def table_2(results: Results) -> Table:
     """The paper's Table 2: what each teacher brings. The paper's numbers follow in brackets on CIFAR-10."""
-    attacks = list(select(results))
-    rows = []
-    shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
-    read = results.recipe["student"]["nt_teacher_input"]
-    comparable = comparable_attacks(results)
+    comparable, rows = comparable_attacks(results), []
     for stage in TABLE_2_ROWS:
-        records = select(results, stage)
         theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(stage, {}).items() if attack in comparable}
-        rows.append(
-            [row_title(results, stage), *(percent(records[attack].accuracy) + theirs.get(attack, "") for attack in attacks)]
-        )
-    names = ["clean" if attack == CLEAN else attack for attack in attacks]
-    caption = (
-        f"Accuracy in % after purification on {images_of(shown)}, view blind. Students start from the "
-        f"same weights and see the same batches. Teacher NT sees {read} images, in the last row {_OTHER_INPUT[read]} "
-        "ones: equation 5 of the paper has adversarial ones, its text has pure ones."
-    )
-    caption += (
-        f" One training seed; a 95 % interval reaches up to {half_width(shown):.1f} points to each side, so that smaller "
-        "differences between rows say nothing."
-    )
-    if comparable:
-        caption += f" In brackets: the paper's Table 2. {_THE_PAPERS}"
-    return Table("Table 2. What each teacher brings (view blind)", caption, ["purifier", *names], rows)
+        cells = [percent(r.accuracy) + theirs.get(attack, "") for attack, r in select(results, stage).items()]
+        rows.append([_row_title(results, stage), *cells])
+    read = results.recipe["student"]["nt_teacher_input"]
+    shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
+    caption = text("table_2", records=shown, read=read, other=_OTHER_INPUT[read], original=original_of(results))
+    header = ["purifier", *map(title_of, select(results))]
+    return Table("Table 2. What each teacher brings (view blind)", caption, header, rows)
 
 
-def row_title(results: Results, stage: str) -> str:
-    """What Table 2 calls a stage; the last row's name ends in what its teacher NT sees."""
-    other = _OTHER_INPUT[results.recipe["student"]["nt_teacher_input"]]
-    return TABLE_2_ROWS[stage] + (f" {other}" if stage == "student_other" else "")
+def table_2_over_seeds(runs: Sequence[Results]) -> Table:
+    """Table 2 with the mean over several runs of one recipe that differ in their seeds, and the range."""
+    attacks, rows = list(select(runs[0])), []
+    for stage in TABLE_2_ROWS:
+        shares = [[select(results, stage)[attack].accuracy for results in runs] for attack in attacks]
+        cells = [f"{percent(mean(each))} ({percent(min(each))} to {percent(max(each))})" for each in shares]
+        rows.append([_row_title(runs[0], stage), *cells])
+    seeds = [results.seed for results in runs]
+    caption = text("table_2_over_seeds", records=select(runs[0]).values(), seeds=seeds, claim=claim(runs))
+    return Table(f"Table 2 over {len(runs)} seeds (view blind)", caption, ["purifier", *map(title_of, attacks)], rows)
+
+
+def claim_applies(results: Results) -> bool:
+    """Whether Table 2 tests the paper's claim: the students differ in their teachers alone, as in the paper."""
+    student, nt = results.recipe["student"], results.recipe["teacher_nt"]
+    guided = student["classification_weight"] or student["logits_weight"]
+    return bool(has_table_2(results) and student["start"] == STARTS[0] and nt["epochs"] and not guided)
+
+
+def claim(runs: Sequence[Results]) -> str:
+    """Whether the paper's claim holds, from the mean over all attacks of each run's Table 2.
+
+    A difference counts if it exceeds, with every seed, the 95 % interval of a single number of the table.
+
+    Args:
+        runs: of one recipe with different seeds, each with all rows of Table 2.
+    """
+    width = max(half_width(select(results, stage).values()) for results in runs for stage in TABLE_2_ROWS)
+    gains, every = [], []
+    for better, worse in COMPARISONS:
+        by_seed = [100 * (attacked_mean(select(one, better)) - attacked_mean(select(one, worse))) for one in runs]
+        every += by_seed
+        gains.append((TABLE_2_ROWS[better], TABLE_2_ROWS[worse], mean(by_seed), min(by_seed), max(by_seed)))
+    answer = "is not decided here"
+    if min(every) > width:
+        answer = "holds here"
+    elif min(every) < -width:
+        answer = "does not hold here"
+    return text("claim", answer=answer, seeds=len(runs), width=width, gains=gains)
+
+
+def attacked_mean(records: dict[str, Record]) -> float:
+    """Mean accuracy over the attacks, without clean images."""
+    return mean(record.accuracy for attack, record in records.items() if attack != CLEAN)
 
 
 def table_3(results: Results) -> Table:
     """What each ingredient of the recipe brings: its variants, each with one thing left out."""
-    titles = [title for title in results.recipe["variants"] if select(results, VARIANT + title)]
-    rows_of = {title: select(results, VARIANT + title) for title in titles}
-    attacks = list(rows_of[titles[0]])
-    rows = []
-    for title, records in rows_of.items():
-        clean = records[CLEAN]
-        numbers = [percent(records[attack].accuracy) for attack in attacks]
-        rows.append([title, *numbers, f"{clean.psnr:.1f}", "-" if clean.ssim is None else f"{clean.ssim:.3f}"])
-    names = ["clean" if attack == CLEAN else attack for attack in attacks]
-    shared = results.recipe["variants"][titles[0]]
-    size = ", ".join(f"{key} {value}" for key, value in shared.items()) or "as the recipe's own training"
+    rows_of = {title: found for title in results.recipe["variants"] if (found := select(results, VARIANT + title))}
+    first = next(iter(rows_of))
+    rows = [
+        [title, *(percent(one.accuracy) for one in records.values()), f"{records[CLEAN].psnr:.1f}", ssim_of(records[CLEAN])]
+        for title, records in rows_of.items()
+    ]
+    shared = ", ".join(f"{key} {value}" for key, value in results.recipe["variants"][first].items())
     width = half_width(record for records in rows_of.values() for record in records.values())
-    caption = (
-        f"Accuracy in % after purification on the first {images_of(rows_of[titles[0]].values())}, view blind; PSNR and SSIM "
-        f"of clean images. All rows are trained alike ({size}), and each but the first leaves one thing out. One seed: "
-        f"a 95 % interval reaches up to {width:.1f} points to each side."
-    )
-    return Table("Table 3. What each ingredient brings (view blind)", caption, ["training", *names, "PSNR (dB)", "SSIM"], rows)
+    caption = text("table_3", records=rows_of[first].values(), shared=shared, width=width)
+    header = ["training", *map(title_of, rows_of[first]), "PSNR (dB)", "SSIM"]
+    return Table("Table 3. What each ingredient brings (view blind)", caption, header, rows)
 
 
 def training(results: Results) -> Table:
     """How long each stage took, and how much of the device it used."""
     rows = []
     for stage, history in results.training.items():
-        if not history:  # a teacher NT that starts as what it is to be
+        if not history:  # a stage without epochs
             continue
         seconds = sum(record["seconds"] for record in history)
-        images = sum(record["seconds"] * record["images_per_second"] for record in history)
-        flops = history[0].get("flops_per_image", 0.0)
-        rate = images / seconds
-        rows.append(
-            [
-                stage,
-                str(len(history)),
-                duration(seconds),
-                f"{rate:,.0f}",
-                *(
-                    # Trained by a version that did not count.
-                    ("-", "-", "-")
-                    if not flops
-                    else (
-                        f"{flops / 1e9:.2f}",
-                        f"{rate * flops / 1e9:,.0f}",
-                        "-" if results.peak_flops is None else f"{100 * rate * flops / results.peak_flops:.0f}",
-                    )
-                ),
-            ]
-        )
-    caption = "GFLOP an image: matrix products and convolutions, forward and backward, of all networks in the step. " + (
-        "The training had another kind of device, or another number of threads, than the evaluation, whose peak is not its own."
-        if results.peak_flops is None
-        else f"Peak: {results.peak_flops / 1e9:,.0f} GFLOP/s in a large matrix product of the training's precision "
-        f"({results.recipe['precision']}), measured when the run was evaluated."
-    )
+        rate = sum(record["seconds"] * record["images_per_second"] for record in history) / seconds
+        used = ["-", "-", "-"]
+        if flops := history[0].get("flops_per_image", 0.0):  # older results have none
+            share = "-" if results.peak_flops is None else f"{100 * rate * flops / results.peak_flops:.0f}"
+            used = [f"{flops / 1e9:.2f}", f"{rate * flops / 1e9:,.0f}", share]
+        rows.append([stage, str(len(history)), duration(seconds), f"{rate:,.0f}", *used])
+    caption = text("training", peak=results.peak_flops, precision=results.recipe["precision"])
     header = ["stage", "epochs", "time", "images/s", "GFLOP an image", "GFLOP/s", "% of peak"]
     return Table("Training", caption, header, rows)
 
@@ -217,57 +182,15 @@ def threat_models(results: Results) -> Table:
     records = [record for record in results.records if record.purifier == "student" and record.view != CLEAN]
     order = list(results.recipe["evaluation"]["attacks"])
     rows = [
-        [
-            record.attack,
-            record.view,
-            epsilon_of(record),
-            f"{record.n:,}",
-            percent(record.accuracy),
-            interval(record),
-            f"{record.l2:.2f}",
-        ]
-        for record in sorted(records, key=lambda r: (order.index(r.attack), r.view))
+        [one.attack, one.view, epsilon_of(one), f"{one.n:,}", percent(one.accuracy), span(one.ci95), f"{one.l2:.2f}"]
+        for one in sorted(records, key=lambda r: (order.index(r.attack), r.view))
     ]
-    views = " ".join(f"{view}: the attacker {does}." for view, does in ATTACKERS.items() if view in {r.view for r in records})
-    caption = f"Accuracy in % after purification. {views} L2: median length of the perturbation."
-    return Table(
-        "The same purifier under each threat model",
-        caption,
-        ["attack", "view", "epsilon", "images", "accuracy", "95 % interval", "L2"],
-        rows,
-    )
+    caption = text("threat_models", views={record.view for record in records})
+    header = ["attack", "view", "epsilon", "images", "accuracy", "95 % interval", "L2"]
+    return Table("The same purifier under each threat model", caption, header, rows)
 
 
-def interval(record: Record) -> str:
-    """The 95 % interval of the accuracy, in percent."""
-    return f"{percent(record.ci95[0])} to {percent(record.ci95[1])}"
-
-
-def epsilon_of(record: Record) -> str:
-    """The attack's epsilon, with its norm where that is not L-inf."""
-    return show_fraction(record.epsilon) + (" (L2)" if record.norm == "l2" and record.epsilon is not None else "")
-
-
-def half_width(records: Iterable[Record]) -> float:
-    """The widest 95 % interval's longer side, in points."""
-    return 100 * max(max(record.accuracy - record.ci95[0], record.ci95[1] - record.accuracy) for record in records)
-
-
-def images_of(records: Iterable[Record]) -> str:
-    """What the records were measured on, in words."""
-    listed = list(records)
-    first, counts = listed[0], sorted({record.n for record in listed})
-    fewer = ""
-    if len(counts) > 1:
-        fewest = f"{counts[0]:,}" if len(counts) == 2 else f"{counts[0]:,} to {counts[-2]:,}"
-        named = [record.attack for record in listed if record.n < counts[-1]]
-        fewer = f" ({', '.join(dict.fromkeys(named))}: {fewest} of them, drawn at random)"
-    return f"{counts[-1]:,} test images of {first.dataset}{fewer}, classifier {first.classifier}"
-
-
-def comparable_attacks(results: Results) -> set[str]:
-    """The attacks that are the paper's, by their parameters and not by name alone, on the paper's data set."""
-    if results.recipe["data"]["name"] != "cifar10":
-        return set()
-    attacks = results.recipe["evaluation"]["attacks"]
-    return {name for name, attack in paper.ATTACKS.items() if attacks.get(name) == attack.model_dump(mode="json")}
+def _row_title(results: Results, stage: str) -> str:
+    """A stage's name in Table 2; the last row's ends in what its teacher NT sees."""
+    other = _OTHER_INPUT[results.recipe["student"]["nt_teacher_input"]]
+    return TABLE_2_ROWS[stage] + (f" {other}" if stage == "student_other" else "")

@@ -1,0 +1,142 @@
+"""What all reports are made of: numbers as text, tables, and the templates of this folder."""
+
+import base64
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from purifiers.attacks import show_fraction
+from purifiers.console import duration
+from purifiers.evaluation.records import CLEAN, Record
+from purifiers.storage import write_text
+
+ATTACKERS = {
+    "blind": "differentiates the classifier alone",
+    "full": "knows the purifier too and differentiates through both",
+    "bpda": "knows the purifier too and uses the identity's gradient in place of its own",
+    "eot": "knows the purifier too and averages over its random draws",
+    "query": "can only query the purifier and the classifier behind it",
+}
+"""What the attacker of each view does, after ``who``."""
+_MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*[<|"} | {ord("\n"): " "}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of strings.
+
+    Attributes:
+        title: printed above it.
+        caption: printed below it: what the numbers are.
+        header: names of the columns.
+        rows: each as long as the header.
+        details: names of the columns that a terminal has no room for.
+        doubted: first cell of a row -> names of the columns whose numbers are not reliable; printed bold.
+    """
+
+    title: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    details: tuple[str, ...] = ()
+    doubted: Mapping[str, set[str]] = field(default_factory=dict)
+
+    def compact(self) -> "Table":
+        """The same table without its details."""
+        kept = [i for i, name in enumerate(self.header) if name not in self.details]
+        rows = [[row[i] for i in kept] for row in self.rows]
+        return replace(self, header=[self.header[i] for i in kept], rows=rows, details=())
+
+    def markdown(self) -> str:
+        """The table in GitHub's Markdown, numbers to the right."""
+        lines = [list(map(escape, self.header)), ["---"] + ["---:"] * (len(self.header) - 1)]
+        for row in self.rows:
+            bold = self.doubted.get(row[0], ())
+            cells = zip(self.header, map(escape, row), strict=True)
+            lines.append([f"**{cell}**" if column in bold else cell for column, cell in cells])
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"### {escape(self.title)}\n\n{body}\n\n{escape(self.caption)}\n"
+
+
+def escape(value: object) -> str:
+    """``value`` as Markdown that shows it literally, on one line, also in a table; ``Markup`` stays as it is."""
+    return value if isinstance(value, Markup) else str(value).translate(_MARKDOWN)
+
+
+def percent(share: float) -> str:
+    """A share in [0,1] as a percentage with two decimals, as in the paper."""
+    return f"{100 * share:.2f}"
+
+
+def span(ends: tuple[float, float]) -> str:
+    """An interval of shares, in percent."""
+    return f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def half_width(records: Iterable[Record]) -> float:
+    """The longer side of the widest 95 % interval, in points."""
+    return 100 * max(max(record.accuracy - record.ci95[0], record.ci95[1] - record.accuracy) for record in records)
+
+
+def epsilon_of(record: Record) -> str:
+    """The attack's epsilon, with its norm where that is not L-inf."""
+    return show_fraction(record.epsilon) + (" (L2)" if record.norm == "l2" and record.epsilon is not None else "")
+
+
+def title_of(attack: str) -> str:
+    """An attack as the name of a column."""
+    return "clean" if attack == CLEAN else attack
+
+
+_PLAIN = jinja2.Environment(
+    loader=jinja2.PackageLoader("purifiers.reports", "."),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format, title_of=title_of)
+_PLAIN.globals.update(attackers=ATTACKERS, half_width=half_width, show_fraction=show_fraction)
+_PAGES = _PLAIN.overlay(finalize=escape)
+
+
+def lines(macro: str, /, **values: Any) -> list[str]:
+    """The lines that a macro of ``texts.j2`` makes, without the empty ones."""
+    made = getattr(_PLAIN.get_template("texts.j2").module, macro)(**values)
+    return [" ".join(line.split()) for line in made.splitlines() if line.strip()]
+
+
+def text(macro: str, /, **values: Any) -> str:
+    """What a macro of ``texts.j2`` makes, on one line."""
+    return " ".join(lines(macro, **values))
+
+
+def page(template: str, **content: Any) -> str:
+    """A page in Markdown, from a template of this folder; all values but ``Markup`` are shown literally."""
+    return _PAGES.get_template(template).render(**content)
+
+
+def write_page(path: Path, markdown: str, title: str, figures: Iterable[Path]) -> Path:
+    """Write a page to ``path`` in Markdown, and beside it as one self-contained HTML file, whose path is returned.
+
+    Args:
+        path: of the Markdown file.
+        markdown: the page; HTML in it is shown as text.
+        title: of the window.
+        figures: SVG and PNG files, which the page has under ``figures/``; their content becomes part of the HTML file.
+    """
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    for figure in figures:
+        kind = "svg+xml" if figure.suffix == ".svg" else "png"
+        content = base64.b64encode(figure.read_bytes()).decode()
+        body = body.replace(f'src="figures/{figure.name}"', f'src="data:image/{kind};base64,{content}"')
+    write_text(path, markdown)
+    page_path = path.with_suffix(".html")
+    write_text(page_path, _PLAIN.get_template("page.html.j2").render(title=Markup.escape(title), body=body))
+    return page_path
