@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from purifiers.attacks import VIEWS
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import Results
 from purifiers.reports.figures import accuracy_figure
-from purifiers.reports.render import ATTACKERS
 from purifiers.reports.run_report import all_tables, headline, write_card, write_report, write_seeds
 from purifiers.reports.tables import claim, threat_models
 from tests.reports.conftest import record
@@ -38,8 +38,8 @@ def test_the_lowest_of_all_views_is_reported_everywhere(make_results: Make, view
     results = make_results(full=False)
     results.records.append(record("student", view, "PGD8", 0.0456, "cifar10"))
     informed = headline(results)[2]
-    assert ATTACKERS[view] in informed and "4.56 % (PGD8, 1,000 images, 95 % interval up to 5.56 %)" in informed
-    assert f"{view}: the attacker {ATTACKERS[view]}" in threat_models(results).caption
+    assert VIEWS[view].attacker in informed and "4.56 % (PGD8, 1,000 images, 95 % interval up to 5.56 %)" in informed
+    assert f"{view}: the attacker {VIEWS[view].attacker}" in threat_models(results).caption
     results.records.append(record("student", "full" if view != "full" else "bpda", "CW", 0.5, "cifar10"))
     informed = headline(results)[2]
     assert "4.56 % (PGD8" in informed and f"views {view}, " in informed

@@ -9,7 +9,6 @@ import pytest
 from purifiers.attacks import VIEWS
 from purifiers.evaluation.records import Record, Results
 from purifiers.reports import paper
-from purifiers.reports.render import ATTACKERS
 from purifiers.reports.tables import claim, claim_applies, table_1, table_2, table_2_over_seeds, threat_models, training
 
 Make = Callable[..., Results]
@@ -149,8 +148,8 @@ def test_threat_models_stand_side_by_side(make_results: Make) -> None:
     table = threat_models(make_results())
     assert [row[:2] for row in table.rows] == [["PGD8", "blind"], ["PGD8", "full"], ["CW", "blind"]]
     assert table.rows[1][3:5] == ["1,000", "1.23"]
-    assert f"full: the attacker {ATTACKERS['full']}" in table.caption and "bpda" not in table.caption
+    assert f"full: the attacker {VIEWS['full'].attacker}" in table.caption and "bpda" not in table.caption
 
 
 def test_every_view_has_its_words() -> None:
-    assert ATTACKERS.keys() == VIEWS.keys()
+    assert all(view.attacker for view in VIEWS.values())

@@ -55,7 +55,7 @@ def full(defended: PurifiedClassifier) -> nn.Module:
     return defended
 
 
-@VIEWS.register("bpda", attacker="knows the purifier too and takes the identity's gradient for its own")
+@VIEWS.register("bpda", attacker="knows the purifier too and uses the identity's gradient in place of its own")
 def bpda(defended: PurifiedClassifier) -> nn.Module:
     """The whole defended model, the purifier's gradient replaced by the identity's (Athalye et al. 2018): for purifiers whose
     own gradient is zero, absent or misleading."""
@@ -68,7 +68,9 @@ def eot(defended: PurifiedClassifier) -> nn.Module:
     return Expectation(defended)
 
 
-@VIEWS.register("query", group="black-box", attacker="can only query purifier and classifier", gradients=False)
+@VIEWS.register(
+    "query", group="black-box", attacker="can only query the purifier and the classifier behind it", gradients=False
+)
 def query(defended: PurifiedClassifier) -> nn.Module:
     """The outputs of the whole defended model, without gradients: the attacker can only query it."""
     return Queries(defended)

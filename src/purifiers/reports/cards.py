@@ -12,13 +12,14 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from purifiers import hub
+from purifiers.attacks import VIEWS
 from purifiers.errors import require
 from purifiers.evaluation.audit.result import NORMS, Audit
 from purifiers.evaluation.records import CLEAN, Record, Result, Results
 from purifiers.recipes.baseline_settings import folder_of
 from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.schema import STARTS
-from purifiers.reports.render import ATTACKERS, Table, epsilon_of, page, percent, span, text
+from purifiers.reports.render import Table, epsilon_of, page, percent, span, text
 from purifiers.reports.tables import row_of, select, ssim_of, through_purifier
 
 _NOT_THE_RECIPE = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
@@ -154,7 +155,7 @@ def _metadata(
     name: str, dataset: str, results: Iterable[tuple[str, float, dict[str, Any]]], about: Mapping[str, Any] = hub.METADATA
 ) -> Markup:
     """The front matter of a card: its results as data set, accuracy in %, and what else belongs to them."""
-    library = require("huggingface_hub", "hub")
+    library = require("huggingface_hub")
     found = [
         library.EvalResult(
             task_type="image-classification",
@@ -195,7 +196,7 @@ def _table(records: Sequence[Record]) -> Table:
         numbers = [epsilon_of(one), f"{one.n:,}", undefended, percent(one.accuracy), span(one.ci95), *likeness]
         rows.append([row_of(one.attack), "-" if one.view == CLEAN else one.view, *numbers])
     views = {record.view for record in records}
-    caption = text("card_table", views=[view for view in ATTACKERS if view in views])
+    caption = text("card_table", views=[view for view in VIEWS if view in views])
     header = ["attack", "view", "epsilon", "images", "undefended", "purified", "95 % interval", "PSNR (dB)", "SSIM"]
     return Table(f"In front of {records[0].classifier}", caption, header, rows)
 

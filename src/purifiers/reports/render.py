@@ -10,19 +10,11 @@ import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from purifiers.attacks import show_fraction
+from purifiers.attacks import VIEWS, show_fraction
 from purifiers.console import duration
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.storage import write_text
 
-ATTACKERS = {
-    "blind": "differentiates the classifier alone",
-    "full": "knows the purifier too and differentiates through both",
-    "bpda": "knows the purifier too and uses the identity's gradient in place of its own",
-    "eot": "knows the purifier too and averages over its random draws",
-    "query": "can only query the purifier and the classifier behind it",
-}
-"""What the attacker of each view does, after ``who``."""
 _MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*[<|"} | {ord("\n"): " "}
 
 
@@ -101,7 +93,7 @@ _PLAIN = jinja2.Environment(
     keep_trailing_newline=True,
 )
 _PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format, title_of=title_of)
-_PLAIN.globals.update(attackers=ATTACKERS, half_width=half_width, show_fraction=show_fraction)
+_PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction)
 _PAGES = _PLAIN.overlay(finalize=escape)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import mean
 
+from purifiers.attacks import Attack
 from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
 from purifiers.recipes.schema import STARTS
@@ -43,7 +44,7 @@ def comparable_attacks(results: Results) -> set[str]:
     if results.recipe["data"]["name"] != "cifar10":
         return set()
     attacks = results.recipe["evaluation"]["attacks"]
-    return {name for name, attack in paper.ATTACKS.items() if attacks.get(name) == attack.model_dump(mode="json")}
+    return {name for name, attack in paper.ATTACKS.items() if name in attacks and Attack.parse(attacks[name]) == attack}
 
 
 def original_of(results: Results) -> float | None:
