@@ -119,6 +119,8 @@ model = PurifiedClassifier(Purifier.from_pretrained("cifar10"), torch.nn.Flatten
 assert model(torch.rand(2, 3, 32, 32)).shape == (2, 3 * 32 * 32)
 
 folder = __import__("pathlib").Path({str(tmp_path)!r})
+model.purifier.save_pretrained(folder / "saved")
+Purifier.from_pretrained(folder / "saved")
 (folder / "in").mkdir()
 Image.new("RGB", (32, 32), "orange").save(folder / "in" / "a.png")
 assert main(["purify", str(folder / "in"), str(folder / "out"), "--purifier", "cifar10"]) == 0
