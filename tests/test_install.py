@@ -129,7 +129,16 @@ assert (folder / "out" / "a.png").is_file()
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_not_installed_is_named_in_one_sentence() -> None:
+@pytest.mark.parametrize("name", ["attacks", "train", "evaluate", "audit"])
+def test_python_names_the_extra_to_install(name: str) -> None:
+    done = without_extras(f"from purifiers import {name}")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("purifiers.errors.ConfigError")
+    assert "purifiers[research]" in last
+
+
+def test_the_command_line_names_the_extra_to_install() -> None:
     done = without_extras("""
 import sys
 from purifiers.cli import main

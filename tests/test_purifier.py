@@ -68,7 +68,7 @@ def test_what_is_no_purifier_is_not_loaded(tmp_path: Path) -> None:
     from purifiers.registry import save_network
 
     save_network(tmp_path / "classifier", ResNet(20))
-    with pytest.raises(CheckpointError, match="a 'resnet', not a purifier"):
+    with pytest.raises(CheckpointError, match="a classifier"):
         Purifier.from_pretrained(tmp_path / "classifier")
 
 
@@ -82,7 +82,40 @@ def test_the_defended_classifier_is_the_composition_and_differentiable() -> None
     (gradient,) = torch.autograd.grad(logits.sum(), images)
     assert gradient.abs().sum() > 0
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
-    assert not classifier.training
+
+
+def test_modes_of_the_users_modules_are_left_as_found() -> None:
+    classifier, network = ResNet(20).train(), CAE(widths=[4, 6], blocks=[1, 1]).train()
+    classifier.bn1.eval()
+    modes = [part.training for module in (network, classifier) for part in module.modules()]
+    defended = PurifiedClassifier(network, classifier)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(defended(images), defended(images))  # batch statistics would move
+    defended.train()
+    defended.eval()
+    assert [part.training for module in (network, classifier) for part in module.modules()] == modes
+
+
+class Configured(nn.Module):
+    """A module of another library: its configuration is an object."""
+
+    config = object()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images / 2
+
+
+def test_any_module_is_a_purifier() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(Purifier(Configured())(images), images / 2)
+    assert torch.equal(Purifier(Configured(), validate=False)(images * 3), images * 3 / 2)
+    with pytest.raises(InputError, match="Configured"):
+        Purifier(Configured()).save_pretrained("nowhere")
+
+
+def test_loads_onto_a_device_and_into_a_dtype() -> None:
+    purifier = Purifier.from_pretrained("cifar10", device="cpu", dtype=torch.bfloat16)
+    assert purifier(torch.rand(1, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_parts_in_the_wrong_place_are_refused() -> None:
@@ -98,10 +131,10 @@ def test_parts_in_the_wrong_place_are_refused() -> None:
 def test_training_mode_never_reaches_the_classifier() -> None:
     classifier = ResNet(20)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    defended = PurifiedClassifier(small(), classifier).train()
-    defended(torch.rand(4, 3, 16, 16))
-    assert defended.purifier.training
-    assert not classifier.training
+    purifier = small()
+    statistics = purifier.network.encoder[0][1].running_mean.clone()
+    PurifiedClassifier(purifier, classifier).train()(torch.rand(4, 3, 16, 16))
+    assert not torch.equal(purifier.network.encoder[0][1].running_mean, statistics)
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
 
 

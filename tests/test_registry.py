@@ -51,9 +51,9 @@ def test_own_networks_get_the_fast_layout_and_foreign_ones_keep_theirs() -> None
 
 
 def test_names_are_suggested() -> None:
-    with pytest.raises(ConfigError, match="no network 'resnett'; did you mean 'resnet'"):
+    with pytest.raises(ConfigError, match="did you mean 'resnet'"):
         build_network("resnett", {})
-    with pytest.raises(ConfigError, match="takes no 'width'; did you mean 'widths'"):
+    with pytest.raises(ConfigError, match="did you mean 'widths'"):
         build_network("cae", {"width": [3]})
     with pytest.raises(ConfigError, match="cannot build"):
         build_network("cae", {"widths": 3})
@@ -71,7 +71,7 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         (json.dumps({**config, "format": 99}), "has format 99; this version reads format 1: upgrade"),
         (json.dumps({**config, "format": 0}), "has format 0; this version reads format 1: it is damaged"),
         (json.dumps({**config, "network": "cea"}), "did you mean 'cae'"),
-        (json.dumps({**config, "network": []}), "describes no network"),
+        (json.dumps({**config, "network": []}), "cannot be built"),
         (json.dumps({**config, "arguments": None}), "damaged or was not written"),
         (json.dumps({**config, "arguments": {**config["arguments"], "widths": [5, 6]}}), "do not fit"),
     ]:
@@ -82,7 +82,7 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         load_weights(ResNet(20), tmp_path / "model.safetensors")
 
 
-def test_a_file_of_before_an_argument_came_has_its_default(tmp_path: Path) -> None:
+def test_an_argument_that_is_missing_has_its_default(tmp_path: Path) -> None:
     save_network(tmp_path, CAE(widths=[4, 6], blocks=[1, 1], skip_every=2))
     config = json.loads((tmp_path / "config.json").read_text())
     del config["arguments"]["residual"], config["arguments"]["skip_every"], config["version"]
@@ -99,11 +99,11 @@ def test_an_argument_of_a_newer_version_says_so(tmp_path: Path) -> None:
     for version, message in [("99.0", "purifiers 99.0 wrote it"), (None, "if a newer version wrote it")]:
         config["version"] = version
         (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-        with pytest.raises(CheckpointError, match=rf"takes no 'attention'.*\({message}, this is {__version__}: upgrade"):
+        with pytest.raises(CheckpointError, match=rf"takes no 'attention'.*{message}, this is {__version__}"):
             load_network(tmp_path)
 
 
 def test_networks_that_could_not_be_loaded_again_are_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot save a Identity"):
+    with pytest.raises(InputError, match="Identity"):
         save_network(tmp_path, nn.Identity())
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """The two classes that a user holds: a purifier, and a classifier with a purifier in front."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from purifiers import hub, weights
 from purifiers.data.images import check_images
 from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError, nearest
-from purifiers.registry import CONFIG_FILE, PURIFIERS, describe, fingerprint, load_network, place, save_network
+from purifiers.networks.network import channels_of
+from purifiers.registry import CONFIG_FILE, describe, fingerprint, load_network, place, save_network
 from purifiers.storage import write_text
 
 
@@ -20,13 +23,17 @@ class Purifier(nn.Module):
     In evaluation mode from the start; differentiable; moves with ``.to(device)`` like any module.
 
     Args:
-        network: a module that maps images in [0,1] to images in [0,1], for example :class:`purifiers.networks.CAE`.
+        network: any module that maps images in [0,1] to images in [0,1]. One of :class:`purifiers.networks.Network` can be
+            saved.
+        validate: look at the values of each batch (range, NaN), which waits for the device. False skips that; type, shape,
+            dtype and device are always checked.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, validate: bool = True) -> None:
         super().__init__()
         self.network = network
-        self._card = ("", "")  # of which weights, by their fingerprint, and what it says
+        self.validate = validate
+        self._card = ("", "")  # the fingerprint of the weights that it describes, and its text
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -36,17 +43,18 @@ class Purifier(nn.Module):
             InputError: ``images`` have the wrong type, shape, dtype, number of channels, range or device, or hold NaN.
         """
         check_images(images, values=False)
-        channels = getattr(self.network, "config", {}).get("channels")
+        channels = channels_of(self.network)
         if channels is not None and images.shape[1] != channels:
             hint = "; put the channels first with .permute(0, 3, 1, 2)" if images.shape[3] == channels else ""
             raise InputError(f"this purifier takes images of {channels} channels; got shape {tuple(images.shape)}{hint}")
         weight = next(self.parameters(), None)
         if weight is not None and weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
-            raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; convert one with .to(dtype)")
+            hint = "convert the purifier with .float()" if images.dtype == torch.float32 else "convert one with .to(dtype)"
+            raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; {hint}")
         if weight is not None and weight.device != images.device:
             raise InputError(f"images are on {images.device}, the purifier on {weight.device}; move one with .to(device)")
         # While a graph is traced for export or compilation there are no values to look at.
-        if not torch.compiler.is_compiling():
+        if self.validate and not torch.compiler.is_compiling():
             check_images(images)
         return self.network(images) if images.numel() else images.clone()
 
@@ -57,7 +65,7 @@ class Purifier(nn.Module):
 
     @property
     def card(self) -> str | None:
-        """The model card that it was loaded with, in Markdown; None if there was none, or it is of other weights than these."""
+        """The model card that it was loaded with, in Markdown; None if there was none, or if the weights changed since."""
         of, card = self._card
         return card if of == fingerprint(self.network) else None
 
@@ -66,18 +74,24 @@ class Purifier(nn.Module):
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        validate: bool = True,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> Self:
-        """Load a trained purifier, on the CPU, in evaluation mode.
+        """Load a trained purifier, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a name in :data:`purifiers.weights.PURIFIERS`, such as ``cifar10``; a folder written
                 by :meth:`save_pretrained` or by ``purifiers train --output``; or, where there is no such folder, ``owner/name``
                 on the Hugging Face hub (``pip install 'purifiers[hub]'``).
+            device: where to put it.
+            dtype: of its weights, and of the images that it then takes.
+            validate: see :class:`Purifier`.
             revision: on the hub: a branch, tag or commit.
             cache_dir: where downloads are kept, if not in the hub's usual cache.
             force_download: download again what is there already.
@@ -107,13 +121,15 @@ class Purifier(nn.Module):
                 "the --output of 'purifiers train', or owner/name on the Hugging Face hub"
             )
         network = load_network(folder)
-        if not isinstance(network, tuple(PURIFIERS.values())):
-            kind = type(network).__name__.lower()
-            raise CheckpointError(f"{folder} holds a '{kind}', not a purifier; teachers and students of a run are purifiers")
-        purifier = cls(network)
+        if getattr(network, "output", "images") != "images":
+            kind = type(network).__name__
+            raise CheckpointError(
+                f"{folder} holds a {kind}, a classifier; expected a purifier, as a run's teachers and student are"
+            )
+        purifier = cls(network, validate=validate)
         if (card := hub.card_in(folder)) is not None:
             purifier._card = (fingerprint(network), card)
-        return purifier
+        return purifier.to(device=device, dtype=dtype)
 
     def save_pretrained(
         self,
@@ -210,8 +226,8 @@ class PurifiedClassifier(nn.Module):
     """A frozen classifier behind a purifier: images in [0,1] -> the classifier's logits of the purified images.
 
     Differentiable end to end, so an attack on this module is an attack by somebody who knows the purifier.
-    The classifier stays in evaluation mode whatever mode the whole is put in, so that no running statistics change;
-    both parts start in it.
+    In every call the classifier is in evaluation mode and the purifier in the mode of this module, evaluation from the start;
+    outside of calls both keep the modes that they had.
 
     Args:
         purifier: images -> images.
@@ -231,14 +247,27 @@ class PurifiedClassifier(nn.Module):
             raise InputError("the classifier is a Purifier: the order is PurifiedClassifier(purifier, classifier)")
         self.purifier = purifier
         self.classifier = classifier
-        self.eval()
+        self.training = False
 
     def train(self, mode: bool = True) -> Self:
-        """Put the purifier into training mode; never the classifier."""
-        super().train(mode)
-        self.classifier.eval()
+        """Set the mode that the purifier has in calls; the modules themselves are not touched."""
+        self.training = mode
         return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of ``images`` (N, C, H, W), float32, in [0,1]; raises as :class:`Purifier` does."""
-        return self.classifier(self.purifier(images))
+        with in_mode(self.purifier, self.training), in_mode(self.classifier, False):
+            return self.classifier(self.purifier(images))
+
+
+@contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """``module`` and all within in training or evaluation mode; each is restored at the end."""
+    changed = [part for part in module.modules() if part.training != training]
+    try:
+        for part in changed:
+            part.training = training
+        yield
+    finally:
+        for part in changed:
+            part.training = not training

@@ -1,57 +1,166 @@
-"""Networks by name: the one way in which any of them is built, saved and loaded."""
+"""Things by name: the one way in which networks, attacks, views, data sets and baselines are found, and networks built and
+saved.
+
+A registry is open. ``@NETWORKS.register("my_net")`` adds a class of yours under a short name; without that, anything that takes
+a name also takes ``my_package.nets:MyNet``.
+"""
 
 import inspect
 import json
-from collections.abc import Mapping
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from purifiers.baselines import JPEG, NRP, SOAP, Adaptive, BitDepth, Blend, Median, Noisy, Nothing, TotalVariation
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
-from purifiers.networks import CAE, ResNet
 from purifiers.storage import digest, load_tensors, save_tensors, write_text
 from purifiers.version import __version__
 
+T = TypeVar("T")
 Module = TypeVar("Module", bound=nn.Module)
-
-PURIFIERS: dict[str, type[nn.Module]] = {
-    "cae": CAE,
-    "nrp": NRP,
-    "soap": SOAP,
-    "jpeg": JPEG,
-    "bit_depth": BitDepth,
-    "median": Median,
-    "total_variation": TotalVariation,
-    "nothing": Nothing,
-    "noisy": Noisy,
-    "adaptive": Adaptive,
-    "blend": Blend,
-}
-"""Networks that map images to images, by name."""
-CLASSIFIERS: dict[str, type[nn.Module]] = {"resnet": ResNet}
-"""Networks that map images to logits, by name."""
-NETWORKS = PURIFIERS | CLASSIFIERS
-"""All of them. A network keeps its constructor's arguments in ``config``: JSON-able, or again such a network."""
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = 1
 
 
+class Registry(Mapping[str, T], Generic[T]):
+    """Things of one kind by name: a registered one, or ``module:Name`` of anybody's module.
+
+    Args:
+        kind: what they are, for messages.
+        packages: of the library, all of whose modules register theirs; imported when a name is first looked up.
+        make: what is kept of a registered thing, from the thing and the further arguments of :meth:`register`; the thing by
+            default.
+    """
+
+    def __init__(self, kind: str, *packages: str, make: Callable[..., T] | None = None) -> None:
+        self.kind = kind
+        self._packages = packages
+        self._make = make
+        self._entries: dict[str, T] = {}
+        self._names: dict[Any, str] = {}  # of the things as they were registered, and of what is kept of them
+
+    def register(self, name: str | None = None, **about: Any) -> Callable[[Any], Any]:
+        """A decorator that registers a class or function as ``name``, by default as ``module:Name``, and returns it as it
+        is."""
+
+        def decorate(thing: Any) -> Any:
+            chosen = name or f"{thing.__module__}:{thing.__qualname__}"
+            self._entries[chosen] = self._make(thing, **about) if self._make is not None else thing
+            self._names[thing] = self._names[self._entries[chosen]] = chosen
+            return thing
+
+        return decorate
+
+    def __getitem__(self, name: str) -> T:
+        """The thing called ``name``.
+
+        Raises:
+            ConfigError: there is none; the message gives the nearest name. Or its module cannot be imported.
+        """
+        self._discover()
+        if name not in self._entries and isinstance(name, str) and ":" in name:
+            thing = resolve(name, self.kind)
+            if thing not in self._names:
+                self.register(name)(thing)
+            return self._entries[self._names[thing]]
+        if name not in self._entries:
+            raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self._entries)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._discover()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        self._discover()
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        self._discover()
+        return len(self._entries)
+
+    def name_of(self, thing: Any) -> str:
+        """The name under which ``thing`` is found again: as it was registered, else ``module:Name``."""
+        self._discover()
+        return self._names.get(thing) or f"{thing.__module__}:{thing.__qualname__}"
+
+    def _discover(self) -> None:
+        packages, self._packages = self._packages, ()
+        for name in packages:
+            package = import_module(name)
+            for module in pkgutil.iter_modules(package.__path__):
+                import_module(f"{name}.{module.name}")
+
+
+def resolve(place: str, what: str) -> Any:
+    """The object at ``module:Name``; the working directory counts as a place of modules while it is imported.
+
+    Raises:
+        ConfigError: there is no such module, or no such name in it; or importing it failed.
+    """
+    module_name, _, name = place.partition(":")
+    try:
+        with working_directory_importable():
+            module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"cannot import the {what} '{place}' ({error}); run the command in the folder that holds the module, or add that "
+            "folder to PYTHONPATH"
+        ) from error
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"importing the {what} '{place}' failed: {located(error)}") from error
+    if not hasattr(module, name):
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"the module '{module_name}' has no '{name}'{nearest(name, own)}")
+    return getattr(module, name)
+
+
+@contextmanager
+def working_directory_importable() -> Iterator[None]:
+    """The working directory is on ``sys.path`` within, as it is for ``python -m`` but not for an installed command."""
+    here = str(Path.cwd())
+    if here in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def located(error: Exception) -> str:
+    """An error in the user's own code, with its place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+
+
+NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", "purifiers.baselines")
+"""Networks that purify images, and classifiers: subclasses of :class:`purifiers.networks.Network`."""
+
+
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build the network ``name`` of the registry with its constructor's ``arguments``.
+    """Build the network ``name`` with its constructor's ``arguments``.
 
     An argument that is a network is given as a mapping: its name under ``network``, its own arguments beside that.
 
     Raises:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
     """
-    if not isinstance(name, str) or name not in NETWORKS:
-        raise ConfigError(f"there is no network '{name}'{nearest(name, NETWORKS)}")
-    valid = inspect.signature(NETWORKS[name]).parameters
+    network = NETWORKS[name]
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise ConfigError(f"'{name}' is not a network: a subclass of torch.nn.Module is needed")
+    valid = inspect.signature(network).parameters
     for argument in arguments:
         if argument not in valid:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
@@ -62,17 +171,19 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             else value
             for key, value in arguments.items()
         }
-        return NETWORKS[name](**built)
+        return network(**built)
     except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build the network '{name}': {error}") from error
 
 
 def place(network: Module, device: torch.device | str) -> Module:
-    """``network`` on ``device``; weights of our own networks get channels last in memory, which convolutions are fast in.
+    """``network`` on ``device``; registered networks get channels-last memory, in which convolutions are fast.
 
-    Others keep their layout: channels last would reach code of the user's such as ``x.view(len(x), -1)``, which then fails.
+    Others keep their layout: channels last would reach code of the user's such as ``x.view(len(x), -1)``, which then fails. On
+        MPS
+    all keep it: there the backward pass of BatchNorm is wrong for channels-last tensors (pytorch #175189).
     """
-    if type(network) not in NETWORKS.values():
+    if type(network) not in NETWORKS.values() or torch.device(device).type == "mps":
         return network.to(device)
     placed: Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
@@ -96,39 +207,45 @@ def load_weights(network: nn.Module, path: Path) -> None:
         MissingFileError, CheckpointError: no such file; a damaged one; or weights of another network.
     """
     tensors, _ = load_tensors(path)
-    _load_state(network, tensors, path)
-
-
-def _load_state(network: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        first = str(error).split("\n", 1)[-1].strip()[:300]
-        raise CheckpointError(f"the weights in {path} do not fit this network: {first}") from error
+        prefixes = [prefix for prefix in ("module.", "_orig_mod.") if all(key.startswith(prefix) for key in tensors)]
+        if prefixes:
+            hint = (
+                f"all their names begin with '{prefixes[0]}', as of a DataParallel or compiled model: save the module inside it"
+            )
+        else:
+            hint = str(error).split("\n", 1)[-1].strip()[:300]
+        raise CheckpointError(f"the weights in {path} do not fit this network: {hint}") from error
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
     """The network's name under ``network`` and its constructor's arguments beside it, JSON-able, networks in them too.
 
     Raises:
-        InputError: its class, or that of a network within, is not in the registry, so that it could not be built again.
+        InputError: it, or a network within, does not keep its constructor's arguments, so that it could not be built again.
     """
-    names = {cls: name for name, cls in NETWORKS.items()}
-    if type(network) not in names:
-        raise InputError(f"cannot save a {type(network).__name__}: only {', '.join(NETWORKS)} can be loaded again by name")
-    arguments = {key: describe(value) if isinstance(value, nn.Module) else value for key, value in network.config.items()}  # type: ignore[union-attr, operator]
-    return {"network": names[type(network)], **arguments}
+    config = getattr(network, "config", None)
+    if not isinstance(config, dict):
+        raise InputError(
+            f"cannot save a {type(network).__name__}: derive it from purifiers.networks.Network, which keeps the constructor's "
+            "arguments that building it again needs"
+        )
+    arguments = {key: describe(value) if isinstance(value, nn.Module) else value for key, value in config.items()}
+    return {"network": NETWORKS.name_of(type(network)), **arguments}
 
 
-def save_network(folder: Path, network: nn.Module, **about: Any) -> None:
-    """Write ``network`` to ``folder`` as model.safetensors and config.json; ``about`` is added to the latter.
+def save_network(folder: Path, network: nn.Module) -> None:
+    """Write ``network`` to ``folder`` as model.safetensors and config.json.
 
     Raises:
-        InputError: the network's class is not in the registry, so that it could not be loaded again.
+        InputError: see :func:`describe`.
     """
-    described = describe(network)
-    network_name = described.pop("network")
-    config = {"format": FORMAT, "version": __version__, "network": network_name, "arguments": described, **about}
+    arguments = describe(network)
+    name = arguments.pop("network")
+    output = getattr(network, "output", "images")
+    config = {"format": FORMAT, "version": __version__, "output": output, "network": name, "arguments": arguments}
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
@@ -154,11 +271,11 @@ def load_network(folder: Path) -> nn.Module:
         advice = "upgrade the library" if isinstance(version, int) and version > FORMAT else "it is damaged: copy it again"
         raise CheckpointError(f"{path} has format {version}; this version reads format {FORMAT}: {advice}")
     try:
-        network = build_network(name, arguments)  # an argument that came later has its default, which is what there was before
+        network = build_network(name, arguments)
     except ConfigError as error:
         writer = f"purifiers {config['version']} wrote it" if "version" in config else "if a newer version wrote it"
         raise CheckpointError(
-            f"{path} describes no network of this version: {error} ({writer}, this is {__version__}: upgrade the library)"
+            f"{path} describes a network that cannot be built here: {error} ({writer}, this is {__version__}; upgrade)"
         ) from error
     load_weights(network, folder / WEIGHTS_FILE)
     return network.eval()

@@ -143,7 +143,7 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
     run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
     run.take(images)
-    run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
+    run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.device)
     return run
 
@@ -169,7 +169,7 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     run.take(images)
     run.trained = load_recipe(folder / RECIPE_FILE)
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
-    run.classifier = load_classifier(source, recipe.classifier, run.images("test"))
+    run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
     run.variants = _load_purifiers({title: run.variant(title) for title in _trained_variants(run)}, run)
     companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]

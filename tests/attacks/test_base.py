@@ -14,8 +14,6 @@ from purifiers.networks import ResNet
 class Fixed(Attack):
     """Returns what it was made with."""
 
-    kind: str = "fixed"
-
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         return RESULT["it"]
 
@@ -125,3 +123,71 @@ def test_lengths_that_are_no_numbers_are_refused() -> None:
     for wrong in ("8/0", "a lot", "", -0.1):
         with pytest.raises(ValidationError):
             FGSM.model_validate({"epsilon": wrong})
+
+
+class Labels(nn.Module):
+    """Ten classes by the mean of the first channel, with a gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return -(images[:, 0].mean((1, 2))[:, None] - torch.linspace(0, 1, 10)).square()
+
+
+@pytest.mark.parametrize("labels", [[0, 1], torch.tensor([5, 11]), torch.tensor([-1, 0]), torch.tensor([0, 1]).numpy()])
+def test_labels_that_are_no_classes_are_refused(labels: object) -> None:
+    with pytest.raises(InputError, match="labels"):
+        FGSM()(Labels(), torch.rand(2, 3, 4, 4), labels)  # type: ignore[arg-type]
+
+
+def test_gradients_are_taken_in_whatever_mode_the_caller_is() -> None:
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    expected = FGSM()(Labels(), images, labels)
+    with torch.inference_mode():
+        assert torch.equal(FGSM()(Labels(), images.clone(), labels.clone()), expected)
+    with torch.no_grad():
+        assert torch.equal(FGSM()(Labels(), images, labels), expected)
+
+
+def test_a_model_may_change_its_images_in_place() -> None:
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    before = images.clone()
+    PGD(num_steps=2)(nn.Sequential(nn.ReLU(inplace=True), Labels()), images, labels)
+    assert torch.equal(images, before)
+
+
+def test_restarts_keep_what_broke_an_image_and_attack_the_rest_again() -> None:
+    torch.manual_seed(0)
+    model, images = ResNet(20).eval(), torch.rand(8, 3, 16, 16)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    weak = PGD(epsilon=1 / 255, num_steps=1)
+    once, thrice = (attack(model, images, labels) for attack in (weak, weak.model_copy(update={"restarts": 3})))
+    with torch.no_grad():
+        broken, also = (model(found).argmax(1) != labels for found in (once, thrice))
+    assert (also >= broken).all()
+    assert torch.equal(once[broken], thrice[broken])
+    assert not torch.equal(once[~broken], thrice[~broken])
+
+
+def test_targets_are_never_the_true_class_and_chosen_as_asked() -> None:
+    model, images, labels = Labels(), torch.full((4, 3, 4, 4), 0.4), torch.tensor([4, 4, 4, 4])
+    aims = {
+        how: PGD(targeted=how)._aims(model, images, labels, 0, None).tolist() for how in ("second", "least_likely", "random")
+    }
+    assert aims["second"] == [3, 3, 3, 3]  # 0.333 is nearer to 0.4 than 0.556, and 0.444 is the true class
+    assert aims["least_likely"] == [9, 9, 9, 9]
+    assert 4 not in aims["random"]
+    with pytest.raises(InputError, match="targeted"):
+        PGD()(model, images, labels, targets=labels)
+
+
+def test_a_targeted_attack_reaches_its_target() -> None:
+    model, images, labels = Labels(), torch.full((2, 3, 4, 4), 0.45), torch.tensor([4, 4])
+    targets = torch.tensor([6, 2])
+    reached = PGD(epsilon=0.25, targeted=True)(model, images, labels, targets=targets)
+    assert model(reached).argmax(1).tolist() == [6, 2]
+
+
+def test_the_fields_defaults() -> None:
+    assert (PGD().epsilon, PGD().step_size, PGD().num_steps) == (8 / 255, 2 / 255, 20)
+    assert PGD(epsilon=4 / 255).step_size == 1 / 255
+    assert (AutoAttack().epsilon, FGSM().kind) == (8 / 255, "fgsm")

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD, VIEWS
-from purifiers.attacks.views import Expectation, Queries, StraightThrough, gradient_at, is_random
+from purifiers.attacks.views import Expectation, Queries, StraightThrough
 from purifiers.baselines import Noisy, Nothing
+from purifiers.classifiers.probes import gradient_at, is_random
 from purifiers.errors import InputError
 from purifiers.seeds import reproducible
 from tests.conftest import Linear

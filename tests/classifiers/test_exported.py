@@ -14,7 +14,6 @@ from purifiers.classifiers.exported import load_exported
 from purifiers.classifiers.load import load_classifier
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
-from purifiers.recipes.schema import Classifier
 from purifiers.registry import fingerprint
 
 DYNAMIC = ({0: torch.export.Dim("batch")},)
@@ -45,7 +44,7 @@ def data() -> ImageSet:
 def test_an_exported_classifier_is_the_classifier(tmp_path: Path, data: ImageSet) -> None:
     original = network()
     source = export(tmp_path / "c.pt2", original)
-    classifier = load_classifier(source, Classifier(source=source), data)
+    classifier = load_classifier(source, data)
     defended = PurifiedClassifier(nn.Identity(), classifier)
     for count in (1, 2, 5):
         images = torch.rand(count, 3, 16, 16, requires_grad=True)
@@ -54,8 +53,8 @@ def test_an_exported_classifier_is_the_classifier(tmp_path: Path, data: ImageSet
     before = fingerprint(classifier)
     attack = PGD(kind="pgd", epsilon=0.1, step_size=0.05, num_steps=2)
     torch.testing.assert_close(attack(classifier, images, data.labels), attack(original, images, data.labels))
-    assert fingerprint(classifier) == before == fingerprint(load_classifier(source, Classifier(source=source), data))
-    given = load_classifier(source, Classifier(source=source, mean=(0.5,), std=(0.25,)), data)
+    assert fingerprint(classifier) == before == fingerprint(load_classifier(source, data))
+    given = load_classifier(source, data, mean=(0.5,), std=(0.25,))
     torch.testing.assert_close(given(images), original((images - 0.5) / 0.25))
 
 
@@ -87,7 +86,7 @@ def test_how_not_to_export(tmp_path: Path, data: ImageSet) -> None:
         (str(tmp_path / "two.pt2"), "takes 2 inputs"),
     ):
         with pytest.raises(ConfigError, match=message):
-            load_classifier(source, Classifier(source=source), data)
+            load_classifier(source, data)
 
 
 def test_what_is_no_exported_classifier(tmp_path: Path) -> None:

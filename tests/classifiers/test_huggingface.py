@@ -16,7 +16,6 @@ from purifiers.classifiers.load import load_classifier
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, require
 from purifiers.networks import ResNet
-from purifiers.recipes.schema import Classifier
 from purifiers.registry import fingerprint, save_network
 
 transformers = pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
@@ -59,7 +58,7 @@ def vit_config() -> Any:
 
 
 def load(source: str, data: ImageSet, **given: Any) -> torch.nn.Module:
-    return load_classifier(source, Classifier(source=source, **given), data)
+    return load_classifier(source, data, **given)
 
 
 def test_a_model_gives_the_logits_that_transformers_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +106,7 @@ def test_images_arrive_as_the_models_own_preprocessor_makes_them(name: str, sett
     model = resnet()
     model.save_pretrained(tmp_path)
     own.save_pretrained(tmp_path)
-    classifier = load_transformers(str(tmp_path), Classifier(source="x"), data).eval()
+    classifier = load_transformers(str(tmp_path), data).eval()
     seen: list[torch.Tensor] = []
     next(part for part in classifier.modules() if isinstance(part, torch.nn.Conv2d)).register_forward_pre_hook(
         lambda module, arguments: seen.append(arguments[0])

@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,6 @@ from purifiers.classifiers.load import accuracy, load_classifier, watch
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import ConfigError, InputError, MissingFileError
 from purifiers.networks import ResNet
-from purifiers.recipes.parts import Network
-from purifiers.recipes.schema import Classifier
 from purifiers.registry import fingerprint, save_network
 from purifiers.storage import save_tensors
 
@@ -123,13 +122,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_classifiers"
 
 
-def config(network: dict[str, object] | None = None, **given: object) -> Classifier:
-    chosen = network or {"network": "resnet", "depth": 20}
-    return Classifier(source="x", network=Network.model_validate(chosen), **given)  # type: ignore[arg-type]
+def options(network: dict[str, object] | None = None, **given: object) -> dict[str, Any]:
+    return {"network": network or {"network": "resnet", "depth": 20}, **given}
 
 
 def test_a_function_of_the_users_own(module: str, data: ImageSet) -> None:
-    classifier = load_classifier(f"{module}:good", config(), data)
+    classifier = load_classifier(f"{module}:good", data, **options())
     assert not classifier.training
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
 
@@ -151,24 +149,24 @@ def test_a_function_of_the_users_own(module: str, data: ImageSet) -> None:
         ("infinite", "finite"),
         ("broken", r"RuntimeError: no weights here \(.*my_classifiers\.py:\d+\)"),
         ("number", "returned a int"),
-        ("god", "the module 'my_classifiers' has no function 'god'; did you mean 'good'"),
+        ("god", "did you mean 'good'"),
     ],
 )
 def test_what_cannot_be_protected_is_refused(module: str, data: ImageSet, function: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_classifier(f"{module}:{function}", config(), data)
+        load_classifier(f"{module}:{function}", data, **options())
 
 
 def test_probabilities_are_pointed_out(module: str, data: ImageSet, capsys: pytest.CaptureFixture[str]) -> None:
-    load_classifier(f"{module}:good", config(), data)
+    load_classifier(f"{module}:good", data, **options())
     assert "warning" not in capsys.readouterr().out
-    load_classifier(f"{module}:softmax", config(), data)
+    load_classifier(f"{module}:softmax", data, **options())
     said = " ".join(capsys.readouterr().out.split())
     assert "lie in [0,1] and sum to 1: they are probabilities" in said and "give the logits" in said
 
 
 def test_one_that_refuses_modes_is_taken_as_it_is(module: str, data: ImageSet) -> None:
-    classifier = load_classifier(f"{module}:Stubborn", config(), data)
+    classifier = load_classifier(f"{module}:Stubborn", data, **options())
     assert PurifiedClassifier(nn.Identity(), classifier).train()(to_float(data.images)).shape == (6, 2)
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
 
@@ -178,7 +176,7 @@ def test_one_of_grey_images_gets_their_luma(
     module: str, data: ImageSet, function: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(3)
-    classifier = load_classifier(f"{module}:{function}", config(), data)
+    classifier = load_classifier(f"{module}:{function}", data, **options())
     assert capsys.readouterr().out.count("it takes one channel") == 1
     one = torch.rand(2, 1, 16, 16)
     torch.testing.assert_close(classifier(one.expand(-1, 3, -1, -1)), classifier.network(one))
@@ -193,9 +191,9 @@ def test_a_normalisation_that_is_given(module: str, data: ImageSet, tmp_path: Pa
     """For code of the user's before all of it; for weights of our network in the place of its own."""
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     torch.manual_seed(0)
-    bare = load_classifier(f"{module}:good", config(), data)
+    bare = load_classifier(f"{module}:good", data, **options())
     torch.manual_seed(0)
-    given = load_classifier(f"{module}:good", config(mean=mean, std=std), data)
+    given = load_classifier(f"{module}:good", data, **options(mean=mean, std=std))
     images = to_float(data.images)
     wanted = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(given(images), bare(wanted))
@@ -203,22 +201,22 @@ def test_a_normalisation_that_is_given(module: str, data: ImageSet, tmp_path: Pa
     network = ResNet(20, 2, width=2, mean=mean, std=std)
     save_tensors(tmp_path / "w.safetensors", network.state_dict())
     narrow = {"network": "resnet", "depth": 20, "width": 2}
-    loaded = load_classifier(str(tmp_path / "w.safetensors"), config(narrow, mean=mean, std=std), data)
+    loaded = load_classifier(str(tmp_path / "w.safetensors"), data, **options(narrow, mean=mean, std=std))
     assert fingerprint(loaded) == fingerprint(network)
     save_network(tmp_path / "saved", network)
     with pytest.raises(ConfigError, match="has its normalisation inside"):
-        load_classifier(str(tmp_path / "saved"), config(mean=mean, std=std), data)
-    one = load_classifier(f"{module}:grey", config(mean=(0.5,), std=(0.25,)), data)
+        load_classifier(str(tmp_path / "saved"), data, **options(mean=mean, std=std))
+    one = load_classifier(f"{module}:grey", data, **options(mean=(0.5,), std=(0.25,)))
     assert one(images).shape == (6, 2)
     with pytest.raises(ConfigError, match=r"mean and std have 3 numbers, the images 1 channel"):
-        load_classifier(f"{module}:grey", config(mean=mean, std=std), data)
+        load_classifier(f"{module}:grey", data, **options(mean=mean, std=std))
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "pytorch_model.bin", "w.ckpt"])
 def test_pickles_are_refused_with_the_way_out(name: str, data: ImageSet, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / name)
     with pytest.raises(ConfigError, match=r"is a pickle, which can run code .*save_file.*module:function"):
-        load_classifier(str(tmp_path / name), config(), data)
+        load_classifier(str(tmp_path / name), data, **options())
 
 
 def test_a_classifier_that_changes_while_it_is_used_is_found() -> None:
@@ -238,13 +236,13 @@ def test_files_and_folders(tmp_path: Path, data: ImageSet) -> None:
     save_tensors(tmp_path / "w.safetensors", network.state_dict())
     save_network(tmp_path / "saved", network)
     for source in ("w.safetensors", "saved"):
-        assert fingerprint(load_classifier(str(tmp_path / source), config(), data)) == fingerprint(network)
+        assert fingerprint(load_classifier(str(tmp_path / source), data, **options())) == fingerprint(network)
     with pytest.raises(MissingFileError, match="no weights file"):
-        load_classifier(str(tmp_path / "none.safetensors"), config(), data)
+        load_classifier(str(tmp_path / "none.safetensors"), data, **options())
     with pytest.raises(ConfigError, match="cannot load a classifier from 'resnet56'"):
-        load_classifier("resnet56", config(), data)
-    with pytest.raises(ConfigError, match="put that folder on PYTHONPATH"):
-        load_classifier("no_such_module:build", config(), data)
+        load_classifier("resnet56", data, **options())
+    with pytest.raises(ConfigError, match="PYTHONPATH"):
+        load_classifier("no_such_module:build", data, **options())
 
 
 def test_accuracy_counts_matches(data: ImageSet) -> None:

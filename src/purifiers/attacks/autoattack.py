@@ -5,16 +5,16 @@ import sys
 from typing import Any, Literal
 
 import torch
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
-from purifiers.attacks.base import Attack, Length
+from purifiers.attacks.base import ATTACKS, Attack, Length
 from purifiers.errors import InputError
 
 LOGGER = "auto-attack"
 """pyautoattack logs here what is suspicious about a defence; :mod:`purifiers.attacks.generate` keeps the warnings."""
 
 
+@ATTACKS.register("autoattack")
 class AutoAttack(Attack):
     """A cascade of attacks without parameters, each run on the survivors of those before.
 
@@ -28,15 +28,9 @@ class AutoAttack(Attack):
     What is left out is logged as a warning, as what results is not that version.
     """
 
-    kind: Literal["autoattack"] = "autoattack"
     version: Literal["standard", "rand"] = "standard"
-    epsilon: Length
+    epsilon: Length = 8 / 255
     batch_size: int = 250
-
-    @model_serializer(mode="wrap")
-    def _standard_unsaid(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Written without it, recipes, results and cached examples from before there were versions stay what they are.
-        return {key: value for key, value in default(self).items() if (key, value) != ("version", "standard")}
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         classes = number_of_classes(model, images)

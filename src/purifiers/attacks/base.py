@@ -1,24 +1,25 @@
-"""What every attack is: a function (model, images, labels, seed) -> adversarial images, checked on both ends."""
+"""What every attack is: a function (model, images, labels, seed) -> adversarial images, with its inputs and its result
+checked."""
 
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, model_validator
 from torch import Tensor, nn
 
 from purifiers.data.images import check_images
-from purifiers.errors import AttackError, InputError
+from purifiers.errors import AttackError, InputError, require
+from purifiers.kinds import Kind
+from purifiers.registry import Registry
+from purifiers.seeds import generator_for, seed_for
 
 ROUNDING = 1e-6
 """How far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that."""
-
-WITHOUT_GRADIENT = ("does not require grad", "not have been used in the graph")
-"""What torch says where a gradient is asked for that does not exist."""
 
 
 def parse_fraction(value: Any) -> Any:
@@ -51,12 +52,13 @@ Length = Annotated[
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for parameters, for the duration; every module and parameter is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
     try:
-        model.eval()
+        for module, _ in modes:
+            module.training = False
         for parameter, _ in gradients:
             parameter.requires_grad_(False)
         yield
@@ -68,26 +70,36 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def import_foolbox() -> Any:
-    """foolbox, which takes a second to load, and only attacks need."""
-    # It imports GitPython, which refuses to load where git is not installed unless told to be quiet.
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import foolbox
-
-    return foolbox
+    """Import foolbox lazily (about 1 s)."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # it imports GitPython, which fails without git unless set
+    return require("foolbox")
 
 
-class Attack(BaseModel, ABC):
+ATTACKS: Registry[type["Attack"]] = Registry("attack", "purifiers.attacks")
+"""What a recipe may name as an attack's ``kind``."""
+Targeting = Literal["random", "least_likely", "second"]
+"""How targets are chosen: at random by the seed, the least likely class, or the most likely of the wrong ones."""
+
+
+class Attack(Kind, ABC):
     """An attack with its parameters; calling it attacks one batch.
 
     Subclasses are one file each and implement :meth:`perturb`. They know nothing of purifiers: what the attacker knows
     is decided by the model that is passed (see :mod:`purifiers.attacks.views`).
+
+    ``epsilon``: in [0,1] units of ``norm``; None for an attack that minimises the distance.
+    ``restarts``: so many runs, each of a seed of its own, on the images that those before did not break.
+
+    Attributes:
+        needs_gradients: it differentiates the model, which the view ``query`` does not allow.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    registry: ClassVar[Registry[Any]] = ATTACKS
+    needs_gradients: ClassVar[bool] = True
 
-    kind: str
     norm: Literal["linf", "l2"] = "linf"
     epsilon: Length | None = None
+    restarts: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _in_unit_range(self) -> Self:
@@ -97,9 +109,12 @@ class Attack(BaseModel, ABC):
 
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        """Adversarial versions of ``images``; the model is frozen and inputs are checked already."""
+        """Adversarial versions of ``images``; the model is frozen and inputs are checked already. ``labels`` are the true
+        classes, or, of a targeted attack, the classes to reach."""
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, seed: int = 0, *, targets: Tensor | None = None
+    ) -> Tensor:
         """Attack one batch.
 
         Args:
@@ -107,30 +122,60 @@ class Attack(BaseModel, ABC):
             images: float32 (N, C, H, W), in [0,1].
             labels: int64 (N,), the true classes.
             seed: decides every random choice.
+            targets: int64 (N,), the classes to reach, of a targeted attack; by default it chooses them.
 
         Returns:
             float32, the shape of ``images``, in [0,1], within ``epsilon`` (+ 1e-6) of them in ``norm``.
 
         Raises:
-            InputError: images or labels are not as above.
+            InputError: images, labels or targets are not as above.
             AttackError: the attack's result is not as above, or it takes gradients and the model passes none to its images.
         """
         check_images(images)
         if images.dtype != torch.float32:
-            raise InputError(f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}")
-        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            raise InputError(f"labels must be int64 ({len(images)},); got {labels.dtype} {tuple(labels.shape)}")
+            raise InputError(
+                f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}; convert with .float()"
+            )
+        check_labels(labels, len(images))
         if not len(images):
             return images.clone()
-        with frozen(model), torch.autocast(images.device.type, enabled=False):
-            try:
-                adversarial = self.perturb(_Dense(model), images.detach().contiguous(), labels, seed).detach()
-            except RuntimeError as error:
-                if not any(said in str(error) for said in WITHOUT_GRADIENT):
-                    raise
-                raise AttackError(f"{self.kind} takes gradients, and the model passes none to its images") from error
+        # An attack needs gradients in whatever mode the caller is.
+        with torch.inference_mode(False), torch.enable_grad(), frozen(model), torch.autocast(images.device.type, enabled=False):
+            images, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
+            dense = _Dense(model, self.kind, labels)
+            aims = self._aims(dense, images, labels, seed, targets)
+            adversarial = self.perturb(dense, images, aims, seed).detach()
+            for restart in range(1, self.restarts):
+                with torch.no_grad():
+                    left = (dense(adversarial).argmax(1) == labels).nonzero().flatten()
+                if not len(left):
+                    break
+                again = self.perturb(dense, images[left], aims[left], seed_for(seed, "restart", restart)).detach()
+                adversarial = adversarial.index_copy(0, left, again)
         self.check_result(images, adversarial)
         return adversarial
+
+    def _aims(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int, targets: Tensor | None) -> Tensor:
+        """The classes that :meth:`perturb` is given."""
+        choice: Targeting | bool = getattr(self, "targeted", False)
+        if targets is not None:
+            if not choice:
+                raise InputError(
+                    f"targets are for a targeted attack; make it one, for example {type(self).__name__}(targeted=True)"
+                )
+            check_labels(targets, len(images))
+            return targets
+        if not choice:
+            return labels
+        with torch.no_grad():
+            logits = model(images).scatter(1, labels[:, None], -torch.inf)  # the true class is never a target
+        if choice == "second":
+            return logits.argmax(1)
+        if choice == "least_likely":
+            return logits.scatter(1, labels[:, None], torch.inf).argmin(1)
+        classes = logits.shape[1]
+        drawn = torch.randint(1, classes, (len(labels),), generator=generator_for(seed, "targets")).to(labels.device)
+        return (labels + drawn) % classes
 
     def check_result(self, images: Tensor, adversarial: Tensor) -> None:
         """Raise an AttackError unless ``adversarial`` is float32, the shape of ``images`` (float32), in [0,1], and within
@@ -150,23 +195,53 @@ class Attack(BaseModel, ABC):
 
 
 class _Dense(nn.Module):
-    """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). A
-    gradient that is not finite is zero: one such pixel must not spoil its image, let alone the attack."""
+    """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
+    gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
+    image.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: what is attacked.
+        attack: its kind, for messages.
+        labels: int64 (N,), which must be classes of the model.
+    """
+
+    def __init__(self, model: nn.Module, attack: str, labels: Tensor) -> None:
         super().__init__()
         self.model = model
+        self.attack = attack
+        self.lowest, self.highest = torch.stack(torch.aminmax(labels)).tolist()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.contiguous()
-        if images.requires_grad:
-            images = images.view_as(images)
+        wanted = images.requires_grad and torch.is_grad_enabled()
+        images = images.clone(memory_format=torch.contiguous_format)
+        if wanted:
             images.register_hook(lambda gradient: gradient.contiguous().nan_to_num(0, 0, 0))
-        return self.model(images)
+        logits: Tensor = self.model(images)
+        if wanted and not logits.requires_grad:
+            raise AttackError(f"{self.attack} takes gradients, and the model passes none to its images")
+        if self.lowest < 0 or self.highest >= logits.shape[-1]:
+            raise InputError(f"labels go from {self.lowest} to {self.highest}, the model has {logits.shape[-1]} classes")
+        return logits
+
+
+def check_labels(labels: Tensor, count: int) -> None:
+    """Refuse labels that are not int64 (``count``,).
+
+    Raises:
+        InputError: says what is wrong.
+    """
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels must be a torch.Tensor, int64 ({count},); got a {type(labels).__name__}: use torch.as_tensor")
+    if labels.shape != (count,) or labels.dtype != torch.int64:
+        raise InputError(f"labels must be int64 ({count},); got {labels.dtype} {tuple(labels.shape)}")
 
 
 def distances(images: Tensor, others: Tensor, norm: Literal["linf", "l2"]) -> Tensor:
     """Distance of each image to its counterpart, (N,), in [0,1] units."""
     difference = (others - images).flatten(1)
     return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)
+
+
+AnyAttack = Annotated[SerializeAsAny[Attack], BeforeValidator(Attack.parse)]
+"""In a recipe: an attack of any registered kind, or of ``module:Name``."""

@@ -1,20 +1,18 @@
 """PGD (Madry et al. 2018) by foolbox: a second, independent code for what :mod:`purifiers.attacks.gradient` does."""
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import Attack, Length, import_foolbox
+from purifiers.attacks.base import ATTACKS, Attack, Length, import_foolbox
 from purifiers.seeds import reproducible
 
 
+@ATTACKS.register("foolbox_pgd")
 class FoolboxPGD(Attack):
     """Many small steps from a random point of the ball, as foolbox takes them."""
 
-    kind: Literal["foolbox_pgd"] = "foolbox_pgd"
-    epsilon: Length
-    step_size: Length
+    epsilon: Length = 8 / 255
+    step_size: Length = Field(default_factory=lambda known: float(known.get("epsilon", 0.0)) / 4)
     num_steps: int = Field(default=20, ge=1)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks.autoattack import LOGGER
 from purifiers.attacks.base import Attack, frozen
-from purifiers.attacks.views import gradient_at
+from purifiers.classifiers.probes import gradient_at
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import AttackError, CheckpointError, InputError
 from purifiers.registry import fingerprint

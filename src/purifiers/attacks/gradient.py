@@ -1,44 +1,60 @@
 """The gradient attacks: FGSM (Goodfellow et al. 2015), BIM (Kurakin et al. 2017), PGD (Madry et al. 2018), MI-FGSM (Dong et
-al. 2018) and SSP (Naseer et al. 2020): the steps of :func:`purifiers.gradient_steps.pgd`, few or many of them."""
+al. 2018) and SSP (Naseer et al. 2020). All take the steps of :func:`purifiers.gradient_steps.pgd`."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import Attack, Length
+from purifiers.attacks.base import ATTACKS, Attack, Length, Targeting
 from purifiers.gradient_steps import pgd
 from purifiers.seeds import generator_for
 
 
-class _Climber(Attack):
-    """Climbs an objective with gradient steps."""
+class GradientAttack(Attack):
+    """Climbs the cross-entropy, or descends that of a target.
+
+    ``targeted``: reach a target instead of leaving the true class. How the target is chosen (:data:`Targeting`), or True for
+    the targets of the call, at random where it passes none.
+    """
+
+    epsilon: Length = 8 / 255
+    targeted: Targeting | bool = False
 
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
-        """What is climbed: the cross-entropy."""
-        return lambda adversarial: F.cross_entropy(model(adversarial), labels, reduction="sum")
+        """What is climbed: images -> a scalar, a sum over images."""
+        sign = -1 if self.targeted else 1
+        return lambda adversarial: sign * F.cross_entropy(model(adversarial), labels, reduction="sum")
 
 
-class FGSM(_Climber):
+@ATTACKS.register("fgsm")
+class FGSM(GradientAttack):
     """The fast gradient sign method: one step of length epsilon from the image."""
-
-    kind: Literal["fgsm"] = "fgsm"
-    epsilon: Length
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         objective = self.objective(model, images, labels)
         return pgd(objective, images, epsilon=self.epsilon, step_size=self.epsilon, num_steps=1, norm=self.norm)
 
 
-class BIM(_Climber):
-    """The basic iterative method: many small steps from the image."""
+def _quarter(known: dict[str, Any]) -> float:
+    return float(known.get("epsilon", 0.0)) / 4
 
-    kind: Literal["bim"] = "bim"
-    epsilon: Length
-    step_size: Length
+
+def _tenth(known: dict[str, Any]) -> float:
+    return float(known.get("epsilon", 0.0)) / 10
+
+
+@ATTACKS.register("bim")
+class BIM(GradientAttack):
+    """The basic iterative method: many small steps from the image.
+
+    ``step_size``: a quarter of epsilon by default.
+    """
+
+    step_size: Length = Field(default_factory=_quarter)
     num_steps: int = Field(default=20, ge=1)
 
     def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
@@ -57,22 +73,24 @@ class BIM(_Climber):
         )
 
 
+@ATTACKS.register("pgd")
 class PGD(BIM):
     """Many small steps from a random point of the ball: epsilon 8/255, steps of 2/255, 20 of them in the paper."""
-
-    kind: Literal["pgd"] = "pgd"  # type: ignore[assignment]
 
     def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
         return {"generator": generator_for(seed, "random start", device=device)}
 
 
+@ATTACKS.register("mifgsm")
 class MIFGSM(BIM):
     """BIM with momentum, which transfers better: 10 steps of a tenth of epsilon in its paper.
 
     Ours, as foolbox's gathers the gradients' signs instead of the gradients.
+
+    ``step_size``: a tenth of epsilon by default.
     """
 
-    kind: Literal["mifgsm"] = "mifgsm"  # type: ignore[assignment]
+    step_size: Length = Field(default_factory=_tenth)
     num_steps: int = Field(default=10, ge=1)
     momentum: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
@@ -80,12 +98,11 @@ class MIFGSM(BIM):
         return {"momentum": self.momentum}
 
 
+@ATTACKS.register("ssp")
 class SSP(PGD):
     """Self-supervised perturbation (Naseer et al. 2020, section 3.1): PGD that drives the model's outputs away from those of
-    the clean image and needs no label. Meant for a view that gives features, :class:`purifiers.attacks.views.Features`.
+    the clean image and needs no label. For a view that gives features, :class:`purifiers.attacks.views.Features`.
     """
-
-    kind: Literal["ssp"] = "ssp"  # type: ignore[assignment]
 
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
         """The squared distance of the outputs to those of the clean images."""

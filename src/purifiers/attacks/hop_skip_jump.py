@@ -1,13 +1,13 @@
 """HopSkipJump (Chen, Jordan and Wainwright 2020), by foolbox: an attack by queries for labels alone."""
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import Attack, Length, distances, import_foolbox
+from purifiers.attacks.base import ATTACKS, Attack, Length, distances, import_foolbox
 from purifiers.errors import AttackError
 from purifiers.seeds import reproducible
 
@@ -19,6 +19,7 @@ BEYOND = 1.001
 """How much longer than found a perturbation is made, where that stays within epsilon and breaks the image still."""
 
 
+@ATTACKS.register("hop_skip_jump")
 class HopSkipJump(Attack):
     """Walks along the boundary of the class towards the image, in the direction that random queries around it suggest.
 
@@ -33,8 +34,9 @@ class HopSkipJump(Attack):
     each image in all: about ``num_evaluations * (2/3) * num_steps**1.5``, and some 30 a step to find the boundary again.
     """
 
-    kind: Literal["hop_skip_jump"] = "hop_skip_jump"
-    epsilon: Length
+    needs_gradients = False
+
+    epsilon: Length = 8 / 255
     num_steps: int = Field(default=20, ge=1)
     num_evaluations: int = Field(default=100, ge=1)
 

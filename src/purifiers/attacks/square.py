@@ -1,23 +1,23 @@
 """Square (Andriushchenko et al. 2020), by pyautoattack: an attack by queries for scores."""
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor, nn
 
 from purifiers.attacks.autoattack import fits_square, make_reference, number_of_classes, run_reference
-from purifiers.attacks.base import Attack, Length
+from purifiers.attacks.base import ATTACKS, Attack, Length
 from purifiers.errors import AttackError
 
 
+@ATTACKS.register("square")
 class Square(Attack):
     """Random search over squares at the surface of the ball, by the margin of the scores; takes no gradient.
 
     ``num_queries``: of each image at most; 5,000 in AutoAttack.
     """
 
-    kind: Literal["square"] = "square"
-    epsilon: Length
+    needs_gradients = False
+
+    epsilon: Length = 8 / 255
     num_queries: int = Field(default=5000, ge=1)
     batch_size: int = 250
 

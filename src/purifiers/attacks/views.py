@@ -1,54 +1,77 @@
-"""Gradient views: a threat model is the module that the attacker differentiates.
+"""Views: a threat model is the module that the attacker differentiates.
 
 A view takes the defended model and gives the module that an attack is run on. So any library's attack runs under any
-threat model, and a new threat model is one function and one line in ``VIEWS``.
+threat model, and a new threat model is one function.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks.base import WITHOUT_GRADIENT
 from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.purifier import PurifiedClassifier
-from purifiers.seeds import reproducible
+from purifiers.registry import Registry
 
 
+@dataclass(frozen=True)
+class View:
+    """A threat model.
+
+    Attributes:
+        build: the defended model -> the module that an attack is run on: images in [0,1] -> logits.
+        group: what the attacker has; worst cases are given for each group.
+        attacker: what the attacker does, to follow "An attacker who".
+        random_only: it makes sense only for a purifier that draws random numbers.
+        gradients: attacks may take gradients.
+    """
+
+    build: Callable[[PurifiedClassifier], nn.Module]
+    group: Literal["white-box", "gray-box", "transfer", "black-box"] = "white-box"
+    attacker: str = "knows the purifier too"
+    random_only: bool = False
+    gradients: bool = True
+
+    def __call__(self, defended: PurifiedClassifier) -> nn.Module:
+        """What the attacker has of ``defended``."""
+        return self.build(defended)
+
+
+VIEWS: Registry[View] = Registry("view", "purifiers.attacks", make=View)
+"""By name. One more threat model, ``transfer``, needs another model to attack; see :mod:`purifiers.evaluation.audit`."""
+
+
+@VIEWS.register("blind", group="gray-box", attacker="differentiates the classifier alone")
 def blind(defended: PurifiedClassifier) -> nn.Module:
     """The classifier alone: the attacker does not know of the purifier (the paper's gray-box)."""
     return defended.classifier
 
 
+@VIEWS.register("full", attacker="knows the purifier too and differentiates through both")
 def full(defended: PurifiedClassifier) -> nn.Module:
     """The whole defended model with its exact gradient: the attacker knows everything."""
     return defended
 
 
+@VIEWS.register("bpda", attacker="knows the purifier too and takes the identity's gradient for its own")
 def bpda(defended: PurifiedClassifier) -> nn.Module:
     """The whole defended model, the purifier's gradient replaced by the identity's (Athalye et al. 2018): for purifiers whose
     own gradient is zero, absent or misleading."""
     return PurifiedClassifier(StraightThrough(defended.purifier), defended.classifier)
 
 
+@VIEWS.register("eot", attacker="knows the purifier too and averages over its random draws", random_only=True)
 def eot(defended: PurifiedClassifier) -> nn.Module:
     """The whole defended model, averaged over 20 draws of the purifier's random numbers (Athalye et al. 2018)."""
     return Expectation(defended)
 
 
+@VIEWS.register("query", group="black-box", attacker="can only query purifier and classifier", gradients=False)
 def query(defended: PurifiedClassifier) -> nn.Module:
-    """The whole defended model's answers, without gradients: the attacker can only ask."""
+    """The outputs of the whole defended model, without gradients: the attacker can only query it."""
     return Queries(defended)
-
-
-VIEWS: dict[str, Callable[[PurifiedClassifier], nn.Module]] = {
-    "blind": blind,
-    "full": full,
-    "bpda": bpda,
-    "eot": eot,
-    "query": query,
-}
-"""By name. One more threat model, ``transfer``, needs another model to attack; see :mod:`purifiers.evaluation.audit.run`."""
 
 
 class StraightThrough(nn.Module):
@@ -129,50 +152,6 @@ class Queries(nn.Module):
             raise InputError("the view query gives no gradients: attack it with square or hop_skip_jump")
         with torch.no_grad():
             return self.model(images)
-
-
-RANDOM = 1e-4
-"""Two passes of a deterministic model agree up to this share of the largest output; AutoAttack has the same number."""
-
-
-def relative_difference(outputs: Tensor, again: Tensor) -> Tensor:
-    """The largest difference between two passes, (N, ...) each, as a share of the largest output; for each image, (N,)."""
-    one, other = outputs.flatten(1), again.flatten(1)
-    return (one - other).abs().amax(1) / one.abs().amax(1).clamp_min(1e-12)
-
-
-def are_probabilities(outputs: Tensor) -> Tensor:
-    """Which rows of ``outputs`` (N, classes) lie in [0,1] and sum to 1, bool (N,)."""
-    return ((outputs >= 0) & (outputs <= 1)).all(1) & ((outputs.sum(1) - 1).abs() < 1e-5)
-
-
-def is_random(model: nn.Module, images: Tensor) -> bool:
-    """Does ``model`` give other outputs for the same ``images`` (N, C, H, W), asked twice with different random states? What
-    rounding may do (``RANDOM``) is not random."""
-    with torch.no_grad():
-        outputs = []
-        for seed in (0, 1):
-            with reproducible(seed, images.device):
-                outputs.append(model(images))
-    return bool((relative_difference(*outputs).nan_to_num(0) > RANDOM).any())
-
-
-def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
-    """The gradient of ``model``'s outputs, summed unevenly, at ``images`` (N, C, H, W); 0 where it passes none. An even sum
-    would have none where the outputs are probabilities."""
-    given = images.clone().requires_grad_(True)
-    try:
-        with torch.enable_grad(), reproducible(0, images.device):
-            outputs = model(given.view_as(given)).flatten(1)
-            weights = torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)
-            (gradient,) = torch.autograd.grad((outputs * weights).sum(), given)
-    except InputError:  # it can only be asked
-        return torch.zeros_like(images)
-    except RuntimeError as error:
-        if not any(said in str(error) for said in WITHOUT_GRADIENT):
-            raise
-        return torch.zeros_like(images)
-    return gradient
 
 
 class Features(nn.Module):

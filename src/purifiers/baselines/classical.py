@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from purifiers.errors import InputError
+from purifiers.networks.network import Network
+from purifiers.registry import NETWORKS
 
 
-class Transformation(nn.Module, ABC):
-    """Base: the transformation of values, outside of autograd."""
-
-    config: dict[str, Any]
+class Transformation(Network, ABC):
+    """Base: a transformation of values, outside of autograd; ready without training."""
 
     @abstractmethod
     def transform(self, images: Tensor) -> Tensor:
@@ -34,6 +34,7 @@ class Transformation(nn.Module, ABC):
         return changed.clamp(0, 1) + (images - images.detach())
 
 
+@NETWORKS.register("jpeg")
 class JPEG(Transformation):
     """Compression and decompression with Pillow's JPEG (Dziugaite et al. 2016; Guo et al. 2018: quality 75).
 
@@ -44,11 +45,13 @@ class JPEG(Transformation):
         InputError: another quality; when called, images of other than 3 channels.
     """
 
+    channels = 3
+    not_exportable = "it compresses with Pillow"
+
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
         if not isinstance(quality, int) or not 1 <= quality <= 95:
             raise InputError(f"the quality of a JPEG is a whole number from 1 to 95; got {quality}")
-        self.config = {"quality": quality}
         self.quality = quality
 
     def transform(self, images: Tensor) -> Tensor:
@@ -63,6 +66,7 @@ class JPEG(Transformation):
             return np.asarray(Image.open(file))
 
 
+@NETWORKS.register("bit_depth")
 class BitDepth(Transformation):
     """Fewer grey levels (Xu, Evans and Qi 2018: feature squeezing).
 
@@ -77,13 +81,13 @@ class BitDepth(Transformation):
         super().__init__()
         if not isinstance(bits, int) or not 1 <= bits <= 8:
             raise InputError(f"a channel has 1 to 8 bits, a whole number; got {bits}")
-        self.config = {"bits": bits}
         self.levels = 2**bits - 1
 
     def transform(self, images: Tensor) -> Tensor:
         return (images * self.levels).round() / self.levels
 
 
+@NETWORKS.register("median")
 class Median(Transformation):
     """The median of a square around each pixel, each channel by itself (Xu, Evans and Qi 2018), by SciPy.
 
@@ -94,11 +98,12 @@ class Median(Transformation):
         InputError: a size below 2.
     """
 
+    not_exportable = "it computes with SciPy"
+
     def __init__(self, size: int = 3) -> None:
         super().__init__()
         if not isinstance(size, int) or size < 2:
             raise InputError(f"the median of a square needs a side of at least 2 whole pixels; got {size}")
-        self.config = {"size": size}
         self.size = size
 
     def transform(self, images: Tensor) -> Tensor:
@@ -107,6 +112,7 @@ class Median(Transformation):
         return torch.from_numpy(median_filter(images.float().cpu().numpy(), size=(1, 1, self.size, self.size)))
 
 
+@NETWORKS.register("total_variation")
 class TotalVariation(Transformation):
     """Total-variation minimisation by Chambolle's algorithm, from scikit-image (Guo et al. 2018 drop pixels first; this
     does not).
@@ -118,11 +124,12 @@ class TotalVariation(Transformation):
         InputError: a weight of 0 or less.
     """
 
+    not_exportable = "it computes with scikit-image"
+
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__()
         if not 0 < weight < math.inf:
             raise InputError(f"total-variation minimisation needs a weight above 0; got {weight}")
-        self.config = {"weight": weight}
         self.weight = weight
 
     def transform(self, images: Tensor) -> Tensor:
@@ -132,12 +139,9 @@ class TotalVariation(Transformation):
         return torch.from_numpy(np.stack([denoise_tv_chambolle(one, weight=self.weight, channel_axis=0) for one in pixels]))
 
 
-class Nothing(nn.Module):
+@NETWORKS.register("nothing")
+class Nothing(Network):
     """Images as they are: the network inside of noise alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """``images`` themselves."""

@@ -5,13 +5,15 @@ frozen classifier back to those of the clean image, with a critic that tells pur
 """
 
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purifiers.errors import InputError
+from purifiers.networks.network import Network
+from purifiers.registry import NETWORKS
 
 SCALE = 0.2
 """What a residual is multiplied by before it is added."""
@@ -78,7 +80,8 @@ class _ResidualBlock(nn.Module):
         return x + SCALE * self.conv2(F.leaky_relu(self.conv1(x), SLOPE))
 
 
-class NRP(nn.Module):
+@NETWORKS.register("nrp")
+class NRP(Network):
     """NRP's purifier: images (N, 3, H, W), float, in [0,1] -> the same; clipped to [0,1] in evaluation mode only, so that
     training has a gradient everywhere.
 
@@ -94,6 +97,8 @@ class NRP(nn.Module):
         InputError: another block, or a number below 1.
     """
 
+    channels = 3
+
     def __init__(self, block: Block = "dense", blocks: int = 23, features: int = 64, growth: int = 32) -> None:
         super().__init__()
         if block not in get_args(Block) or min(blocks, features, growth) < 1:
@@ -101,7 +106,6 @@ class NRP(nn.Module):
                 f"NRP has {' or '.join(get_args(Block))} blocks, and sizes of at least 1; got block='{block}', "
                 f"blocks={blocks}, features={features}, growth={growth}"
             )
-        self.config: dict[str, Any] = {"block": block, "blocks": blocks, "features": features, "growth": growth}
         self.first = nn.Conv2d(3, features, 3, padding=1)
         self.blocks = nn.Sequential(
             *(_RRDB(features, growth) if block == "dense" else _ResidualBlock(features) for _ in range(blocks))

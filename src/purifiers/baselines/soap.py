@@ -6,7 +6,7 @@ ball, to where the auxiliary loss is low: attacks on the class leave that loss h
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from purifiers.errors import InputError
 from purifiers.gradient_steps import project
-from purifiers.networks import ResNet
+from purifiers.networks import Network, ResNet
+from purifiers.registry import NETWORKS
 
 Task = Literal["reconstruction", "rotation", "consistency"]
 """Data reconstruction, rotation prediction, label consistency (section 3.3 of the paper)."""
@@ -41,7 +42,8 @@ def consistency_error(logits: Tensor, others: Tensor) -> Tensor:
     return (logits - others).square().mean(1)
 
 
-class SOAP(nn.Module):
+@NETWORKS.register("soap")
+class SOAP(Network):
     """Purifies images with the auxiliary task of its own classifier: (N, 3, H, W), float, in [0,1] -> the same.
 
     For each epsilon of ``0, epsilon_step, 2 * epsilon_step, ...`` an image descends its auxiliary error from where it is;
@@ -64,6 +66,9 @@ class SOAP(nn.Module):
         InputError: another classifier or task, or a number that makes no sense.
     """
 
+    channels = 3
+    not_exportable = "it follows gradients of its own"
+
     def __init__(
         self,
         classifier: nn.Module,
@@ -85,16 +90,6 @@ class SOAP(nn.Module):
                 "SOAP needs at least one step and one epsilon, both above 0; got "
                 f"num_steps={num_steps}, num_epsilons={num_epsilons}, step_size={step_size}, epsilon_step={epsilon_step}"
             )
-        self.config: dict[str, Any] = {
-            "classifier": classifier,
-            "task": task,
-            "num_steps": num_steps,
-            "step_size": step_size,
-            "epsilon_step": epsilon_step,
-            "num_epsilons": num_epsilons,
-            "mirrored": mirrored,
-            "held": held,
-        }
         self.classifier = classifier
         self.task: Task = task
         self.num_steps = num_steps

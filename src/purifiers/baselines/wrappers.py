@@ -1,16 +1,28 @@
 """Options of any purifier, as purifiers around it: gradient steps or noise before the pass, a share of the input after it."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from purifiers.errors import InputError
 from purifiers.gradient_steps import pgd
+from purifiers.networks.network import Network, channels_of
+from purifiers.registry import NETWORKS
 
 
-class Adaptive(nn.Module):
+class Wrapper(Network):
+    """Base: what goes around the network of a purifier."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.channels = channels_of(base)
+        self.redraws = getattr(base, "redraws", False)
+
+
+@NETWORKS.register("adaptive")
+class Adaptive(Wrapper):
     """Move an image to where the purifier changes it little, then purify it (Kalaria, Hazra and Chakrabarti, arXiv 2208.13838).
 
     An autoencoder reconstructs clean images well and attacked ones badly: a few signed gradient steps down the
@@ -26,15 +38,15 @@ class Adaptive(nn.Module):
         InputError: a number that makes no sense.
     """
 
+    not_exportable = "it follows gradients of its own"
+
     def __init__(self, base: nn.Module, num_steps: int = 4, step_size: float = 2 / 255, epsilon: float = 8 / 255) -> None:
-        super().__init__()
+        super().__init__(base)
         if not isinstance(num_steps, int) or num_steps < 1 or not (0 < step_size < math.inf and 0 < epsilon < math.inf):
             raise InputError(
                 "adaptive use needs at least one whole step, and a step_size and an epsilon above 0; got "
                 f"num_steps={num_steps}, step_size={step_size}, epsilon={epsilon}"
             )
-        self.config: dict[str, Any] = {"base": base, "num_steps": num_steps, "step_size": step_size, "epsilon": epsilon}
-        self.base = base
         self.num_steps = num_steps
         self.step_size = step_size
         self.epsilon = epsilon
@@ -52,7 +64,8 @@ class Adaptive(nn.Module):
         return self.base(moved + (images - images.detach()))
 
 
-class Noisy(nn.Module):
+@NETWORKS.register("noisy")
+class Noisy(Wrapper):
     """Add Gaussian noise, project into a ball around the image, clip to [0,1], then purify: NRP's dynamic inference (Naseer
     et al. 2020, section 3.5), so that an attacker does not know what the purifier will see.
 
@@ -67,12 +80,12 @@ class Noisy(nn.Module):
         InputError: a number that makes no sense.
     """
 
+    not_exportable = "it draws random numbers, so that its file could not be checked; export what it is around"
+
     def __init__(self, base: nn.Module, sigma: float = 0.05, epsilon: float = 16 / 255) -> None:
-        super().__init__()
+        super().__init__(base)
         if not (0 < sigma < math.inf and 0 < epsilon < math.inf):
             raise InputError(f"noise needs a sigma and an epsilon above 0; got sigma={sigma}, epsilon={epsilon}")
-        self.config: dict[str, Any] = {"base": base, "sigma": sigma, "epsilon": epsilon}
-        self.base = base
         self.sigma = sigma
         self.epsilon = epsilon
 
@@ -82,7 +95,8 @@ class Noisy(nn.Module):
         return self.base((images + noise).clamp(0, 1))
 
 
-class Blend(nn.Module):
+@NETWORKS.register("blend")
+class Blend(Wrapper):
     """Let a share of the input pass around the purifier: ``share * x + (1 - share) * f(x)``.
 
     A purifier that redraws the image withstands an attacker who knows it only because nothing passes around its latent. The
@@ -97,22 +111,13 @@ class Blend(nn.Module):
     """
 
     def __init__(self, base: nn.Module, share: float) -> None:
-        super().__init__()
+        super().__init__(base)
         if not 0 <= share <= 1:
             raise InputError(f"the share of the input is in [0,1]; got {share}")
-        self.config: dict[str, Any] = {"base": base, "share": share}
-        self.base = base
         self.share = share
-
-    @property
-    def reach(self) -> int | None:
-        """How far a pixel of the input acts, in pixels, if that is known of the base."""
-        return getattr(self.base, "reach", None)
-
-    @property
-    def stride(self) -> int:
-        """The base's."""
-        return getattr(self.base, "stride", 1)
+        self.reach = getattr(base, "reach", None)
+        self.stride = getattr(base, "stride", 1)
+        self.redraws = self.redraws and not share
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""

@@ -14,7 +14,6 @@ from purifiers.classifiers.adapters import Normalized, Resized
 from purifiers.console import say
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line, require
-from purifiers.recipes.schema import Classifier
 from purifiers.registry import CONFIG_FILE
 from purifiers.weights import HUB
 
@@ -22,22 +21,25 @@ PREPROCESSOR = "preprocessor_config.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ckpt")
 
 
-def load_transformers(where: str, config: Classifier, data: ImageSet) -> nn.Module:
+def load_transformers(
+    where: str, data: ImageSet, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> nn.Module:
     """The image classifier at ``where``, a folder or a name on the hub, on the CPU, and a line that says what is in it.
 
-    Its normalisation is that of ``config``, or else of its preprocessor_config.json. Images of another size than that file
-    asks for are resized in it. Where its labels are the data's classes in another order, its logits are put in the data's.
+    Its normalisation is ``mean`` and ``std``, or else that of its preprocessor_config.json. Images of another size than that
+    file asks for are resized in it. Where its labels are the data's classes in another order, its logits are put in the data's.
 
     Raises:
         ConfigError: transformers is not installed; it is no image classifier, or needs code of its own, or something of its
-            preprocessing cannot be done here; neither file nor ``config`` give a normalisation.
+            preprocessing cannot be done here; neither a file nor the call gives a normalisation.
         MissingFileError: no such folder, no weights as safetensors, or the hub cannot be reached or has no such model.
         CheckpointError: its weights are damaged or not complete.
     """
     local = _checked_folder(where)
     network = _load(where, local)
     settings = _preprocessing(where, local)
-    mean, std = (config.mean, config.std) if config.mean and config.std else _normalization(settings, where)
+    if not mean or not std:
+        mean, std = _normalization(settings, where)
     order = _order(getattr(network.config, "id2label", None) or {}, data.classes)
     flip = bool(settings.get("do_flip_channel_order"))
     classifier: nn.Module = Normalized(_Logits(network, order, flip), mean, std)

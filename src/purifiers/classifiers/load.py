@@ -1,76 +1,73 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks.views import are_probabilities, is_random, relative_difference
 from purifiers.classifiers.adapters import Fixed, Grey
-from purifiers.classifiers.sources import build_classifier, open_source, told
+from purifiers.classifiers.probes import are_probabilities, is_random, relative_difference
+from purifiers.classifiers.sources import open_source
 from purifiers.console import say
-from purifiers.data import ImageSet, class_names, image_shape, slices, to_float
+from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import ConfigError, InputError
-from purifiers.recipes.parts import Data
-from purifiers.recipes.schema import Classifier
-from purifiers.registry import fingerprint, place
+from purifiers.registry import fingerprint, located, place
 
-__all__ = ["accuracy", "build_classifier", "load_away", "load_classifier", "watch"]
-
+_GENERATOR = torch.Generator().manual_seed(0)
+NOISE = ImageSet(
+    "noise", torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=_GENERATOR), torch.zeros(2).long(), ()
+)
+"""What stands for images of which nothing is known."""
 ALONE = 1e-2
 """An image's logits, asked alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
 half precision by about this much; BatchNorm in training mode does far more."""
 
 
-def load_classifier(source: str, config: Classifier, data: ImageSet) -> nn.Module:
-    """Load the user's classifier in evaluation mode, without parameter gradients, on the data's device, and check it.
+def load_classifier(
+    source: str,
+    data: ImageSet | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    network: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Load a classifier in evaluation mode, without parameter gradients, and check it: images (N, 3, H, W), float32, in [0,1]
+    -> logits (N, classes).
 
     One of grey images gets the luma of the data's, which a line says.
 
     Args:
-        source: one of :data:`purifiers.classifiers.CLASSIFIER_FORMS`.
-        config: the recipe's classifier: its network, for weights alone, and the normalisation that it gives.
-        data: images that it must be able to classify; where their classes are not known, into any number.
+        source: one of :data:`purifiers.classifiers.CLASSIFIER_FORMS`, for example ``cifar10-resnet56``.
+        data: images that it must be able to classify, on whose device it is put; where their classes are not known, into any
+            number of classes. None: it is checked when it is first used.
+        mean, std: the normalisation that it expects, in [0,1] units: a number for each channel, or one for all. None: it is
+            inside.
+        network: for a file of weights alone, the network: its name under ``network``, its arguments beside it.
+        device: where there is no ``data``.
 
     Raises:
         ConfigError: not one of these forms; a module or function that cannot be imported or called; a classifier that
             does not return finite logits (N, classes) for the data's images and classes, has no input gradient, is random,
-            changes when it is asked, or mixes the images of a batch.
+            changes when it is called, or mixes the images of a batch.
         MissingFileError, CheckpointError: see ``load_network``, ``load_exported``, ``load_transformers``.
     """
+    opened = open_source(source, data or NOISE, mean, std, network)
+    classifier = _ready(opened, device if data is None else data.images.device)
+    if data is None:
+        try:
+            return _for_channels(classifier, source, to_float(NOISE.images).to(device))
+        except ConfigError:  # it may take another size
+            return classifier
     images = to_float(data.images[:2])
-    classifier = _for_channels(_opened(source, config, data), source, images)
-    _check(classifier, source, images, data.classes)
+    classifier = _for_channels(classifier, source, images)
+    check_classifier(classifier, source, images, data.classes)
     return classifier
 
 
-def load_away(source: str, config: Classifier, data: Data) -> nn.Module:
-    """As :func:`load_classifier`, on the CPU, where the images need not be there: checked on noise of their size.
-
-    Their classes count where they are known. Of images whose size is not known (a folder that is not here) nothing is checked.
-
-    Args:
-        source, config: see there, for what is raised too.
-        data: the recipe's.
-    """
-    shape = image_shape(data.name, data.path, data.size)
-    noise = _noise(class_names(data.name, data.path) or (), shape or (32, 32))
-    if shape is not None:
-        return load_classifier(source, config, noise)
-    classifier = _opened(source, config, noise)
-    try:
-        return _for_channels(classifier, source, to_float(noise.images))
-    except ConfigError:  # it may take another size
-        return classifier
-
-
-def _noise(classes: Sequence[str], shape: tuple[int, int]) -> ImageSet:
-    pixels = torch.randint(256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), tuple(classes))
-
-
-def _opened(source: str, config: Classifier, data: ImageSet) -> nn.Module:
-    classifier = place(open_source(source, config, data), data.images.device)
+def _ready(classifier: nn.Module, device: torch.device | str) -> nn.Module:
+    classifier = place(classifier, device)
     try:
         classifier.eval()
     except NotImplementedError:  # an exported program, or one with such a part
@@ -119,7 +116,7 @@ def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
         logits = classifier(images)
     except Exception as error:
         hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
-        raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {told(error)}{hint}") from error
+        raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {located(error)}{hint}") from error
     if not isinstance(logits, Tensor):
         hint = (
             "give the folder or hub name of a transformers model, or return .logits"
@@ -138,7 +135,18 @@ def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
 
 
 @torch.enable_grad()  # whatever the caller has
-def _check(classifier: nn.Module, source: str, images: Tensor, classes: tuple[str, ...]) -> None:
+def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str] = ()) -> None:
+    """Refuse a classifier that cannot be defended or attacked; see :func:`load_classifier`.
+
+    Args:
+        classifier: in evaluation mode.
+        source: what to call it in messages.
+        images: float32 (N, 3, H, W), in [0,1], two or more.
+        classes: their class names; empty where they are not known.
+
+    Raises:
+        ConfigError: says what is wrong.
+    """
     before = fingerprint(classifier)
     images = images.clone().requires_grad_(True)
     logits = _logits(classifier, source, images)

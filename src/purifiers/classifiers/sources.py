@@ -1,9 +1,7 @@
 """Where a classifier comes from: one function for each form of :data:`purifiers.classifiers.CLASSIFIER_FORMS`."""
 
-import importlib
 import json
-import sys
-import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +14,62 @@ from purifiers.classifiers.exported import load_exported
 from purifiers.classifiers.huggingface import load_transformers
 from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, nearest
-from purifiers.recipes.schema import Classifier
-from purifiers.registry import CONFIG_FILE, PURIFIERS, build_network, load_network, load_weights
+from purifiers.registry import (
+    CONFIG_FILE,
+    build_network,
+    load_network,
+    load_weights,
+    located,
+    resolve,
+    working_directory_importable,
+)
 from purifiers.weights import HUB
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
-def build_classifier(config: Classifier, classes: int) -> nn.Module:
-    """The untrained network of the recipe for ``classes`` classes."""
-    own = {key: list(value) * (3 // len(value)) for key, value in (("mean", config.mean), ("std", config.std)) if value}
-    return build_network(config.network.network, {**config.network.arguments, **own, "num_classes": classes})
+def build_classifier(
+    network: Mapping[str, Any], classes: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> nn.Module:
+    """The untrained ``network`` (its name under ``network``, arguments beside it) for ``classes`` classes."""
+    arguments = {key: value for key, value in network.items() if key != "network"}
+    own = {key: list(value) * (3 // len(value)) for key, value in (("mean", mean), ("std", std)) if value}
+    return build_network(network["network"], {**arguments, **own, "num_classes": classes})
 
 
-def open_source(source: str, config: Classifier, data: ImageSet) -> nn.Module:
+def open_source(
+    source: str,
+    data: ImageSet,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    network: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """The classifier that ``source`` names, on the CPU, unchecked; see :func:`purifiers.classifiers.load.load_classifier`.
 
-    The normalisation that ``config`` gives is in it: in the place of the recipe's network's own, or of that of a Hugging Face
-    model's files; before what else takes any.
+    ``mean`` and ``std`` are built into it: they replace those of ``network`` or of a Hugging Face model's files, and go before
+    anything else.
     """
     path = weights.locate(source)
     if source.startswith(HUB) or is_transformers(path):
-        return load_transformers(source.removeprefix(HUB), config, data)
+        return load_transformers(source.removeprefix(HUB), data, mean, std)
     if path.suffix == ".safetensors":
         if is_transformers(path.parent):
             raise ConfigError(f"{path} belongs to a Hugging Face model: give its folder, {path.parent}")
-        if not data.classes:
+        if not data.classes or network is None:
             raise ConfigError(
-                f"of which network and how many classes {path} holds the weights is not known here: name the recipe of its "
-                "images with --recipe or give their folder with --data-dir, or give a saved network's folder"
+                f"{path} holds weights alone, and their network or its classes are not known: name the recipe of its images "
+                "with --recipe or their folder with --data-dir, or give a saved network's folder (in Python: data=, network=)"
             )
-        classifier = build_classifier(config, len(data.classes))
+        classifier = build_classifier(network, len(data.classes), mean, std)
         load_weights(classifier, path)
         return classifier
     if path.is_dir():
-        if config.mean is not None:
+        if mean is not None:
             raise ConfigError(f"the classifier in {path} has its normalisation inside: leave out mean and std")
-        network = load_network(path)
-        if type(network) in PURIFIERS.values():
-            raise ConfigError(f"'{source}' is a purifier, which makes images of images; a classifier is needed here")
-        return network
+        classifier = load_network(path)
+        if getattr(classifier, "output", None) != "logits":
+            raise ConfigError(f"'{source}' is a purifier; expected a classifier")
+        return classifier
     if path.suffix == ".pt2":
         classifier = load_exported(path)
     elif path.suffix in PICKLES:
@@ -65,13 +79,7 @@ def open_source(source: str, config: Classifier, data: ImageSet) -> nn.Module:
     else:
         hint = nearest(source, weights.CLASSIFIERS)
         raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
-    return classifier if config.mean is None or config.std is None else Normalized(classifier, config.mean, config.std)
-
-
-def told(error: Exception) -> str:
-    """An error in the user's own code, with the place to look at."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+    return classifier if mean is None or std is None else Normalized(classifier, mean, std)
 
 
 def is_transformers(folder: Path) -> bool:
@@ -84,24 +92,14 @@ def is_transformers(folder: Path) -> bool:
 
 
 def _call(source: str) -> nn.Module:
-    module_name, _, function_name = source.partition(":")
-    # The command's own folder is on the path of `python -m`, but not of an installed command.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-        build = getattr(module, function_name, None)
-        classifier = build() if callable(build) else None
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"cannot import the classifier '{source}' ({error}); give the command in the folder that holds the module, "
-            "or put that folder on PYTHONPATH"
-        ) from error
-    except Exception as error:
-        raise ConfigError(f"calling the classifier '{source}' failed: {told(error)}") from error
+    build = resolve(source, "classifier")
     if not callable(build):
-        own = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise ConfigError(f"the module '{module_name}' has no function '{function_name}'{nearest(function_name, own)}")
+        raise ConfigError(f"'{source}' is a {type(build).__name__}; it must be a function that returns a torch.nn.Module")
+    try:
+        with working_directory_importable():
+            classifier = build()
+    except Exception as error:
+        raise ConfigError(f"calling the classifier '{source}' failed: {located(error)}") from error
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
     return classifier

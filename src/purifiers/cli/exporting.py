@@ -125,11 +125,12 @@ def _images(recipe: "Recipe", split, limit: int) -> "ImageSet":  # type: ignore[
 
 def _classifier(parsed: argparse.Namespace, recipe: "Recipe") -> "nn.Module":
     """The one to put behind the purifier, as the recipe has it now."""
-    from purifiers.classifiers.load import load_away
+    from purifiers.classifiers.load import load_classifier
+    from purifiers.data import placeholder
 
     assert recipe.classifier.source is not None
     data = recipe.data.model_copy(update={"size": parsed.size}) if parsed.size else recipe.data
-    return load_away(recipe.classifier.source, recipe.classifier, data)
+    return load_classifier(recipe.classifier.source, placeholder(**data.place()), **recipe.classifier.options())
 
 
 def _judge(parsed: argparse.Namespace, recipe: "Recipe", test: "ImageSet"):  # type: ignore[no-untyped-def]
@@ -142,7 +143,7 @@ def _judge(parsed: argparse.Namespace, recipe: "Recipe", test: "ImageSet"):  # t
         return None, ""
     own = weights.locate(parsed.what) / "checkpoints" / "classifier"
     source = recipe.classifier.source or (str(own) if is_run(parsed.what) else recipe.weights.get("classifier"))
-    return (None, "") if source is None else (load_classifier(source, recipe.classifier, test), Path(source).name)
+    return (None, "") if source is None else (load_classifier(source, test, **recipe.classifier.options()), Path(source).name)
 
 
 def _written(parsed: argparse.Namespace, path: Path, channels: int) -> str:

@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from purifiers.data.datasets import DATASETS
 from purifiers.data.images import ImageSet
-from purifiers.errors import DataError, MissingFileError
+from purifiers.errors import DataError, MissingFileError, require
 
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -26,6 +27,7 @@ BATCH_MD5 = {
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+@DATASETS.register("cifar10", classes=CLASSES, size=32)
 def load_cifar10(split: Literal["train", "test"], path: str | None = None) -> ImageSet:
     """CIFAR-10's 50,000 training or 10,000 test images.
 
@@ -62,9 +64,8 @@ def _find(path: str | None) -> Path:
 
 
 def _download() -> Path:
-    import pooch
-    import requests
-
+    pooch = require("pooch")
+    requests = require("requests")
     cache = pooch.os_cache("purifiers")
     try:
         files = pooch.retrieve(

@@ -5,13 +5,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from purifiers.data.datasets import DATASETS
 from purifiers.data.images import ImageSet, to_uint8
-from purifiers.errors import ConfigError
+from purifiers.errors import ConfigError, require
 
 SIZES = (16, 32)
 CLASSES = tuple(map(str, range(10)))
 
 
+@DATASETS.register("digits", classes=CLASSES, size=SIZES[0])
 def load_digits(split: Literal["train", "test"], size: int = SIZES[0]) -> ImageSet:
     """The digits, enlarged to 3 x ``size`` x ``size``; a fixed stratified split into 1,437 and 360 images.
 
@@ -19,9 +21,8 @@ def load_digits(split: Literal["train", "test"], size: int = SIZES[0]) -> ImageS
         ConfigError: ``size`` is neither 16 nor 32.
     """
     # Imported here: scikit-learn takes a second to load, and only this data set needs it.
-    from sklearn.datasets import load_digits as sklearn_digits
-    from sklearn.model_selection import train_test_split
-
+    sklearn_digits = require("sklearn.datasets").load_digits
+    train_test_split = require("sklearn.model_selection").train_test_split
     if size not in SIZES:
         raise ConfigError(f"the digits come in sizes {' and '.join(map(str, SIZES))}; got data.size={size}")
     pixels, labels = sklearn_digits(return_X_y=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from purifiers.data.datasets import DATASETS
 from purifiers.data.files import image_files, read_rgb
 from purifiers.data.images import ImageSet
 from purifiers.errors import ConfigError, DataError, MissingFileError
@@ -19,6 +20,27 @@ NAMED = 20
 """Unreadable files that an error names; it counts all."""
 
 
+def folder_classes(path: str | None) -> tuple[str, ...] | None:
+    """The class names of such a folder, or None if it is not here or not laid out so."""
+    try:
+        return _class_names(_home(Path(path or ""), "train")[0]) if path and Path(path).is_dir() else None
+    except (DataError, MissingFileError, OSError):
+        return None
+
+
+def folder_shape(path: str | None) -> tuple[int, int] | None:
+    """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
+    try:
+        if not path or not Path(path).is_dir():
+            return None
+        home = _home(Path(path), "train")[0]
+        first = read_rgb(image_files(home / _class_names(home)[0])[0])
+    except (DataError, MissingFileError, OSError):
+        return None
+    return first.height, first.width
+
+
+@DATASETS.register("folder", classes=folder_classes, size=folder_shape)
 def load_folder(split: Literal["train", "test"], path: str | None = None, size: int | None = None) -> ImageSet:
     """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``).
 
@@ -65,26 +87,6 @@ def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[P
         raise MissingFileError(f"there is no folder {root}")
     home, own_splits = _home(root, split)
     return {name: _class_files(home / name, split, own_splits) for name in _class_names(home)}
-
-
-def folder_classes(path: str | None) -> tuple[str, ...] | None:
-    """The class names of such a folder, or None if it is not here or not laid out so."""
-    try:
-        return _class_names(_home(Path(path or ""), "train")[0]) if path and Path(path).is_dir() else None
-    except (DataError, MissingFileError, OSError):
-        return None
-
-
-def folder_shape(path: str | None) -> tuple[int, int] | None:
-    """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
-    try:
-        if not path or not Path(path).is_dir():
-            return None
-        home = _home(Path(path), "train")[0]
-        first = read_rgb(image_files(home / _class_names(home)[0])[0])
-    except (DataError, MissingFileError, OSError):
-        return None
-    return first.height, first.width
 
 
 def _home(root: Path, split: str) -> tuple[Path, bool]:

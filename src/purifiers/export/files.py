@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purifiers.baselines import JPEG, SOAP, Adaptive, Median, Noisy, TotalVariation
 from purifiers.errors import ConfigError, require
 from purifiers.hub import license_of
 from purifiers.purifier import Purifier
-from purifiers.registry import PURIFIERS, describe
+from purifiers.registry import NETWORKS, describe
 from purifiers.storage import atomic_path
 from purifiers.version import __version__
 
@@ -25,15 +24,6 @@ OPSET = 18
 """The oldest that torch's exporter writes of itself, so that most runtimes read it."""
 TOLERANCE = 1e-4
 """How far a file's output may be from PyTorch's: of images in [0,1] units, of logits as a share of the largest (if above 1)."""
-UNEXPORTABLE: dict[type[nn.Module], str] = {
-    JPEG: "it compresses with Pillow",
-    Median: "it computes with SciPy",
-    TotalVariation: "it computes with scikit-image",
-    SOAP: "it follows gradients of its own",
-    Adaptive: "it follows gradients of its own",
-    Noisy: "it draws random numbers, so that its file could not be checked; export what it is around",
-}
-"""Networks that no graph of tensors describes, and why."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +48,10 @@ def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Mo
         ConfigError: the purifier is none that can be exported; says why, and which can.
     """
     for part in purifier.network.modules():
-        if type(part) in UNEXPORTABLE:
-            names = {cls: name for name, cls in PURIFIERS.items()}
-            possible = ", ".join(name for name, cls in PURIFIERS.items() if cls not in UNEXPORTABLE)
-            why = f"{names[type(part)]} cannot be exported: {UNEXPORTABLE[type(part)]}"
-            raise ConfigError(f"{why}. What can: {possible} (wrappers if what they are around can)")
+        if why := getattr(part, "not_exportable", None):
+            possible = ", ".join(name for name, one in NETWORKS.items() if getattr(one, "not_exportable", None) is None)
+            name = NETWORKS.name_of(type(part))
+            raise ConfigError(f"{name} cannot be exported: {why}. What can: {possible} (wrappers if what they are around can)")
     # Without the checks of Purifier: a graph has no errors to raise.
     model = purifier.network if classifier is None else nn.Sequential(purifier.network, classifier)
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purifiers.errors import InputError
+from purifiers.networks.network import Network
+from purifiers.registry import NETWORKS
 
 
-class CAE(nn.Module):
+@NETWORKS.register("cae")
+class CAE(Network):
     """A convolutional autoencoder with symmetric skips: images in [0,1] -> images in [0,1], any height and width.
 
     The encoder is ``sum(blocks)`` blocks Conv-BN-ReLU, the decoder its mirror, as many blocks
@@ -33,6 +35,8 @@ class CAE(nn.Module):
         InputError: the arguments do not describe a network.
     """
 
+    trainable = True
+
     def __init__(
         self,
         widths: Sequence[int] = (24, 48, 96),
@@ -47,15 +51,12 @@ class CAE(nn.Module):
                 "a CAE needs as many widths as blocks, all at least 1, and skip_every of at least 0; "
                 f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}, skip_every={skip_every}"
             )
-        self.config: dict[str, Any] = {
-            "widths": list(widths),
-            "blocks": list(blocks),
-            "skip_every": skip_every,
-            "residual": residual,
-            "channels": channels,
-        }
         self.residual = residual
+        self.channels = channels
         self.stride = 2 ** (len(widths) - 1)
+        # Every block reaches one step of the finer of its two resolutions, on either side of the latent.
+        steps_down = (2 ** (stage - 1) + (count - 1) * 2**stage for stage, count in enumerate(blocks) if stage)
+        self.reach = 2 * (blocks[0] + sum(steps_down))
         # Channels between blocks, and the blocks that halve the resolution; the decoder walks both lists backwards.
         flow = [channels] + [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
         halving = {sum(blocks[:stage]) for stage in range(1, len(blocks))}
@@ -68,24 +69,10 @@ class CAE(nn.Module):
         # Number of encoder blocks passed -> that output is kept for the decoder. The latent itself needs no skip.
         depth = len(steps)
         self.skips = frozenset(range(skip_every, depth, skip_every)) if skip_every else frozenset()
+        self.redraws = not residual and not self.skips
         if residual:
             for parameter in self.decoder[-1].parameters():
                 nn.init.zeros_(parameter)
-
-    @property
-    def redraws(self) -> bool:
-        """All that reaches the output passes through the latent: what comes out may be a pattern that people see nothing in."""
-        return not self.residual and not self.skips
-
-    @property
-    def reach(self) -> int:
-        """How far a pixel of the input acts, in pixels: none changes the output further away than this.
-
-        Every block reaches one step of the finer of its two resolutions, on either side of the latent.
-        """
-        counts = self.config["blocks"]
-        steps = counts[0] + sum(2 ** (stage - 1) + (count - 1) * 2**stage for stage, count in enumerate(counts) if stage)
-        return 2 * steps
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, channels, H, W), float, in [0,1]; same shape, dtype and range."""
@@ -99,8 +86,8 @@ class CAE(nn.Module):
         output = torch.tanh(features)
         if self.residual:
             output = (padded + output).clamp(-1, 1)
-        # In the default layout, as a classifier may want to flatten it with view().
-        # A copy without asking whether it is needed: an exported graph would be of one answer, and so of certain sizes only.
+        # In the default layout, as a classifier may want to flatten it with view(). Always a copy: a data-dependent branch
+        # would fix the input size on export.
         return ((output + 1) / 2)[..., :height, :width].clone(memory_format=torch.contiguous_format)
 
     def latent(self, images: Tensor) -> Tensor:
@@ -113,7 +100,7 @@ class CAE(nn.Module):
         return F.pad(images * 2 - 1, (0, right, 0, down), mode="replicate")
 
     def _encode(self, features: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """The latent, and what the decoder is given besides, by the number of encoder blocks that it has passed."""
+        """The latent, and the outputs that are added in the decoder, by the number of encoder blocks passed."""
         kept: dict[int, Tensor] = {}
         for passed, block in enumerate(self.encoder, start=1):
             features = block(features)

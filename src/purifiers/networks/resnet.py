@@ -1,13 +1,14 @@
 """Residual networks for small images (He et al. 2016, section 4.2): ResNet-20, 32, 44, 56, 110."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purifiers.errors import InputError
+from purifiers.networks.network import Network
+from purifiers.registry import NETWORKS
 
 DEPTHS = (20, 32, 44, 56, 110)
 
@@ -33,7 +34,8 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
-class ResNet(nn.Module):
+@NETWORKS.register("resnet")
+class ResNet(Network):
     """A CIFAR ResNet: images (N, 3, H, W), float, in [0,1] -> logits (N, num_classes).
 
     Normalisation lives in here, as buffers that are not part of the weights, so that weights of the same network trained
@@ -49,6 +51,8 @@ class ResNet(nn.Module):
         InputError: another depth, fewer than 2 classes, or a mean and std not of three channels.
     """
 
+    output = "logits"
+    channels = 3
     mean: Tensor
     std: Tensor
 
@@ -68,13 +72,6 @@ class ResNet(nn.Module):
             raise InputError(f"a CIFAR ResNet has a width of at least 1, and depth {depths}; got width {width}, depth {depth}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean and std need three channels each and std above 0; got {list(mean)} and {list(std)}")
-        self.config: dict[str, Any] = {
-            "depth": depth,
-            "num_classes": num_classes,
-            "width": width,
-            "mean": list(mean),
-            "std": list(std),
-        }
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)

@@ -5,23 +5,22 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from purifiers.attacks import AnyAttack, Attack, Length
+from purifiers.attacks import VIEWS, AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
 from purifiers.errors import nearest
-from purifiers.recipes.parts import Group, Positive
+from purifiers.kinds import Group
+from purifiers.recipes.parts import Positive, checked
 
-THREAT_MODELS = ("full", "bpda", "eot", "blind", "transfer", "query")
-"""In the order in which they are run: the views, and ``transfer``, whose images are made on another model."""
+TRANSFER = "transfer"
+"""The threat model that is no view: its adversarial images are made on another model."""
 Radius = Annotated[Length, Field(gt=0)]
-ASKING = ("square", "hop_skip_jump")
-"""Kinds of attacks that take no gradients."""
 
 
-def refuse_gradients(attacks: Mapping[str, AnyAttack]) -> None:
-    """Raise ValueError for an attack, by name, that takes what the view ``query`` does not give."""
+def refuse_gradients(view: str, attacks: Mapping[str, Attack]) -> None:
+    """Raise ValueError for an attack, by name, that needs gradients where ``view`` gives none."""
     for name, attack in attacks.items():
-        if attack.kind not in ASKING:
-            raise ValueError(f"views.query: '{name}' takes gradients; this attacker can only ask")
+        if view != TRANSFER and attack.needs_gradients and not VIEWS[view].gradients:
+            raise ValueError(f"views.{view}: '{name}' takes gradients, and this attacker has none")
 
 
 def standard_attacks(epsilon: float, epsilon_l2: float) -> dict[str, dict[str, Any]]:
@@ -145,13 +144,12 @@ class AuditSettings(Group):
     @model_validator(mode="after")
     def _known_names(self) -> "AuditSettings":
         for view, names in self.views.items():
-            if view not in THREAT_MODELS:
-                raise ValueError(f"views: there is no threat model '{view}'{nearest(view, THREAT_MODELS)}")
+            if view != TRANSFER:
+                checked(VIEWS, view)
             for name in names:
                 if name not in self.attacks:
                     raise ValueError(f"views.{view}: there is no attack '{name}'{nearest(name, self.attacks)}")
-            if view == "query":
-                refuse_gradients({name: self.attacks[name] for name in names})
+            refuse_gradients(view, {name: self.attacks[name] for name in names})
         return self
 
     @field_serializer("attacks")

@@ -1,18 +1,20 @@
 """What a recipe may say of the purifiers that ours is compared with."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from purifiers.attacks import SSP
+from purifiers.baselines.classical import Nothing, Transformation
+from purifiers.baselines.wrappers import Wrapper
 from purifiers.errors import nearest
-from purifiers.recipes.parts import Group, Network, OnPerturbed, Optimisation, Positive, folder_name
+from purifiers.kinds import Kind
+from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Positive, folder_name
+from purifiers.registry import NETWORKS, Registry
 
-TRANSFORMATIONS = ("jpeg", "bit_depth", "median", "total_variation", "nothing")
-"""Networks that have nothing to learn."""
-WRAPPERS = ("adaptive", "noisy", "blend")
-"""Networks around the network of a purifier."""
+BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes")
+"""What a recipe may name as a baseline's ``kind``."""
 
 
 class TrainingNRP(OnPerturbed):
@@ -35,21 +37,43 @@ class TrainingSOAP(Optimisation):
     noise: float = Field(default=0.1, ge=0, allow_inf_nan=False)
 
 
-class _Baseline(Group):
-    """What all baselines have: a network, and on how many random test images it is measured (where it is slow)."""
+class Baseline(Kind):
+    """What all baselines have.
 
-    network: Network
+    ``network``: images -> images.
+    ``test_limit``: measured on so many random test images, where it is slow.
+    """
+
+    registry: ClassVar[Registry[Any]] = BASELINES
+
+    network: NetworkConfig
     test_limit: Positive | None = None
 
 
-class Untrained(_Baseline):
+class TrainedBaseline(Baseline):
+    """A baseline that is trained on the recipe's images.
+
+    ``limit``: trained on so many random images.
+    ``training``: how.
+
+    Attributes:
+        trainer: ``module:function`` that trains it: (run, title, these settings, training images) -> the network.
+    """
+
+    trainer: ClassVar[str]
+
+    limit: Positive | None = None
+    training: Optimisation
+
+
+@BASELINES.register("untrained")
+class Untrained(Baseline):
     """A purifier that needs no training: a classical transformation, a wrapper ``around`` a trained one, or SOAP once more.
 
     ``around``: ``student`` or another baseline, whose network the wrapper gets as its ``base``. A network ``soap`` around a
     trained SOAP is that one with other arguments, such as ``held: true``.
     """
 
-    kind: Literal["untrained"] = "untrained"
     around: str | None = None
 
     @model_validator(mode="after")
@@ -57,58 +81,63 @@ class Untrained(_Baseline):
         name = self.network.network
         if name == "soap" and self.around:
             return self
-        if name not in (*TRANSFORMATIONS, *WRAPPERS):
-            raise ValueError(f"'{name}' needs training, or maps no images{nearest(name, [*TRANSFORMATIONS, *WRAPPERS])}")
+        if not _ready(name):
+            valid = [one for one in NETWORKS if _ready(one)]
+            raise ValueError(f"'{name}' needs training, or maps no images{nearest(name, valid)}")
         given = [
             word for word, there in (("around", self.around), ("network.base", self.network.arguments.get("base"))) if there
         ]
         if inside := _not_ready(self.network.arguments.get("base")):
-            raise ValueError(f"network.base: {inside} is no purifier that needs no training")
-        if name in WRAPPERS and len(given) != 1:
-            raise ValueError(f"'{name}' goes around a purifier: give either around (such as student) or network.base")
-        if name in TRANSFORMATIONS and given:
-            raise ValueError(f"'{name}' goes around nothing: leave out {given[0]}")
+            raise ValueError(f"network.base: {inside} needs training, or is no network")
+        wraps = issubclass(NETWORKS[name], Wrapper)
+        if wraps and len(given) != 1:
+            raise ValueError(f"'{name}' wraps another purifier: give either around (such as student) or network.base")
+        if not wraps and given:
+            raise ValueError(f"'{name}' wraps no other purifier; remove '{given[0]}'")
         return self
 
 
-class BaselineNRP(_Baseline):
+@BASELINES.register("nrp")
+class BaselineNRP(TrainedBaseline):
     """NRP (Naseer et al. 2020), trained on the recipe's images in front of the classifier to protect.
 
     ``attack``: makes its training images from features of the classifier.
     ``feature_layer``: which features, by the dotted name of a layer; the logits where none is given.
-    ``limit``: trained on so many random images.
     ``critic_width``: channels of the critic's first convolution.
     """
 
-    kind: Literal["nrp"] = "nrp"
-    attack: SSP
+    trainer = "purifiers.training.baselines:train_nrp"
+
+    attack: Annotated[SSP, BeforeValidator(SSP.parse)]
     feature_layer: str | None = None
-    limit: Positive | None = None
     critic_width: Positive = 64
     training: TrainingNRP
 
     @field_validator("network")
     @classmethod
-    def _is_nrp(cls, network: Network) -> Network:
+    def _is_nrp(cls, network: NetworkConfig) -> NetworkConfig:
         return _only(network, "nrp")
 
 
-class BaselineSOAP(_Baseline):
-    """SOAP (Shi et al. 2021): a classifier of its own, which is what it is measured in front of; attacked itself.
+@BASELINES.register("soap")
+class BaselineSOAP(TrainedBaseline):
+    """SOAP (Shi et al. 2021): a classifier of its own, which is what it is measured in front of; attacked itself."""
 
-    ``limit``: trained on so many random images.
-    """
+    trainer = "purifiers.training.baselines:train_soap"
 
-    kind: Literal["soap"] = "soap"
-    limit: Positive | None = None
     training: TrainingSOAP
 
     @field_validator("network")
     @classmethod
-    def _is_soap(cls, network: Network) -> Network:
+    def _is_soap(cls, network: NetworkConfig) -> NetworkConfig:
         if _only(network, "soap").arguments.get("classifier") is None:
             raise ValueError("SOAP trains its own classifier: give network.classifier, such as {network: resnet, depth: 20}")
         return network
+
+
+def _ready(name: str) -> bool:
+    """Does the network ``name`` purify without training, alone or around another?"""
+    return issubclass(NETWORKS[name], (Transformation, Nothing, Wrapper))
 
 
 def _not_ready(base: Any) -> str | None:
@@ -118,16 +147,17 @@ def _not_ready(base: Any) -> str | None:
     if not isinstance(base, Mapping):
         return repr(base)
     name = base.get("network")
-    return _not_ready(base.get("base")) if name in (*TRANSFORMATIONS, *WRAPPERS) else f"'{name}'"
+    return _not_ready(base.get("base")) if name in NETWORKS and _ready(str(name)) else f"'{name}'"
 
 
-def _only(network: Network, name: str) -> Network:
+def _only(network: NetworkConfig, name: str) -> NetworkConfig:
     if network.network != name:
         raise ValueError(f"the network of a baseline of kind {name} is '{name}'; got '{network.network}'")
     return network
 
 
-AnyBaseline = Annotated[Untrained | BaselineNRP | BaselineSOAP, Field(discriminator="kind")]
+AnyBaseline = Annotated[SerializeAsAny[Baseline], BeforeValidator(Baseline.parse)]
+"""In a recipe: a baseline of any registered kind, or of ``module:Name``."""
 
 
 def folder_of(title: str) -> str:

@@ -1,16 +1,13 @@
 """Recipes: every number of a run in one file. Read, checked, overridden and written here."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from purifiers.attacks import AnyAttack
 from purifiers.errors import ConfigError, MissingFileError, nearest
-from purifiers.recipes.baseline_settings import AnyBaseline
 from purifiers.recipes.schema import Recipe
 from purifiers.weights import anywhere
 
@@ -75,7 +72,8 @@ def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recip
 def faults(error: ValidationError, group: str | None = None) -> list[str]:
     """What is wrong with a recipe, or with one ``group`` of it, in words, with the nearest valid name of unknown keys."""
     above = () if group is None else (group,)
-    return [_explain((*above, *fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors()]
+    places = [".".join(map(str, (*above, *fault["loc"]))) or "recipe" for fault in error.errors()]
+    return [f"{at}: {fault['msg'].removeprefix('Value error, ')}" for at, fault in zip(places, error.errors(), strict=True)]
 
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -175,48 +173,3 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"cannot set {key}: '{name}' is a value, not a group of values")
     place[last] = value
-
-
-def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    kinds = _KINDS["baselines" if location[:1] == ("baselines",) else "attacks"]
-    # The kind of a union's member stands in the location, but in no file.
-    dotted = ".".join(str(part) for i, part in enumerate(location) if i < 2 or part not in kinds)
-    if kind == "extra_forbidden":
-        *parents, key = location
-        return f"{dotted}: there is no such key{nearest(str(key), _keys_at(parents))}"
-    if kind == "union_tag_invalid":
-        given = re.findall(r"'([^']*)'", message)[0]
-        return f"{dotted}.kind: there is no kind '{given}'{nearest(given, kinds)}"
-    if kind == "union_tag_not_found":
-        what = "baseline" if kinds is _KINDS["baselines"] else "attack"
-        return f"{dotted}: there is no such {what} in the recipe; a new one needs a kind ({', '.join(sorted(kinds))})"
-    return f"{dotted or 'recipe'}: {message.removeprefix('Value error, ')}"
-
-
-def _kinds_of(union: Any) -> set[str]:
-    return {member.model_fields["kind"].default for member in get_args(get_args(union)[0])}
-
-
-_KINDS = {"attacks": _kinds_of(AnyAttack), "baselines": _kinds_of(AnyBaseline)}
-
-
-def _keys_at(location: Sequence[int | str]) -> list[str]:
-    """Names of the fields of the model at a fault's location, walked through the schema."""
-    models: list[type[BaseModel]] = [Recipe]
-    for step in location:
-        found = [model.model_fields[str(step)].annotation for model in models if str(step) in model.model_fields]
-        # Steps that are no field are keys of a mapping or the kind of a union: they stay at the models found so far,
-        # of which a kind leaves one.
-        kinds = [model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == step]
-        models = _models_in(found) or kinds or models
-    return sorted({name for model in models for name in model.model_fields})
-
-
-def _models_in(annotations: Sequence[Any]) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-    for annotation in annotations:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
-        else:
-            found += _models_in(getattr(annotation, "__args__", ()))
-    return found

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from purifiers.attacks.base import parse_fraction
+from purifiers.data import DATASETS
 from purifiers.errors import ConfigError
-from purifiers.registry import NETWORKS, build_network
+from purifiers.kinds import Group
+from purifiers.networks.network import channels_of
+from purifiers.registry import NETWORKS, Registry, build_network
 from purifiers.weights import absolute, anywhere
 
 Positive = Annotated[int, Field(ge=1)]
@@ -18,20 +21,36 @@ Place = Annotated[str, AfterValidator(anywhere)]
 """Weights: a name, or a file or folder, which is found from any folder afterwards."""
 
 
-class Group(BaseModel):
-    """Base of all groups: read-only, and no keys but those named."""
+def checked(registry: Registry[Any], name: str) -> str:
+    """``name``, if ``registry`` has it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Raises:
+        ValueError: it does not; the message gives the nearest name.
+    """
+    try:
+        registry[name]
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name
 
 
 class Data(Group):
     """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
 
-    name: Literal["digits", "cifar10", "folder"]
+    name: str
     path: Annotated[str, AfterValidator(absolute)] | None = None
     size: Positive | None = None
     limit: Positive | None = None
     test_limit: Positive | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return checked(DATASETS, name)
+
+    def place(self) -> dict[str, Any]:
+        """The data set as :func:`purifiers.data.placeholder` takes it."""
+        return {"name": self.name, "path": self.path, "size": self.size}
 
     def source(self) -> dict[str, Any]:
         """The options for the loader of this data set."""
@@ -44,7 +63,7 @@ def _with_fractions(content: Any) -> Any:
     return parse_fraction(content) if isinstance(content, str) and re.fullmatch(r"[\d. ]+/[\d. ]+", content) else content
 
 
-class Network(BaseModel):
+class NetworkConfig(BaseModel):
     """A network's name in the registry and its constructor's arguments, all on one level."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -64,16 +83,16 @@ class Network(BaseModel):
 
     def filled(self) -> Mapping[str, Any]:
         """The same with a network for a wrapper's ``base`` or SOAP's ``classifier``, where that comes from elsewhere."""
-        taken = inspect.signature(NETWORKS[self.network]).parameters if self.network in NETWORKS else {}
+        taken = inspect.signature(NETWORKS[self.network]).parameters
         places = {"base": {"network": "nothing"}, "classifier": {"network": "resnet"}}
         return {name: network for name, network in places.items() if name in taken} | dict(self.arguments)
 
     @model_validator(mode="after")
-    def _buildable(self) -> "Network":
+    def _buildable(self) -> "NetworkConfig":
         try:
             with torch.device("meta"):  # neither memory nor random numbers are spent on a check
                 network = build_network(self.network, self.filled())
-            if getattr(network, "config", {}).get("channels", 3) != 3:
+            if (channels_of(network) or 3) != 3:
                 raise ConfigError("every data set has 3 channels (grey images become RGB)")
         except ConfigError as error:
             raise ValueError(str(error)) from error

@@ -7,14 +7,13 @@ from pydantic import Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.errors import nearest
+from purifiers.kinds import Group
 from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
 from purifiers.recipes.baseline_settings import AnyBaseline, Untrained, folder_of
-from purifiers.recipes.parts import Data, Group, Network, OnPerturbed, Optimisation, Place, Positive, folder_name
-from purifiers.registry import CLASSIFIERS
+from purifiers.recipes.parts import Data, NetworkConfig, OnPerturbed, Optimisation, Place, Positive, checked, folder_name
+from purifiers.registry import NETWORKS
 from purifiers.weights import anywhere
 
-TRAINABLE = ("cae",)
-"""Networks that the method trains as a purifier."""
 STARTS = ("scratch", "teacher_at")
 """What a student may start from besides a purifier that is there."""
 ADAPTIVE = "adaptive"
@@ -32,8 +31,12 @@ class Classifier(Group):
     source: Place | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    network: Network = Network(network="resnet", depth=56)
+    network: NetworkConfig = NetworkConfig(network="resnet", depth=56)
     training: Optimisation | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What :func:`purifiers.classifiers.load.load_classifier` takes besides the source."""
+        return {"mean": self.mean, "std": self.std, "network": self.network.model_dump()}
 
     def behind(self, source: str) -> "Classifier":
         """The same with ``source``; without the normalisation, which is of its own source, where that is another."""
@@ -43,9 +46,10 @@ class Classifier(Group):
 
     @field_validator("network")
     @classmethod
-    def _maps_to_logits(cls, network: Network) -> Network:
-        if network.network not in CLASSIFIERS:
-            raise ValueError(f"'{network.network}' is no classifier{nearest(network.network, CLASSIFIERS)}")
+    def _maps_to_logits(cls, network: NetworkConfig) -> NetworkConfig:
+        if getattr(NETWORKS[network.network], "output", None) != "logits":
+            valid = [name for name, one in NETWORKS.items() if getattr(one, "output", None) == "logits"]
+            raise ValueError(f"'{network.network}' is not a classifier{nearest(network.network, valid)}")
         return network
 
     @model_validator(mode="after")
@@ -174,8 +178,7 @@ class Evaluation(Group):
     @classmethod
     def _known_views(cls, views: tuple[str, ...]) -> tuple[str, ...]:
         for view in views:
-            if view not in VIEWS:
-                raise ValueError(f"there is no view '{view}'{nearest(view, VIEWS)}")
+            checked(VIEWS, view)
         return views if "blind" in views else ("blind", *views)
 
     @model_validator(mode="after")
@@ -187,8 +190,8 @@ class Evaluation(Group):
         for name in self.limits:
             if name not in self.attacks and name != ADAPTIVE:
                 raise ValueError(f"limits names '{name}'{nearest(name, [*self.attacks, ADAPTIVE])}; set limits too")
-        if "query" in self.views:
-            refuse_gradients(self.attacks_under("query"))
+        for view in self.views:
+            refuse_gradients(view, self.attacks_under(view))
         return self
 
     def attacks_under(self, view: str) -> dict[str, AnyAttack]:
@@ -228,7 +231,7 @@ class Recipe(Group):
     data: Data
     classifier: Classifier
     companions: tuple[Classifier, ...] = ()
-    purifier: Network
+    purifier: NetworkConfig
     training_attacks: dict[str, AnyAttack] = Field(default_factory=dict)
     attack_rounds: Positive = 1
     latent: Latent | None = None
@@ -247,9 +250,10 @@ class Recipe(Group):
 
     @field_validator("purifier")
     @classmethod
-    def _maps_images(cls, purifier: Network) -> Network:
-        if purifier.network not in TRAINABLE:
-            raise ValueError(f"'{purifier.network}' is no purifier that this trains{nearest(purifier.network, TRAINABLE)}")
+    def _maps_images(cls, purifier: NetworkConfig) -> NetworkConfig:
+        if not getattr(NETWORKS[purifier.network], "trainable", False):
+            valid = [name for name, one in NETWORKS.items() if getattr(one, "trainable", False)]
+            raise ValueError(f"'{purifier.network}' cannot be trained as a purifier{nearest(purifier.network, valid)}")
         return purifier
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Any
 
 from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, Cost, Record, Results
-from purifiers.recipes.baseline_settings import Untrained, folder_of
+from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import parse_recipe
 from purifiers.reports import paper
 from purifiers.reports.tables import Table, comparable_attacks, half_width, images_of, percent, select
@@ -49,8 +49,9 @@ def table_of_baselines(results: Results) -> Table:
     rows = []
     for title, baseline in compared.items():
         size = _size(baseline.network.network, baseline.network.arguments)
-        if isinstance(baseline, Untrained):
-            rows.append([title, size + (f" around {baseline.around}" if baseline.around else ""), "-", "-", "-"])
+        if not isinstance(baseline, TrainedBaseline):
+            around = baseline.around if isinstance(baseline, Untrained) else None
+            rows.append([title, size + (f" around {around}" if around else ""), "-", "-", "-"])
             continue
         history = results.training.get(folder_of(title), [])
         counts = [count for count in (baseline.limit, everything) if count is not None]

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
-from purifiers.classifiers.load import load_away
-from purifiers.data import class_names
+from purifiers.classifiers.load import load_classifier
+from purifiers.data import DATASETS, placeholder
 from purifiers.errors import ConfigError, ServiceError, require
 from purifiers.purifier import Purifier
 from purifiers.recipes.schema import Recipe
@@ -72,7 +72,7 @@ def serve(
     _refuse_address(host, port)
     refuse_other_channels(Purifier.from_pretrained(what))
     limits = limits or Limits()
-    spec = ImageSpec(limits, class_names(recipe.data.name, recipe.data.path) if recipe else None, recipe is not None)
+    spec = ImageSpec(limits, DATASETS[recipe.data.name].class_names(recipe.data.path) if recipe else None, recipe is not None)
     api = PurifyAPI(what, recipe, spec, max_batch_size, batch_timeout)
     if recipe is not None:
         api.load_classifier()  # what is wrong with it is told here and not in the worker
@@ -155,11 +155,11 @@ class PurifyAPI(LitAPI):  # type: ignore[misc]
         self.recipe = recipe
 
     def load_classifier(self) -> nn.Module:
-        """The recipe's classifier; see :func:`purifiers.classifiers.load.load_away`."""
+        """The recipe's classifier; see :func:`purifiers.classifiers.load.load_classifier`."""
         assert self.recipe is not None
         config = self.recipe.classifier
         assert config.source is not None
-        return load_away(config.source, config, self.recipe.data)
+        return load_classifier(config.source, placeholder(**self.recipe.data.place()), **config.options())
 
     def setup(self, device: str) -> None:
         """Load everything; LitServe calls this in the worker."""

@@ -13,8 +13,16 @@ from purifiers.console import progress, say
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import ConfigError
 from purifiers.purifier import Purifier
-from purifiers.recipes.baseline_settings import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, Untrained, folder_of
-from purifiers.registry import CONFIG_FILE, build_network, describe, load_network
+from purifiers.recipes.baseline_settings import (
+    BaselineNRP,
+    BaselineSOAP,
+    TrainedBaseline,
+    TrainingNRP,
+    TrainingSOAP,
+    Untrained,
+    folder_of,
+)
+from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.runs import STATE_FILE, Run
 from purifiers.seeds import seed_for
 from purifiers.storage import load_state, write_text
@@ -42,10 +50,12 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
         network: nn.Module | None
         if isinstance(config, Untrained):
             network = _untrained(run, config)
+        elif not isinstance(config, TrainedBaseline):
+            network = build_network(config.network.network, config.network.arguments)
         elif train:
             data = run.images("train").limited(config.limit, seed_for(run.recipe.seed, "baselines", "limit"))
-            trainer = _train_nrp if isinstance(config, BaselineNRP) else _train_soap
-            network = trainer(run, title, config, data)  # type: ignore[arg-type]
+            network = resolve(config.trainer, "trainer")(run, title, config, data)
+            assert network is not None
             write_text(run.checkpoint(folder_of(title)) / SETTINGS_FILE, config.model_dump_json(indent=1))
         else:
             network = _ready(run, title, config)
@@ -55,7 +65,7 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
             run.baselines[title] = Purifier(network).placed(run.device)
 
 
-def _ready(run: Run, title: str, config: BaselineNRP | BaselineSOAP) -> nn.Module | None:
+def _ready(run: Run, title: str, config: TrainedBaseline) -> nn.Module | None:
     """The finished network of a stage, if it is the one that the recipe asks for."""
     folder = run.checkpoint(folder_of(title))
     if not (folder / CONFIG_FILE).is_file() or not (folder / STATE_FILE).is_file():
@@ -68,7 +78,7 @@ def _ready(run: Run, title: str, config: BaselineNRP | BaselineSOAP) -> nn.Modul
     return network
 
 
-def _settings(config: BaselineNRP | BaselineSOAP, folder: Path) -> BaselineNRP | BaselineSOAP | None:
+def _settings(config: TrainedBaseline, folder: Path) -> TrainedBaseline | None:
     """What a finished stage was trained with; None where that cannot be read. On how many images it is measured is free."""
     try:
         told = type(config).model_validate_json((folder / SETTINGS_FILE).read_text())
@@ -77,7 +87,7 @@ def _settings(config: BaselineNRP | BaselineSOAP, folder: Path) -> BaselineNRP |
     return told.model_copy(update={"test_limit": config.test_limit})
 
 
-def _arguments(config: BaselineNRP | BaselineSOAP, classes: int) -> dict[str, Any]:
+def _arguments(config: TrainedBaseline, classes: int) -> dict[str, Any]:
     """Of the network, with as many classes in its classifier, if it has one, as the data."""
     arguments = dict(config.network.arguments)
     if isinstance(config, BaselineSOAP):
@@ -151,7 +161,8 @@ def nrp_losses(config: TrainingNRP, features: nn.Module) -> StageLosses:
     return compute
 
 
-def _train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.Module:
+def train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.Module:
+    """Train NRP on self-supervised perturbations of ``data``, resumable; see :func:`prepare_baselines` for errors."""
     stage = folder_of(title)
     try:
         seen = Features(run.classifier, config.feature_layer)
@@ -230,7 +241,8 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
     return compute
 
 
-def _train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> nn.Module:
+def train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> nn.Module:
+    """Train SOAP\'s classifier and its auxiliary task on ``data``, resumable; see :func:`prepare_baselines` for errors."""
     stage = folder_of(title)
     purifier = seeded(run, stage, lambda: build_network("soap", _arguments(config, len(data.classes))))
     assert isinstance(purifier, SOAP)

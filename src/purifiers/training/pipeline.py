@@ -8,7 +8,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from purifiers.classifiers.load import accuracy, build_classifier, load_classifier, watch
+from purifiers.classifiers.load import accuracy, load_classifier, watch
+from purifiers.classifiers.sources import build_classifier
 from purifiers.console import Deadline, say
 from purifiers.data import ImageSet
 from purifiers.device import find_device
@@ -69,7 +70,7 @@ def train(
     given = dict(classifiers)
     for name, wanted in recipe.classifiers().items():
         if wanted.source is not None and name not in given:
-            given[name] = load_classifier(wanted.source, wanted, data)
+            given[name] = load_classifier(wanted.source, data, **wanted.options())
     begun = _begun(recipe, run.device)
     if restart:
         _discard(recipe, folder)
@@ -181,7 +182,7 @@ def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
     config = run.recipe.classifiers()[name]
     assert config.training is not None  # the schema asks for a source or a training
-    network = seeded(run, name, lambda: build_classifier(config, len(data.classes)))
+    network = seeded(run, name, lambda: build_classifier(config.network.model_dump(), len(data.classes)))
     fit_stage(run, name, name, network, data.images, data.labels, classifier_losses, config.training, captured=True)
     return network.requires_grad_(False)
 

@@ -7,16 +7,27 @@ from pathlib import Path
 HUB = "hf:"
 """Before the name or folder of a Hugging Face model."""
 _FOLDER = Path(__file__).parent
-NAMES = tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
+_OUTPUTS = {path.parent.name: json.loads(path.read_text())["output"] for path in sorted(_FOLDER.glob("*/config.json"))}
+NAMES = tuple(_OUTPUTS)
 """All of them."""
-PURIFIERS = tuple(name for name in NAMES if json.loads((_FOLDER / name / "config.json").read_text())["network"] != "resnet")
-"""What ``from_pretrained`` and ``--purifier`` take besides folders; the others are classifiers."""
-CLASSIFIERS = tuple(name for name in NAMES if name not in PURIFIERS)
-"""What ``--classifier`` takes besides its other forms."""
+PURIFIERS = tuple(name for name, output in _OUTPUTS.items() if output == "images")
+"""Names that ``from_pretrained`` and ``--purifier`` take besides folders."""
+CLASSIFIERS = tuple(name for name, output in _OUTPUTS.items() if output == "logits")
+"""Names that ``load_classifier`` and ``--classifier`` take besides the other forms."""
+
+
+def list_purifiers() -> list[str]:
+    """The names of the purifiers that ship: what ``Purifier.from_pretrained`` takes."""
+    return list(PURIFIERS)
+
+
+def list_classifiers() -> list[str]:
+    """The names of the classifiers that ship: what ``load_classifier`` takes."""
+    return list(CLASSIFIERS)
 
 
 def locate(name_or_folder: str | Path) -> Path:
-    """The folder of shipped weights of this name, or the folder itself: what is no name, and any ``Path``.
+    """The folder of shipped weights of this name, or the folder itself: any other text, and any ``Path``.
 
     So the text ``./cifar10`` means a folder of the user's, ``cifar10`` never does.
     """
@@ -25,13 +36,14 @@ def locate(name_or_folder: str | Path) -> Path:
 
 
 def anywhere(name_or_path: str) -> str:
-    """A name of shipped weights as it is, whatever is called so here; a path that exists as one that holds from any folder."""
+    """A shipped name as it is, whatever has that name here; an existing path made absolute."""
     return name_or_path if name_or_path in NAMES else absolute(name_or_path)
 
 
 def absolute(text: str) -> str:
-    """A path that exists, as one that still holds when a run is opened from another folder; other texts as they are. Links are
-    not followed: what they lead to may have another suffix."""
+    """An existing path made absolute, so that a run opened from another folder still finds it; other texts as they are. Links
+    are
+    not followed: their target may have another suffix."""
     prefix = HUB if text.startswith(HUB) else ""
     path = Path(text.removeprefix(prefix))
     return prefix + os.path.abspath(path) if path.exists() else text  # noqa: PTH100 (resolve() follows links)

@@ -563,9 +563,7 @@ def test_settings_may_be_a_mapping_and_names_are_checked() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             found.worst(*arguments)
-    with pytest.raises(
-        InputError, match=r"these are no settings of an audit:\s+audit.imags: there is no such key; did you mean 'images'"
-    ):
+    with pytest.raises(InputError, match="did you mean 'images'"):
         audit(nn.Identity(), model, data, settings={"imags": 3})
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from purifiers.attacks import VIEWS, Attack, AutoAttack
 from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import Adversarial
-from purifiers.attacks.views import Expectation, gradient_at, is_random
+from purifiers.attacks.views import Expectation
+from purifiers.classifiers.probes import gradient_at, is_random
 from purifiers.console import Stopwatch, detail, duration
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
@@ -18,7 +19,7 @@ from purifiers.evaluation.audit.worst import Composite, positions
 from purifiers.evaluation.evaluator import Among, Evaluator
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier
-from purifiers.recipes.audit_settings import THREAT_MODELS, AuditSettings
+from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from purifiers.seeds import seed_for
 
 PROBE = 4
@@ -115,9 +116,9 @@ class Auditor:
 
     def _plan(self) -> Iterator[_Planned]:
         settings, defended = self.settings, self.subject.defended
-        for view in THREAT_MODELS:
+        for view in settings.views:
             names = settings.views.get(view, ())
-            if view == "eot" and not self.random:
+            if view != TRANSFER and VIEWS[view].random_only and not self.random:
                 continue
             if view == "bpda" and not self.differentiable:
                 names = tuple(dict.fromkeys((*settings.views.get("full", ()), *names)))

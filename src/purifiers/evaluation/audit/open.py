@@ -137,12 +137,12 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
         source = config.source or ready or run.recipe.weights.get(stage)
         if stage == "classifier" or source is None:
             continue
-        add(stage if source == ready else _title(source), load_classifier(source, config, run.images("test")))
+        add(stage if source == ready else _title(source), load_classifier(source, run.images("test"), **config.options()))
     for text in run.recipe.audit.surrogates:
         *purifier, source = text.split("+")
         if len(purifier) > 1 or not all((*purifier, source)):
             raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
-        model = load_classifier(source, run.recipe.classifier.behind(source), run.images("test"))
+        model = load_classifier(source, run.images("test"), **run.recipe.classifier.behind(source).options())
         if purifier:
             model = PurifiedClassifier(Purifier.from_pretrained(purifier[0]).placed(run.device), model)
         add("+".join(map(_title, (*purifier, source))), model)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from purifiers.attacks.views import RANDOM
+from purifiers.classifiers.probes import RANDOM
 from purifiers.evaluation.trust.check import SIGNIFICANT, Check, decided, exceeds, not_applicable, of, share, weaker
 from purifiers.evaluation.trust.evidence import FACTORS, LONG, SHORT, STARTS, UNBOUNDED_STEPS, Evidence
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purifiers.attacks.base import frozen
-from purifiers.attacks.views import are_probabilities, bpda, relative_difference
+from purifiers.attacks.views import bpda
+from purifiers.classifiers.probes import are_probabilities, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation.metrics import classes
 from purifiers.gradient_steps import pgd

@@ -1,0 +1,48 @@
+"""What a model does when it is called: is it random, are its outputs probabilities, what is its gradient?"""
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.errors import InputError
+from purifiers.seeds import reproducible
+
+RANDOM = 1e-4
+"""Two passes of a deterministic model agree up to this share of the largest output; AutoAttack has the same number."""
+
+
+def relative_difference(outputs: Tensor, again: Tensor) -> Tensor:
+    """The largest difference between two passes, (N, ...) each, as a share of the largest output; for each image, (N,)."""
+    one, other = outputs.flatten(1), again.flatten(1)
+    return (one - other).abs().amax(1) / one.abs().amax(1).clamp_min(1e-12)
+
+
+def are_probabilities(outputs: Tensor) -> Tensor:
+    """Which rows of ``outputs`` (N, classes) lie in [0,1] and sum to 1, bool (N,)."""
+    return ((outputs >= 0) & (outputs <= 1)).all(1) & ((outputs.sum(1) - 1).abs() < 1e-5)
+
+
+def is_random(model: nn.Module, images: Tensor) -> bool:
+    """Does ``model`` give other outputs for the same ``images`` (N, C, H, W), asked twice with different random states? What
+    rounding may do (``RANDOM``) is not random."""
+    with torch.no_grad():
+        outputs = []
+        for seed in (0, 1):
+            with reproducible(seed, images.device):
+                outputs.append(model(images))
+    return bool((relative_difference(*outputs).nan_to_num(0) > RANDOM).any())
+
+
+def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
+    """The gradient of ``model``'s outputs, summed unevenly, at ``images`` (N, C, H, W); 0 where it passes none. An even sum
+    would have none where the outputs are probabilities."""
+    given = images.clone().requires_grad_(True)
+    try:
+        with torch.enable_grad(), reproducible(0, images.device):
+            outputs = model(given.view_as(given)).flatten(1)
+            weights = torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)
+            total = (outputs * weights).sum()
+    except InputError:  # the view query
+        return torch.zeros_like(images)
+    if not total.requires_grad:
+        return torch.zeros_like(images)
+    return torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True)[0]

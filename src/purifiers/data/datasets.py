@@ -1,0 +1,69 @@
+"""Data sets by name, in an open registry."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from purifiers.data.images import ImageSet
+from purifiers.errors import ConfigError
+from purifiers.registry import Registry
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set by name.
+
+    Attributes:
+        load: (split, ...) -> ImageSet; of ``path`` and ``size`` it takes what it understands.
+        classes: the class names, or (path) -> these or None where they cannot be told.
+        size: height and width of the images where no size is given, or (path) -> (height, width) or None.
+    """
+
+    load: Callable[..., ImageSet]
+    classes: tuple[str, ...] | Callable[[str | None], tuple[str, ...] | None] | None = None
+    size: int | Callable[[str | None], tuple[int, int] | None] | None = None
+
+    def class_names(self, path: str | None = None) -> tuple[str, ...] | None:
+        """The class names, without reading images; None where they cannot be told, as of a folder that is not here."""
+        return self.classes(path) if callable(self.classes) else self.classes
+
+    def shape(self, path: str | None = None, size: int | None = None) -> tuple[int, int] | None:
+        """Height and width of the images, of which one at most is read; None where that cannot be told."""
+        if size is None and callable(self.size):
+            return self.size(path)
+        chosen = size or self.size
+        return (chosen, chosen) if isinstance(chosen, int) else None
+
+
+DATASETS: Registry[DataSet] = Registry("data set", "purifiers.data", make=DataSet)
+"""What a recipe may name under ``data.name``."""
+
+
+def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
+    """Load a split of a data set by its name; options that are None are left to the loader's defaults.
+
+    Raises:
+        ConfigError: an unknown data set, or an option that it does not take.
+        MissingFileError, DataError: see the loaders.
+    """
+    load = DATASETS[name].load
+    given = {key: value for key, value in options.items() if value is not None}
+    valid = inspect.signature(load).parameters
+    for key in given:
+        if key not in valid:
+            raise ConfigError(f"the data set '{name}' takes no data.{key}")
+    return load(split, **given)
+
+
+def placeholder(name: str, path: str | None = None, size: int | None = None) -> ImageSet | None:
+    """Two images of noise, of the size and with the classes of a data set that need not be here; None where its size is not
+    known."""
+    data = DATASETS[name]
+    shape = data.shape(path, size)
+    if shape is None:
+        return None
+    pixels = torch.randint(256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), data.class_names(path) or ())

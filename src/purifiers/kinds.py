@@ -1,0 +1,73 @@
+"""Settings: groups of a recipe's keys, and those whose class is chosen by their key ``kind``, a name in a registry."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from purifiers.errors import ConfigError, nearest
+from purifiers.registry import Registry
+
+
+class Group(BaseModel):
+    """Base of all groups of a recipe's keys: read-only, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, content: Any) -> Any:
+        if isinstance(content, Mapping):
+            unknown = [
+                f"there is no key '{key}'{nearest(str(key), cls.model_fields)}"
+                for key in content
+                if key not in cls.model_fields
+            ]
+            if unknown:
+                raise ValueError("; ".join(unknown))
+        return content
+
+
+class Kind(Group):
+    """Base of settings whose class is chosen by ``kind``, which comes first when they are written."""
+
+    registry: ClassVar[Registry[Any]]
+
+    @property
+    def kind(self) -> str:
+        """The name that a recipe chooses this class by."""
+        return self.registry.name_of(type(self))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_kind(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and content.get("kind") == cls.registry.name_of(cls):
+            return {key: value for key, value in content.items() if key != "kind"}
+        return content
+
+    @model_serializer(mode="wrap")
+    def _kind_first(self, default: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"kind": self.kind, **default(self)}
+
+    @classmethod
+    def parse(cls, content: Any) -> "Kind":
+        """An instance of the class that ``content``, a mapping, names under ``kind``; an instance as it is.
+
+        Raises:
+            ValueError: no ``kind``, an unknown one, or one of another sort; pydantic's error names the faults of the other
+                keys.
+        """
+        if isinstance(content, cls):
+            return content
+        what = cls.registry.kind
+        if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
+            raise ValueError(
+                f"there is no such {what} in the recipe; a new one needs a kind ({', '.join(sorted(cls.registry))})"
+            )
+        try:
+            chosen = cls.registry[content["kind"]]
+        except ConfigError as error:
+            raise ValueError(f"kind: {error}") from error
+        if not (isinstance(chosen, type) and issubclass(chosen, cls)):
+            raise ValueError(f"kind: '{content['kind']}' is not a subclass of purifiers' {cls.__name__}")
+        return chosen.model_validate({**content, "kind": cls.registry.name_of(chosen)})
