@@ -27,7 +27,7 @@ def test_an_installed_package_that_lacks_something_is_not_called_missing(
 
 def test_the_command_line_prints_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object) -> int:
-        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
 
     monkeypatch.setattr("purifiers.purifier.Purifier.from_pretrained", fail)
     assert main(["purify", "in", "out", "--purifier", "cifar10"]) == 1

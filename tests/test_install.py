@@ -119,6 +119,8 @@ model = PurifiedClassifier(Purifier.from_pretrained("cifar10"), torch.nn.Flatten
 assert model(torch.rand(2, 3, 32, 32)).shape == (2, 3 * 32 * 32)
 
 folder = __import__("pathlib").Path({str(tmp_path)!r})
+model.purifier.save_pretrained(folder / "saved")
+Purifier.from_pretrained(folder / "saved")
 (folder / "in").mkdir()
 Image.new("RGB", (32, 32), "orange").save(folder / "in" / "a.png")
 assert main(["purify", str(folder / "in"), str(folder / "out"), "--purifier", "cifar10"]) == 0
@@ -127,7 +129,21 @@ assert (folder / "out" / "a.png").is_file()
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_not_installed_is_named_in_one_sentence() -> None:
+def test_python_names_the_extra_to_install() -> None:
+    done = without_extras("""
+import purifiers
+from purifiers.errors import ConfigError
+
+for name in ("attacks", "train", "evaluate", "audit"):
+    try:
+        getattr(purifiers, name)
+    except ConfigError as error:
+        print(error)
+""")
+    assert done.stdout.count("pip install 'purifiers[research]'") == 4, done.stderr
+
+
+def test_the_command_line_names_the_extra_to_install() -> None:
     done = without_extras("""
 import sys
 from purifiers.cli import main

@@ -12,7 +12,7 @@ from types import ModuleType
 
 _RESEARCH = "foolbox jinja2 lightning_fabric matplotlib pooch pyautoattack pydantic requests scipy skimage sklearn torchmetrics"
 EXTRAS = {
-    "research": (*_RESEARCH.split(), "yaml"),
+    "research": tuple(_RESEARCH.split()),
     "transformers": ("transformers",),
     "hub": ("huggingface_hub",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
