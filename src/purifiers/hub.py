@@ -4,11 +4,12 @@
 # arguments: as a base class it would make that library a hard dependency, or make Purifier another class where it is installed;
 # it removes config.json before it writes; and it fills our constructor's ``network`` with that key of our config.json, a name.
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from purifiers.errors import ConfigError, InputError, MissingFileError, first_line, require
 
@@ -118,7 +119,6 @@ def card_in(folder: Path) -> str | None:
 
 def metadata(card: str | None) -> dict[str, Any]:
     """The front matter of a card; empty if there is none, or it cannot be read."""
-    yaml = require("yaml")
     front, end, _ = (card or "").partition("\n---\n")
     try:
         found = yaml.safe_load(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
@@ -143,10 +143,8 @@ def simple_card(name: str, network: Mapping[str, Any], parameters: int) -> str:
         parameters: how many it has.
     """
     arguments = ", ".join(f"{key}={value}" for key, value in network.items() if key != "network") or "no arguments"
-    front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in METADATA.items())
     return f"""---
-{front}
----
+{yaml.safe_dump(METADATA, sort_keys=False)}---
 
 # {name}
 

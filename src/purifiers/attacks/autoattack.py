@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import ATTACKS, Attack, Length
-from purifiers.errors import InputError
+from purifiers.errors import InputError, require
 
 LOGGER = "auto-attack"
 """pyautoattack logs here what is suspicious about a defence; :mod:`purifiers.attacks.generate` keeps the warnings."""
@@ -75,17 +75,15 @@ def number_of_classes(model: nn.Module, images: Tensor) -> int:
 
 def make_reference(attack: Attack, model: nn.Module, images: Tensor, seed: int, attacks: str | list[str]) -> Any:
     """pyautoattack's object for ``attack``'s ball: a version by its name, or a list of its attacks."""
-    from pyautoattack import AutoAttack as Reference
-
+    reference = require("pyautoattack").AutoAttack
     norm = {"linf": "Linf", "l2": "L2"}[attack.norm]
     chosen = {"version": attacks} if isinstance(attacks, str) else {"version": "custom", "attacks": attacks}
-    return Reference(model, norm=norm, eps=attack.epsilon, seed=seed, device=images.device, **chosen)
+    return reference(model, norm=norm, eps=attack.epsilon, seed=seed, device=images.device, **chosen)
 
 
 def run_reference(reference: Any, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
     """Run pyautoattack's object without traces: torch's randomness and Python's trace function are left as they were."""
-    from pyautoattack import checks
-
+    checks = require("pyautoattack.checks")
     # Its check for dynamic defences counts on from what it saw of other models.
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))
     # That check ends with sys.settrace(None), which would cut off a debugger or coverage.

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from purifiers.errors import InputError
+from purifiers.errors import InputError, require
 from purifiers.networks.network import Network
 from purifiers.registry import NETWORKS
 
@@ -107,8 +107,7 @@ class Median(Transformation):
         self.size = size
 
     def transform(self, images: Tensor) -> Tensor:
-        from scipy.ndimage import median_filter  # not needed by those who only purify
-
+        median_filter = require("scipy.ndimage").median_filter
         return torch.from_numpy(median_filter(images.float().cpu().numpy(), size=(1, 1, self.size, self.size)))
 
 
@@ -133,8 +132,7 @@ class TotalVariation(Transformation):
         self.weight = weight
 
     def transform(self, images: Tensor) -> Tensor:
-        from skimage.restoration import denoise_tv_chambolle  # not needed by those who only purify
-
+        denoise_tv_chambolle = require("skimage.restoration").denoise_tv_chambolle
         pixels = images.float().cpu().numpy()
         return torch.from_numpy(np.stack([denoise_tv_chambolle(one, weight=self.weight, channel_axis=0) for one in pixels]))
 
