@@ -16,7 +16,7 @@ from purifiers import PurifiedClassifier, Purifier
 from purifiers.attacks import PGD
 from purifiers.data import load_images, to_float
 from purifiers.recipes.load import load_recipe
-from purifiers.training.pipeline import train
+from purifiers.training.pipeline import train_recipe
 
 WEIGHTS = Path(tempfile.gettempdir()) / "my-classifier.safetensors"
 
@@ -85,7 +85,7 @@ def main() -> None:
                 "student.classification_weight=0.1",
             ],
         )
-        train(recipe, Path(folder), device="cpu")
+        train_recipe(recipe, Path(folder), device="cpu")
         purifier = Purifier.from_pretrained(folder)
 
     defended = PurifiedClassifier(purifier, classifier)

@@ -18,7 +18,7 @@ from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD, VIEWS
 from purifiers.data import load_images, to_float
 from purifiers.recipes.load import load_recipe
-from purifiers.training.pipeline import train
+from purifiers.training.pipeline import train_recipe
 
 EPSILONS = (0.02, 0.05, 0.1, 0.15)
 
@@ -39,7 +39,7 @@ def main() -> None:
         ],
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = train(recipe, Path(folder), device="cpu")
+        run = train_recipe(recipe, Path(folder), device="cpu")
     defended = PurifiedClassifier(run.purifiers["student"], run.classifier)
     test = load_images("digits", "test", size=16).limited(100, seed=0)
     images, labels = to_float(test.images), test.labels

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
-from purifiers.training.pipeline import train
+from purifiers.training.pipeline import train_recipe
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker per core: more threads would only fight
@@ -79,4 +79,4 @@ def tiny_recipe() -> Callable[..., Recipe]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of the tiny recipe with the ablation; tests must not write into its folder."""
-    return train(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)
+    return train_recipe(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)

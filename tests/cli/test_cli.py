@@ -209,7 +209,7 @@ def test_a_broken_test_image_is_found_before_training(tmp_path: Path, capsys: py
 def test_where_the_data_lay_is_kept_in_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
     monkeypatch.setattr(
-        "purifiers.training.pipeline.train", lambda recipe, *_, **__: seen.append(recipe.data.path) or sys.exit(0)
+        "purifiers.training.pipeline.train_recipe", lambda recipe, *_, **__: seen.append(recipe.data.path) or sys.exit(0)
     )
     monkeypatch.setenv("PURIFIERS_DATA", str(tmp_path))
     with pytest.raises(SystemExit):
@@ -235,7 +235,7 @@ def test_ctrl_c_says_that_nothing_is_lost(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("purifiers.training.pipeline.train", interrupt)
+    monkeypatch.setattr("purifiers.training.pipeline.train_recipe", interrupt)
     assert main(["train", "--output", str(tmp_path)]) == 130
     assert "nothing finished is lost: the same command (without --restart) goes on" in capsys.readouterr().err
     monkeypatch.setattr("purifiers.runs.open_defended", interrupt)

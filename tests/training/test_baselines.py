@@ -26,7 +26,7 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import describe, load_network
 from purifiers.runs import Run, open_run
 from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, prepare_baselines, soap_losses
-from purifiers.training.pipeline import train
+from purifiers.training.pipeline import train_recipe
 
 
 def random() -> torch.Generator:
@@ -170,14 +170,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits"
     with FileLock(f"{folder}.lock"):
-        run = train(recipe, folder, device="cpu")
+        run = train_recipe(recipe, folder, device="cpu")
         prepare_baselines(run)
     return run
 
 
 def test_a_game_that_was_stopped_goes_on_bit_for_bit(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny_recipe("baselines.NRP.training.epochs=3", "baselines.NRP.training.schedule=one_cycle")
-    whole, parts = (train(recipe, tmp_path / name, device="cpu") for name in ("whole", "parts"))
+    whole, parts = (train_recipe(recipe, tmp_path / name, device="cpu") for name in ("whole", "parts"))
     prepare_baselines(whole)
 
     class AfterOneEpoch(Deadline):
@@ -205,7 +205,7 @@ def test_what_was_trained_otherwise_is_not_taken_for_what_the_recipe_asks(digits
 
 
 def test_a_layer_that_is_not_there_is_told_with_its_key(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    run = train(tiny_recipe("baselines.NRP.feature_layer=layr3"), tmp_path / "run", device="cpu")
+    run = train_recipe(tiny_recipe("baselines.NRP.feature_layer=layr3"), tmp_path / "run", device="cpu")
     with pytest.raises(ConfigError, match=r"baselines\.NRP\.feature_layer: .* did you mean 'layer3'"):
         prepare_baselines(run)
     run.classifier.unused = nn.Identity()
@@ -307,7 +307,7 @@ def test_what_is_not_trained_is_left_out_with_what_is_around_it(
 
 def test_a_training_of_other_baselines_goes_on_beside_what_is_there(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny_recipe()
-    run = train(recipe, tmp_path / "run", device="cpu")
+    run = train_recipe(recipe, tmp_path / "run", device="cpu")
     with pytest.raises(OutOfTime):
         run.deadline = Deadline(1e-9)
         prepare_baselines(run)
@@ -316,4 +316,4 @@ def test_a_training_of_other_baselines_goes_on_beside_what_is_there(tiny_recipe:
     assert set(run.baselines) == set(recipe.baselines)
     other = tiny_recipe("baselines.NRP.training.pixel_weight=1")
     with pytest.raises(CheckpointError, match="another recipe"):
-        prepare_baselines(train(other, tmp_path / "run", device="cpu"))
+        prepare_baselines(train_recipe(other, tmp_path / "run", device="cpu"))

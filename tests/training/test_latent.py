@@ -12,7 +12,7 @@ from purifiers.networks import CAE
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint, load_network
 from purifiers.training.latent import DecoderAlone, EncoderWithHead
-from purifiers.training.pipeline import train
+from purifiers.training.pipeline import train_recipe
 
 ROBUST = (
     "purifier.skip_every=0",
@@ -49,18 +49,18 @@ def test_the_first_moves_the_encoder_and_the_second_the_decoder() -> None:
 
 
 def test_a_run_starts_from_the_latent_and_goes_on_after_a_stop(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    run = train(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
+    run = train_recipe(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
     assert list(run.histories)[1:] == ["teacher_nt", "latent_encoder", "latent_decoder", "teacher_at", "student"]
     encoder, decoder = (load_network(run.checkpoint(stage)) for stage in ("latent_encoder", "latent_decoder"))
     assert fingerprint(encoder.encoder) == fingerprint(decoder.encoder)  # type: ignore[arg-type]
     assert fingerprint(encoder.decoder) != fingerprint(decoder.decoder)  # type: ignore[arg-type]
-    again = train(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
+    again = train_recipe(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
     assert fingerprint(again.purifiers["student"]) == fingerprint(run.purifiers["student"])
     # As after a kill between the stages: what is left is trained again, to the same weights.
     for stage in ("latent_decoder", "teacher_at", "student"):
         for path in run.checkpoint(stage).iterdir():
             path.unlink()
-    again = train(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
+    again = train_recipe(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
     assert fingerprint(again.purifiers["student"]) == fingerprint(run.purifiers["student"])
 
 

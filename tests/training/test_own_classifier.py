@@ -17,7 +17,7 @@ from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
 from purifiers.runs import open_run
-from purifiers.training.pipeline import train
+from purifiers.training.pipeline import train_recipe
 
 MODULE = """
 import torch
@@ -80,7 +80,7 @@ def recipe_of(*overrides: str) -> Recipe:
 def test_images_of_any_size_in_colour_and_grey(size: int, mode: str, tmp_path: Path) -> None:
     write_images(tmp_path / "images", size, mode)
     source = f"classifier.source=owners_module:{'rgb' if mode == 'RGB' else 'grey'}"
-    run = train(recipe_of(source, "classifier.mean=[0.5]", "classifier.std=[0.25]"), tmp_path / "run", device="cpu")
+    run = train_recipe(recipe_of(source, "classifier.mean=[0.5]", "classifier.std=[0.25]"), tmp_path / "run", device="cpu")
     defended = PurifiedClassifier(Purifier.from_pretrained(tmp_path / "run"), run.classifier)
     images = torch.rand(2, 3, size, size, requires_grad=True)
     logits = defended(images)
@@ -91,7 +91,7 @@ def test_images_of_any_size_in_colour_and_grey(size: int, mode: str, tmp_path: P
 
 def test_the_classifier_is_the_same_after_everything(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 16, "RGB")
-    run = train(recipe_of("classifier.source=owners_module:rgb"), tmp_path / "run", device="cpu")
+    run = train_recipe(recipe_of("classifier.source=owners_module:rgb"), tmp_path / "run", device="cpu")
     opened = open_run(run.recipe, tmp_path / "run", "cpu")
     results, _ = evaluate_run(opened)
     assert results.classifier_sha256 == fingerprint(run.classifier) == fingerprint(opened.classifier)
@@ -100,7 +100,7 @@ def test_the_classifier_is_the_same_after_everything(tmp_path: Path) -> None:
 def test_a_classifier_that_changes_in_training_is_an_error(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 16, "RGB")
     with pytest.raises(InputError, match="the weights or statistics of the classifier changed while it was used"):
-        train(recipe_of("classifier.source=owners_module:Turning"), tmp_path / "run", device="cpu")
+        train_recipe(recipe_of("classifier.source=owners_module:Turning"), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

@@ -23,7 +23,7 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint, save_network
 from purifiers.runs import STATE_FILE, Run, open_run, student_config
 from purifiers.storage import load_state, load_tensors, save_state
-from purifiers.training.pipeline import train
+from purifiers.training.pipeline import train_recipe
 from tests.conftest import TINY
 
 
@@ -57,9 +57,9 @@ def test_the_other_reading_of_equation_5(tiny_recipe: Callable[..., Recipe]) -> 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     tiny_run: Run, tiny_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    again = train(tiny_recipe(), tmp_path / "same", device="cpu")
+    again = train_recipe(tiny_recipe(), tmp_path / "same", device="cpu")
     assert fingerprint(again.purifiers["student"]) == fingerprint(tiny_run.purifiers["student"])
-    other = train(tiny_recipe("seed=1"), tmp_path / "other", device="cpu")
+    other = train_recipe(tiny_recipe("seed=1"), tmp_path / "other", device="cpu")
     assert fingerprint(other.purifiers["student"]) != fingerprint(tiny_run.purifiers["student"])
 
 
@@ -74,18 +74,18 @@ def test_an_opened_run_is_the_run(tiny_run: Run) -> None:
 def test_a_second_run_trains_nothing_and_another_recipe_is_refused(
     tiny_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny_recipe(), tmp_path, device="cpu")
+    train_recipe(tiny_recipe(), tmp_path, device="cpu")
     capsys.readouterr()
-    train(tiny_recipe(), tmp_path, device="cpu")
+    train_recipe(tiny_recipe(), tmp_path, device="cpu")
     out = capsys.readouterr().out
     assert out.count("is trained already") == 4
     assert "epoch 1/" not in out
     with pytest.raises(CheckpointError, match=r"student\.epochs is 2 there, 3 now; .*--restart"):
-        train(tiny_recipe("student.epochs=3", "evaluation.views=[blind]"), tmp_path, device="cpu")
+        train_recipe(tiny_recipe("student.epochs=3", "evaluation.views=[blind]"), tmp_path, device="cpu")
     with pytest.raises(CheckpointError, match=r"evaluation\.batch_size is \d+ there, 7 now"):  # training attacks are run in it
-        train(tiny_recipe("evaluation.batch_size=7"), tmp_path, device="cpu")
+        train_recipe(tiny_recipe("evaluation.batch_size=7"), tmp_path, device="cpu")
     assert load_recipe(tmp_path / "recipe.yaml") == tiny_recipe()
-    train(tiny_recipe("student.epochs=3"), tmp_path, device="cpu", restart=True)
+    train_recipe(tiny_recipe("student.epochs=3"), tmp_path, device="cpu", restart=True)
     assert load_tensors(tmp_path / "model.safetensors")
 
 
@@ -94,8 +94,8 @@ import sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from purifiers.recipes.load import load_recipe
-from purifiers.training.pipeline import train
-train(load_recipe("digits", sys.argv[2:]), Path(sys.argv[1]), device="cpu")
+from purifiers.training.pipeline import train_recipe
+train_recipe(load_recipe("digits", sys.argv[2:]), Path(sys.argv[1]), device="cpu")
 """
 
 
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = train(load_recipe("digits", [*TINY, *longer]), tmp_path / "whole", device="cpu")
+        whole = train_recipe(load_recipe("digits", [*TINY, *longer]), tmp_path / "whole", device="cpu")
     finally:
         torch.set_num_threads(threads)
     cut = tmp_path / "cut"
@@ -133,10 +133,10 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> 
 def test_a_deleted_cache_is_made_again_and_no_training_is_lost(
     tiny_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(tiny_recipe(), tmp_path, device="cpu")
+    train_recipe(tiny_recipe(), tmp_path, device="cpu")
     shutil.rmtree(tmp_path / "cache")
     capsys.readouterr()
-    train(tiny_recipe(), tmp_path, device="cpu")
+    train_recipe(tiny_recipe(), tmp_path, device="cpu")
     assert capsys.readouterr().out.count("is trained already") == 4
 
 
@@ -145,23 +145,23 @@ def test_restart_discards_all_of_a_run_and_nothing_else(tiny_recipe: Callable[..
     foreign = tmp_path / "photos"
     (foreign / "cache").mkdir(parents=True)
     with pytest.raises(ConfigError, match="was not made by a run"):
-        train(tiny_recipe(), foreign, device="cpu", restart=True)
+        train_recipe(tiny_recipe(), foreign, device="cpu", restart=True)
     assert (foreign / "cache").is_dir()
     run = tmp_path / "run"
-    train(tiny_recipe(), run, device="cpu")
+    train_recipe(tiny_recipe(), run, device="cpu")
     (run / "notes.txt").write_text("mine")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="cannot load a classifier"):
-        train(tiny_recipe("classifier.source=nothing"), run, device="cpu", restart=True)
+        train_recipe(tiny_recipe("classifier.source=nothing"), run, device="cpu", restart=True)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
-    train(tiny_recipe("seed=5"), run, device="cpu", restart=True)
+    train_recipe(tiny_recipe("seed=5"), run, device="cpu", restart=True)
     assert (run / "notes.txt").read_text() == "mine"
 
 
 def test_a_discarding_that_was_cut_off_can_be_done_again(
     tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(tiny_recipe(), tmp_path, device="cpu")
+    train_recipe(tiny_recipe(), tmp_path, device="cpu")
     unlink = Path.unlink
 
     def killed(path: Path, missing_ok: bool = False) -> None:
@@ -171,8 +171,8 @@ def test_a_discarding_that_was_cut_off_can_be_done_again(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "unlink", killed)
-        train(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
-    train(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
+        train_recipe(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
+    train_recipe(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
     assert load_recipe(tmp_path / "recipe.yaml").seed == 5
 
 
@@ -183,18 +183,18 @@ def test_networks_that_a_run_did_not_make_are_never_replaced(
     Purifier.from_pretrained("cifar10").save_pretrained(saved)
     before = {path: path.read_bytes() for path in saved.iterdir()}
     with pytest.raises(ConfigError, match=r"holds a network that was not trained there \(config\.json\)"):
-        train(tiny_recipe(), saved, device="cpu")
+        train_recipe(tiny_recipe(), saved, device="cpu")
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
     run = tmp_path / "run"
     shutil.copytree(tiny_run.folder, run)
     own = run / "checkpoints" / "classifier"
     with pytest.raises(ConfigError, match=r"--restart would discard the classifier .*classifier: copy it out of"):
-        train(tiny_recipe(f"classifier.source={own}"), run, device="cpu", restart=True)
+        train_recipe(tiny_recipe(f"classifier.source={own}"), run, device="cpu", restart=True)
     assert (own / "model.safetensors").is_file()
     for start in (run, run / "checkpoints" / "student"):
         for stage in ("student", "teacher_at"):
             with pytest.raises(ConfigError, match=r"--restart would discard the purifier .*: copy it out of"):
-                train(tiny_recipe(f"{stage}.start={start}"), run, device="cpu", restart=True)
+                train_recipe(tiny_recipe(f"{stage}.start={start}"), run, device="cpu", restart=True)
     assert (run / "model.safetensors").is_file() and (run / "checkpoints" / "student" / "model.safetensors").is_file()
 
 
@@ -207,10 +207,10 @@ def test_other_images_are_another_run(tiny_recipe: Callable[..., Recipe], tmp_pa
                 pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=random)
                 Image.fromarray(pixels.numpy()).save(tmp_path / folder / name / f"{i}.png")
     own = ["data.name=folder", "data.size=null", "data.limit=null"]
-    train(tiny_recipe(*own, f"data.path={tmp_path / 'a'}"), tmp_path / "run", device="cpu")
+    train_recipe(tiny_recipe(*own, f"data.path={tmp_path / 'a'}"), tmp_path / "run", device="cpu")
     written = (tmp_path / "run" / "recipe.yaml").read_text()
     with pytest.raises(CheckpointError, match=r"data\.path is .*a there, .*b now"):
-        train(tiny_recipe(*own, f"data.path={tmp_path / 'b'}"), tmp_path / "run", device="cpu")
+        train_recipe(tiny_recipe(*own, f"data.path={tmp_path / 'b'}"), tmp_path / "run", device="cpu")
     assert (tmp_path / "run" / "recipe.yaml").read_text() == written
 
 
@@ -220,7 +220,7 @@ def test_a_classifier_that_guesses_is_pointed_out(
     classifier = ResNet(20, 10)
     torch.nn.init.zeros_(classifier.linear.weight)
     save_network(tmp_path / "guess", classifier)
-    train(tiny_recipe(f"classifier.source={tmp_path / 'guess'}"), tmp_path / "run", device="cpu")
+    train_recipe(tiny_recipe(f"classifier.source={tmp_path / 'guess'}"), tmp_path / "run", device="cpu")
     assert "hardly better than guessing" in capsys.readouterr().out
 
 
@@ -245,7 +245,7 @@ def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
 ) -> None:
     with pytest.raises(ConfigError, match="teacher NT starts from noise and has to learn"):
         tiny_recipe("teacher_nt.epochs=0")
-    run = train(tiny_recipe("teacher_nt.epochs=0", "purifier.residual=true"), tmp_path, device="cpu")
+    run = train_recipe(tiny_recipe("teacher_nt.epochs=0", "purifier.residual=true"), tmp_path, device="cpu")
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(run.purifiers["teacher_nt"](images), images)
     opened = open_run(run.recipe, tmp_path, "cpu")
@@ -260,7 +260,7 @@ def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
 
 def test_a_student_that_starts_from_teacher_at(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     still = ("student.learning_rate=1e-12", "student.schedule=constant")  # where it starts is where it ends
-    run = train(tiny_recipe("student.start=teacher_at", *still), tmp_path, device="cpu")
+    run = train_recipe(tiny_recipe("student.start=teacher_at", *still), tmp_path, device="cpu")
     network, teacher = (run.purifiers[name].network.state_dict() for name in ("student", "teacher_at"))
     for name, value in network.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
@@ -268,14 +268,14 @@ def test_a_student_that_starts_from_teacher_at(tiny_recipe: Callable[..., Recipe
 
 
 def test_a_training_that_goes_on_from_purifiers_that_are_there(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    first = train(tiny_recipe(), tmp_path / "first", device="cpu")
+    first = train_recipe(tiny_recipe(), tmp_path / "first", device="cpu")
     still = ("student.learning_rate=1e-12", "student.schedule=constant")
     there = (
         f"teacher_at.start={tmp_path}/first/checkpoints/teacher_at",
         "teacher_at.epochs=0",
         f"student.start={tmp_path}/first",
     )
-    second = train(tiny_recipe("seed=1", *there, *still), tmp_path / "second", device="cpu")
+    second = train_recipe(tiny_recipe("seed=1", *there, *still), tmp_path / "second", device="cpu")
     teachers = [run.purifiers["teacher_at"].network.state_dict() for run in (first, second)]
     assert all(torch.equal(value, teachers[1][name]) for name, value in teachers[0].items())
     students = [dict(run.purifiers["student"].network.named_parameters()) for run in (first, second)]
@@ -290,9 +290,9 @@ def test_a_start_that_is_none(tiny_recipe: Callable[..., Recipe], tmp_path: Path
     with pytest.raises(
         MissingFileError, match=r"student\.start: there is no purifier at 'teacher-at'; did you mean 'teacher_at'"
     ):
-        train(tiny_recipe("student.start=teacher-at"), tmp_path, device="cpu")
+        train_recipe(tiny_recipe("student.start=teacher-at"), tmp_path, device="cpu")
     with pytest.raises(ConfigError, match=r"student\.start: 'cifar10' has not the structure of the recipe's purifier"):
-        train(tiny_recipe("student.start=cifar10"), tmp_path, device="cpu")
+        train_recipe(tiny_recipe("student.start=cifar10"), tmp_path, device="cpu")
     with pytest.raises(MissingFileError, match=r"teacher_at\.start: there is no purifier at .*nowhere"):
-        train(tiny_recipe(f"teacher_at.start={tmp_path}/nowhere"), tmp_path, device="cpu")
+        train_recipe(tiny_recipe(f"teacher_at.start={tmp_path}/nowhere"), tmp_path, device="cpu")
     assert not any(tmp_path.iterdir())

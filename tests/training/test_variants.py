@@ -10,7 +10,7 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
 from purifiers.reports.tables import table_3
 from purifiers.runs import open_run
-from purifiers.training.pipeline import train, train_variants
+from purifiers.training.pipeline import train_recipe, train_variants
 from tests.conftest import TINY
 
 COMPANION = {"network": {"network": "resnet", "depth": 20}, "training": {"epochs": 1, "batch_size": 32}}
@@ -42,7 +42,7 @@ def test_a_variant_of_what_does_not_exist_is_refused() -> None:
 
 def test_variants_are_trained_on_the_same_classifiers_and_stand_in_table_3(tmp_path: Path) -> None:
     tmp_path = tmp_path / "run"
-    run = train(recipe(), tmp_path, device="cpu")
+    run = train_recipe(recipe(), tmp_path, device="cpu")
     train_variants(run, "cpu")
     assert list(run.variants) == list(VARIANTS)
     assert len({fingerprint(student) for student in [*run.variants.values(), run.purifiers["student"]]}) == 4
@@ -65,6 +65,6 @@ def test_variants_are_trained_on_the_same_classifiers_and_stand_in_table_3(tmp_p
     assert list(open_run(other, tmp_path, "cpu").variants) == ["all ingredients", "no companion"]
     # A run that was moved goes on as it was.
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    again = train(recipe(), moved, device="cpu")
+    again = train_recipe(recipe(), moved, device="cpu")
     train_variants(again, "cpu")
     assert [fingerprint(one) for one in again.variants.values()] == [fingerprint(one) for one in run.variants.values()]

@@ -46,12 +46,12 @@ def overrides_of(parsed: argparse.Namespace) -> list[str | tuple[str, object]]:
 
 def _trained(parsed: argparse.Namespace, tables: Sequence[int], deadline=None):  # type: ignore[no-untyped-def]
     from purifiers.console import Deadline, Stopwatch, duration, say
-    from purifiers.training.pipeline import train, train_variants
+    from purifiers.training.pipeline import train_recipe, train_variants
 
     recipe, folder = _recipe_and_folder(parsed)
     watch = Stopwatch()
     deadline = deadline or Deadline(parsed.minutes)
-    run = train(recipe, folder, device=parsed.device, ablation=2 in tables, restart=parsed.restart, deadline=deadline)
+    run = train_recipe(recipe, folder, device=parsed.device, ablation=2 in tables, restart=parsed.restart, deadline=deadline)
     _compare(parsed, run, default="all" if 1 in tables and vars(parsed).get("seeds") is None else "ready")
     if 3 in tables:
         train_variants(run, parsed.device)

@@ -32,7 +32,7 @@ GLANCE = 1000
 """Images on which the classifier is looked at before it is defended."""
 
 
-def train(
+def train_recipe(
     recipe: Recipe,
     folder: Path,
     *,
@@ -222,12 +222,12 @@ def train_variants(run: Run, device: str = "auto") -> None:
     """Train the variants of ``run``'s recipe below its folder, each resumable like any run, into ``run.variants``.
 
     Args:
-        run: as :func:`purifiers.training.pipeline.train` gives it: its classifiers are those of every variant that does not
+        run: as :func:`purifiers.training.pipeline.train_recipe` gives it: its classifiers are those of every variant that does not
             ask for others.
         device: see :func:`purifiers.device.find_device`.
 
     Raises:
-        See :func:`purifiers.training.pipeline.train`.
+        See :func:`purifiers.training.pipeline.train_recipe`.
     """
     known = run.recipe.classifiers()
     for title, recipe in variant_recipes(run.recipe).items():
@@ -239,5 +239,5 @@ def train_variants(run: Run, device: str = "auto") -> None:
             if known.get(twin) == config
         }
         folder = run.variant(title)
-        trained = train(recipe, folder, device=device, cache=run.cache, deadline=run.deadline, classifiers=given)
+        trained = train_recipe(recipe, folder, device=device, cache=run.cache, deadline=run.deadline, classifiers=given)
         run.variants[title] = trained.purifiers["student"]
