@@ -35,7 +35,8 @@ class PurifyTransform:
         """The purified image, of the sort and, if a tensor, on the device of ``image``.
 
         Args:
-            image: one image: PIL, which is seen as :func:`purifiers.data.files.read_rgb` has it; or a tensor (C, H, W), float32 in [0,1] or uint8.
+            image: one image: PIL, which is seen as :func:`purifiers.data.files.read_rgb` has it; or a tensor (C, H, W), float32
+                in [0,1] or uint8.
 
         Raises:
             InputError: it is none of these, or see :class:`purifiers.Purifier`.
