@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from purifiers.data.datasets import DATASETS
 from purifiers.data.images import ImageSet, check_images, to_uint8
-from purifiers.errors import InputError
+from purifiers.errors import DataError, InputError
+from purifiers.weights import MEMORY
 
 
 def as_image_set(
@@ -19,7 +21,7 @@ def as_image_set(
     Args:
         images: an ImageSet; (N, 3, H, W), uint8 or float32 in [0,1]; or batches of ``(images, labels)``, as of a DataLoader.
         labels: int64 (N,), the true classes; beside a tensor of images, and only there.
-        classes: the number of classes; by default the largest label plus one.
+        classes: the number of classes, where the ImageSet does not name them; None where it is not known.
 
     Raises:
         InputError: says which of type, shape, dtype or values is wrong, and how to mend it.
@@ -36,15 +38,15 @@ def as_image_set(
             raise InputError("there are no images: the DataLoader yields nothing")
         if len({batch.images.shape[2:] for batch in batches}) > 1:
             raise InputError("the batches have images of several sizes; resize them to one")
-        joined = (torch.cat([getattr(batch, part) for batch in batches]) for part in ("images", "labels"))
-        data = ImageSet(batches[0].name, *joined, ())
+        data = ImageSet(MEMORY, torch.cat([one.images for one in batches]), torch.cat([one.labels for one in batches]), ())
     else:
         raise InputError(f"images must be a tensor, a DataLoader or an ImageSet; got {type(images).__name__}")
+    count = len(data.classes) or classes
     low, high = int(data.labels.min()), int(data.labels.max())
-    count = classes or len(data.classes) or high + 1
-    if low < 0 or high >= count:
-        raise InputError(f"labels must be from 0 to {count - 1}, as there are {count} classes; got {low} to {high}")
-    return data if data.classes else replace(data, classes=tuple(map(str, range(count))))
+    if low < 0 or (count and high >= count):
+        expected = f"from 0 to {count - 1}, as there are {count} classes" if count else "0 or more"
+        raise InputError(f"labels must be {expected}; got {low} to {high}")
+    return replace(data, classes=tuple(map(str, range(classes)))) if classes and not data.classes else data
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
@@ -69,4 +71,17 @@ def _from_tensors(images: Tensor, labels: Tensor | None) -> ImageSet:
         raise InputError(f"labels must have shape ({len(images)},), one for each image; got {tuple(labels.shape)}")
     if not len(images):
         raise InputError("there are no images")
-    return ImageSet("images", images, labels.to(images.device), ())
+    return ImageSet(MEMORY, images, labels.to(images.device), ())
+
+
+@DATASETS.register(MEMORY)
+def load_memory(split: Literal["train", "test"], size: int | None = None) -> ImageSet:
+    """The images of a run that was trained from Python.
+
+    Raises:
+        DataError: always, as they are not on disk.
+    """
+    raise DataError(
+        f"the {split} images of this run were passed from Python and are not on disk: measure it there, with "
+        "purifiers.evaluate(purifier, classifier, images, labels)"
+    )
