@@ -69,7 +69,7 @@ class Run:
         classifier: frozen, in evaluation mode; set by the first stage.
         classifiers: the same and the companions, by stage, where training needed them.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
-        baselines: purifiers to compare with, by title; see :func:`purifiers.training.baselines.prepare_baselines`.
+        baselines: purifiers to compare with, by title; see :func:`purifiers.run_baselines.prepare_baselines`.
         variants: the students of the recipe's variants, by title.
         histories: stage -> one record for each epoch.
         splits: the images that were read so far; use :meth:`images`.
