@@ -23,6 +23,7 @@ ORDER = [
     "reports",
     "evaluation",
     "training",
+    "run_baselines",
     "runs",
     "recipes",
     "attacks",
@@ -66,6 +67,12 @@ def test_imports_run_downward(path: Path) -> None:
     assert part in ORDER, f"{part} has no place in the order of imports"
     upward = {other for other in imported_parts(path) if ORDER.index(other) < ORDER.index(part)}
     assert not upward, f"{path.name} imports upward: {upward}"
+
+
+def test_serving_and_auditing_need_nothing_of_training() -> None:
+    for path in SOURCE.rglob("*.py"):
+        if part_of(path) not in ("cli", "training", "__init__"):
+            assert "training" not in imported_parts(path), path
 
 
 def test_every_public_function_and_class_says_what_it_is() -> None:

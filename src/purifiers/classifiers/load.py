@@ -60,6 +60,12 @@ def load_classifier(
             return _for_channels(classifier, source, to_float(NOISE.images).to(device))
         except ConfigError:  # it may take another size
             return classifier
+    return adapt_classifier(classifier, source, data)
+
+
+def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
+    """``classifier``, in evaluation mode and called ``source`` in messages, checked on ``data``: as it is, or behind a
+    conversion to grey; see :func:`load_classifier`."""
     images = to_float(data.images[:2])
     classifier = _for_channels(classifier, source, images)
     check_classifier(classifier, source, images, data.classes)

@@ -24,7 +24,7 @@ from purifiers.registry import (
     resolve,
     working_directory_importable,
 )
-from purifiers.weights import HUB
+from purifiers.weights import HUB, MEMORY
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
@@ -53,6 +53,8 @@ def open_source(
     path = weights.locate(source)
     if source.startswith(HUB) or is_transformers(path):
         return load_transformers(source.removeprefix(HUB), data, mean, std)
+    if source.startswith(f"{MEMORY}:"):
+        raise ConfigError(f"'{source}' was passed from Python and is not on disk: name the classifier with --classifier")
     if path.suffix == ".safetensors":
         if is_transformers(path.parent):
             raise ConfigError(f"{path} belongs to a Hugging Face model: give its folder, {path.parent}")
