@@ -51,9 +51,9 @@ def test_errors_are_words_and_traces_stay_in_the_terminal(caplog: pytest.LogCapt
             super().__init__(message)
 
     gradio = SimpleNamespace(Error=Told)
-    with pytest.raises(Told, match="&lt;x&gt; is no image"), page_module._in_words(gradio):
+    with pytest.raises(Told, match="&lt;x&gt; is no image"), page_module._as_messages(gradio):
         raise InputError("<x> is no image")
-    with pytest.raises(Told, match="Something went wrong") as found, page_module._in_words(gradio):
+    with pytest.raises(Told, match="Something went wrong") as found, page_module._as_messages(gradio):
         raise ZeroDivisionError("secret")
     assert "secret" not in str(found.value) and "secret" in caplog.text
 
@@ -72,7 +72,7 @@ def test_a_run_has_its_own_classifier_classes_and_numbers(tiny_run: Run, opened:
     assert (host, port) == ("127.0.0.1", 7860)
     assert defence.samples.captions == [str(i) for i in range(10)]
     assert defence.epsilon == 0.1
-    assert "no model card" in defence.worth  # it was not evaluated
+    assert "no model card" in defence.robustness  # it was not evaluated
     images = defence.samples.data.images[:2] / 255
     assert torch.equal(defence.defended(images), tiny_run.classifier(tiny_run.purifiers["student"](images)))
 
@@ -84,15 +84,17 @@ def test_a_shipped_one_needs_no_data(
     assert main(["app", "cifar10-robust", "--device", "cpu"]) == 0
     assert main(["app", "--classifier", "cifar10-resnet20", "--device", "cpu"]) == 0
     (robust, *_), (other, *_) = opened
-    assert robust.samples.data.classes == CLASSES and "29.50 %" in robust.worth and "Behind it here" not in robust.worth
-    assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.worth
+    assert (
+        robust.samples.data.classes == CLASSES and "29.50 %" in robust.robustness and "Behind it here" not in robust.robustness
+    )
+    assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.robustness
     assert main(["app", "cifar11"]) == 1
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_told() -> None:
     defence: Any = None
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="give another --port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--port"):
         serve_page(defence, "127.0.0.1", taken.getsockname()[1], print)
     for host, port in (("no.such.host.invalid", 0), ("127.0.0.1", 70000)):
         with pytest.raises(ConfigError, match="cannot listen at"):
@@ -180,7 +182,7 @@ def test_a_sample_is_attacked_by_one_who_does_not_know_the_purifier_and_one_who_
     for knows, said in (("the classifier only", "(view blind)"), ("the classifier and the purifier", "(view full)")):
         page.click(f"label:has-text('{knows}')")
         page.click("#attack")
-        page.wait_for_selector(f".knew:has-text('{said}')")
+        page.wait_for_selector(f".attacker:has-text('{said}')")
         assert page.locator("figcaption").all_inner_texts() == ["Original", "Perturbation ×5", "Attacked", "Purified"]
         assert page.locator(".figures ul").count() == 3 and page.locator(".figures li").count() == 9
         assert page.evaluate("[...document.querySelectorAll('.figures img')].every(image => image.naturalWidth == 16)")
@@ -208,7 +210,7 @@ def test_a_file_of_ones_own_or_one_that_is_no_image(visit: Any, tmp_path: Path) 
     bad = tmp_path / "holiday.png"
     bad.write_text("not an image")
     page.set_input_files("#dropped input[type=file]", bad)
-    page.wait_for_selector("text='holiday.png' cannot be read as an image")
+    page.wait_for_selector("text='holiday.png' is damaged or not an image")
     assert "Traceback" not in page.inner_text("body")
     assert page.get_attribute(".preview img", "src") == first
     page.wait_for_selector("#dropped input[type=file]", state="attached")  # ready for another

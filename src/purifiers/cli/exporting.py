@@ -54,7 +54,7 @@ def add_command(add: options.Add) -> None:
 def export(parsed: argparse.Namespace) -> int:
     """Write the file, check it, and say what it is."""
     from purifiers.console import say
-    from purifiers.export.files import about, export_onnx, export_torch, exportable
+    from purifiers.export.program_file import about, export_onnx, export_torch, exportable
     from purifiers.purifier import Purifier
 
     ending = {"onnx": ".onnx", "torch": ".pt2"}[parsed.format]
@@ -92,7 +92,7 @@ def _eight_bits(parsed: argparse.Namespace, model: "nn.Module", metadata, recipe
     from tempfile import TemporaryDirectory
 
     from purifiers.console import say
-    from purifiers.export.files import export_onnx
+    from purifiers.export.program_file import export_onnx
     from purifiers.export.quantise import quantisation_loss, quantise
 
     typical, test = _images(recipe, "train", CALIBRATION), _images(recipe, "test", MEASURED)
