@@ -19,7 +19,7 @@ from PIL import Image
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.app import page as page_module
 from purifiers.app.page import serve_page, trial_html
-from purifiers.app.trial import attack_image
+from purifiers.app.trial import Prediction, Trial, attack_image
 from purifiers.attacks import FGSM
 from purifiers.cli import main
 from purifiers.data.cifar10 import CLASSES
@@ -41,8 +41,35 @@ def test_class_names_are_text_and_scores_add_up() -> None:
     assert "<b>cat" not in html and "&lt;b&gt;cat" in html
     assert "Perturbation ×15" in html and "FGSM within 8/255" in html
     assert html.count("<img") == 4 and html.count("<ul>") == 3
-    for three in re.findall(r"<ul>(.*?)</ul>", html):
+    for three in re.findall(r"<ul>(.*?)</ul>", html, re.DOTALL):
         assert sum(map(int, re.findall(r"(\d+) %", three))) == pytest.approx(100, abs=1)
+
+
+SENTENCES = (
+    "predicts dog instead of cat",
+    "still predicts cat",
+    "predicts cat, as before",
+    "predicts frog, not cat: the purifier did not help",
+    "Without an attack the purified image is classified as dog",
+    "try that one too",
+)
+
+
+@pytest.mark.parametrize(
+    ("view", "tops", "expected"),
+    [
+        ("blind", (0, 1, 0, 0), {0, 2, 5}),
+        ("full", (0, 1, 0, 0), {0, 2}),
+        ("full", (0, 0, 2, 0), {1, 3}),
+        ("blind", (0, 1, 2, 1), {0, 3, 4}),
+    ],
+)
+def test_the_sentences_claim_no_more_than_happened(view: str, tops: tuple[int, ...], expected: set[int]) -> None:
+    predictions = [Prediction(torch.zeros(3, 4, 4), torch.eye(3)[top]) for top in tops]
+    html = trial_html(Trial(view, *predictions), "FGSM", FGSM(epsilon=8 / 255), ("cat", "dog", "frog"))
+    assert {i for i, sentence in enumerate(SENTENCES) if sentence in html} == expected
+    assert f"(view {view})" in html and ("not the purifier" in html) == (view == "blind")
+    assert html.count("✗") == sum(top != tops[0] for top in tops[1:3])
 
 
 def test_errors_are_words_and_traces_stay_in_the_terminal(caplog: pytest.LogCaptureFixture) -> None:

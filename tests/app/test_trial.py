@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purifiers.app.trial import ATTACKS, KNOWN, Prediction, Trial, attack_image, describe
+from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
 from purifiers.attacks import FGSM, PGD
 from purifiers.purifier import PurifiedClassifier
 
@@ -92,37 +92,3 @@ def test_at_8_255_pgd_is_the_papers() -> None:
     assert isinstance(attack, PGD)
     assert (attack.step_size, attack.num_steps) == (pytest.approx(2 / 255), 20)
     assert ATTACKS["FGSM"](0.1) == FGSM(epsilon=0.1)
-
-
-def trial(view: str, *tops: int) -> Trial:
-    seen = [Prediction(torch.zeros(SHAPE), torch.eye(3)[top]) for top in tops]
-    return Trial(view, *seen)
-
-
-@pytest.mark.parametrize(
-    ("view", "tops", "expected"),
-    [
-        (
-            "blind",
-            (0, 1, 0, 0),
-            ["alone predicts dog instead of cat", "predicts cat, as before", "try that one too"],
-        ),
-        ("full", (0, 1, 0, 0), ["alone predicts dog instead of cat", "Behind the purifier it predicts cat, as before"]),
-        ("full", (0, 0, 2, 0), ["still predicts cat", "predicts frog, not cat: the purifier did not help"]),
-        (
-            "blind",
-            (0, 1, 2, 1),
-            [
-                "predicts dog instead of cat",
-                "predicts frog, not cat",
-                "Without an attack the purified image is classified as dog",
-            ],
-        ),
-    ],
-)
-def test_the_words_say_what_happened_and_no_more(view: str, tops: tuple[int, ...], expected: list[str]) -> None:
-    knew, *happened = describe(trial(view, *tops), ("cat", "dog", "frog"))
-    assert KNOWN[view] in knew and f"(view {view})" in knew
-    assert len(happened) == len(expected)
-    for sentence, part in zip(happened, expected, strict=True):
-        assert part in sentence

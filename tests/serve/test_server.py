@@ -115,13 +115,14 @@ Served = Callable[..., nn.Module]
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+def served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Served:
     """The classifier that ``purifiers serve`` with these arguments puts behind the purifier."""
     recipes: list[Recipe] = []
     monkeypatch.setattr(server, "serve", lambda what, *, recipe, **_: recipes.append(recipe))
 
     def served(*words: object) -> nn.Module:
-        assert main(["serve", *map(str, words), "--device", "cpu"]) == 0
+        if main(["serve", *map(str, words), "--device", "cpu"]) != 0:
+            raise ConfigError(capsys.readouterr().err)
         return server.recipe_classifier(recipes[-1])
 
     return served

@@ -10,11 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import torch
 from PIL import Image
 from torch import Tensor
 
 from purifiers.app.samples import Samples, read_picture
-from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image, describe
+from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
 from purifiers.attacks import Attack, show_fraction
 from purifiers.data import to_float, to_uint8
 from purifiers.errors import PurifiersError, require
@@ -97,14 +99,14 @@ def make_page(defence: Defence) -> Any:
     pictures = [data.images[i].cpu() for i in range(len(data))]
 
     def choose(event: Any) -> tuple[Tensor, str, str, None]:
-        return pictures[event.index], _preview(pictures[event.index]), _EMPTY, None
+        return pictures[event.index], _HTML.preview(pictures[event.index]), _EMPTY, None
 
     choose.__annotations__["event"] = gr.SelectData  # Gradio passes the event by this mark
 
     def drop(file: str) -> tuple[Tensor, str, str, Any]:
         with _as_messages(gr):
             picture = read_picture(Path(file), height, width)
-        return picture, _preview(picture), _EMPTY, gr.Gallery(selected_index=None)
+        return picture, _HTML.preview(picture), _EMPTY, gr.Gallery(selected_index=None)
 
     def run(picture: Tensor, attack: str, levels: float, knows: str) -> str:
         with _as_messages(gr):
@@ -114,7 +116,7 @@ def make_page(defence: Defence) -> Any:
         return trial_html(trial, attack, chosen, data.classes)
 
     with gr.Blocks(title=f"purifiers: {defence.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.HTML(_head(defence), padding=False)
+        gr.HTML(_HTML.head(defence.name, defence.classifier), padding=False)
         chosen = gr.State(pictures[0])
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="controls"):
@@ -131,7 +133,7 @@ def make_page(defence: Defence) -> Any:
                     elem_id="samples",
                 )
                 dropped = gr.File(label="Or drop an image", file_types=["image"], height=136, elem_id="dropped")
-                preview = gr.HTML(_preview(pictures[0]), padding=False)
+                preview = gr.HTML(_HTML.preview(pictures[0]), padding=False)
                 attack = gr.Dropdown(
                     [(_described(name), name) for name in ATTACKS], value=next(iter(ATTACKS)), label="Attack", filterable=False
                 )
@@ -146,8 +148,7 @@ def make_page(defence: Defence) -> Any:
                 button = gr.Button("Attack", variant="primary", size="lg", elem_id="attack")
             with gr.Column(scale=3, min_width=320):
                 result = gr.HTML(_EMPTY, padding=False, elem_id="result")
-                gr.HTML(f"<h2>How robust is it?</h2><p>{escape(defence.robustness)}</p>", padding=False)
-                gr.HTML(f"<p class='credit'>{escape(defence.samples.credit)}</p>", padding=False)
+                gr.HTML(_HTML.about(defence.robustness, defence.samples.credit), padding=False)
         shown = [chosen, preview, result]
         samples.select(choose, None, [*shown, dropped], api_visibility="private")
         unread = dropped.upload(drop, dropped, [*shown, samples], api_visibility="private")
@@ -158,31 +159,8 @@ def make_page(defence: Defence) -> Any:
 
 
 def trial_html(trial: Trial, name: str, attack: Attack, classes: Sequence[str]) -> str:
-    """The pictures, scores and sentences of a trial.
-
-    Args:
-        trial: the result.
-        name, attack: the attack and its name.
-        classes: the names of the classes; they are escaped.
-    """
-    attacker, *results = describe(trial, classes)
-    perturbation, factor = trial.amplified()
-    figures = [
-        _figure("Original", trial.original.image, _scores(trial.original, classes, "The classifier predicts")),
-        _figure(
-            f"Perturbation ×{factor}",
-            perturbation,
-            f"<p>The attack's change, amplified {factor} times. Grey is no change.</p>",
-        ),
-        _figure("Attacked", trial.attacked.image, _scores(trial.attacked, classes, "The classifier alone predicts", trial)),
-        _figure("Purified", trial.purified.image, _scores(trial.purified, classes, "Behind the purifier it predicts", trial)),
-    ]
-    return (
-        f"<p class='attacker'>{escape(attacker)}</p><p>{escape(' '.join(results))}</p>"
-        f"<div class='figures'>{''.join(figures)}</div>"
-        f"<p class='hint'>{escape(name)} within {show_fraction(attack.epsilon)} (L-inf), away from the class of the original. "
-        "One image proves nothing about others.</p>"
-    )
+    """The result of ``attack``, which is called ``name``: pictures, scores and sentences. Class names are escaped."""
+    return str(_HTML.trial(trial, name, show_fraction(attack.epsilon), classes))
 
 
 @contextmanager
@@ -203,50 +181,32 @@ def _theme(gr: Any) -> Any:
     return theme.set(**dark_enough, **{key.replace("fill", "fill_hover"): "*primary_800" for key in dark_enough})
 
 
-def _head(defence: Defence) -> str:
-    name, classifier = escape(defence.name), escape(defence.classifier)
-    return (
-        "<h1>Attack an image, purify it</h1><p>See how an adversarial perturbation changes the prediction of a classifier "
-        f"(<code>{classifier}</code>), and whether the purifier <code>{name}</code> in front of it restores it.</p>"
-    )
-
-
 def _described(name: str) -> str:
     steps = getattr(ATTACKS[name](1.0), "num_steps", 1)
     return f"{name}, {steps} step{'s' if steps > 1 else ''}"
 
 
-def _preview(picture: Tensor) -> str:
-    height, width = picture.shape[1:]
-    return (
-        f"<div class='preview'>{_picture(picture, 'the chosen image')}<p>The classifier's input: {width} by {height} pixels. "
-        "An image of another size is scaled to cover that, and its centre kept.</p></div>"
-    )
+def _best(prediction: Prediction) -> list[tuple[int, float]]:
+    best = prediction.scores.topk(min(BEST, len(prediction.scores)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def _figure(title: str, image: Tensor, below: str) -> str:
-    return f"<figure><figcaption>{title}</figcaption>{_picture(to_uint8(image.cpu()), title)}{below}</figure>"
-
-
-def _scores(prediction: Prediction, classes: Sequence[str], title: str, trial: Trial | None = None) -> str:
-    best = prediction.scores.topk(min(BEST, len(classes)))
-    rows = "".join(
-        f"<li><span>{escape(classes[label])}</span><span>{100 * score:.0f} %</span>"
-        f"<span class='bar' style='width:{score:.1%}'></span></li>"
-        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    )
-    verdict = ""
-    if trial is not None:
-        same = prediction.top == trial.original.top
-        verdict = f"<p class='{'same' if same else 'other'}'>{'✓ as the original' if same else '✗ not as the original'}</p>"
-    return f"<p>{title}</p><ul>{rows}</ul>{verdict}"
-
-
-def _picture(pixels: Tensor, title: str) -> str:
+def _uri(image: Tensor) -> str:
+    """A data URI of an image (C, H, W), uint8 or float in [0,1]."""
     written = io.BytesIO()
-    _image(pixels).save(written, format="PNG")
-    return f"<img alt='{escape(title)}' src='data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}'>"
+    _image(image if image.dtype == torch.uint8 else to_uint8(image.cpu())).save(written, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("purifiers.app", "."),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+)
+_TEMPLATES.filters |= {"best": _best, "uri": _uri}
+_HTML: Any = _TEMPLATES.get_template("page.html.j2").module

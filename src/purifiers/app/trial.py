@@ -1,6 +1,6 @@
 """One attack on one image: the classes before and after it, with and without the purifier."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +19,6 @@ ATTACKS: dict[str, Callable[[float], Attack]] = {
 }
 """Attacks that take about a second on one image: name -> the attack for an epsilon (L-inf, in [0,1] units). At 8/255 PGD and
 BIM are the paper's."""
-KNOWN = {
-    "blind": "knew the classifier, but not the purifier",
-    "full": "knew the classifier and the purifier, and took the gradient through both",
-}
-"""The attacker's knowledge, by view."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Trial:
     """An attack on one image, and its effect.
 
     Attributes:
-        view: the attacker's knowledge, a key of ``KNOWN``.
+        view: the attacker's knowledge, a key of :data:`purifiers.attacks.VIEWS`.
         original: the image.
         attacked: its adversarial version, without a purifier.
         purified: the adversarial version, purified.
@@ -92,22 +87,3 @@ def attack_image(defended: PurifiedClassifier, image: Tensor, attack: Attack, vi
         with torch.no_grad():
             purified, unattacked = predict(defended.purifier(adversarial)), predict(defended.purifier(images))
             return Trial(view, original, predict(adversarial), purified, unattacked)
-
-
-def describe(trial: Trial, classes: Sequence[str]) -> list[str]:
-    """The result of a trial in sentences, the first on the attacker; they claim no more than one image shows."""
-    was, alone, behind = (classes[one.top] for one in (trial.original, trial.attacked, trial.purified))
-    sentences = [
-        f"The attacker {KNOWN[trial.view]} (view {trial.view}).",
-        f"The classifier alone still predicts {was}: this attack did not fool it."
-        if alone == was
-        else f"The classifier alone predicts {alone} instead of {was}.",
-        f"Behind the purifier it predicts {was}, as before the attack."
-        if behind == was
-        else f"Behind the purifier it predicts {behind}, not {was}: the purifier did not help.",
-    ]
-    if (calm := classes[trial.unattacked.top]) != was:
-        sentences.append(f"Without an attack the purified image is classified as {calm}: purifying changes clean images too.")
-    if behind == was and trial.view == "blind":
-        sentences.append("An attacker who knows the purifier may still succeed: try that one too.")
-    return sentences

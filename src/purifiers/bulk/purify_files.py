@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -269,6 +270,6 @@ def _write(job: _Job, picture: Picture, pixels: np.ndarray) -> None:
     text = PngImagePlugin.PngInfo()
     for key, value in {**picture.text, MARK: job.mark}.items():
         text.add_text(key, value)
-    about = (("icc_profile", picture.icc), ("exif", picture.exif), ("dpi", picture.dpi))
+    about: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
     with atomic_path(job.purified) as temporary:
-        purified.save(temporary, pnginfo=text, **{key: value for key, value in about if value is not None})
+        purified.save(temporary, pnginfo=text, **{key: value for key, value in about.items() if value is not None})

@@ -52,7 +52,8 @@ def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Mo
             raise ConfigError(f"{NETWORKS.name_of(type(part))} cannot be exported: {why}")
     # Without the checks of Purifier: a graph has no errors to raise.
     model = purifier.network if classifier is None else nn.Sequential(purifier.network, classifier)
-    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # channels-last needs a batch above 1
 
 
 def about(name: str, purifier: Purifier, classifier: str | None = None) -> dict[str, str]:
@@ -150,9 +151,7 @@ def _checked(path: Path, model: nn.Module, other: Callable[[Tensor], Tensor], ch
         expected = model(images)
         largest = max(largest, ((other(images) - expected).abs().max() / expected.abs().max().clamp(min=1)).item())
     if not largest <= TOLERANCE:
-        raise ConfigError(
-            f"the file's output differs from PyTorch's by {largest:.2g}, more than {TOLERANCE:g}; it is deleted"
-        )
+        raise ConfigError(f"the file's output differs from PyTorch's by {largest:.2g}, more than {TOLERANCE:g}; it is deleted")
     return Exported(path, largest, shapes)
 
 

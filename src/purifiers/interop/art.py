@@ -8,6 +8,7 @@ from purifiers.errors import explain_missing
 from purifiers.purifier import Purifier
 
 with explain_missing():
+    import art  # noqa: F401 - the error then names the package
     from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 
 

@@ -121,11 +121,11 @@ class Service:
         """200 when the service is ready."""
         return "ok"
 
-    def purified(self, images: Tensor) -> Sequence[Any]:
+    def purified(self, images: Tensor) -> Any:
         """Purified images, uint8 (3, H, W)."""
         return purify_pixels(self.purifier, images).numpy()
 
-    def classified(self, images: Tensor) -> Sequence[Any]:
+    def classified(self, images: Tensor) -> Any:
         """The probabilities of the classes, for each image."""
         assert self.classifier is not None
         purified = purify_pixels(self.purifier, images, torch.float32)
