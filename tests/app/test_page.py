@@ -1,5 +1,7 @@
 """The page's words without a browser, and the real command in a real one."""
 
+import asyncio
+import json
 import os
 import re
 import shutil
@@ -18,10 +20,12 @@ from PIL import Image
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.app import page as page_module
-from purifiers.app.page import serve_page, trial_html
+from purifiers.app.page import KNOWS, Defence, make_page, serve_page, trial_html
+from purifiers.app.samples import Samples
 from purifiers.app.trial import Prediction, Trial, attack_image
 from purifiers.attacks import FGSM
 from purifiers.cli import main
+from purifiers.data import ImageSet
 from purifiers.data.cifar10 import CLASSES
 from purifiers.errors import ConfigError, InputError
 from purifiers.networks import CAE, ResNet
@@ -83,6 +87,32 @@ def test_errors_are_words_and_traces_stay_in_the_terminal(caplog: pytest.LogCapt
     with pytest.raises(Told, match="Something went wrong") as found, page_module._as_messages(gradio):
         raise ZeroDivisionError("secret")
     assert "secret" not in str(found.value) and "secret" in caplog.text
+
+
+def test_the_page_without_a_browser(tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio")
+    data = ImageSet("two", torch.full((2, 3, 16, 16), 128, dtype=torch.uint8), torch.tensor([0, 1]), ("<cat>", "dog"))
+    defended = PurifiedClassifier(torch.nn.Identity(), Linear(2, (3, 16, 16)))
+    defence = Defence(defended, "mine", "<theirs>", Samples(data, "by me"), "robust", 0.1)
+
+    async def make() -> Any:  # without a running event loop gradio makes one and leaves it open
+        return make_page(defence)
+
+    page = asyncio.run(make())
+    config = json.dumps(page.get_config_file(), default=str)
+    assert "&lt;theirs&gt;" in config and "<theirs>" not in config
+    assert "by me" in config and "PGD, 20 steps" in config and '"value": 25.5' in config
+    functions = {function.name: function.fn for function in page.fns.values()}
+    (tmp_path / "bad.png").write_text("not an image")
+    with pytest.raises(gradio.Error, match="damaged"):
+        functions["drop"](str(tmp_path / "bad.png"))
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.webp")
+    picture, preview, *_ = functions["drop"](str(tmp_path / "red.webp"))
+    assert picture.shape == (3, 16, 16) and "16 by 16 pixels" in preview
+    for knows, view in KNOWS.items():
+        html = functions["run"](picture, "PGD", 25.5, knows)
+        assert type(html) is str and f"(view {view})" in html and "PGD within 0.1 (L-inf)" in html
+        assert html.count("<figcaption>") == 4 and html.count("<li>") == 6
 
 
 @pytest.fixture

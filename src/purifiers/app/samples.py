@@ -82,17 +82,9 @@ def _from_folder(config: Data) -> Samples:
         raise ConfigError(f"there is no folder of images at {config.path}, which names the classes: give it with --data-dir")
     files = class_files(Path(config.path), "test")
     firsts = [(label, of_class[0]) for label, of_class in enumerate(files.values()) if of_class][:MOST]
-    images = [read_rgb(file) for _, file in firsts]
-    width, height = (config.size, config.size) if config.size else images[0].size
-    return Samples(
-        ImageSet(
-            name=Path(config.path).name,
-            images=torch.stack([_pixels(cover(image, height, width)) for image in images]),
-            labels=torch.tensor([label for label, _ in firsts]),
-            classes=tuple(files),
-        ),
-        _OWN,
-    )
+    images = [(label, read_rgb(file)) for label, file in firsts]
+    width, height = (config.size, config.size) if config.size else images[0][1].size
+    return Samples(_image_set(Path(config.path).name, images, (height, width), tuple(files)), _OWN)
 
 
 def _photographs() -> Samples:
@@ -101,16 +93,19 @@ def _photographs() -> Samples:
     cat = Image.fromarray(data.chelsea())
     horse = Image.fromarray(np.where(data.horse(), 255, 0).astype(np.uint8)).convert("RGB")
     pictures = [("cat", cat), ("cat", cat.crop((130, 30, 330, 230))), ("horse", horse)]
+    labelled = [(CLASSES.index(name), picture) for name, picture in pictures]
     return Samples(
-        ImageSet(
-            name="pictures",
-            images=torch.stack([_pixels(cover(picture, 32, 32)) for _, picture in pictures]),
-            labels=torch.tensor([CLASSES.index(name) for name, _ in pictures]),
-            classes=CLASSES,
-        ),
+        _image_set("pictures", labelled, (32, 32), CLASSES),
         "The cat was photographed by Stefan van der Walt, the horse drawn by Andreas Preuss; both pictures are CC0, and come "
         "with scikit-image, not from CIFAR-10.",
     )
+
+
+def _image_set(
+    name: str, labelled: list[tuple[int, Image.Image]], shape: tuple[int, int], classes: tuple[str, ...]
+) -> ImageSet:
+    images = torch.stack([_pixels(cover(image, *shape)) for _, image in labelled])
+    return ImageSet(name, images, torch.tensor([label for label, _ in labelled]), classes)
 
 
 def _pixels(image: Image.Image) -> Tensor:

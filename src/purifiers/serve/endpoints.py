@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class Refusal(HTTPException):
         self.reason = reason
 
 
+@dataclass
 class Service:
     """A purifier, and a classifier behind it, with their queue and metrics.
 
@@ -78,19 +79,14 @@ class Service:
         batch_timeout: seconds that the first image of a batch waits for others.
     """
 
-    def __init__(
-        self,
-        purifier: Purifier,
-        classifier: nn.Module | None = None,
-        names: Sequence[str] | None = None,
-        limits: Limits | None = None,
-        batch_size: int = 16,
-        batch_timeout: float = 0.01,
-    ) -> None:
-        self.purifier = purifier
-        self.classifier = classifier
-        self.names = names
-        self.limits = limits or Limits()
+    purifier: Purifier
+    classifier: nn.Module | None = None
+    names: Sequence[str] | None = None
+    limits: Limits = field(default_factory=Limits)
+    batch_size: int = 16
+    batch_timeout: float = 0.01
+
+    def __post_init__(self) -> None:
         self.waiting = 0
         self.registry = of = CollectorRegistry()
         self.requests = Counter("purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=of)
@@ -99,7 +95,7 @@ class Service:
         waiting = Gauge("purifiers_waiting", "Requests that are being read, queued or processed.", registry=of)
         waiting.set_function(lambda: self.waiting)
         sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
-        self.batcher = Batcher(batch_size, batch_timeout, sizes.observe)
+        self.batcher = Batcher(self.batch_size, self.batch_timeout, sizes.observe)
 
     async def purify(self, request: Request) -> Response:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
