@@ -26,14 +26,13 @@ from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
-MADE_BY_A_RUN = (
+RUN_FILES = (
     *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
     *("certificate.json", "certificate.md"),
     RECIPE_FILE,
 )
-"""Everything that a run writes into its folder; last what tells that it is one, so that a discarding that was cut off can be
-done again."""
+"""Everything that a run writes into its folder. The recipe, by which a run is known, is the last to be discarded."""
 LATENT = ("latent_encoder", "latent_decoder")
 """What is trained before the teachers, where the recipe has a group ``latent``."""
 TEACHERS = ("teacher_nt", "teacher_at")
@@ -70,7 +69,7 @@ class Run:
         classifier: frozen, in evaluation mode; set by the first stage.
         classifiers: the same and the companions, by stage, where training needed them.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
-        baselines: purifiers to compare with, by title; see :func:`purifiers.training.baselines.prepare_baselines`.
+        baselines: purifiers to compare with, by title; see :func:`purifiers.run_baselines.prepare_baselines`.
         variants: the students of the recipe's variants, by title.
         histories: stage -> one record for each epoch.
         splits: the images that were read so far; use :meth:`images`.
@@ -113,15 +112,13 @@ class Run:
         """The recipe's training or test images, limited as it says, on the device; read once."""
         if split not in self.splits:
             config = self.recipe.data
-            limit = config.limit if split == "train" else config.test_limit
-            data = load_images(config.name, split, **config.source())
-            self.splits[split] = data.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.device)
+            self.take(load_images(config.name, split, **config.source()), split)
         return self.splits[split]
 
-    def take(self, images: ImageSet | None) -> None:
-        """Let ``images``, if there are any, stand for the recipe's test images."""
-        if images is not None:
-            self.splits["test"] = images.to(self.device)
+    def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
+        """Use ``images``, limited as the recipe says, as its training or test images."""
+        limit = self.recipe.data.limit if split == "train" else self.recipe.data.test_limit
+        self.splits[split] = images.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.device)
 
 
 def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
@@ -142,7 +139,8 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
     run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
-    run.take(images)
+    if images is not None:
+        run.take(images, "test")
     run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.device)
     return run
@@ -166,7 +164,8 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
         raise MissingFileError(
             f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"
         )
-    run.take(images)
+    if images is not None:
+        run.take(images, "test")
     run.trained = load_recipe(folder / RECIPE_FILE)
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())

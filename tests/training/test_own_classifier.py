@@ -75,8 +75,7 @@ def recipe_of(*overrides: str) -> Recipe:
     return load_recipe("folder", [*tiny, *overrides])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("size", [32, 64, 96, 224])
+@pytest.mark.parametrize(("size", "mode"), [(32, "RGB"), (96, "L"), (224, "RGB")])
 def test_images_of_any_size_in_colour_and_grey(size: int, mode: str, tmp_path: Path) -> None:
     write_images(tmp_path / "images", size, mode)
     source = f"classifier.source=owners_module:{'rgb' if mode == 'RGB' else 'grey'}"

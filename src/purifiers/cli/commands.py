@@ -1,7 +1,6 @@
 """What each command does: calls, and prints. What a command needs is imported in it, so that --help answers at once."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,17 +79,17 @@ def _shipped(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
 
 def _compare(parsed: argparse.Namespace, run, default: str) -> None:  # type: ignore[no-untyped-def]
     """Prepare the baselines that were asked for; the command 'train' has no such option, and none."""
-    from purifiers.training.baselines import prepare_baselines
+    from purifiers.run_baselines import prepare_baselines
 
     if "baselines" in parsed and (chosen := parsed.baselines or default) != "none":
         prepare_baselines(run, train=chosen == "all")
 
 
 def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-def]
-    from purifiers.recipes.load import with_shipped_classifiers
+    from purifiers.recipes.load import load_recipe, with_shipped_classifiers
 
     own_images = vars(parsed).get("images") is not None
-    recipe = loaded(parsed.recipe or ("folder" if own_images else parsed.default_recipe), overrides_of(parsed))
+    recipe = load_recipe(parsed.recipe or ("folder" if own_images else parsed.default_recipe), overrides_of(parsed))
     if vars(parsed).get("shipped_classifiers"):
         recipe = with_shipped_classifiers(recipe)
     shipped = "-weights" if vars(parsed).get("from_weights") else ""
@@ -99,30 +98,22 @@ def _recipe_and_folder(parsed: argparse.Namespace):  # type: ignore[no-untyped-d
     return recipe, folder
 
 
-def loaded(name: str | Path, overrides: Sequence[str | tuple[str, object]]) -> "Recipe":
-    """The recipe, with CIFAR-10 where the environment says."""
-    from purifiers.recipes.load import load_recipe
-
-    recipe = load_recipe(name, overrides)
-    if recipe.data.name == "cifar10" and recipe.data.path is None and os.environ.get("PURIFIERS_DATA"):
-        # Kept in the run, so that it can be evaluated where the variable is not set.
-        recipe = load_recipe(name, [*overrides, ("data.path", os.environ["PURIFIERS_DATA"])])
-    return recipe
-
-
 def loader(parsed: argparse.Namespace, settings: Sequence[tuple[str, object]] = ()):  # type: ignore[no-untyped-def]
     """Reads recipes with what the command line sets, ``settings``, and what the caller sets besides, which come first."""
+    from purifiers.recipes.load import load_recipe
+
     own = [*overrides_of(parsed), *settings]
-    return lambda name, further: loaded(name, [*own, *further])
+    return lambda name, further: load_recipe(name, [*own, *further])
 
 
 def recipe_behind(parsed: argparse.Namespace) -> "Recipe":
     """The recipe of the purifier WHAT with what the command line sets; where it is not known, one of images of one's own."""
+    from purifiers.recipes.load import load_recipe
     from purifiers.runs import recipe_of
 
     # --size of an export is one of its images too.
     sized = [("data.size", parsed.size)] if vars(parsed).get("size") and vars(parsed).get("images") else []
-    return loaded(recipe_of(parsed.what, parsed.recipe) or "folder", [*overrides_of(parsed), *sized])
+    return load_recipe(recipe_of(parsed.what, parsed.recipe) or "folder", [*overrides_of(parsed), *sized])
 
 
 def refuse_idle(parsed: argparse.Namespace, where: str) -> None:

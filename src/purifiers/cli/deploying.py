@@ -50,7 +50,7 @@ def add_commands(add: options.Add) -> None:
     options.add_what(command, hub=True)
     options.add_behind(command)
     options.add_set(command)
-    command.add_argument("--host", default="127.0.0.1", help="127.0.0.1 for this machine alone (the default); 0.0.0.0 or :: for all")
+    command.add_argument("--host", default="127.0.0.1", help="127.0.0.1: this machine alone (the default); 0.0.0.0 or ::: all")
     command.add_argument("--port", type=options.count, default=8000, help="(default: %(default)s)")
     command.add_argument(
         "--max-batch-size",

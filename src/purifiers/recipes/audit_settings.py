@@ -10,6 +10,7 @@ from purifiers.attacks.base import parse_fraction
 from purifiers.errors import nearest
 from purifiers.kinds import Group
 from purifiers.recipes.parts import Positive, checked
+from purifiers.weights import anywhere
 
 TRANSFER = "transfer"
 """The threat model that is no view: its adversarial images are made on another model."""
@@ -132,6 +133,11 @@ class AuditSettings(Group):
             views[view] = tuple(name for name in listed if name not in gone)
         limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in gone}
         return {**content, "attacks": attacks, "views": views, "limits": limits}
+
+    @field_validator("surrogates")
+    @classmethod
+    def _absolute(cls, surrogates: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple("+".join(map(anywhere, one.split("+"))) for one in surrogates)
 
     @field_validator("attacks")
     @classmethod

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.recipes.schema import Recipe
-from purifiers.weights import anywhere
+from purifiers.weights import HUB, anywhere
 
 __all__ = [
     "NAMES",
@@ -92,15 +92,24 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
-    # CIFAR-10 is the same wherever it lies; another folder is other images.
+    # CIFAR-10 is the same wherever it is; another folder holds other images.
     free = (
         *("evaluation", "audit", "data.test_limit", "name", "weights", "baselines", "variants"),
         *(["data.path"] if now.data.name == "cifar10" else []),
     )
     # Training attacks are run in the batches of the evaluation, and drawn by them.
     bound = "evaluation.batch_size" if now.training_attacks else None
-    found = differences(there, now)
-    return {key: values for key, values in found.items() if key == bound or not key.startswith(free)}
+    found = {key: values for key, values in differences(there, now).items() if key == bound or not key.startswith(free)}
+    # Of what was moved the path alone differs: a stage knows its images and the networks that it used by their content.
+    return {key: values for key, values in found.items() if not _was_moved(*values)}
+
+
+def _was_moved(there: Any, now: Any) -> bool:
+    """Whether ``there`` is an absolute path where nothing is any more, and ``now`` is another path."""
+    if not isinstance(there, str) or not isinstance(now, str):
+        return False
+    path = Path(there.removeprefix(HUB))
+    return path.is_absolute() and not path.exists()
 
 
 def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:

@@ -1,6 +1,7 @@
 """What a recipe may say. Each class is a group of keys in the YAML file; unknown keys are refused."""
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,10 +13,16 @@ from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
 from purifiers.recipes.baseline_settings import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, NetworkConfig, OnPerturbed, Optimisation, Place, Positive, checked, folder_name
 from purifiers.registry import NETWORKS
-from purifiers.weights import anywhere
+from purifiers.weights import absolute, anywhere
 
 STARTS = ("scratch", "teacher_at")
 """What a student may start from besides a purifier that is there."""
+PLACES: Mapping[str, Callable[[str], str]] = {
+    "source": anywhere,
+    "start": lambda start: start if start in STARTS else anywhere(start),
+    "path": absolute,
+}
+"""Keys whose values are files or folders, and the functions that make them absolute."""
 ADAPTIVE = "adaptive"
 """In ``evaluation.limits``: all attacks by an attacker who knows of the purifier."""
 
@@ -147,10 +154,7 @@ class Student(OnAttacked):
     gamma: float = Field(default=0.5, ge=0)
     nt_teacher_input: Literal["adversarial", "clean"] = "adversarial"
 
-    @field_validator("start")
-    @classmethod
-    def _place(cls, start: str) -> str:
-        return start if start in STARTS else anywhere(start)
+    _absolute = field_validator("start")(PLACES["start"])
 
 
 class Evaluation(Group):
@@ -301,6 +305,11 @@ class Recipe(Group):
             known.append(title)
         return self
 
+    @field_validator("variants")
+    @classmethod
+    def _absolute(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {title: _with_places(changes) for title, changes in variants.items()}
+
     @model_validator(mode="after")
     def _variants_apart(self) -> "Recipe":
         folders = [folder_name(title) for title in self.variants]
@@ -316,3 +325,13 @@ class Recipe(Group):
             if re.sub(r"^companion_[1-9]\d*$", "companion_1", stage) not in stages:
                 raise ValueError(f"weights names the stage '{stage}'{nearest(stage, stages)}; there are {', '.join(stages)}")
         return self
+
+
+def _with_places(value: Any, key: str = "") -> Any:
+    """``value`` of the dotted ``key`` with the files and folders in it made absolute."""
+    if isinstance(value, Mapping):
+        return {name: _with_places(one, name) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_places(one) for one in value]
+    resolve = PLACES.get(key.rpartition(".")[2])
+    return resolve(value) if resolve is not None and isinstance(value, str) else value

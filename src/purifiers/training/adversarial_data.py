@@ -102,6 +102,8 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
         for turn in range(recipe.attack_rounds):
             adversarial = torch.empty_like(data.images)
             for job, ((attack, model), chosen) in enumerate(zip(jobs, _shares(recipe, turn, len(jobs), data), strict=True)):
+                if not len(chosen):  # fewer images than attacks and classifiers
+                    continue
                 seed = seed_for(recipe.seed, "training attack", turn, job)
                 found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
                 adversarial[chosen] = found.images

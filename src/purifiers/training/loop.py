@@ -174,7 +174,7 @@ def _line(name: str, epochs: int, record: dict[str, float], losses: dict[str, fl
 
 
 def _standing(finished: int, epochs: int) -> str:
-    return "is trained already" if finished == epochs else f"goes on after epoch {finished}/{epochs}"
+    return "is trained already" if finished == epochs else f"resumes after epoch {finished}/{epochs}"
 
 
 def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from purifiers.evaluation.audit.run import audit_all
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import CONFIG_FILE
+from purifiers.run_baselines import prepare_baselines
 from purifiers.runs import Run, is_run, open_defended, own_classifier
 from purifiers.seeds import seed_for
-from purifiers.training.baselines import prepare_baselines
 
 
 @dataclass
