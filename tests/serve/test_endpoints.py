@@ -78,7 +78,7 @@ def networks() -> tuple[Purifier, nn.Module]:
 
 @pytest.fixture(scope="module")
 def client(networks: tuple[Purifier, nn.Module]) -> Iterator[TestClient]:
-    with TestClient(make_app(Service(*networks, DIGITS, SMALL))) as client:
+    with TestClient(make_app(Service(*networks, names=DIGITS, limits=SMALL))) as client:
         yield client
 
 
@@ -285,7 +285,7 @@ def test_a_classifier_that_fails_on_one_image_spoils_no_other() -> None:
             return images.mean(dim=(2, 3)).log()  # of black: not finite
 
     images = [np.full((8, 8, 3), value, np.uint8) for value in (100, 255, 0, 50)]
-    service = Service(Purifier(Nothing()), Picky(), ("one", "two"), batch_timeout=0.3)
+    service = Service(Purifier(Nothing()), Picky(), names=("one", "two"), batch_timeout=0.3)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(4) as pool:
         responses = list(pool.map(lambda pixels: client.post("/classify", files={"image": encoded(pixels)}), images))
     assert [response.status_code for response in responses] == [200, 422, 422, 200]

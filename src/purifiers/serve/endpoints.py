@@ -73,6 +73,7 @@ class Service:
     Args:
         purifier: on its device.
         classifier: on the same device; None: no ``/classify``.
+        device: that one.
         names: of the classes.
         limits: of requests.
         batch_size: images that are processed together, at most.
@@ -81,6 +82,7 @@ class Service:
 
     purifier: Purifier
     classifier: nn.Module | None = None
+    device: torch.device | str = "cpu"
     names: Sequence[str] | None = None
     limits: Limits = field(default_factory=Limits)
     batch_size: int = 16
@@ -125,8 +127,7 @@ class Service:
         """The probabilities of the classes, for each image."""
         assert self.classifier is not None
         purified = purify_pixels(self.purifier, images, torch.float32)
-        weight = next(self.classifier.parameters(), purified)
-        parts = purified.to(weight.device).split(max(1, BATCH_PIXELS // (images.shape[2] * images.shape[3])))
+        parts = purified.to(self.device).split(max(1, BATCH_PIXELS // (images.shape[2] * images.shape[3])))
         with torch.no_grad():
             return torch.cat([self.classifier(part).softmax(1) for part in parts]).tolist()
 

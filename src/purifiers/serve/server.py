@@ -64,7 +64,7 @@ def serve(
         if recipe is not None:
             classifier = place(recipe_classifier(recipe), device)
             names = DATASETS[recipe.data.name].class_names(recipe.data.path)
-        app = make_app(Service(purifier, classifier, names, limits, max_batch_size, batch_timeout), os.environ.get(KEY))
+        app = make_app(Service(purifier, classifier, device, names, limits, max_batch_size, batch_timeout), os.environ.get(KEY))
         server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=math.ceil(limits.timeout)))
         # uvicorn raises the signal that stopped it once more when it has shut down.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
