@@ -185,7 +185,7 @@ def test_classifiers_can_be_taken_from_shipped_weights() -> None:
     assert mine.companions == taken.companions
     with pytest.raises(ConfigError, match="no weights for classifier of the recipe 'digits'"):
         with_shipped_classifiers(load_recipe("digits"))
-    with pytest.raises(ConfigError, match="weights names the stage 'studnet'; did you mean 'student'"):
+    with pytest.raises(ConfigError, match="no stage 'studnet'; did you mean 'student'"):
         load_recipe("digits", ["weights.studnet=x"])
 
 

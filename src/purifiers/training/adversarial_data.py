@@ -1,4 +1,4 @@
-"""The classifiers that a purifier is trained against: the one to protect, and companions so that it leans on none."""
+"""The classifiers that a purifier is trained against, and the adversarial examples on them."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ from purifiers.seeds import generator_for, seed_for
 
 
 class Panel:
-    """Frozen classifiers, asked in equal shares of a batch, in the training's precision.
+    """Frozen classifiers, each on its share of a batch, in the training's precision.
 
     Args:
         classifiers: in evaluation mode; at least one.
@@ -35,8 +35,8 @@ class Panel:
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
 
-        Batches are shuffled, so that every image meets every classifier; a batch's images, its adversarial examples and
-        its purified images meet the same.
+        Batches are shuffled, so that every classifier sees every image in time; an image, its adversarial example and its
+        purified image are seen by the same one.
         """
         with self.autocast(images.device):
             shares = images.chunk(len(self.classifiers))
@@ -45,7 +45,7 @@ class Panel:
 
 
 class InPrecision(nn.Module):
-    """A classifier that computes in the training's precision inside an attack, whose images stay float32."""
+    """A classifier in the training's precision, for an attack whose images stay float32."""
 
     def __init__(self, classifier: nn.Module, precision: Precision) -> None:
         super().__init__()
@@ -89,8 +89,8 @@ def attack_for_training(
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
 
-    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round; without
-    attacks there are no channels.
+    In each round, each attack of the recipe on each classifier of the panel gets its share of the images; without attacks there
+    are no channels.
     """
     recipe = run.recipe
     if not recipe.training_attacks:
@@ -102,7 +102,7 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
         for turn in range(recipe.attack_rounds):
             adversarial = torch.empty_like(data.images)
             for job, ((attack, model), chosen) in enumerate(zip(jobs, _shares(recipe, turn, len(jobs), data), strict=True)):
-                if not len(chosen):  # fewer images than attacks and classifiers
+                if not len(chosen):
                     continue
                 seed = seed_for(recipe.seed, "training attack", turn, job)
                 found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
@@ -114,7 +114,7 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
 
 
 def _shares(recipe: Recipe, turn: int, jobs: int, data: ImageSet) -> Sequence[Tensor]:
-    """Which images each job attacks in this round: index tensors, disjoint, of all images together."""
+    """The images that each job attacks in this round: disjoint index tensors, some empty where images are few."""
     if jobs == 1:
         return [torch.arange(len(data), device=data.images.device)]
     generator = generator_for(recipe.seed, "who attacks what", turn)

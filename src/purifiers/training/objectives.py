@@ -1,4 +1,4 @@
-"""What each network of the method minimises, as functions for the loop: (network, float batch, labels, generator) -> losses.
+"""The loss of each stage, as a function for the loop: (network, float batch, labels, generator) -> losses.
 
 Where a stage needs adversarial examples that were made before, the batch holds image and adversarial examples stacked along
 the channels.
@@ -31,13 +31,12 @@ def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: tor
 
 
 def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
-    """Teacher AT purifies adversarial images so that the frozen classifiers are right again: equation 2."""
+    """Teacher AT purifies adversarial images so that the frozen classifiers recognise them: equation 2."""
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial = _adversarial(teacher, pairs, labels, config, panel, generator)
         purified = teacher(adversarial)
         logits = panel.logits(purified)
-        # A classifier whose answer counts nothing is not asked, nor differentiated.
         counted = logits if config.adversarial_weight else logits.detach()
         with torch.no_grad():
             adversarial_logits = panel.logits(adversarial) if config.adversarial_weight else counted
@@ -55,9 +54,9 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     """The student purifies adversarial images and imitates its teachers: equations 4 to 6.
 
     Args:
-        config: weights of the terms, and what teacher NT is shown.
+        config: weights of the terms, and the input of teacher NT.
         teachers: ``AT``, ``NT`` or both.
-        panel: asked only where the configuration has guidance by it.
+        panel: used only where the configuration has guidance by it.
     """
 
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
@@ -90,8 +89,8 @@ def encoder_losses(attack: Attack, panel: Panel) -> StageLosses:
 
 
 class _Attacked(nn.Module):
-    """A network in training as an attacker sees it: without what the loop put around it, whose outputs may only be
-    differentiated by the loop; in the training's precision; float32 on both sides."""
+    """A network in training as an attacker sees it: without the loop's wrappers, whose outputs only the loop may
+    differentiate; in the training's precision; float32 on both sides."""
 
     def __init__(self, network: nn.Module, panel: Panel) -> None:
         super().__init__()
@@ -119,16 +118,16 @@ def _draw(generator: torch.Generator) -> int:
 def _adversarial(
     purifier: nn.Module, batch: Tensor, labels: Tensor, config: OnAttacked, panel: Panel, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Images, and adversarial examples of them: those that the batch brings, or made now on the purifier itself."""
+    """Images, and adversarial examples of them: those in the batch, or new ones on the purifier itself."""
     if config.attack is not None:
         images = batch[:, :3].contiguous()
-        made = config.attack(_AttackedWhole(purifier, panel), images, labels, seed=_draw(generator))
-        batch = torch.cat([images, made], dim=1)
+        adversarial = config.attack(_AttackedWhole(purifier, panel), images, labels, seed=_draw(generator))
+        batch = torch.cat([images, adversarial], dim=1)
     return attacked(batch, config, generator)
 
 
 def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split a batch of stacked images into images and adversarial examples of the strengths that ``config`` asks for.
+    """Split a batch of stacked images into images and adversarial examples of the strengths in ``config``.
 
     Args:
         pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels, if there are any.
