@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purifiers.attacks import Attack
+from purifiers.device import autocast
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
-from purifiers.training.adversarial_data import Panel
+from purifiers.training.adversarial_data import InPrecision, Panel
 from purifiers.training.losses import Losses
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
@@ -36,10 +37,10 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial = _adversarial(teacher, pairs, labels, config, panel, generator)
         purified = teacher(adversarial)
-        logits = panel.logits(purified)
+        logits = panel(purified)
         counted = logits if config.adversarial_weight else logits.detach()
         with torch.no_grad():
-            adversarial_logits = panel.logits(adversarial) if config.adversarial_weight else counted
+            adversarial_logits = panel(adversarial) if config.adversarial_weight else counted
         reconstruction, adversarial_term = losses.at_teacher_loss(
             purified, images, counted, adversarial_logits, labels, config.adversarial_weight
         )
@@ -62,7 +63,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial = _adversarial(student, pairs, labels, config, panel, generator)
         purified = student(adversarial)
-        with torch.no_grad(), panel.autocast(images.device):
+        with torch.no_grad(), autocast(images.device, panel.precision):
             outputs = [
                 teacher(images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
                 for name, teacher in teachers.items()
@@ -72,7 +73,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
         parts = {"mse": reconstruction, "distillation": distillation}
         total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
         guided = config.classification_weight or config.logits_weight
-        logits = panel.logits(purified) if guided else None
+        logits = panel(purified) if guided else None
         return _guided(total, parts, config, panel, images, logits, labels)
 
     return compute
@@ -82,33 +83,18 @@ def encoder_losses(attack: Attack, panel: Panel) -> StageLosses:
     """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018); ``panel`` gives the precision."""
 
     def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
-        adversarial = attack(_Attacked(classifier, panel), images, labels, seed=_draw(generator))
+        adversarial = attack(_attackable(classifier, panel), images, labels, seed=_draw(generator))
         return {"loss": F.cross_entropy(classifier(adversarial).float(), labels)}
 
     return compute
 
 
-class _Attacked(nn.Module):
+def _attackable(network: nn.Module, panel: Panel) -> nn.Module:
     """A network in training as an attacker sees it: without the loop's wrappers, whose outputs only the loop may
-    differentiate; in the training's precision; float32 on both sides."""
-
-    def __init__(self, network: nn.Module, panel: Panel) -> None:
-        super().__init__()
-        for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
-            network = getattr(network, wrapper, network)
-        self.network = network
-        self.panel = panel
-
-    def forward(self, images: Tensor) -> Tensor:
-        with self.panel.autocast(images.device):
-            return self.network(images).float()
-
-
-class _AttackedWhole(_Attacked):
-    """A purifier in training with the frozen classifiers behind it."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.panel.logits(super().forward(images))
+    differentiate, and in the training's precision."""
+    for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
+        network = getattr(network, wrapper, network)
+    return InPrecision(network, panel.precision)
 
 
 def _draw(generator: torch.Generator) -> int:
@@ -121,7 +107,7 @@ def _adversarial(
     """Images, and adversarial examples of them: those in the batch, or new ones on the purifier itself."""
     if config.attack is not None:
         images = batch[:, :3].contiguous()
-        adversarial = config.attack(_AttackedWhole(purifier, panel), images, labels, seed=_draw(generator))
+        adversarial = config.attack(nn.Sequential(_attackable(purifier, panel), panel), images, labels, seed=_draw(generator))
         batch = torch.cat([images, adversarial], dim=1)
     return attacked(batch, config, generator)
 
@@ -165,7 +151,7 @@ def _guided(
         total = total + config.classification_weight * parts["classification"]
     if logits is not None and config.logits_weight:
         with torch.no_grad():
-            clean_logits = panel.logits(images)
+            clean_logits = panel(images)
         parts["logits"] = losses.logits_guidance(logits, clean_logits)
         total = total + config.logits_weight * parts["logits"]
     return {"loss": total, **parts}
