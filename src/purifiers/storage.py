@@ -97,10 +97,22 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (it is no mapping)
         metadata = json.loads(header.get("metadata", "{}"))
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); delete it or copy it again") from error
+        found = lfs_hint(path) or f"damaged or not a safetensors file ({error}); delete it or copy it again"
+        raise CheckpointError(f"{path} is {found}") from error
     if "sha256" in header and header["sha256"] != digest(tensors):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum; delete it or copy it again")
     return tensors, metadata
+
+
+def lfs_hint(source: Path | bytes) -> str:
+    """What to do about a file, or its content, that is only Git LFS's pointer to the real one; empty if it is none."""
+    mark = b"version https://git-lfs"
+    if isinstance(source, bytes):
+        head = source[: len(mark)]
+    else:
+        with source.open("rb") as handle:
+            head = handle.read(len(mark))
+    return "a pointer of Git LFS and not the file itself: run 'git lfs pull'" if head == mark else ""
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -19,19 +19,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import purifiers.recipes
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.baselines import Nothing
 from purifiers.bulk.pieces import purify_pixels
-from purifiers.cli import main
-from purifiers.cli.commands import recipe_behind
-from purifiers.cli.parser import make_parser
+from purifiers.cli import cli, main
 from purifiers.data import class_names, image_shape, load_images
 from purifiers.errors import ConfigError
 from purifiers.networks import CAE, ResNet
@@ -333,7 +333,9 @@ def write_classes(folder: Path, size: int) -> Path:
 
 def served(*words: object) -> torch.nn.Module:
     """The classifier that ``purifiers serve WORDS`` puts behind the purifier."""
-    return api_of(recipe_behind(make_parser().parse_args(["serve", *map(str, words)]))).load_classifier()
+    with mock.patch("purifiers.serve.server.serve") as serve:
+        typer.main.get_command(cli)(["serve", *map(str, words)], standalone_mode=False)
+    return api_of(serve.call_args.kwargs["recipe"]).load_classifier()
 
 
 def test_the_runs_normalisation_is_of_the_runs_classifier_however_it_is_called(
@@ -366,6 +368,7 @@ def test_the_runs_normalisation_is_of_the_runs_classifier_however_it_is_called(
 
 OWN = """
 import torch
+import typer
 from torch import nn
 
 def fixed():
@@ -434,7 +437,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path, capsys: pytest
         port = str(taken.getsockname()[1])
         cases = [
             (["cifar-10"], "no purifier at 'cifar-10'; did you mean 'cifar10'"),
-            (["cifar10", "--mean", "0.5", "--std", "0.5"], "--mean is for a --classifier, and there is none"),
+            (["cifar10", "--mean", "0.5", "--std", "0.5"], "--mean has no effect"),
             (["cifar10", "--port", "80"], "the port 1024 to 65535; got 127.0.0.1, 80"),
             (["cifar10", "--host", "example.org"], "the host is one of 127.0.0.1, 0.0.0.0, ::"),
             (["cifar10", "--port", port], "Address already in use; give another --port"),

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from purifiers import weights
 from purifiers.classifiers import CLASSIFIER_FORMS
 from purifiers.classifiers.adapters import Normalized
-from purifiers.classifiers.exported import load_exported
+from purifiers.classifiers.exported import HOW, load_exported
 from purifiers.classifiers.huggingface import load_transformers
 from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, nearest
@@ -102,6 +103,10 @@ def _call(source: str) -> nn.Module:
             classifier = build()
     except Exception as error:
         raise ConfigError(f"calling the classifier '{source}' failed: {located(error)}") from error
+    if isinstance(classifier, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"'{source}' returned a TorchScript module, which cannot be frozen: return the module that it was made of, or {HOW}"
+        )
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
     return classifier

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from purifiers.data import to_float, to_uint8
+from purifiers.data.files import decoded
 from purifiers.errors import InputError
 from purifiers.purifier import Purifier
 
@@ -34,13 +35,15 @@ class PurifyTransform:
         """The purified image, of the sort and, if a tensor, on the device of ``image``.
 
         Args:
-            image: one image: PIL, which is seen as RGB; or a tensor (C, H, W), float32 in [0,1] or uint8.
+            image: one image: PIL, which is seen as :func:`purifiers.data.files.read_rgb` has it; or a tensor (C, H, W), float32
+                in [0,1] or uint8.
 
         Raises:
             InputError: it is none of these, or see :class:`purifiers.Purifier`.
+            DataError: a grey image of which nothing tells what is white.
         """
         if isinstance(image, Image.Image):
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(decoded(image).over_white())).permute(2, 0, 1)
             return Image.fromarray(self(pixels).permute(1, 2, 0).numpy())
         if not isinstance(image, Tensor) or image.ndim != 3:
             got = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"

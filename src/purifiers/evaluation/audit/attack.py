@@ -14,7 +14,7 @@ from purifiers.console import Stopwatch, detail, duration
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.audit.result import EVERYTHING, GROUPS, LEFT_OUT, WORST
+from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, WORST, group_of
 from purifiers.evaluation.audit.worst import Composite, positions
 from purifiers.evaluation.evaluator import Among, Evaluator
 from purifiers.evaluation.records import AttackWarning, Record
@@ -83,7 +83,7 @@ class Auditor:
         self.records.append(record)
         # Slow attacks come last, so that a cascade spares them what quick ones break.
         for planned in sorted(self._plan(), key=lambda planned: planned.slow):
-            keys = [(planned.attack.norm, name) for name in (EVERYTHING, GROUPS[planned.view])]
+            keys = [(planned.attack.norm, name) for name in (EVERYTHING, group_of(planned.view))]
             for key in keys:
                 if key not in self._composites:
                     self._composites[key] = Composite(self._data, right)

@@ -5,9 +5,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from purifiers.attacks import VIEWS
 from purifiers.errors import CheckpointError, InputError, MissingFileError, nearest
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record, Result
 from purifiers.evaluation.trust import Check
+from purifiers.recipes.audit_settings import TRANSFER
 from purifiers.storage import write_text
 
 AUDIT_FILE = "audit.json"
@@ -17,19 +19,15 @@ EVERYTHING = "all attacks"
 """The worst case over all attacks of a norm: the number of an audit."""
 LEFT_OUT = "left out"
 """How the message of a warning goes on, after the purifier's name, where an attack could not be run."""
-GROUPS = {
-    "full": "white-box",
-    "bpda": "white-box",
-    "eot": "white-box",
-    "blind": "gray-box",
-    "transfer": "transfer",
-    "query": "black-box",
-}
-"""Threat model -> the group over which a worst case is given."""
-
-
+GROUPS = ("white-box", "gray-box", "transfer", "black-box")
+"""What threat models are grouped by: a worst case is over a group."""
 NORMS = ("linf", "l2")
 """In which worst cases are given."""
+
+
+def group_of(view: str) -> str:
+    """The group of a threat model: that of a registered view; ``transfer`` is its own."""
+    return view if view == TRANSFER else VIEWS[view].group
 
 
 class Audit(Result):
@@ -71,7 +69,7 @@ class Audit(Result):
         Raises:
             InputError: no such purifier, norm or group.
         """
-        valid = {"purifier": self.purifiers, "norm": NORMS, "group": (EVERYTHING, *GROUPS.values())}
+        valid = {"purifier": self.purifiers, "norm": NORMS, "group": (EVERYTHING, *GROUPS)}
         for kind, asked in (("purifier", purifier), ("norm", norm), ("group", group)):
             if asked not in valid[kind]:
                 raise InputError(f"in this audit there is no {kind} '{asked}'{nearest(asked, valid[kind])}")
