@@ -1,7 +1,6 @@
 """The baselines' training: losses against hand-worked values, who moves whom, and a sane result on digits."""
 
 import math
-import os
 import shutil
 from copy import copy, deepcopy
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
 from purifiers.attacks.generate import generate
@@ -28,6 +26,7 @@ from purifiers.run_baselines import prepare_baselines
 from purifiers.runs import Run, open_run
 from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, soap_losses
 from purifiers.training.pipeline import train_recipe
+from tests.conftest import Shared
 
 
 def random() -> torch.Generator:
@@ -161,9 +160,9 @@ SMALL_SOAP = (
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The recipe's classifier and baselines on the digits, small; our own purifier does not matter here. The processes of one
-    test run share it: the second finds all trained. Tests must not write into its folder."""
+def digits(shared: Shared) -> Run:
+    """The recipe's classifier and baselines on the digits, small; our own purifier does not matter here. Tests must not write
+    into its folder."""
     overrides = [
         "data.limit=1000",
         "data.test_limit=60",
@@ -184,9 +183,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
             f"baselines.SOAP, {task}.training.epochs={epochs}",
             f"baselines.SOAP, {task}.training.batch_size=64",
         ]
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits"
-    with FileLock(f"{folder}.lock"):
+    with shared("digits") as folder:
         run = train_recipe(load_recipe("digits", overrides), folder, device="cpu")
         prepare_baselines(run)
     return run
