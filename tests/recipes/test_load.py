@@ -219,7 +219,7 @@ def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
             "did you mean 'soap'",
         ),
         ("baselines.NRP.training.epoch=1", "did you mean 'epochs'"),
-        ("baselines.NRP.network={network: cae}", "the network of a baseline of kind nrp is 'nrp'; got 'cae'"),
+        ("baselines.NRP.network={network: cae}", "the network of this baseline is 'nrp'; got 'cae'"),
         ("baselines.JPEG.around=student", "remove 'around'"),
         ("baselines.JPEG.network={network: noisy}", "give either around (such as student) or network.base"),
         ("baselines.JPEG.network={network: nrp}", "'nrp' needs training"),
