@@ -70,8 +70,8 @@ def test_a_run_starts_from_the_latent_and_resumes_between_its_stages(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("purifier.skip_every=2", "what passes around it carries perturbations"),
-        ("purifier.residual=true", "what passes around it carries perturbations"),
+        ("purifier.skip_every=2", "carry perturbations"),
+        ("purifier.residual=true", "carry perturbations"),
         ("student.attack=null", "training_attacks is empty, and student has neither an attack of its own"),
         ("latent.decoder.clean_share=0", "training_attacks is empty, and latent.decoder has neither an attack of its own"),
         ("latent.atack=1", "did you mean 'attack'"),
@@ -83,7 +83,7 @@ def test_recipes_that_cannot_work_are_refused(tiny_recipe: Callable[..., Recipe]
 
 
 def test_a_start_beside_the_latent_is_refused(tiny_recipe: Callable[..., Recipe]) -> None:
-    with pytest.raises(ConfigError, match="where there is a group latent, teacher AT goes on from what that gives"):
+    with pytest.raises(ConfigError, match="with a group latent, teacher AT starts"):
         tiny_recipe(*ROBUST, "teacher_at.start=cifar10")
-    with pytest.raises(ConfigError, match="the decoder goes on from the encoder that is trained before it"):
+    with pytest.raises(ConfigError, match="the decoder starts from the encoder that is trained before it"):
         tiny_recipe(*ROBUST, "latent.decoder.start=cifar10")

@@ -36,7 +36,7 @@ def test_variants_of_shipped_recipes_are_valid_and_differ(name: str) -> None:
 def test_a_variant_of_what_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         variant_recipes(recipe(variants={"typo": {"student.epoch": 3}}))
-    with pytest.raises(ConfigError, match="variants: titles have to differ"):
+    with pytest.raises(ConfigError, match="titles have to differ"):
         recipe(variants={"a b": {}, "A-B": {}})
 
 

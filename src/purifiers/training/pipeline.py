@@ -178,7 +178,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
     report_accuracy(run, data)
 
-    panel = Panel(list(run.classifiers.values()), recipe.precision)
+    panel = Panel(run.classifiers.values(), recipe.precision)
     clean = data.images
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
@@ -186,7 +186,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     if recipe.latent is not None:
         start = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs))
     guided = at_losses(recipe.teacher_at, panel)
-    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, panel.classifiers, start)
+    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, list(panel.classifiers), start)
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
