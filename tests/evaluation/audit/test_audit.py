@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers import PurifiedClassifier
-from purifiers.attacks import PGD, Attack, AutoAttack
+from purifiers.attacks import PGD, VIEWS, Attack, AutoAttack
 from purifiers.baselines import Noisy, Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, DataError, InputError, MissingFileError
@@ -18,7 +18,7 @@ from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, Audit
 from purifiers.evaluation.audit.run import audit, audit_all
 from purifiers.evaluation.trust import Check
-from purifiers.recipes.audit_settings import THREAT_MODELS, AuditSettings
+from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from tests.attacks.test_libraries import boundary_distances
 from tests.conftest import Linear
 
@@ -30,7 +30,7 @@ ALL_GONE = dict.fromkeys(
 
 def settings(attacks: Mapping[str, Any], views: Mapping[str, Any], **others: Any) -> AuditSettings:
     """These attacks and views, and nothing of the standard ones."""
-    everywhere = dict.fromkeys(THREAT_MODELS, ()) | dict(views)
+    everywhere = dict.fromkeys((*VIEWS, TRANSFER), ()) | dict(views)
     return AuditSettings(attacks=ALL_GONE | dict(attacks), views=everywhere, **{"check_images": 0, **others})
 
 
@@ -118,7 +118,6 @@ def test_views_decide_what_a_known_purifier_withstands() -> None:
 class HalfBlind(Attack):
     """Breaks the images of one label only."""
 
-    kind: str = "half"
     epsilon: float = 1.0
     label: int
 
@@ -128,7 +127,7 @@ class HalfBlind(Attack):
 
 
 def half_blind(*labels: int, **others: Any) -> AuditSettings:
-    """Attacks that each break one label; put in behind the schema, which knows no such kind."""
+    """Attacks that each break one label; put in behind the schema, as they have an epsilon of their own."""
     chosen = settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=1.0, **others)
     attacks: dict[str, Any] = {f"half {label}": HalfBlind(label=label) for label in labels}
     return chosen.model_copy(update={"attacks": attacks, "views": {"full": tuple(attacks)}})
@@ -270,7 +269,6 @@ def test_random_purifiers_are_attacked_in_expectation_and_by_autoattacks_rand_ve
 
 def test_an_attack_that_cannot_be_run_is_left_out_and_named() -> None:
     class Outside(Attack):
-        kind: str = "outside"
         epsilon: float = 0.02
 
         def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
@@ -289,7 +287,7 @@ def test_an_attack_that_cannot_be_run_is_left_out_and_named() -> None:
     assert {record.attack for record in found.records} == {"none", "PGD", EVERYTHING, "white-box"}
     (warning,) = found.warnings
     assert warning.attack == "outside"
-    assert "x: left out: outside moved an image by" in warning.message
+    assert "moved an image by" in warning.message
 
 
 class WithoutGradient(nn.Module):
@@ -553,7 +551,7 @@ def test_what_is_not_finite_is_not_right() -> None:
 
 def test_settings_may_be_a_mapping_and_names_are_checked() -> None:
     model, data = problem(4)
-    plain = {"attacks": ALL_GONE | {"PGD": pgd()}, "views": dict.fromkeys(THREAT_MODELS, ()) | {"full": ["PGD"]}}
+    plain = {"attacks": ALL_GONE | {"PGD": pgd()}, "views": dict.fromkeys((*VIEWS, TRANSFER), ()) | {"full": ["PGD"]}}
     found = audit(nn.Identity(), model, data, settings={**plain, "check_images": 0, "images": 3})
     assert found.clean("purifier").n == 3
     for arguments, message in [
