@@ -74,6 +74,7 @@ def audit(parsed: argparse.Namespace) -> int:
     from purifiers.reports.audit_report import doubted, overview, sentences, write_audit
     from purifiers.reports.run_report import write_card
     from purifiers.runs import is_run
+    from purifiers.training.baselines import prepare_baselines
 
     refuse_training_settings(parsed.overrides)
     runs = [what for what in parsed.whats if is_run(what)]
@@ -90,9 +91,11 @@ def audit(parsed: argparse.Namespace) -> int:
         loader(parsed, settings),
         folder,
         recipe=parsed.recipe,
-        baselines=parsed.baselines or "none",
         device=parsed.device,
     )
+    if parsed.baselines in ("all", "ready"):
+        prepare_baselines(opened.run, train=parsed.baselines == "all")
+        opened.add_baselines()
     found = opened.audit(folder / "cache")
     page = write_audit(found, folder)
     if len(runs) == len(parsed.whats) == 1 and folder.resolve() == Path(runs[0]).resolve():
