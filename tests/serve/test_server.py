@@ -180,7 +180,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write_classes(folder: Path, size: int) -> Path:
     for name in ("cat", "ant"):
         (folder / name).mkdir(parents=True)
-        Image.fromarray(image(0, (size, size))).save(folder / name / "a.png")
+        for file in ("a.png", "b.png"):
+            Image.fromarray(image(0, (size, size))).save(folder / name / file)
     return folder
 
 
