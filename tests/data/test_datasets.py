@@ -16,9 +16,11 @@ def test_classes_and_sizes_are_known_without_the_images(tmp_path: Path) -> None:
         assert folder.shape(nowhere) is None
     for name in ("cat", "ant"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "a.png").write_bytes(b"")
+        for file in ("a.png", "b.png"):
+            (tmp_path / name / file).write_bytes(b"")
     assert folder.class_names(str(tmp_path)) == ("ant", "cat")
     assert folder.shape(str(tmp_path)) is None, "damaged"
-    Image.new("RGB", (9, 7)).save(tmp_path / "ant" / "a.png")
+    for file in ("a.png", "b.png"):
+        Image.new("RGB", (9, 7)).save(tmp_path / "ant" / file)
     assert folder.shape(str(tmp_path)) == (7, 9)
     assert folder.shape(str(tmp_path), 5) == (5, 5)

@@ -163,7 +163,8 @@ def test_mistakes_are_told_before_anything_is_computed(
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one" / "a.png")
     for name in ("ant", "cat"):
         (tmp_path / "two" / name).mkdir(parents=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "two" / name / "a.png")
+        for file in ("a.png", "b.png"):
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "two" / name / file)
     for words, message in [
         ([saved, "x.pt2"], "ends in .onnx"),
         ([saved, "x.onnx", "--format", "torch"], "ends in .pt2"),

@@ -101,7 +101,7 @@ def test_mistakes_are_reported_before_anything_starts(capsys: pytest.CaptureFixt
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for words, message in [
             (["cifar-10"], "did you mean 'cifar10'"),
-            (["cifar10", "--mean", "0.5", "--std", "0.5"], "--mean is for a --classifier"),
+            (["cifar10", "--mean", "0.5", "--std", "0.5"], "--mean has no effect"),
             (["cifar10", "--port", "70000"], "--port"),
             (["cifar10", "--host", "no.such.host.invalid"], "--host"),
             (["cifar10", "--port", str(taken.getsockname()[1])], "in use"),
@@ -180,7 +180,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write_classes(folder: Path, size: int) -> Path:
     for name in ("cat", "ant"):
         (folder / name).mkdir(parents=True)
-        Image.fromarray(image(0, (size, size))).save(folder / name / "a.png")
+        for file in ("a.png", "b.png"):
+            Image.fromarray(image(0, (size, size))).save(folder / name / file)
     return folder
 
 
