@@ -396,7 +396,7 @@ def test_a_classifier_is_tried_at_the_size_of_the_images_or_not_at_all(tmp_path:
         served(saved, *fixed, "--data-dir", write_classes(tmp_path / "small", 20))
     with pytest.raises(ConfigError, match=r"fails on images \(2, 3, 24, 24\)"):
         served(saved, *fixed, "--set", "data.size=24")
-    with pytest.raises(ConfigError, match="tells 5 classes apart, and the images have 2"):
+    with pytest.raises(ConfigError, match="5 classes, and the images have 2"):
         served(saved, "--classifier", "own_classifiers_served:grey", "--data-dir", tmp_path / "large")
     grey = ["--classifier", "own_classifiers_served:grey"]
     for words in ([], ["--set", "data.size=24"]):

@@ -89,6 +89,7 @@ class Attack(Kind, ABC):
 
     ``epsilon``: in [0,1] units of ``norm``; None for an attack that minimises the distance.
     ``restarts``: so many runs, each of a seed of its own, on the images that those before did not break.
+    ``weight``: in a recipe's ``training_attacks``, how many shares of the images it takes.
 
     Attributes:
         needs_gradients: it differentiates the model, which the view ``query`` does not allow.
@@ -100,6 +101,7 @@ class Attack(Kind, ABC):
     norm: Literal["linf", "l2"] = "linf"
     epsilon: Length | None = None
     restarts: int = Field(default=1, ge=1)
+    weight: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _in_unit_range(self) -> Self:
