@@ -156,6 +156,7 @@ def test_sizes_that_squares_in_l2_cannot_tile_are_refused_and_left_out(
     assert f"images of {size[0]} by {size[1]}: Square left out (not the standard version)" in caplog.text
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(5, 60))
 def test_square_in_l2_is_refused_where_it_fails_and_nowhere_else(height: int, width: int) -> None:
     model, images, labels = linear_problem(2, 1, (3, height, width))
