@@ -125,7 +125,7 @@ def test_hop_skip_jump_says_when_draws_cannot_be_held() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return model(images) + float(np.random.default_rng().random())
 
-    with pytest.raises(AttackError, match="answers the same question twice alike"):
+    with pytest.raises(AttackError, match="the same logits for the same images"):
         HopSkipJump(epsilon=0.1)(Elsewhere(), images, labels)
 
 

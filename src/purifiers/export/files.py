@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.errors import ConfigError, require
-from purifiers.hub import license_of
+from purifiers.hub import metadata
 from purifiers.purifier import Purifier
 from purifiers.registry import NETWORKS, describe
 from purifiers.storage import atomic_path
@@ -62,7 +62,7 @@ def about(name: str, purifier: Purifier, classifier: str | None = None) -> dict[
     said = {
         "purifier": name,
         "config": json.dumps(describe(purifier.network)),
-        "license": license_of(purifier.card) or "not stated",
+        "license": metadata(purifier.card).get("license") or "not stated",
         "input": "float32 (batch, channels, height, width), RGB, in [0,1]",
         "output": "the purified images, likewise" if classifier is None else "logits (batch, classes)",
     }
