@@ -40,6 +40,7 @@ def audit(
     from purifiers.evaluation.records import Results
     from purifiers.reports.audit_report import doubted, overview, sentences, write_audit
     from purifiers.reports.run_report import write_card
+    from purifiers.run_baselines import prepare_baselines
     from purifiers.runs import RECIPE_FILE, is_run
 
     changed = evaluation_changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir)
@@ -54,7 +55,10 @@ def audit(
     own = runs[0] if len(runs) == len(purifiers) == 1 else None
     folder = output or own or Path("runs/audit")
     refuse_other_run(folder, runs[0] if len(runs) == 1 else None)
-    opened = open_audited(purifiers, load, folder, recipe=recipe, baselines=baselines, device=device)
+    opened = open_audited(purifiers, load, folder, recipe=recipe, device=device)
+    if baselines != "none":
+        prepare_baselines(opened.run, train=baselines == "all")
+        opened.add_baselines()
     found = opened.audit(folder / "cache")
     page = write_audit(found, folder)
     if own and folder.resolve() == own.resolve():

@@ -54,7 +54,7 @@ def export(
     with PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.
     """
     from purifiers.console import say
-    from purifiers.export.files import about, export_onnx, export_torch, exportable
+    from purifiers.export.program_file import about, export_onnx, export_torch, exportable
     from purifiers.export.quantise import quantisation_loss, quantise
     from purifiers.purifier import Purifier
 

@@ -19,7 +19,7 @@ def serve(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen: 127.0.0.1 is this machine alone; 0.0.0.0 or :: is all.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=1, help="1024 to 65535.")] = 8000,
+    port: Annotated[int, typer.Option(metavar="N", min=1, help="Its port.")] = 8000,
     max_batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that are purified together.")] = 16,
     batch_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, max=10, help="How long the first image of a batch waits for others.")

@@ -7,7 +7,7 @@ import yaml
 from markupsafe import Markup
 
 from purifiers.console import duration
-from purifiers.evaluation.audit.result import GROUPS, NORMS, WORST, Audit
+from purifiers.evaluation.audit.result import GROUPS, NORMS, WORST, Audit, group_of
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.reports.figures import audit_figure, save_figure
 from purifiers.reports.render import Table, epsilon_of, lines, page, percent, span, text, write_page
@@ -107,13 +107,13 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
                 found.append((_worst_case(audit, worst, norm), column in red))
         failed = (text("failed_check", name=name, check=check, doubted=red) for check in audit.failed(name))
         found += [(sentence, bool(red)) for sentence in failed]
-        measured = {group for group in GROUPS.values() for norm in NAMES if audit.worst(name, norm, group)}
+        measured = {group for group in GROUPS for norm in NAMES if audit.worst(name, norm, group)}
         remarks = lines(
             "remarks",
             name=name,
             undefended=audit.clean(name).accuracy_undefended,
             unchecked=audit.settings["check_images"] == 0,
-            missing=sorted({*GROUPS.values()} - measured),
+            missing=sorted({*GROUPS} - measured),
             left_out=[f"{warning.attack} ({warning.view})" for warning in audit.left_out(name)],
         )
         found += [(remark, False) for remark in remarks]
@@ -147,7 +147,7 @@ def write_audit(audit: Audit, folder: Path) -> Path:
 def _worst_case(audit: Audit, worst: Record, norm: str) -> str:
     tried = [r for r in audit.records if (r.purifier, r.norm) == (worst.purifier, norm) and r.view not in (CLEAN, WORST)]
     kinds = {name: attack["kind"] for name, attack in audit.settings["attacks"].items() if attack}
-    whole = {kinds.get(record.attack.removesuffix(", rand")) for record in tried if GROUPS[record.view] == "white-box"}
+    whole = {kinds.get(record.attack.removesuffix(", rand")) for record in tried if group_of(record.view) == "white-box"}
     through = {"full", "eot"} & {record.view for record in tried}
     return text(
         "worst_case", worst=worst, norm=NAMES[norm], count=len(tried), autoattack="autoattack" in whole, through=through

@@ -12,7 +12,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from purifiers.evaluation.audit.result import Audit
-from purifiers.evaluation.certificate import Certificate
+from purifiers.evaluation.certify import Certificate
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import CLEAN, Results
 from purifiers.reports.tables import select, through_purifier
