@@ -85,7 +85,7 @@ def test_what_cannot_be_audited_is_told(tiny_run: Run, tmp_path: Path, capsys: p
         save_network(twin, ResNet(20, width=4))
     for arguments, message in [
         ([run, "--recipe", "digits"], "a run brings its own"),
-        ([run, run], "each purifier once, please"),
+        ([run, run], "duplicate"),
         ([run, "--set", "student.epochs=3"], "training is over"),
         ([run, "--set", "audit.surrogates=[a+b+c]"], "a classifier, or PURIFIER+CLASSIFIER; got 'a+b+c'"),
         ([run, "--set", "audit.surrogates=[nothing]"], "cannot load a classifier from 'nothing'"),
