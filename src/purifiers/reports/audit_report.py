@@ -14,7 +14,6 @@ from purifiers.reports.render import Table, cells, lines, page, percent, span, t
 NAMES = dict(zip(NORMS, ("L-inf", "L2"), strict=True))
 WORST_CASES = {norm: f"worst case {name}" for norm, name in NAMES.items()}
 """By norm, the columns whose numbers are not reliable if a trust check failed."""
-GROUPS = ("gray-box", "transfer", "black-box", "white-box")
 VERDICT = "trust checks (L-inf)"
 FIGURE = "figures/audit.svg"
 
