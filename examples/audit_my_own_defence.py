@@ -43,7 +43,7 @@ def main() -> None:
         {
             "epsilon": 0.1,
             "images": 40,
-            "check_images": 20,
+            "check_images": 10,
             "cascade": True,
             "views": {"full": ["PGD"], "bpda": ["PGD"], "blind": ["PGD"], "query": ["Square"], "transfer": []},
             "attacks": {"Square": {"num_queries": 200}},

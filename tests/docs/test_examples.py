@@ -77,7 +77,7 @@ def test_a_defence_that_only_seems_one(tmp_path: Path) -> None:
     assert "do not believe what gradients alone say. gradients exist" in done.stdout
 
 
-SMALL_RESNET = "classifier.network={network: resnet, depth: 8, width: 8}"
+SMALL_RESNET = "classifier.network={network: resnet, depth: 20, width: 8}"
 
 
 @pytest.mark.parametrize("example", [("what_the_attacker_knows", SMALL_RESNET)], indirect=True, ids=str)

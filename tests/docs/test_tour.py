@@ -34,9 +34,14 @@ SMALL = {
     "evaluate": [
         "evaluation.attacks={FGSM: {kind: fgsm, epsilon: 8/255}}",
         "evaluation.adaptive_attacks=[]",
-        "data.test_limit=20",
+        "data.test_limit=12",
     ],
-    "audit": ["audit.images=4", "audit.check_images=0", "audit.views={query: [], transfer: [], blind: [PGD], full: [PGD]}"],
+    "audit": [
+        "audit.images=4",
+        "audit.attacks.PGD.num_steps=5",
+        "audit.check_images=0",
+        "audit.views={query: [], transfer: [], blind: [PGD], full: [PGD]}",
+    ],
 }
 """Settings that make a command short; all that it does is left in."""
 
