@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ import torch
 from PIL import Image
 
 from purifiers import PurifiedClassifier, Purifier
-from purifiers.cli.commands import overrides_of
-from purifiers.cli.parser import make_parser
+from purifiers.cli.common import changes
 from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.recipes.load import load_recipe, recipe_text
@@ -126,17 +126,16 @@ def test_a_normalisation_is_of_its_classifier(tmp_path: Path) -> None:
     given = ["classifier.source=a:b", "classifier.mean=[0.5]", "classifier.std=[0.5]"]
     (tmp_path / "recipe.yaml").write_text(recipe_text(load_recipe("folder", given)))
 
-    def classifier(*words: str) -> tuple[str | None, tuple[float, ...] | None, tuple[float, ...] | None]:
-        parsed = make_parser().parse_args(["evaluate", "run", *words])
-        found = load_recipe(tmp_path / "recipe.yaml", overrides_of(parsed)).classifier
+    def classifier(*settings: str, **options: Any) -> tuple[str | None, tuple[float, ...] | None, tuple[float, ...] | None]:
+        found = load_recipe(tmp_path / "recipe.yaml", changes(settings, **options)).classifier
         return found.source, found.mean, found.std
 
     assert classifier() == ("a:b", (0.5,), (0.5,))
-    assert classifier("--mean", "0.1,0.2,0.3", "--std", "1,1,1") == ("a:b", (0.1, 0.2, 0.3), (1, 1, 1))
-    assert classifier("--classifier", "a:b") == ("a:b", (0.5,), (0.5,))
-    assert classifier("--classifier", "c:d") == ("c:d", None, None)
-    assert classifier("--set", "classifier.source=c:d") == ("c:d", None, None)
-    assert classifier("--classifier", "c:d", "--mean", "0", "--std", "0.5") == ("c:d", (0,), (0.5,))
-    assert classifier("--classifier", "c:d", "--set", "classifier.mean=[0.2]", "--set", "classifier.std=[0.2]")[1] == (0.2,)
-    assert classifier("--classifier", "hf:model")[0] == f"hf:{tmp_path / 'model'}"
-    assert classifier("--classifier", "hf:owner/model")[0] == "hf:owner/model"
+    assert classifier(mean=[0.1, 0.2, 0.3], std=[1, 1, 1]) == ("a:b", (0.1, 0.2, 0.3), (1, 1, 1))
+    assert classifier(classifier="a:b") == ("a:b", (0.5,), (0.5,))
+    assert classifier(classifier="c:d") == ("c:d", None, None)
+    assert classifier("classifier.source=c:d") == ("c:d", None, None)
+    assert classifier(classifier="c:d", mean=[0], std=[0.5]) == ("c:d", (0,), (0.5,))
+    assert classifier("classifier.mean=[0.2]", "classifier.std=[0.2]", classifier="c:d")[1] == (0.2,)
+    assert classifier(classifier="hf:model")[0] == f"hf:{tmp_path / 'model'}"
+    assert classifier(classifier="hf:owner/model")[0] == "hf:owner/model"

@@ -65,15 +65,18 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 ) -> None:
     again = train_recipe(tiny_recipe(), tmp_path / "same", device="cpu")
     assert fingerprint(again.purifiers["student"]) == fingerprint(tiny_run.purifiers["student"])
+    assert_opened_is(again)
     other = train_recipe(tiny_recipe("seed=1"), tmp_path / "other", device="cpu")
     assert fingerprint(other.purifiers["student"]) != fingerprint(tiny_run.purifiers["student"])
 
 
-def test_an_opened_run_is_the_run(tiny_run: Run) -> None:
-    opened = open_run(tiny_run.recipe, tiny_run.folder, "cpu")
-    assert fingerprint(opened.classifier) == fingerprint(tiny_run.classifier)
-    assert set(opened.purifiers) == set(tiny_run.purifiers)
-    assert opened.histories == tiny_run.histories
+def assert_opened_is(run: Run) -> None:
+    """What is read back is what was just trained."""
+    opened = open_run(run.recipe, run.folder, "cpu")
+    assert fingerprint(opened.classifier) == fingerprint(run.classifier)
+    assert set(opened.purifiers) == set(run.purifiers) == {"teacher_nt", "teacher_at", "student"}
+    assert all(fingerprint(opened.purifiers[stage]) == fingerprint(purifier) for stage, purifier in run.purifiers.items())
+    assert opened.histories == run.histories
     assert opened.classifier_name == "resnet20"
 
 
