@@ -123,10 +123,8 @@ def _parts(value: Any) -> list[Any]:
         return [type(value), vars(value)]
     if isinstance(value, nn.Module):
         # The keys of hooks are counted up in a process.
-        hooks = {
-            name: [*item.values()] for name, item in vars(value).items() if name.endswith("hooks") and isinstance(item, dict)
-        }
-        return [type(value), vars(value) | hooks | {"training": False}]
+        hooks = [(name, item) for name, item in vars(value).items() if name.endswith("hooks") and isinstance(item, dict)]
+        return [type(value), vars(value) | {name: [*item.values()] for name, item in hooks} | {"training": False}]
     try:
         return [type(value), value.__reduce_ex__(4)]  # what pickle would write
     except Exception:  # of what cannot be pickled, such as a lock, only the type is known

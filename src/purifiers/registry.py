@@ -210,11 +210,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        prefixes = [prefix for prefix in ("module.", "_orig_mod.") if all(key.startswith(prefix) for key in tensors)]
-        if prefixes:
-            hint = (
-                f"all their names begin with '{prefixes[0]}', as of a DataParallel or compiled model: save the module inside it"
-            )
+        prefixes = {key.split(".")[0] for key in tensors}
+        if len(prefixes) == 1 and not hasattr(network, prefix := prefixes.pop()):
+            hint = f"all their names begin with '{prefix}.', as of a DataParallel or compiled model: save the module inside it"
         else:
             hint = str(error).split("\n", 1)[-1].strip()[:300]
         raise CheckpointError(f"the weights in {path} do not fit this network: {hint}") from error

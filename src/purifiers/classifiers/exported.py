@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from purifiers.classifiers.adapters import Fixed
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line
+from purifiers.storage import lfs_hint
 
 HOW = (
     'export it like this:  batch = torch.export.Dim("batch");  torch.export.save(torch.export.export(classifier.eval(), '
@@ -39,6 +40,8 @@ def load_exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise MissingFileError(f"no exported classifier at {path}")
     content = path.read_bytes()
+    if hint := lfs_hint(content):
+        raise CheckpointError(f"{path} is {hint}")
     # What torch.export would unpickle besides tensors; names stand uncompressed in the archive.
     if re.search(rb"(?i)(custom|opaque)_obj_\d", content):
         raise CheckpointError(f"{path} holds pickled objects, which can run code when they are opened, so it is not read")

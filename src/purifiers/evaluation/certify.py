@@ -22,9 +22,10 @@ from purifiers.cache import Cache, State
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
+from purifiers.device import repeatable
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.inputs import LOOK, check_logits
+from purifiers.evaluation.models import LOOK, check_logits
 from purifiers.evaluation.records import Result, ResultFile, hardware, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.runs import Run
@@ -162,6 +163,7 @@ def lower_bound(successes: int, count: int, alpha: float) -> float:
     return float(stats.beta.ppf(alpha, successes, count - successes + 1)) if successes else 0.0
 
 
+@repeatable()
 def certify(
     model: nn.Module,
     data: ImageSet,
@@ -218,6 +220,7 @@ def certify(
     return found
 
 
+@repeatable()
 def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int = 0, batch_size: int = 250) -> Tensor:
     """PREDICT: the smoothed classifier's class of each image, int64 (N,), by ``smoothing.n`` noisy copies of it.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 HUB = "hf:"
 """Before the name or folder of a Hugging Face model."""
+MEMORY = "memory"
+"""In a recipe: the data set of images that were passed from Python, and ``memory:Class`` a classifier that was."""
 _FOLDER = Path(__file__).parent
 _OUTPUTS = {path.parent.name: json.loads(path.read_text())["output"] for path in sorted(_FOLDER.glob("*/config.json"))}
 NAMES = tuple(_OUTPUTS)

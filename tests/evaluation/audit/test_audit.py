@@ -12,7 +12,7 @@ from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD, VIEWS, Attack, AutoAttack
 from purifiers.baselines import Noisy, Nothing
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import CheckpointError, DataError, InputError, MissingFileError
+from purifiers.errors import CheckpointError, InputError, MissingFileError
 from purifiers.evaluation.audit import audit
 from purifiers.evaluation.audit import run as audit_module
 from purifiers.evaluation.audit.attack import Subject
@@ -511,16 +511,16 @@ def test_bad_inputs_are_told() -> None:
         ((images, None), InputError, "images need labels"),
         ((data, data.labels), InputError, "an ImageSet has its labels"),
         ((images * 255, data.labels), InputError, "divide by 255"),
-        ((images, data.labels[:2]), DataError, r"labels must be int64 \(N,\)"),
+        ((images, data.labels[:2]), InputError, "labels"),
         ((images, data.labels + 5), InputError, "labels go from"),
-        ((images[:0], data.labels[:0]), DataError, "empty"),
-        ((images[:, :1], data.labels), DataError, "3, H, W"),
+        ((images[:0], data.labels[:0]), InputError, "no images"),
+        ((images[:, :1], data.labels), InputError, "grey"),
         (([1, 2], data.labels), InputError, "images must be a tensor"),
         ((images, data.labels.tolist()), InputError, r"labels must be a torch.Tensor, int64 \(N,\); got list"),
-        ((images, data.labels.float()), DataError, r"labels must be int64 \(N,\); got torch.float32"),
-        ((data.images[0], data.labels), DataError, r"\(N, 3, H, W\); got torch.uint8 \(3, "),
+        ((images, data.labels.float()), InputError, r"labels must be int64 \(N,\); got torch.float32"),
+        ((data.images[0], data.labels), InputError, r"\(N, 3, H, W\); got torch.uint8 \(3, "),
     ]:
-        whole = Linear(2, (1, 4, 4)) if message == "3, H, W" else model
+        whole = Linear(2, (1, 4, 4)) if message == "grey" else model
         with pytest.raises(error, match=message):
             audit(nn.Identity(), whole, *arguments)
     for classifier in (Linear(2, (3, 8, 8)), model):  # found before the classifier fails on them
