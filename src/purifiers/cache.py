@@ -116,7 +116,7 @@ def _parts(value: Any) -> list[Any]:
     """What makes a function, a class or another object what it is."""
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]  # not the empty ones
-        return [_source(value), value.__code__.co_firstlineno, value.__defaults__, value.__kwdefaults__, cells]
+        return [_source(value), value.__code__.co_code, value.__defaults__, value.__kwdefaults__, cells]
     if isinstance(value, type):
         return [_source(part) for part in value.__mro__]
     if isinstance(value, BaseModel):
