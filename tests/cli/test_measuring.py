@@ -29,8 +29,10 @@ FEW = (
 SETTINGS = [part for setting in FEW for part in ("--set", setting)]
 
 
+@pytest.mark.usefixtures("quick")
 def test_evaluate_compares_with_the_baselines_that_it_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = [*CPU, "--set", "data.test_limit=4", "--set", "evaluation.views=[blind]", "--set", "baselines.SOAP.test_limit=2"]
+    few += ["--set", "evaluation.attacks={FGSM: {kind: fgsm, epsilon: 0.1}}", "--set", "evaluation.adaptive_attacks=[]"]
 
     def compared(*words: str) -> set[str]:
         assert main(["evaluate", str(run), *few, *words]) == 0
@@ -47,10 +49,22 @@ def test_evaluate_compares_with_the_baselines_that_it_is_told(run: Path, capsys:
     assert compared("--baselines", "ready") == {"JPEG", "NRP", "SOAP"}
 
 
+@pytest.mark.usefixtures("quick")
 def test_evaluate_writes_elsewhere_and_in_front_of_another_classifier(run: Path, tmp_path: Path) -> None:
     other, classifier = tmp_path / "other", tmp_path / "net.safetensors"
     save_tensors(classifier, ResNet(20, width=4).state_dict())
-    own = ["--classifier", str(classifier), "--set", "classifier.network={network: resnet, depth: 20, width: 4}", "--mean", "0.5", "--std", "0.25", "--baselines", "none"]
+    own = [
+        "--classifier",
+        str(classifier),
+        "--set",
+        "classifier.network={network: resnet, depth: 20, width: 4}",
+        "--mean",
+        "0.5",
+        "--std",
+        "0.25",
+        "--baselines",
+        "none",
+    ]
     few = ["--set", "data.test_limit=4", "--set", "evaluation.views=[blind]"]
     assert main(["evaluate", str(run), *CPU, *own, *few, "--output", str(other)]) == 0
     results = json.loads((other / "results.json").read_text())
@@ -154,7 +168,13 @@ def test_a_run_is_certified(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (run / "recipe.yaml").write_text(noisy)
     assert main(certify) == 0
     out = capsys.readouterr().out
-    for text in ("Certified accuracy by radius", "classifier alone", "noise sigma 0.1", "4 test images of digits", "certificate.md"):
+    for text in (
+        "Certified accuracy by radius",
+        "classifier alone",
+        "noise sigma 0.1",
+        "4 test images of digits",
+        "certificate.md",
+    ):
         assert text in out
     assert "95 % interval" not in out
     found = json.loads((run / "certificate.json").read_text())
