@@ -34,7 +34,8 @@ def test_purify_resumes_and_lists_what_fails(tiny_run: Run, tmp_path: Path, caps
         main([*command[:1], str(source / "a.png"), f"{target}/", *command[3:], "--overwrite", "--compare", str(compared)]) == 0
     )
     assert capsys.readouterr().out.startswith("1 purified")
-    assert Image.open(target / "a.png").size == (9, 9)
+    with Image.open(target / "a.png") as image:
+        assert image.size == (9, 9)
     assert list(compared.rglob("*.png"))
 
 
