@@ -144,7 +144,7 @@ def test_a_card_is_kept_as_long_as_it_is_of_these_weights(tmp_path: Path) -> Non
         next(purifier.parameters()).add_(0.1)
     assert purifier.card is None
     purifier.save_pretrained(tmp_path / "other")
-    assert "Nothing is known here" in (tmp_path / "other" / "README.md").read_text()
+    assert "are not known" in (tmp_path / "other" / "README.md").read_text()
     purifier.save_pretrained(tmp_path / "other", card="my own")
     purifier.save_pretrained(tmp_path / "other")  # what a user wrote is not overwritten
     assert (tmp_path / "other" / "README.md").read_text() == "my own"

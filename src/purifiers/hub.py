@@ -28,7 +28,7 @@ _LOADED = re.compile(r'from_pretrained\("[^"]*"\)')
 
 
 def is_repository(name: str | Path) -> bool:
-    """Has ``name`` the form ``owner/name`` of a repository, and is it no folder that is there?"""
+    """Is ``name`` of the form ``owner/name`` of a repository, and not an existing folder?"""
     return isinstance(name, str) and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).exists()
 
 
@@ -41,7 +41,7 @@ def download(repo_id: str, **options: Any) -> Path:
 
     Raises:
         ConfigError: huggingface_hub is not installed.
-        MissingFileError: no such repository or revision, no access to it, or no way to the hub and nothing in the cache.
+        MissingFileError: no such repository or revision, no access to it, or the hub cannot be reached and it is not cached.
     """
     try:
         library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
@@ -80,7 +80,7 @@ def upload(folder: Path, repo_id: str, private: bool | None, token: str | bool |
 
     Raises:
         ConfigError: huggingface_hub is not installed.
-        InputError: the hub did not take it; says why.
+        InputError: the hub refused it; the message has its reason.
     """
     library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
     try:
@@ -141,15 +141,10 @@ in front of an image classifier that adversarial examples would mislead.
 {example(name)}
 ```
 
-Nothing is known here of how it was trained or how robust it is: measure it with `purifiers audit` before you rely on it.
+Its training and its robustness are not known: measure it with `purifiers audit` before you rely on it.
 """
 
 
 def addressed(card: str, location: str) -> str:
     """``card`` with ``location`` as where ``from_pretrained`` finds the purifier."""
     return _LOADED.sub(lambda _: f'from_pretrained("{location}")', card)
-
-
-def license_of(card: str | None) -> str | None:
-    """The licence that a card's front matter names."""
-    return metadata(card).get("license")

@@ -1,4 +1,4 @@
-"""The two classes that a user holds: a purifier, and a classifier with a purifier in front."""
+"""The two main classes: a purifier, and a classifier behind a purifier."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +25,8 @@ class Purifier(nn.Module):
     Args:
         network: any module that maps images in [0,1] to images in [0,1]. One of :class:`purifiers.networks.Network` can be
             saved.
-        validate: look at the values of each batch (range, NaN), which waits for the device. False skips that; type, shape,
-            dtype and device are always checked.
+        validate: check the values of each batch (range, NaN), which waits for the device. Type, shape, dtype and device are
+            always checked.
     """
 
     def __init__(self, network: nn.Module, *, validate: bool = True) -> None:
@@ -53,13 +53,13 @@ class Purifier(nn.Module):
             raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; {hint}")
         if weight is not None and weight.device != images.device:
             raise InputError(f"images are on {images.device}, the purifier on {weight.device}; move one with .to(device)")
-        # While a graph is traced for export or compilation there are no values to look at.
+        # A graph that is traced for export or compilation has no values to check.
         if self.validate and not torch.compiler.is_compiling():
             check_images(images)
         return self.network(images) if images.numel() else images.clone()
 
     def placed(self, device: torch.device | str) -> Self:
-        """This purifier on ``device`` for use alone: without gradients for its parameters, in the layout that is fast there."""
+        """This purifier on ``device`` for inference: no gradients for its parameters, in the fastest memory layout there."""
         place(self.network, device).requires_grad_(False)
         return self
 
@@ -169,7 +169,7 @@ class Purifier(nn.Module):
 
         Raises:
             ConfigError: huggingface_hub is not installed (``pip install 'purifiers[hub]'``).
-            InputError: the hub did not take it, for example for want of a token; or see :meth:`save_pretrained`.
+            InputError: the hub refused it, for example without a token; or see :meth:`save_pretrained`.
         """
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -184,7 +184,7 @@ class Purifier(nn.Module):
 class PurifiedClassifier(nn.Module):
     """A frozen classifier behind a purifier: images in [0,1] -> the classifier's logits of the purified images.
 
-    Differentiable end to end, so an attack on this module is an attack by somebody who knows the purifier.
+    Differentiable end to end, so an attack on this module is one by an attacker who knows the purifier.
     In every call the classifier is in evaluation mode and the purifier in the mode of this module, evaluation from the start;
     outside of calls both keep the modes that they had.
 

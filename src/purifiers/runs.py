@@ -182,7 +182,9 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
 
 def _refuse_another_network(recipe: Recipe, trained: Recipe) -> None:
     if recipe.classifier.source is None and recipe.classifier.network != trained.classifier.network:
-        raise ConfigError("classifier.network describes the weights of a classifier.source: the trained classifier keeps its own")
+        raise ConfigError(
+            "classifier.network describes the weights of a classifier.source: the trained classifier keeps its own"
+        )
 
 
 def _trained_variants(run: Run) -> list[str]:

@@ -93,9 +93,9 @@ def test_one_row_for_each_purifier() -> None:
 
 def test_a_failed_check_says_not_to_believe() -> None:
     audit = found()
-    assert verdict(audit, "<b>mine") == "do not believe: 1 of 2 failed on 10 images"
+    assert verdict(audit, "<b>mine") == "unreliable: 1 of 2 failed on 10 images"
     said = sentences(audit)
-    assert ("<b>mine: do not believe these numbers. gradients: The gradient is masked.", True) in said
+    assert ("<b>mine: these numbers are unreliable. gradients: The gradient is masked.", True) in said
     doubted = [text for text, doubted in said if doubted]
     assert len(doubted) == 3 and all(text.startswith("<b>mine") for text in doubted)
     assert any(
@@ -131,7 +131,7 @@ def test_what_was_left_out_and_what_was_not_is_said() -> None:
 
 def test_a_cascade_says_what_was_left_and_what_each_broke() -> None:
     cascade = attacks(found(settings=found().settings | {"cascade": True}))
-    assert "left so far" in cascade.header and "accuracy" not in cascade.header
+    assert "accuracy so far" in cascade.header and "accuracy" not in cascade.header
     assert "accuracy" in attacks(found()).header
 
 
@@ -145,12 +145,12 @@ def test_without_checks_that_is_said() -> None:
 def test_the_page_turns_the_number_red_and_nothing_else(tmp_path: Path) -> None:
     page = write_audit(found(), tmp_path).read_text()
     assert page.count("<strong>37.50") == 1 and page.count("37.50 (32.50 to 42.50)</td>") == 1
-    assert "<strong>do not believe: 1 of 2 failed on 10 images</strong></td>" in page
+    assert "<strong>unreliable: 1 of 2 failed on 10 images</strong></td>" in page
     assert "&lt;b&gt;mine" in page and "<b>mine" not in page
     assert "http" not in page.replace("http-equiv", "")  # self-contained
     assert "--accent" in page
     text = (tmp_path / "audit.md").read_text()
-    assert "- **\\<b>mine: do not believe these numbers." in text
+    assert "- **\\<b>mine: these numbers are unreliable." in text
     assert "AA, view full: JPEG: odd" in text
     assert Audit.read(tmp_path) == found()
     write_audit(found(checks={}), tmp_path)

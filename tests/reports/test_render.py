@@ -42,6 +42,6 @@ def test_a_page_has_its_figures_inside_and_no_other_file(tmp_path: Path) -> None
 
 
 def test_a_text_needs_all_its_values() -> None:
-    assert text("not_attacked", name="mine", norm="L2").startswith("mine: ")
-    with pytest.raises(UndefinedError, match="norm"):
-        text("not_attacked", name="mine")
+    assert "2 of 3" in text("verdict", checks=3, failed=2, images=10, doubted=set())
+    with pytest.raises(UndefinedError, match="failed"):
+        text("verdict", checks=3, images=10, doubted=set())

@@ -79,3 +79,13 @@ def test_half_precision_is_the_classifier_s_alone(data: ImageSet, tmp_path: Path
     assert one(torch.rand(2, *SHAPE)).dtype == torch.float32
     moved = (attack_training_images(run, one, data).int() - data.images.int()).abs()
     assert set(moved.flatten(1).amax(1).tolist()) == set(LEVELS.values())
+
+
+def test_a_weight_of_two_is_an_attack_named_twice(data: ImageSet, tmp_path: Path) -> None:
+    weak, strong = ({"kind": "fgsm", "epsilon": f"{levels}/255"} for levels in LEVELS.values())
+    both = ({"weak": weak, "strong": {**strong, "weight": 2}}, {"weak": weak, "strong": strong, "again": strong})
+    runs = [Run(recipe(1, training_attacks=attacks), tmp_path, torch.device("cpu"), None) for attacks in both]
+    weighted, twice = (attack_training_images(run, panel(2), data) for run in runs)
+    assert torch.equal(weighted, twice)
+    sizes = (weighted.int() - data.images.int()).abs().flatten(1).amax(1).tolist()
+    assert [sizes.count(levels) for levels in LEVELS.values()] == [20, 40]

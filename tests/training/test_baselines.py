@@ -236,7 +236,7 @@ def test_a_layer_that_is_not_there_is_reported_with_its_key(tiny_run: Run) -> No
         prepare_baselines(run)
     run.recipe, run.classifier = nrp_alone(tiny_run.recipe, feature_layer="unused"), deepcopy(tiny_run.classifier)
     run.classifier.unused = nn.Identity()
-    with pytest.raises(ConfigError, match=r"feature_layer: the layer 'unused' is called 0 times"):
+    with pytest.raises(ConfigError, match=r"feature_layer: the layer 'unused' returned nothing"):
         prepare_baselines(run)
 
 

@@ -10,7 +10,7 @@ from purifiers.data.images import (
     to_float,
     to_uint8,
 )
-from purifiers.data.inputs import as_image_set
+from purifiers.data.memory import as_image_set
 
 __all__ = [
     "DATASETS",

@@ -1,4 +1,4 @@
-"""Image files: which there are below a folder, and the one place that decodes them, from a file or from bytes."""
+"""Image files: found below a folder, and decoded, from a file or from bytes, in this one place."""
 
 import io
 import os
@@ -33,13 +33,13 @@ class Picture:
     """A decoded image file.
 
     Attributes:
-        colours: RGB, 8 bits, upright; also what is hidden under transparent pixels.
+        colours: RGB, 8 bits, upright; also under transparent pixels.
         alpha: its opacity, 8 bits, of the same size; None if it has none.
         animated: it holds more frames or pages; this is the first.
         icc: the colour profile, if it is one of RGB.
         exif: EXIF without the orientation, as that has been applied, and without the thumbnail; None if there is none.
         dpi: pixels per inch, across and down.
-        text: what a PNG says of itself.
+        text: the texts of a PNG.
     """
 
     colours: Image.Image
@@ -65,7 +65,7 @@ def image_files(folder: Path, problem: Callable[[OSError], None] = lambda error:
 
     Args:
         folder: where to look.
-        problem: is called with what cannot be looked at: a folder without permission, a link to nothing.
+        problem: is called with errors: a folder without permission, a link to nothing.
     """
     found = []
     for home, folders, names in os.walk(folder, onerror=problem):
@@ -233,7 +233,7 @@ def _exif(image: Image.Image) -> bytes | None:
     try:
         exif = image.getexif()
         return exif.tobytes() if exif else None
-    except Exception:  # what is said of a picture should not keep it from being read
+    except Exception:  # bad metadata should not keep a picture from being read
         return None
 
 

@@ -12,18 +12,18 @@ from purifiers.errors import DataError, InputError
 from purifiers.storage import digest
 
 TOLERANCE = 1e-4
-"""How far rounding may take a pixel out of [0,1] before an image counts as out of range."""
+"""How far rounding may take a pixel out of [0,1]."""
 
 
 def check_images(images: Tensor, *, values: bool = True) -> None:
     """Refuse a tensor that is not a batch of images: float32 (or half, for a half model), (N, C, H, W), in [0,1].
 
     Args:
-        images: what the user passed.
-        values: look at the values too (range, NaN, infinity); this waits for the device.
+        images: the user's.
+        values: check the values too (range, NaN, infinity); this waits for the device.
 
     Raises:
-        InputError: says which of type, shape, dtype, range or NaN is wrong, and how to mend it.
+        InputError: the type, shape, dtype, range or a NaN is wrong; the message says how to mend it.
     """
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a torch.Tensor; got {type(images).__name__}")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from purifiers import hub
 from purifiers.errors import ConfigError, first_line, require
-from purifiers.hub import license_of
 from purifiers.purifier import Purifier
 from purifiers.registry import NETWORKS, describe
 from purifiers.storage import atomic_path
@@ -61,7 +61,7 @@ def about(name: str, purifier: Purifier, classifier: str | None = None) -> dict[
     metadata = {
         "purifier": name,
         "config": json.dumps(describe(purifier.network)),
-        "license": license_of(purifier.card) or "not stated",
+        "license": hub.metadata(purifier.card).get("license") or "not stated",
         "input": "float32 (batch, channels, height, width), RGB, in [0,1]",
         "output": "the purified images, likewise" if classifier is None else "logits (batch, classes)",
     }

@@ -1,4 +1,4 @@
-"""The report of an audit: a table of all purifiers, one of all attacks, and sentences. Reads records, computes nothing."""
+"""The report of an audit: a table of all purifiers, one of all attacks, and a summary. Reads records, computes nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,10 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from purifiers.console import duration
 from purifiers.evaluation.audit.result import GROUPS, NORMS, WORST, Audit, group_of
-from purifiers.evaluation.records import CLEAN, Record
+from purifiers.evaluation.records import CLEAN
 from purifiers.reports.figures import audit_figure, save_figure
-from purifiers.reports.render import Table, epsilon_of, lines, page, percent, span, text, write_page
+from purifiers.reports.render import Table, cells, lines, page, percent, span, text, write_page
 
 NAMES = dict(zip(NORMS, ("L-inf", "L2"), strict=True))
 WORST_CASES = {norm: f"worst case {name}" for norm, name in NAMES.items()}
@@ -21,66 +20,51 @@ FIGURE = "figures/audit.svg"
 
 def overview(audit: Audit) -> Table:
     """Every purifier under every threat model, and its worst case."""
-    threat_models = ("gray-box", "transfer", "black-box", "white-box")
-    rows, classifiers = [], dict[str, list[str]]()
-    for name in audit.purifiers:
-        clean = audit.clean(name)
-        classifiers.setdefault(clean.classifier, []).append(name)
-        groups = [audit.worst(name, "linf", group) for group in threat_models]
+    cleans = {name: audit.clean(name) for name in audit.purifiers}
+    rows = []
+    for name, clean in cleans.items():
+        groups = [audit.worst(name, "linf", group) for group in GROUPS]
         worst = [audit.worst(name, norm) for norm in NAMES]
-        counts = dict.fromkeys(f"{record.n:,}" for record in worst if record)
         rows.append(
             [
                 name,
-                " / ".join(counts) or "-",
+                " / ".join(dict.fromkeys(f"{record.n:,}" for record in worst if record)) or "-",
                 percent(clean.accuracy),
-                f"{clean.psnr:.1f}",
+                *cells(clean, "PSNR (dB)"),
                 *(percent(record.accuracy) if record else "-" for record in groups),
                 *(f"{percent(record.accuracy)} ({span(record.ci95)})" if record else "-" for record in worst),
                 verdict(audit, name),
             ]
         )
-    caption = text(
-        "overview",
-        dataset=audit.records[0].dataset,
-        classifiers=classifiers,
-        counts=dict.fromkeys(f"{audit.clean(name).n:,}" for name in audit.purifiers),
-        settings=audit.settings,
-    )
-    header = ["purifier", "images", "clean", "PSNR (dB)", *threat_models, *WORST_CASES.values(), VERDICT]
+    caption = text("overview", cleans=cleans, settings=audit.settings)
+    header = ["purifier", "images", "clean", "PSNR (dB)", *GROUPS, *WORST_CASES.values(), VERDICT]
     return Table("Every purifier under every threat model", caption, header, rows, details=("images", "PSNR (dB)"))
 
 
 def attacks(audit: Audit) -> Table:
     """Every attack on every purifier."""
-    rows = []
-    for one in audit.records:
-        if one.view in (CLEAN, WORST):
-            continue
-        images = f"{one.n:,}"
+    columns = ["purifier", "view", "attack", "epsilon", "images", "purified", "95 % interval", "L2", "time"]
+    records = [record for record in audit.records if record.view not in (CLEAN, WORST)]
+    rows = [cells(record, *columns) for record in records]
+    for row, one in zip(rows, records, strict=True):
         if one.attacked is not None:
-            images += f" ({one.attacked - round(one.accuracy * one.n):,} of {one.attacked:,} broken)"
-        numbers = [epsilon_of(one), images, percent(one.accuracy), span(one.ci95), f"{one.l2:.2f}", duration(one.seconds)]
-        rows.append([one.purifier, one.view, one.attack, *numbers])
+            row[4] += f" ({one.attacked - round(one.accuracy * one.n):,} of {one.attacked:,} broken)"
     cascade = audit.settings["cascade"]
-    accuracy = "left so far" if cascade else "accuracy"
-    header = ["purifier", "view", "attack", "epsilon", "images", accuracy, "95 % interval", "L2", "time"]
-    return Table("Every attack", text("attacks", cascade=cascade), header, rows)
+    columns[5] = "accuracy so far" if cascade else "accuracy"
+    return Table("Every attack", text("attacks", cascade=cascade), columns, rows)
 
 
 def trust(audit: Audit) -> Table:
     """Every trust check."""
     rows = [[name, check.name, check.status, check.sentence] for name, checks in audit.checks.items() for check in checks]
-    return Table("Can these numbers be trusted?", text("trust"), ["purifier", "check", "status", "in words"], rows)
+    return Table("Can these numbers be trusted?", text("trust"), ["purifier", "check", "status", "finding"], rows)
 
 
 def doubted(audit: Audit, purifier: str) -> set[str]:
     """The columns of :func:`overview` whose numbers may be too high, as a trust check failed; 0 cannot be too high."""
-    if not audit.failed(purifier):
-        return set()
     worst = {column: audit.worst(purifier, norm) for norm, column in WORST_CASES.items()}
     columns = {column for column, record in worst.items() if record and record.accuracy}
-    return columns | ({VERDICT} if columns else set())
+    return columns | {VERDICT} if columns and audit.failed(purifier) else set()
 
 
 def verdict(audit: Audit, purifier: str) -> str:
@@ -99,14 +83,8 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     for name in audit.purifiers:
         red = doubted(audit, name)
-        for norm, column in WORST_CASES.items():
-            worst = audit.worst(name, norm)
-            if worst is None:
-                found.append((text("not_attacked", name=name, norm=NAMES[norm]), False))
-            else:
-                found.append((_worst_case(audit, worst, norm), column in red))
-        failed = (text("failed_check", name=name, check=check, doubted=red) for check in audit.failed(name))
-        found += [(sentence, bool(red)) for sentence in failed]
+        found += [(_worst_case(audit, name, norm), column in red) for norm, column in WORST_CASES.items()]
+        found += [(text("failed_check", name=name, check=check, doubted=red), bool(red)) for check in audit.failed(name)]
         measured = {group for group in GROUPS for norm in NAMES if audit.worst(name, norm, group)}
         remarks = lines(
             "remarks",
@@ -130,7 +108,6 @@ def audit_page(audit: Audit) -> str:
         audit=audit,
         overview=first,
         figure=FIGURE,
-        caption=text("audit_figure"),
         sentences=sentences(audit),
         tables=others,
         settings=Markup(yaml.safe_dump(audit.settings, sort_keys=False)),
@@ -144,11 +121,9 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     return write_page(folder / "audit.md", audit_page(audit), "purifiers: audit", [folder / FIGURE])
 
 
-def _worst_case(audit: Audit, worst: Record, norm: str) -> str:
-    tried = [r for r in audit.records if (r.purifier, r.norm) == (worst.purifier, norm) and r.view not in (CLEAN, WORST)]
-    kinds = {name: attack["kind"] for name, attack in audit.settings["attacks"].items() if attack}
-    whole = {kinds.get(record.attack.removesuffix(", rand")) for record in tried if group_of(record.view) == "white-box"}
-    through = {"full", "eot"} & {record.view for record in tried}
-    return text(
-        "worst_case", worst=worst, norm=NAMES[norm], count=len(tried), autoattack="autoattack" in whole, through=through
-    )
+def _worst_case(audit: Audit, name: str, norm: str) -> str:
+    tried = [r for r in audit.records if (r.purifier, r.norm) == (name, norm) and r.view not in (CLEAN, WORST)]
+    white_box = {r.attack.removesuffix(", rand") for r in tried if group_of(r.view) == "white-box"}
+    autoattacks = {name for name, attack in audit.settings["attacks"].items() if attack and attack["kind"] == "autoattack"}
+    worst, autoattack = audit.worst(name, norm), bool(white_box & autoattacks)
+    return text("worst_case", name=name, norm=NAMES[norm], worst=worst, tried=tried, autoattack=autoattack)

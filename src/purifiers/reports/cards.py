@@ -19,17 +19,19 @@ from purifiers.evaluation.records import CLEAN, Record, Result, Results
 from purifiers.recipes.baseline_settings import folder_of
 from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.schema import STARTS
-from purifiers.reports.render import Table, epsilon_of, page, percent, span, text
-from purifiers.reports.tables import row_of, select, ssim_of, through_purifier
+from purifiers.reports.render import Table, cells, epsilon_of, page, percent, text
+from purifiers.reports.tables import select, through_purifier
 
-_NOT_THE_RECIPE = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
+_NOT_TRAINING = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
 """Keys of a recipe that do not change what is trained."""
+_STARTS = ("teacher_at.start", "student.start")
+"""Keys that the list of stages has."""
 
 
 class Measurement(Result):
     """One result in a card's front matter.
 
-    Attributes as in :class:`purifiers.evaluation.records.Record`, but ``epsilon`` as tables have it, such as ``128/255 (L2)``,
+    Attributes as in :class:`purifiers.evaluation.records.Record`, but ``epsilon`` as in tables, such as ``128/255 (L2)``,
     ``accuracy`` and its 95 % ``interval`` in %, and ``images``, their number.
     """
 
@@ -56,31 +58,19 @@ def model_card(
         audit: of that run alone: its worst cases are rows of the first table, in the norms in which it was attacked white-box.
         notes: paragraphs for the end, in Markdown.
     """
-    first = results[0]
-    recipe = first.trained or first.recipe
+    recipe = results[0].trained or results[0].recipe
     measured = [[*select(one).values(), *through_purifier(one)] for one in results]
-    if audit is not None:
-        measured[0] += _worst_cases(audit)
-    records = (record for group in measured for record in group)
-    stages = {}
-    for stage, history in first.training.items():
-        start = recipe.get(stage, {}).get("start")
-        if start in STARTS:
-            start = None
-        start = start and (Path(start).name if Path(start).is_absolute() else start)
-        if not stage.startswith(folder_of("")):  # a baseline
-            stages[stage] = (len(history), sum(epoch["seconds"] for epoch in history), start)
+    measured[0] += _worst_cases(audit)
     return page(
         "card.md.j2",
-        metadata=_metadata(name, recipe["data"]["name"], map(_measurement, records)),
+        metadata=_metadata(name, recipe["data"]["name"], (_measurement(record) for group in measured for record in group)),
         name=name,
         example=Markup(hub.example(location or name)),
-        results=first,
+        results=results[0],
         recipe=recipe,
         starts=STARTS,
-        redrawn=not recipe["purifier"].get("residual") and not recipe["purifier"].get("skip_every", 2),
+        baseline=folder_of(""),
         changed=_changed(recipe),
-        stages=stages,
         tables=[Markup(_table(group).markdown()) for group in measured],
         notes=map(Markup, notes),
     )
@@ -116,13 +106,13 @@ def measurements(card: str | None) -> list[Measurement]:
 
 
 def robustness_summary(folder: Path, other: str | None = None) -> str:
-    """What was measured of a purifier, in a few sentences: on clean images, and under the strongest attack of each view.
+    """The measured accuracy of a purifier in a few sentences: on clean images, and under the strongest attack of each view.
 
     Views are compared within one epsilon, if there is one in which both were measured.
 
     Args:
         folder: of the purifier, with its card.
-        other: the classifier behind it, if it may be another than the card's, for a word of warning.
+        other: the classifier behind it, if it may differ from the card's, for a warning.
 
     Returns:
         The sentences, in plain text; without a card with numbers, that nothing is known.
@@ -130,25 +120,22 @@ def robustness_summary(folder: Path, other: str | None = None) -> str:
     found = measurements(hub.card_in(folder))
     own = [one for one in found if one.classifier == found[0].classifier]
     clean = next((one for one in own if one.view == CLEAN), None)
-    if clean is None:
-        return "There is no model card with numbers beside this purifier: its robustness is not known here."
     blind = [one for one in own if one.view == "blind"]
     full = [one for one in own if one.view not in ("blind", CLEAN)]
-    epsilons = [{one.epsilon for one in view} for view in (blind, full)]
-    shared = set.intersection(*epsilons) - {"-"} or set.union(*epsilons)
-    within = [[one for one in view if one.epsilon in shared] for view in (blind, full)]
+    shared = {one.epsilon for one in blind} & {one.epsilon for one in full} - {"-"}
+    within = [[one for one in view if one.epsilon in shared or not shared] for view in (blind, full)]
     strongest = [min(view, key=lambda one: one.accuracy, default=None) for view in within]
     return text("robustness_summary", clean=clean, strongest=strongest, other=other)
 
 
-def _worst_cases(audit: Audit) -> list[Record]:
+def _worst_cases(audit: Audit | None) -> list[Record]:
     """The worst cases of an audit of one purifier, as records of an attack that is called so."""
+    if audit is None:
+        return []
     (name,) = audit.purifiers
-    return [
-        worst.model_copy(update={"view": "full", "attack": f"worst of the audit{', L2' if norm == 'l2' else ''}"})
-        for norm in NORMS
-        if (worst := audit.worst(name, norm)) and audit.worst(name, norm, "white-box")
-    ]
+    worst = {norm: audit.worst(name, norm) for norm in NORMS if audit.worst(name, norm, "white-box")}
+    titles = {"linf": "worst of the audit", "l2": "worst of the audit, L2"}
+    return [one.model_copy(update={"view": "full", "attack": titles[norm]}) for norm, one in worst.items() if one]
 
 
 def _metadata(
@@ -156,57 +143,39 @@ def _metadata(
 ) -> Markup:
     """The front matter of a card: its results as data set, accuracy in %, and what else belongs to them."""
     library = require("huggingface_hub")
-    found = [
-        library.EvalResult(
-            task_type="image-classification",
-            dataset_type=tested,
-            dataset_name=tested,
-            dataset_split="test",
-            metric_type="accuracy",
-            metric_value=accuracy,
-            metric_name=f"accuracy ({arguments['attack']}, view {arguments['view']})" if "attack" in arguments else "accuracy",
-            metric_args=arguments,
-        )
-        for tested, accuracy, arguments in results
-    ]
+    found = []
+    for tested, accuracy, args in results:
+        metric = f"accuracy ({args['attack']}, view {args['view']})" if "attack" in args else "accuracy"
+        value = ("image-classification", tested, tested, "accuracy", accuracy)
+        found.append(library.EvalResult(*value, dataset_split="test", metric_name=metric, metric_args=args))
     about = {**hub.METADATA, **about, "datasets": [dataset]}
     return Markup(library.ModelCardData(**about, model_name=name, eval_results=found).to_yaml().strip())
 
 
 def _measurement(record: Record) -> tuple[str, float, dict[str, Any]]:
-    one = Measurement(
-        dataset=record.dataset,
-        classifier=record.classifier,
-        attack=record.attack,
-        view=record.view,
-        epsilon=epsilon_of(record),
-        images=record.n,
-        accuracy=float(percent(record.accuracy)),
-        interval=(float(percent(record.ci95[0])), float(percent(record.ci95[1]))),
-        psnr=round(record.psnr, 1),
-    )
-    return one.dataset, one.accuracy, one.model_dump(mode="json", exclude={"dataset", "accuracy"})
+    args = {
+        "classifier": record.classifier,
+        "attack": record.attack,
+        "view": record.view,
+        "epsilon": epsilon_of(record),
+        "images": record.n,
+        "interval": [float(percent(end)) for end in record.ci95],
+        "psnr": round(record.psnr, 1),
+    }
+    return record.dataset, float(percent(record.accuracy)), args
 
 
 def _table(records: Sequence[Record]) -> Table:
-    rows = []
-    for one in records:
-        undefended = "-" if one.view not in (CLEAN, "blind") else percent(one.accuracy_undefended)
-        likeness = [f"{one.psnr:.1f}", ssim_of(one)]
-        numbers = [epsilon_of(one), f"{one.n:,}", undefended, percent(one.accuracy), span(one.ci95), *likeness]
-        rows.append([row_of(one.attack), "-" if one.view == CLEAN else one.view, *numbers])
+    columns = ["attack", "view", "epsilon", "images", "undefended", "purified", "95 % interval", "PSNR (dB)", "SSIM"]
     views = {record.view for record in records}
     caption = text("card_table", views=[view for view in VIEWS if view in views])
-    header = ["attack", "view", "epsilon", "images", "undefended", "purified", "95 % interval", "PSNR (dB)", "SSIM"]
-    return Table(f"In front of {records[0].classifier}", caption, header, rows)
+    rows = [cells(record, *columns) for record in records]
+    return Table(f"In front of {records[0].classifier}", caption, columns, rows)
 
 
 def _changed(recipe: Mapping[str, Any]) -> list[str] | None:
     """What the training has changed of the shipped recipe of its name; None if there is none of that name."""
-    name = str(recipe["name"])
-    if name not in NAMES:
+    if recipe["name"] not in NAMES:
         return None
-    found = differences(load_recipe(name), parse_recipe(recipe))
-    # What a stage started from is told beside that stage.
-    free = (*_NOT_THE_RECIPE, "teacher_at.start", "student.start")
-    return [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith(free)]
+    found = differences(load_recipe(recipe["name"]), parse_recipe(recipe))
+    return [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith((*_NOT_TRAINING, *_STARTS))]

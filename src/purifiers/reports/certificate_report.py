@@ -1,4 +1,4 @@
-"""The tables and the page of a certification, from its records alone."""
+"""The tables and the page of a certification, from its records."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ PAGE, FIGURE = "certificate.md", "figures/certificate.svg"
 
 
 def certificate_tables(certificate: Certificate) -> list[Table]:
-    """Certified accuracy by radius, and what goes with it: a column for each model."""
+    """Certified accuracy by radius, and the models' other numbers: a column for each model."""
     models = certificate.models
-    rows = []
-    for levels in zip(*(model.certified_accuracy for model in models), strict=True):
-        cells = [cell for level in levels for cell in (percent(level.accuracy), span(level.ci95))]
-        rows.append([f"{levels[0].radius:.4g}", *cells])
+    rows = [
+        [f"{levels[0].radius:.4g}", *(cell for level in levels for cell in (percent(level.accuracy), span(level.ci95)))]
+        for levels in zip(*(model.certified_accuracy for model in models), strict=True)
+    ]
     header = ["L2 radius", *(column for model in models for column in (model.name, "95 % interval"))]
     about = [
         ["accuracy without perturbation", *(percent(model.natural_accuracy) for model in models)],
@@ -27,9 +27,8 @@ def certificate_tables(certificate: Certificate) -> list[Table]:
         ["average certified radius", *(f"{model.average_radius:.3f}" for model in models)],
         ["time", *(duration(model.seconds) for model in models)],
     ]
-    caption = text("certified", one=certificate)
     return [
-        Table("Certified accuracy by radius", caption, header, rows, details=("95 % interval",)),
+        Table("Certified accuracy by radius", text("certified", one=certificate), header, rows, details=("95 % interval",)),
         Table("The smoothed classifiers", text("smoothed"), ["", *(model.name for model in models)], about),
     ]
 

@@ -1,16 +1,16 @@
-"""Table 1 for all purifiers: ours, the baselines and the paper's columns; and what each baseline is."""
+"""Table 1 for all purifiers: ours, the baselines and the paper's columns; and a table of the baselines."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from purifiers.console import duration
-from purifiers.evaluation.records import BASELINE, CLEAN, Cost, Record, Results
+from purifiers.evaluation.records import BASELINE, CLEAN, Record, Results
 from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import parse_recipe
 from purifiers.reports import paper
 from purifiers.reports.render import Table, half_width, percent, text, title_of
-from purifiers.reports.tables import attacked_mean, comparable_attacks, original_of, select
+from purifiers.reports.tables import attacked_mean, comparable_attacks, select
 
 OURS = "ours"
 
@@ -19,57 +19,52 @@ def purifiers_of(results: Results) -> dict[str, dict[str, Record]]:
     """The records of ours and of every baseline under the view blind, by the titles of their rows, then by attack; empty
     where there are no baselines."""
     names = dict.fromkeys(record.purifier for record in results.records if record.purifier.startswith(BASELINE))
-    rows = {OURS: select(results), **{name.removeprefix(BASELINE): select(results, name) for name in names}}
-    return rows if len(rows) > 1 else {}
+    baselines = {name.removeprefix(BASELINE): select(results, name) for name in names}
+    return {OURS: select(results), **baselines} if baselines else {}
 
 
 def table_1_for_all(results: Results) -> Table:
     """Every purifier under every attack by an attacker who does not know it, and what it costs."""
-    purifiers = purifiers_of(results)
+    purifiers, known = purifiers_of(results), comparable_attacks(results)
     ours = purifiers[OURS]
-    alone = [percent(record.accuracy_undefended) for record in ours.values()]
-    rows = [["no purifier", *alone, *_cost(results.costs.get("classifier"))]]
+    rows = [["no purifier", *(percent(record.accuracy_undefended) for record in ours.values()), *_cost(results, "classifier")]]
     for title, records in purifiers.items():
-        cost = results.costs.get("student" if title == OURS else BASELINE + title)
-        rows.append([title, *(percent(records[attack].accuracy) for attack in ours), *_cost(cost)])
-    known = comparable_attacks(results)
+        cost = _cost(results, "student" if title == OURS else BASELINE + title)
+        rows.append([title, *(percent(records[attack].accuracy) for attack in ours), *cost])
     for title, column in paper.TABLE_1.items() if known else ():
         theirs = [f"{column[attack]:.2f}" if attack in known else "-" for attack in ours]
         rows.append([f"{title}, as reported", *theirs, "-", "-", "-"])
-    header = ["purifier", *map(title_of, ours), "parameters", "MFLOP an image", "images/s"]
     own = {title: records for title, records in purifiers.items() if _own_classifier(ours, records)}
-    fewer = {
-        title: records
-        for title, records in purifiers.items()
-        if title not in own and any(records[attack].n < ours[attack].n for attack in ours)
-    }
+    others = {title: records for title, records in purifiers.items() if title not in own}
     caption = text(
         "comparison_table",
         ours=ours,
         purifiers=[record for records in purifiers.values() for record in records.values()],
-        fewer=fewer,
+        fewer={title: found for title, found in others.items() if any(found[attack].n < ours[attack].n for attack in ours)},
         own=own,
-        original=original_of(results),
+        comparable=known,
     )
+    header = ["purifier", *map(title_of, ours), "parameters", "MFLOP an image", "images/s"]
     return Table("Table 1. Every purifier against each attack (view blind)", caption, header, rows)
 
 
 def table_of_baselines(results: Results) -> Table:
-    """What each baseline is: its size, and how it was trained."""
+    """The size of each baseline, and how it was trained."""
     recipe = parse_recipe(results.recipe)
     compared = {title: recipe.baselines[title] for title in purifiers_of(results) if title != OURS}
     rows = []
     for title, baseline in compared.items():
-        size = _size(baseline.network.network, baseline.network.arguments)
-        if not isinstance(baseline, TrainedBaseline):
-            around = baseline.around if isinstance(baseline, Untrained) else None
-            rows.append([title, size + (f" around {around}" if around else ""), "-", "-", "-"])
-            continue
-        history = results.training.get(folder_of(title), [])
-        counts = [count for count in (baseline.limit, recipe.data.limit) if count is not None]
-        trained = f"{f'{min(counts):,}' if counts else 'all'} images, {len(history) or baseline.training.epochs} epochs"
-        time = duration(sum(record["seconds"] for record in history)) if history else "-"
-        rows.append([title, size, paper.ORIGINALS.get(baseline.kind, "-"), trained, time])
+        size, original, trained, time = _size(baseline.network.network, baseline.network.arguments), "-", "-", "-"
+        if isinstance(baseline, TrainedBaseline):
+            history = results.training.get(folder_of(title), [])
+            limits = [limit for limit in (baseline.limit, recipe.data.limit) if limit is not None]
+            images = f"{min(limits):,}" if limits else "all"
+            trained = f"{images} images, {len(history) or baseline.training.epochs} epochs"
+            time = duration(sum(record["seconds"] for record in history)) if history else "-"
+            original = paper.ORIGINALS.get(baseline.kind, "-")
+        elif isinstance(baseline, Untrained) and baseline.around:
+            size += f" around {baseline.around}"
+        rows.append([title, size, original, trained, time])
     caption = text("baselines_table", kinds={baseline.kind for baseline in compared.values()})
     return Table("What was compared", caption, ["purifier", "size", "in its paper", "trained on", "time"], rows)
 
@@ -77,24 +72,20 @@ def table_of_baselines(results: Results) -> Table:
 def sentence(results: Results) -> str:
     """Which purifier is best in the mean over the attacks, in a sentence; empty where nothing was compared."""
     purifiers = purifiers_of(results)
-    baselines = results.recipe.get("baselines", {})
     ours = purifiers.pop(OURS, {})
     # A baseline around ours is another use of ours, and no rival.
-    rivals = {title: records for title, records in purifiers.items() if baselines[title].get("around") != "student"}
+    rivals = [found for title, found in purifiers.items() if results.recipe["baselines"][title].get("around") != "student"]
     if not rivals or len(ours) < 2:
         return ""
-    best = max(rivals, key=lambda title: attacked_mean(rivals[title]))
-    gap = attacked_mean(ours) - attacked_mean(rivals[best])
-    width = math.hypot(half_width(ours.values()), half_width(rivals[best].values()))
+    best = max(rivals, key=attacked_mean)
     return text(
         "comparison",
         ours=attacked_mean(ours),
-        best=best,
-        theirs=attacked_mean(rivals[best]),
+        best=best[CLEAN].purifier.removeprefix(BASELINE),
+        theirs=attacked_mean(best),
         count=len(rivals),
-        own_classifier=rivals[best][CLEAN].classifier if _own_classifier(ours, rivals[best]) else None,
-        better=gap > 0,
-        chance=100 * abs(gap) < width,
+        own_classifier=best[CLEAN].classifier if _own_classifier(ours, best) else None,
+        width=math.hypot(half_width(ours.values()), half_width(best.values())),
     )
 
 
@@ -102,11 +93,11 @@ def _own_classifier(ours: dict[str, Record], theirs: dict[str, Record]) -> bool:
     return theirs[CLEAN].classifier != ours[CLEAN].classifier
 
 
-def _cost(cost: Cost | None) -> list[str]:
+def _cost(results: Results, name: str) -> list[str]:
+    cost = results.costs.get(name)
     if cost is None:
         return ["-"] * 3
-    flops = f"{cost.flops / 1e6:,.0f}" if cost.flops else "-"
-    return [f"{cost.parameters:,}", flops, f"{cost.images_per_second:,.0f}"]
+    return [f"{cost.parameters:,}", f"{cost.flops / 1e6:,.0f}" if cost.flops else "-", f"{cost.images_per_second:,.0f}"]
 
 
 def _size(network: str, arguments: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The figures, from results and images: accuracy by attack, the paper's figure 5, training curves, audits, certificates."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -14,12 +15,18 @@ from matplotlib.figure import Figure
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.certify import Certificate
 from purifiers.evaluation.examples import Examples
-from purifiers.evaluation.records import CLEAN, Results
+from purifiers.evaluation.records import Results
+from purifiers.reports.render import title_of
 from purifiers.reports.tables import select, through_purifier
 from purifiers.storage import atomic_path
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2563eb", "#d97706", "#059669", "#dc2626", "#94a3b8"
 AMPLIFY = 5
+_CHART = matplotlib.rc_context(
+    {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "grid.alpha": 0.25}
+)
+_NOT_LOSSES = ("epoch", "learning_rate", "images_per_second", "flops_per_image", "seconds")
+"""Keys of an epoch's record."""
 
 
 def save_figures(results: Results, examples: Examples, folder: Path) -> list[Path]:
@@ -43,34 +50,30 @@ def save_figure(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
+@_CHART
 def accuracy_figure(results: Results) -> Figure:
     """Bars for each attack: undefended, purified (blind), and purified under the lowest of the other views."""
     blind, others = select(results), through_purifier(results)
-    known: dict[str, float] = {}
-    for record in others:
-        known[record.attack] = min(record.accuracy, known.get(record.attack, 1.0))
+    lowest = {r.attack: r.accuracy for r in sorted(others, key=lambda record: record.accuracy, reverse=True)}
     names = list(blind)
-    figure, axes = plt.subplots(figsize=(8.5, 3.8), layout="constrained")
-    place = np.arange(len(names))
     series = [
         ("no purifier", GREY, {name: blind[name].accuracy_undefended for name in names}),
         ("purified, attacker does not know the purifier", BLUE, {name: blind[name].accuracy for name in names}),
-        ("purified, attacker knows or queries the purifier", ORANGE, known),
+        ("purified, attacker knows or queries the purifier", ORANGE, {n: lowest[n] for n in names if n in lowest}),
     ]
     width = 0.8 / len(series)
+    figure, axes = plt.subplots(figsize=(8.5, 3.8), layout="constrained")
     for offset, (label, colour, values) in enumerate(series):
-        present = [i for i, name in enumerate(names) if name in values]
-        heights = [100 * values[names[i]] for i in present]
-        bars = axes.bar(place[present] + (offset - 1) * width, heights, width, label=label, color=colour)
+        places = [names.index(name) + (offset - 1) * width for name in values]
+        bars = axes.bar(places, [100 * value for value in values.values()], width, label=label, color=colour)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
-    axes.set_xticks(place, ["clean" if name == CLEAN else name for name in names])
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(0, 109)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    axes.set_xticks(range(len(names)), [title_of(name) for name in names])
+    axes.set(ylabel="accuracy (%)", ylim=(0, 109))
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
     return figure
 
 
+@_CHART
 def certificate_figure(certificate: Certificate) -> Figure:
     """Certified accuracy against radius, a step for each image: the purifier with the classifier, and the classifier alone."""
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
@@ -79,40 +82,31 @@ def certificate_figure(certificate: Certificate) -> Figure:
         shares = [100 * (len(radii) - i) / len(model.images) for i in range(len(radii) + 1)]
         axes.stairs(shares, [0.0, *radii, 1.08 * certificate.largest_radius], color=colour, linewidth=1.8, label=model.name)
     axes.axvline(certificate.largest_radius, color=GREY, linewidth=1, linestyle=":")
-    axes.set_xlim(0, 1.08 * certificate.largest_radius)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("L2 radius")
-    axes.set_ylabel("certified accuracy (%)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.set(xlim=(0, 1.08 * certificate.largest_radius), ylim=(0, 100), xlabel="L2 radius", ylabel="certified accuracy (%)")
+    axes.grid(True)
+    axes.legend()
     return figure
 
 
+@_CHART
 def audit_figure(audit: Audit) -> Figure:
     """A row for each purifier: clean accuracy, and the worst cases in L-inf by what the attacker knows."""
     names = audit.purifiers
     figure, axes = plt.subplots(figsize=(7.2, 1.3 + 0.3 * len(names)), layout="constrained")
-    marks = {"gray-box": "s", "transfer": "^", "black-box": "D"}
+    axes.plot([100 * audit.clean(name).accuracy for name in names], range(len(names)), "o", color=BLUE, label="clean")
+    for group, mark in {"gray-box": "s", "transfer": "^", "black-box": "D"}.items():
+        records = [audit.worst(name, "linf", group) for name in names]
+        shares = [100 * one.accuracy if one else np.nan for one in records]
+        axes.plot(shares, range(len(names)), mark, color="none", markeredgecolor=GREY, markersize=6, label=group)
+    axes.plot([], [], "o", color=ORANGE, label="all attacks")
     for row, name in enumerate(names):
-        axes.plot(100 * audit.clean(name).accuracy, row, "o", color=BLUE)
-        for group, mark in marks.items():
-            if (one := audit.worst(name, "linf", group)) is not None:
-                axes.plot(100 * one.accuracy, row, mark, color="none", markeredgecolor=GREY, markersize=6)
         if (worst := audit.worst(name)) is not None:
             margins = [[abs(100 * (worst.accuracy - end))] for end in worst.ci95]
             axes.errorbar(100 * worst.accuracy, row, xerr=margins, fmt="o", color=ORANGE, capsize=3)
-    axes.plot([], [], "o", color=BLUE, label="clean")
-    for group, mark in marks.items():
-        axes.plot([], [], mark, color="none", markeredgecolor=GREY, label=group)
-    axes.plot([], [], "o", color=ORANGE, label="all attacks")
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(-3, 103)
-    axes.set_xlabel("accuracy (%), L-inf")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize=8)
+    axes.set(xlim=(-3, 103), ylim=(len(names) - 0.4, -0.6), xlabel="accuracy (%), L-inf")
+    axes.grid(True)
+    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
     return figure
 
 
@@ -124,7 +118,7 @@ def examples_figure(examples: Examples) -> Figure:
         (f"adversarial\n({examples.attack})", adversarial.images, adversarial),
         ("purified", purified.images, purified),
         (f"attack's change\n(x {AMPLIFY})", (adversarial.images - original.images) * AMPLIFY + 0.5, None),
-        (f"what is left\n(x {AMPLIFY})", (purified.images - original.images) * AMPLIFY + 0.5, None),
+        (f"remaining change\n(x {AMPLIFY})", (purified.images - original.images) * AMPLIFY + 0.5, None),
     ]
     count = len(original.images)
     figure, grid = plt.subplots(len(rows), count, figsize=(1.05 * count + 1, 1.45 * len(rows)), squeeze=False)
@@ -132,8 +126,7 @@ def examples_figure(examples: Examples) -> Figure:
         axes_row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         for i, axes in enumerate(axes_row):
             axes.imshow(images[i].clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
+            axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if row is not None:
                 decibels = "" if row.psnr is None else f"\n{row.psnr[i]:.1f} dB"
@@ -143,33 +136,31 @@ def examples_figure(examples: Examples) -> Figure:
     return figure
 
 
+@matplotlib.rc_context({"legend.frameon": False, "grid.alpha": 0.25})
 def training_figure(results: Results) -> Figure:
     """Loss against epoch for every stage, log scale, one panel each."""
     stages = {name: history for name, history in results.training.items() if history}
-    count = max(1, len(stages))
-    columns = min(3, count)
-    rows = -(-count // columns)
+    columns = min(3, max(1, len(stages)))
+    rows = max(1, math.ceil(len(stages) / columns))
     figure, grid = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.2 * rows), squeeze=False, layout="constrained")
     for axes in grid.flat[len(stages) :]:
         axes.set_axis_off()
     for axes, (name, history) in zip(grid.flat, stages.items(), strict=False):
-        about = ("epoch", "learning_rate", "images_per_second", "flops_per_image", "seconds")
-        # What is nothing throughout (a weight of 0, a network that starts as it should end) has no place on a log scale.
-        parts = [key for key in history[0] if key not in about and any(record[key] > 0 for record in history)]
+        # A loss that is always 0 cannot be drawn on a log scale.
+        losses = [key for key in history[0] if key not in _NOT_LOSSES and any(record[key] > 0 for record in history)]
         epochs = [record["epoch"] for record in history]
-        for part, colour in zip(parts, (BLUE, ORANGE, GREEN, RED, GREY), strict=False):
-            marker = "o" if len(epochs) == 1 else None
-            values = [record[part] for record in history]
-            axes.plot(epochs, values, color=colour, label=part, linewidth=1.4, marker=marker)
+        marker = "o" if len(epochs) == 1 else None
+        for loss, colour in zip(losses, (BLUE, ORANGE, GREEN, RED, GREY), strict=False):
+            axes.plot(epochs, [record[loss] for record in history], color=colour, label=loss, linewidth=1.4, marker=marker)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=6))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=6))
         axes.set_title(name, fontsize=10)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.25)
-        if parts:
-            axes.legend(frameon=False, fontsize=7)
         axes.set_xlabel("epoch", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(True)
+        if losses:
+            axes.legend(fontsize=7)
     return figure

@@ -1,4 +1,4 @@
-"""What all reports are made of: numbers as text, tables, and the templates of this folder."""
+"""What all reports share: numbers as text, tables, and the templates of this folder."""
 
 import base64
 from collections.abc import Iterable, Mapping
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from purifiers.attacks import VIEWS, show_fraction
 from purifiers.console import duration
 from purifiers.evaluation.records import CLEAN, Record
+from purifiers.reports.paper import CLEAN_UNDEFENDED
 from purifiers.storage import write_text
 
 _MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*[<|"} | {ord("\n"): " "}
@@ -24,10 +25,10 @@ class Table:
 
     Attributes:
         title: printed above it.
-        caption: printed below it: what the numbers are.
+        caption: printed below it: the meaning of the numbers.
         header: names of the columns.
         rows: each as long as the header.
-        details: names of the columns that a terminal has no room for.
+        details: names of the columns that are left out on a terminal.
         doubted: first cell of a row -> names of the columns whose numbers are not reliable; printed bold.
     """
 
@@ -85,6 +86,32 @@ def title_of(attack: str) -> str:
     return "clean" if attack == CLEAN else attack
 
 
+def cells(record: Record, *columns: str) -> list[str]:
+    """The fields of a record as text, by the names of their columns; ``-`` where there is none."""
+    clean = record.view == CLEAN
+    fields = {
+        "purifier": record.purifier,
+        "attack": "clean images" if clean else record.attack,
+        "view": "-" if clean else record.view,
+        "epsilon": epsilon_of(record),
+        "images": f"{record.n:,}",
+        "undefended": percent(record.accuracy_undefended) if clean or record.view == "blind" else "-",
+        "purified": percent(record.accuracy),
+        "95 % interval": span(record.ci95),
+        "agreement": percent(record.agreement),
+        "PSNR (dB)": f"{record.psnr:.1f}",
+        "SSIM": "-" if record.ssim is None else f"{record.ssim:.3f}",
+        "L2": f"{record.l2:.2f}",
+        "time": duration(record.seconds),
+    }
+    return [fields[column] for column in columns]
+
+
+def _without_folder(path: str) -> str:
+    """A path of this machine as its last part; other paths and names as they are."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 _PLAIN = jinja2.Environment(
     loader=jinja2.PackageLoader("purifiers.reports", "."),
     undefined=jinja2.StrictUndefined,
@@ -92,19 +119,19 @@ _PLAIN = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format, title_of=title_of)
-_PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction)
+_PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format, without_folder=_without_folder)
+_PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction, papers_clean=CLEAN_UNDEFENDED)
 _PAGES = _PLAIN.overlay(finalize=escape)
 
 
 def lines(macro: str, /, **values: Any) -> list[str]:
-    """The lines that a macro of ``texts.j2`` makes, without the empty ones."""
+    """The output of a macro of ``texts.j2``, as its lines without the empty ones."""
     made = getattr(_PLAIN.get_template("texts.j2").module, macro)(**values)
     return [" ".join(line.split()) for line in made.splitlines() if line.strip()]
 
 
 def text(macro: str, /, **values: Any) -> str:
-    """What a macro of ``texts.j2`` makes, on one line."""
+    """The output of a macro of ``texts.j2`` on one line."""
     return " ".join(lines(macro, **values))
 
 
@@ -114,13 +141,9 @@ def page(template: str, **content: Any) -> str:
 
 
 def write_page(path: Path, markdown: str, title: str, figures: Iterable[Path]) -> Path:
-    """Write a page to ``path`` in Markdown, and beside it as one self-contained HTML file, whose path is returned.
+    """Write ``markdown`` to ``path``, and beside it as one self-contained HTML file, whose path is returned.
 
-    Args:
-        path: of the Markdown file.
-        markdown: the page; HTML in it is shown as text.
-        title: of the window.
-        figures: SVG and PNG files, which the page has under ``figures/``; their content becomes part of the HTML file.
+    HTML in ``markdown`` is shown as text; ``figures`` are the SVG and PNG files that it shows from ``figures/``.
     """
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")

@@ -1,4 +1,4 @@
-"""The report of a run: Markdown, and one self-contained HTML file. Reads results and figures, computes nothing."""
+"""The report of a run, in Markdown and as one self-contained HTML file. Reads results and figures, computes nothing."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,13 +21,13 @@ from purifiers.storage import write_text
 
 
 def write_report(results: Results, examples: Examples, folder: Path, run: Path | None = None) -> Path:
-    """Write ``figures/``, ``report.md``, ``report.html`` and, of a training, the model card into ``folder``.
+    """Write ``figures/``, ``report.md``, ``report.html`` and, for a training, the model card into ``folder``.
 
     Args:
-        results: what to report.
+        results: of the run.
         examples: images for the picture.
         folder: created if missing.
-        run: the folder of the run that was measured, if that is another.
+        run: the folder of the run that was measured, if not ``folder``.
 
     Returns:
         The HTML page's path.
@@ -54,27 +54,29 @@ def write_card(folder: Path, results: Results, run: Path | None = None) -> None:
     if "student" not in results.training:
         return
     name = (run or folder).resolve().name
-    own = None
+    audits = []
     for place in (folder, run or folder):
         with suppress(MissingFileError, CheckpointError):
-            audit = Audit.read(place)
-            if audit.purifiers == [name] and audit.records[0].classifier == results.records[0].classifier:
-                own = own or audit
-    write_text(folder / RUN_CARD_FILE, model_card(name, [results], f"path/to/{name}", own))
+            audits.append(Audit.read(place))
+    own = ([name], results.records[0].classifier)
+    audit = next((one for one in audits if (one.purifiers, one.records[0].classifier) == own), None)
+    write_text(folder / RUN_CARD_FILE, model_card(name, [results], f"path/to/{name}", audit))
 
 
 def all_tables(results: Results) -> list[Table]:
     """Every table that these results can fill."""
-    found = []
-    if comparison.purifiers_of(results):
-        found += [comparison.table_1_for_all(results), comparison.table_of_baselines(results)]
-    found.append(tables.table_1(results))
-    if tables.has_table_2(results):
-        found.append(tables.table_2(results))
-    if any(record.purifier.startswith(VARIANT) for record in results.records):
-        found.append(tables.table_3(results))
-    found.append(tables.threat_models(results))
-    return [*found, tables.training(results)] if results.training else found
+    compared = bool(comparison.purifiers_of(results))
+    varied = any(record.purifier.startswith(VARIANT) for record in results.records)
+    choice = {
+        comparison.table_1_for_all: compared,
+        comparison.table_of_baselines: compared,
+        tables.table_1: True,
+        tables.table_2: tables.has_table_2(results),
+        tables.table_3: varied,
+        tables.threat_models: True,
+        tables.training: bool(results.training),
+    }
+    return [make(results) for make, wanted in choice.items() if wanted]
 
 
 def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
@@ -85,7 +87,7 @@ def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
 
 
 def headline(results: Results) -> list[str]:
-    """The results in a few sentences, with what limits them."""
+    """The results and their limits in a few sentences."""
     blind = select(results)
     clean = blind.pop(CLEAN)
     return lines(

@@ -1,6 +1,7 @@
-"""The tables of one purifier, from the results of a run alone: the paper's 1 to 3, threat models, training."""
+"""The tables of one purifier, from the results of a run: the paper's 1 to 3, threat models, training."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from statistics import mean
 
 from purifiers.attacks import Attack
@@ -8,7 +9,7 @@ from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
 from purifiers.recipes.schema import STARTS
 from purifiers.reports import paper
-from purifiers.reports.render import Table, epsilon_of, half_width, percent, span, text, title_of
+from purifiers.reports.render import Table, cells, half_width, percent, text, title_of
 
 TABLE_2_ROWS = {
     "teacher_at": "AT, no distillation",
@@ -47,37 +48,20 @@ def comparable_attacks(results: Results) -> set[str]:
     return {name for name, attack in paper.ATTACKS.items() if name in attacks and Attack.parse(attacks[name]) == attack}
 
 
-def original_of(results: Results) -> float | None:
-    """The paper's clean accuracy in %, where its numbers stand beside these."""
-    return paper.CLEAN_UNDEFENDED if comparable_attacks(results) else None
-
-
-def row_of(attack: str) -> str:
-    """An attack as the name of a row."""
-    return "clean images" if attack == CLEAN else attack
-
-
-def ssim_of(record: Record) -> str:
-    """The SSIM of a record; ``-`` where it was not measured."""
-    return "-" if record.ssim is None else f"{record.ssim:.3f}"
-
-
 def table_1(results: Results) -> Table:
     """The paper's Table 1: this purifier under every attack by an attacker who does not know it."""
     records, comparable = select(results), comparable_attacks(results)
     compared = paper.TABLE_1 if comparable else {}
-    header = ["attack", "epsilon", "images", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM"]
-    rows = []
-    for attack, one in records.items():
-        accuracies = [percent(one.accuracy_undefended), percent(one.accuracy), span(one.ci95), percent(one.agreement)]
-        theirs = [f"{column[attack]:.2f}" if attack in comparable else "-" for column in compared.values()]
-        likeness = [f"{one.psnr:.1f}", ssim_of(one)]
-        rows.append([row_of(attack), epsilon_of(one), f"{one.n:,}", *accuracies, *likeness, *theirs])
-    caption = text("table_1", records=records.values(), original=original_of(results))
+    columns = ("attack", "epsilon", "images", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM")
+    rows = [
+        cells(record, *columns) + [f"{theirs[attack]:.2f}" if attack in comparable else "-" for theirs in compared.values()]
+        for attack, record in records.items()
+    ]
+    caption = text("table_1", records=records.values(), comparable=comparable)
     beside_others = any(record.purifier.startswith(BASELINE) for record in results.records)
     title = "Table 1 in detail. Ours" if beside_others else "Table 1. Purification"
     details = ("images", "95 % interval", "PSNR (dB)", "SSIM")
-    return Table(f"{title} against each attack (view blind)", caption, header + list(compared), rows, details)
+    return Table(f"{title} against each attack (view blind)", caption, [*columns, *compared], rows, details)
 
 
 def has_table_2(results: Results) -> bool:
@@ -90,11 +74,11 @@ def table_2(results: Results) -> Table:
     comparable, rows = comparable_attacks(results), []
     for stage in TABLE_2_ROWS:
         theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(stage, {}).items() if attack in comparable}
-        cells = [percent(r.accuracy) + theirs.get(attack, "") for attack, r in select(results, stage).items()]
-        rows.append([_row_title(results, stage), *cells])
+        ours = select(results, stage).items()
+        rows.append([_row_title(results, stage), *(percent(one.accuracy) + theirs.get(attack, "") for attack, one in ours)])
     read = results.recipe["student"]["nt_teacher_input"]
     shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
-    caption = text("table_2", records=shown, read=read, other=_OTHER_INPUT[read], original=original_of(results))
+    caption = text("table_2", records=shown, read=read, other=_OTHER_INPUT[read], comparable=comparable)
     header = ["purifier", *map(title_of, select(results))]
     return Table("Table 2. What each teacher brings (view blind)", caption, header, rows)
 
@@ -104,8 +88,8 @@ def table_2_over_seeds(runs: Sequence[Results]) -> Table:
     attacks, rows = list(select(runs[0])), []
     for stage in TABLE_2_ROWS:
         shares = [[select(results, stage)[attack].accuracy for results in runs] for attack in attacks]
-        cells = [f"{percent(mean(each))} ({percent(min(each))} to {percent(max(each))})" for each in shares]
-        rows.append([_row_title(runs[0], stage), *cells])
+        ranges = [f"{percent(mean(each))} ({percent(min(each))} to {percent(max(each))})" for each in shares]
+        rows.append([_row_title(runs[0], stage), *ranges])
     seeds = [results.seed for results in runs]
     caption = text("table_2_over_seeds", records=select(runs[0]).values(), seeds=seeds, claim=claim(runs))
     return Table(f"Table 2 over {len(runs)} seeds (view blind)", caption, ["purifier", *map(title_of, attacks)], rows)
@@ -127,17 +111,11 @@ def claim(runs: Sequence[Results]) -> str:
         runs: of one recipe with different seeds, each with all rows of Table 2.
     """
     width = max(half_width(select(results, stage).values()) for results in runs for stage in TABLE_2_ROWS)
-    gains, every = [], []
+    gains = []
     for better, worse in COMPARISONS:
         by_seed = [100 * (attacked_mean(select(one, better)) - attacked_mean(select(one, worse))) for one in runs]
-        every += by_seed
         gains.append((TABLE_2_ROWS[better], TABLE_2_ROWS[worse], mean(by_seed), min(by_seed), max(by_seed)))
-    answer = "is not decided here"
-    if min(every) > width:
-        answer = "holds here"
-    elif min(every) < -width:
-        answer = "does not hold here"
-    return text("claim", answer=answer, seeds=len(runs), width=width, gains=gains)
+    return text("claim", lowest=min(low for *_, low, _ in gains), seeds=len(runs), width=width, gains=gains)
 
 
 def attacked_mean(records: dict[str, Record]) -> float:
@@ -146,33 +124,30 @@ def attacked_mean(records: dict[str, Record]) -> float:
 
 
 def table_3(results: Results) -> Table:
-    """What each ingredient of the recipe brings: its variants, each with one thing left out."""
-    rows_of = {title: found for title in results.recipe["variants"] if (found := select(results, VARIANT + title))}
-    first = next(iter(rows_of))
+    """The effect of each ingredient of the recipe: its variants, each without one of them."""
+    variants = {title: found for title in results.recipe["variants"] if (found := select(results, VARIANT + title))}
     rows = [
-        [title, *(percent(one.accuracy) for one in records.values()), f"{records[CLEAN].psnr:.1f}", ssim_of(records[CLEAN])]
-        for title, records in rows_of.items()
+        [title, *(percent(one.accuracy) for one in records.values()), *cells(records[CLEAN], "PSNR (dB)", "SSIM")]
+        for title, records in variants.items()
     ]
-    shared = ", ".join(f"{key} {value}" for key, value in results.recipe["variants"][first].items())
-    width = half_width(record for records in rows_of.values() for record in records.values())
-    caption = text("table_3", records=rows_of[first].values(), shared=shared, width=width)
-    header = ["training", *map(title_of, rows_of[first]), "PSNR (dB)", "SSIM"]
+    title, first = next(iter(variants.items()))
+    shared = ", ".join(f"{key} {value}" for key, value in results.recipe["variants"][title].items())
+    width = half_width(record for records in variants.values() for record in records.values())
+    caption = text("table_3", records=first.values(), shared=shared, width=width)
+    header = ["training", *map(title_of, first), "PSNR (dB)", "SSIM"]
     return Table("Table 3. What each ingredient brings (view blind)", caption, header, rows)
 
 
 def training(results: Results) -> Table:
     """How long each stage took, and how much of the device it used."""
     rows = []
-    for stage, history in results.training.items():
-        if not history:  # a stage without epochs
-            continue
+    for stage, history in filter(itemgetter(1), results.training.items()):  # without stages that had no epochs
         seconds = sum(record["seconds"] for record in history)
         rate = sum(record["seconds"] * record["images_per_second"] for record in history) / seconds
-        used = ["-", "-", "-"]
-        if flops := history[0].get("flops_per_image", 0.0):  # older results have none
-            share = "-" if results.peak_flops is None else f"{100 * rate * flops / results.peak_flops:.0f}"
-            used = [f"{flops / 1e9:.2f}", f"{rate * flops / 1e9:,.0f}", share]
-        rows.append([stage, str(len(history)), duration(seconds), f"{rate:,.0f}", *used])
+        flops = history[0].get("flops_per_image")  # older results have none
+        used = [f"{flops / 1e9:.2f}", f"{rate * flops / 1e9:,.0f}"] if flops else ["-", "-"]
+        share = f"{100 * rate * flops / results.peak_flops:.0f}" if flops and results.peak_flops else "-"
+        rows.append([stage, str(len(history)), duration(seconds), f"{rate:,.0f}", *used, share])
     caption = text("training", peak=results.peak_flops, precision=results.recipe["precision"])
     header = ["stage", "epochs", "time", "images/s", "GFLOP an image", "GFLOP/s", "% of peak"]
     return Table("Training", caption, header, rows)
@@ -182,13 +157,10 @@ def threat_models(results: Results) -> Table:
     """The same purifier under every view that was measured, side by side."""
     records = [record for record in results.records if record.purifier == "student" and record.view != CLEAN]
     order = list(results.recipe["evaluation"]["attacks"])
-    rows = [
-        [one.attack, one.view, epsilon_of(one), f"{one.n:,}", percent(one.accuracy), span(one.ci95), f"{one.l2:.2f}"]
-        for one in sorted(records, key=lambda r: (order.index(r.attack), r.view))
-    ]
+    columns = ["attack", "view", "epsilon", "images", "purified", "95 % interval", "L2"]
+    rows = [cells(one, *columns) for one in sorted(records, key=lambda r: (order.index(r.attack), r.view))]
     caption = text("threat_models", views={record.view for record in records})
-    header = ["attack", "view", "epsilon", "images", "accuracy", "95 % interval", "L2"]
-    return Table("The same purifier under each threat model", caption, header, rows)
+    return Table("The same purifier under each threat model", caption, columns, rows)
 
 
 def _row_title(results: Results, stage: str) -> str:

@@ -85,13 +85,14 @@ def attack_for_training(
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
 
-    In each round, each attack of the recipe on each classifier of the panel gets its share of the images; without attacks there
-    are no channels.
+    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round (on
+    ``weight`` shares); without attacks there are no channels.
     """
     recipe = run.recipe
     if not recipe.training_attacks:
         return data.images[:, :0]
-    jobs = [(attack, model) for attack in recipe.training_attacks.values() for model in panel.classifiers]
+    shares = [attack for attack in recipe.training_attacks.values() for _ in range(attack.weight)]
+    jobs = [(attack, model) for attack in shares for model in panel.classifiers]
     count, seconds = len(data) * recipe.attack_rounds, 0.0
     rounds = []
     with progress("attacking training images", count) as advance:

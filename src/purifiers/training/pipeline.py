@@ -164,9 +164,9 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     recipe, folder, data = run.recipe, run.folder, run.images("train")
     # Everything that the user names is opened before anything is written or discarded.
     opened = dict(classifiers)
-    for name, config in recipe.classifiers().items():
-        if config.source is not None and name not in opened:
-            opened[name] = load_classifier(config.source, data, **config.options())
+    for name, wanted in recipe.classifiers().items():
+        if wanted.source is not None and name not in opened:
+            opened[name] = load_classifier(wanted.source, data, **wanted.options())
     starts = load_starts(recipe, run.device)
     prepare_folder(recipe, folder, restart)
     if not (folder / RECIPE_FILE).is_file():

@@ -14,7 +14,7 @@ EVERYTHING = "all attacks"
 """The worst case over all attacks of a norm: the number of an audit."""
 LEFT_OUT = "left out"
 """In the message of a warning, after the purifier's name, if an attack could not be run."""
-GROUPS = ("white-box", "gray-box", "transfer", "black-box")
+GROUPS = ("gray-box", "transfer", "black-box", "white-box")
 """Groups of threat models, each with a worst case of its own."""
 NORMS = ("linf", "l2")
 """In which worst cases are given."""
