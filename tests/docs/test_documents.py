@@ -7,10 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from purifiers.cli import cli
 from purifiers.recipes.load import load_recipe
+from purifiers.registry import load_network
+from purifiers.weights import locate
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,6 +71,13 @@ def test_python_in_the_documents_names_what_exists(page: Path) -> None:
                 module = importlib.import_module(node.module or "")
                 missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
                 assert not missing, f"{page.name}: {node.module} has no {missing}"
+
+
+def test_the_first_python_of_the_readme_runs() -> None:
+    body = next(body for language, body in blocks(ROOT / "README.md") if language == "python")
+    names = {"classifier": load_network(locate("cifar10-resnet20")), "images": torch.rand(2, 3, 32, 32)}
+    exec(body, names)
+    assert names["logits"].shape == (2, 10)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
