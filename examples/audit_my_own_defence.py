@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import purifiers
 from purifiers.data import load_images, to_float
-from purifiers.evaluation.audit.run import audit
 from purifiers.recipes.audit_settings import AuditSettings
 
 
@@ -49,7 +49,7 @@ def main() -> None:
             "attacks": {"Square": {"num_queries": 200}},
         }
     )
-    found = audit(Rounding(), classifier, test, settings=settings, name="rounding")
+    found = purifiers.audit(Rounding(), classifier, test, settings=settings, name="rounding")
 
     for record in found.records:
         if record.norm in (None, "linf"):

@@ -116,17 +116,15 @@ def _parts(value: Any) -> list[Any]:
     """What makes a function, a class or another object what it is."""
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]  # not the empty ones
-        return [_source(value), value.__code__.co_firstlineno, value.__defaults__, value.__kwdefaults__, cells]
+        return [_source(value), value.__code__.co_code, value.__defaults__, value.__kwdefaults__, cells]
     if isinstance(value, type):
         return [_source(part) for part in value.__mro__]
     if isinstance(value, BaseModel):
         return [type(value), vars(value)]
     if isinstance(value, nn.Module):
         # The keys of hooks are counted up in a process.
-        hooks = {
-            name: [*item.values()] for name, item in vars(value).items() if name.endswith("hooks") and isinstance(item, dict)
-        }
-        return [type(value), vars(value) | hooks | {"training": False}]
+        hooks = [(name, item) for name, item in vars(value).items() if name.endswith("hooks") and isinstance(item, dict)]
+        return [type(value), vars(value) | {name: [*item.values()] for name, item in hooks} | {"training": False}]
     try:
         return [type(value), value.__reduce_ex__(4)]  # what pickle would write
     except Exception:  # of what cannot be pickled, such as a lock, only the type is known

@@ -136,6 +136,7 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     source = recipe.classifier.source or recipe.weights.get("classifier")
     if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
+    _refuse_another_network(recipe, trained)
     run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
     if images is not None:
         run.take(images, "test")
@@ -155,7 +156,8 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
 
     Raises:
         MissingFileError: the folder holds no trained student, or no classifier.
-        CheckpointError, ConfigError: a damaged file; see :func:`load_classifier`.
+        CheckpointError, ConfigError: a damaged file, or another network than that of the classifier that was trained; see
+            :func:`load_classifier`.
     """
     run = Run(recipe, folder, find_device(device), folder / "cache")
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
@@ -165,6 +167,7 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     if images is not None:
         run.take(images, "test")
     run.trained = load_recipe(folder / RECIPE_FILE)
+    _refuse_another_network(recipe, run.trained)
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
@@ -175,6 +178,13 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
         if state.is_file():
             run.histories[stage] = load_state(state)["history"]
     return run
+
+
+def _refuse_another_network(recipe: Recipe, trained: Recipe) -> None:
+    if recipe.classifier.source is None and recipe.classifier.network != trained.classifier.network:
+        raise ConfigError(
+            "classifier.network describes the weights of a classifier.source: the trained classifier keeps its own"
+        )
 
 
 def _trained_variants(run: Run) -> list[str]:

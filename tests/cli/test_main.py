@@ -25,7 +25,11 @@ def test_every_command_has_a_help_page(command: str, capsys: pytest.CaptureFixtu
     assert f"purifiers {command}" in page
     assert not [line for line in page.splitlines() if len(line) > 80]
     for parameter in COMMANDS[command].params:
-        described = re.search(rf"^  {re.escape(parameter.opts[0] if parameter.param_type_name == 'option' else parameter.metavar)} (.*)", page, re.M)
+        described = re.search(
+            rf"^  {re.escape(parameter.opts[0] if parameter.param_type_name == 'option' else parameter.metavar)} (.*)",
+            page,
+            re.M,
+        )
         assert described, parameter.name
     if command == "train":
         assert all(name in re.sub(r"\s+", "", page) for name in NAMES)
@@ -71,7 +75,10 @@ def test_mistyped_commands_are_status_2(arguments: list[str], words: list[str], 
     message, help_line = capsys.readouterr().err.splitlines()
     assert message.startswith("purifiers: ")
     assert all(word in message for word in words), message
-    assert help_line == f"Try '{' '.join(['purifiers', *arguments[:1]][: 1 + (arguments[:1] in [[name] for name in COMMANDS])])} --help'."
+    assert (
+        help_line
+        == f"Try '{' '.join(['purifiers', *arguments[:1]][: 1 + (arguments[:1] in [[name] for name in COMMANDS])])} --help'."
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,9 +123,7 @@ def test_mistakes_are_one_clear_line_and_status_1(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was written"
 
 
-def test_results_never_replace_a_file_or_another_run(
-    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_never_replace_a_file_or_another_run(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "recipe.yaml").write_text("name: other")
     (tmp_path / "file").write_text("mine")

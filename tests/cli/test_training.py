@@ -138,7 +138,15 @@ def test_the_demo_writes_all_tables_and_a_report(run: Path, capsys: pytest.Captu
     few += ["--set", "baselines={JPEG: {kind: untrained, network: {network: jpeg}}}"]
     assert main(["demo", "--output", str(run), "--device", "cpu", *SETTINGS, *few]) == 0
     out = capsys.readouterr().out
-    for text in ("Table 1.", "Table 1 in detail", "Table 2.", "threat model", "Table 3.", "same, NT sees adversarial", "report.html"):
+    for text in (
+        "Table 1.",
+        "Table 1 in detail",
+        "Table 2.",
+        "threat model",
+        "Table 3.",
+        "same, NT sees adversarial",
+        "report.html",
+    ):
         assert text in out
     assert {record["attack"] for record in results_in(run)["records"]} == {"none", "PGD", "FGSM", "AA"}
     assert load_recipe(run / "variants" / "plain" / "recipe.yaml").student.epochs == 1

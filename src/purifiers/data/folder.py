@@ -39,7 +39,7 @@ def folder_shape(path: str | None) -> tuple[int, int] | None:
 
 def _training_files(path: str | None) -> dict[str, list[Path]]:
     try:
-        return class_files(Path(path), "train") if path else {}
+        return _layout(Path(path), "train")[0] if path else {}
     except (DataError, MissingFileError, OSError):
         return {}
 
@@ -99,12 +99,18 @@ def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[P
     Raises:
         MissingFileError, DataError: see there; no file is opened.
     """
+    files, own = _layout(root, split)
+    return files if own else {name: _drawn(root / name, of_class, split) for name, of_class in files.items()}
+
+
+def _layout(root: Path, split: str) -> tuple[dict[str, list[Path]], bool]:
+    """The classes with their files, and whether these are the split's own: in its folder."""
     if not root.is_dir():
         raise MissingFileError(f"there is no folder {root}")
     # A folder that holds images itself is a class, whatever its name.
     train, test, val = (_is_split(root / name) for name in ("train", *TEST_FOLDERS))
     if not (train or test or val):
-        return {name: _drawn(root / name, files, split) for name, files in _classes(root).items()}
+        return _classes(root), False
     if not (train and (test or val)):
         raise DataError(
             f"{root} has a folder {'train' if train else 'test' if test else 'val'} of its own; it needs both train and "
@@ -114,7 +120,7 @@ def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[P
     classes = {name: _classes(folder) for name, folder in own.items()}
     if list(classes["train"]) != list(classes["test"]):
         raise DataError(f"{own['train']} and {own['test']} do not have the same class folders")
-    return classes[split]
+    return classes[split], True
 
 
 def _is_split(folder: Path) -> bool:

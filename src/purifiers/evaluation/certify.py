@@ -8,7 +8,7 @@ base classifier's first step: the theorem's noise is still Gaussian, and certifi
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.cache import Cache, State
+from purifiers.cache import Cache
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
+from purifiers.device import repeatable
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.inputs import LOOK, check_logits
+from purifiers.evaluation.models import LOOK, check_logits
 from purifiers.evaluation.records import Result, ResultFile, hardware, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.runs import Run
@@ -162,6 +163,7 @@ def lower_bound(successes: int, count: int, alpha: float) -> float:
     return float(stats.beta.ppf(alpha, successes, count - successes + 1)) if successes else 0.0
 
 
+@repeatable()
 def certify(
     model: nn.Module,
     data: ImageSet,
@@ -196,28 +198,29 @@ def certify(
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
 
-            def certified(state: State, label: int = label) -> ImageCertificate:
-                if (sum(state["selection"]), sum(state["estimation"])) != (smoothing.n0, smoothing.n):
-                    raise ValueError("copies are missing")
-                return _certificate(label, smoothing, **state)
-
             # Alpha judges the counts and does not change them.
             key = cache.key(model, image, smoothing.sigma, smoothing.n0, smoothing.n, seed, place, batch_size)
-            certificate = cache.load("certified", key, certified)
+            certificate = cache.load("certified", key, lambda state: _certificate(label, smoothing, **state))  # noqa: B023
             if certificate is None:
-                watch, sample = Stopwatch(), _Sampler(model, to_float(image), smoothing.sigma, batch_size, advance)
-                own = seed_for(seed, "certify", place)
+                watch, own = Stopwatch(), seed_for(seed, "certify", place)
+                counts: list[list[int]] = []
                 with reproducible(own, device):  # for models that draw random numbers
                     generator = generator_for(own, "noise", device=device)
-                    selection, estimation = sample(smoothing.n0, generator), sample(smoothing.n, generator)
-                counts = {"selection": selection, "estimation": estimation, "seconds": watch.seconds}
-                certificate = certified(cache.save("certified", key, counts))
+                    for count in (smoothing.n0, smoothing.n):
+                        votes = torch.zeros((), dtype=torch.int64, device=device)
+                        for part in _sample(model, to_float(image), smoothing.sigma, count, batch_size, generator):
+                            votes = votes + part
+                            advance(int(part.sum()))
+                        counts.append(votes.tolist())
+                state = {"selection": counts[0], "estimation": counts[1], "seconds": watch.seconds}
+                certificate = _certificate(label, smoothing, **cache.save("certified", key, state))
             else:
                 advance(smoothing.n0 + smoothing.n)
             found.append(certificate)
     return found
 
 
+@repeatable()
 def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int = 0, batch_size: int = 250) -> Tensor:
     """PREDICT: the smoothed classifier's class of each image, int64 (N,), by ``smoothing.n`` noisy copies of it.
 
@@ -237,9 +240,9 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
         if len(images):
             check_logits("the model", model, images[:LOOK])
         for place in range(len(images)):
-            sample = _Sampler(model, images[place : place + 1], smoothing.sigma, batch_size)
-            votes = sample(smoothing.n, generator_for(seed, "predict", place, device=images.device))
-            top = _majority(votes, smoothing.alpha)
+            generator = generator_for(seed, "predict", place, device=images.device)
+            parts = _sample(model, images[place : place + 1], smoothing.sigma, smoothing.n, batch_size, generator)
+            top = _majority(torch.stack([*parts]).sum(0).tolist(), smoothing.alpha)
             classes.append(ABSTAIN if top is None else top)
     return torch.tensor(classes, dtype=torch.int64, device=images.device)
 
@@ -301,35 +304,24 @@ def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[fl
     )
 
 
-@dataclass(frozen=True)
-class _Sampler:
-    """SAMPLEUNDERNOISE: how many noisy copies of ``image`` (1, C, H, W) are of each class and, last, of none, with logits that
-    are not finite."""
-
-    model: nn.Module
-    image: Tensor
-    sigma: float
-    batch_size: int
-    advance: Callable[[int], None] = lambda copies: None
-
-    def __call__(self, count: int, generator: torch.Generator) -> list[int]:
-        votes: Tensor | None = None
-        for batch in slices(count, self.batch_size):
-            size = (batch.stop - batch.start, *self.image.shape[1:])
-            noise = torch.randn(size, generator=generator, device=self.image.device)
-            logits = self.model(noise.mul_(self.sigma).add_(self.image).clamp_(0, 1))
-            found, without = metrics.classes(logits), logits.shape[1]
-            part = torch.bincount(torch.where(found < 0, without, found), minlength=without + 1)
-            votes = part if votes is None else votes + part
-            self.advance(size[0])
-        assert votes is not None  # count is at least 1
-        return [int(vote) for vote in votes.tolist()]
+def _sample(
+    model: nn.Module, image: Tensor, sigma: float, count: int, batch_size: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """SAMPLEUNDERNOISE: of each batch of noisy copies of ``image`` (1, C, H, W), how many are of each class and, last, of none,
+    with logits that are not finite."""
+    for batch in slices(count, batch_size):
+        noise = torch.randn((batch.stop - batch.start, *image.shape[1:]), generator=generator, device=image.device)
+        logits = model(noise.mul_(sigma).add_(image).clamp_(0, 1))
+        found, without = metrics.classes(logits), logits.shape[1]
+        yield torch.bincount(torch.where(found < 0, without, found), minlength=without + 1)
 
 
 def _certificate(
     label: int, smoothing: Smoothing, selection: list[int], estimation: list[int], seconds: float
 ) -> ImageCertificate:
-    """CERTIFY, once the copies are counted."""
+    """CERTIFY, once the copies are counted; a ValueError if some are missing."""
+    if (sum(selection), sum(estimation)) != (smoothing.n0, smoothing.n):
+        raise ValueError("copies are missing")
     classes = selection[:-1]
     selected = classes.index(max(classes))
     probability = lower_bound(estimation[selected], smoothing.n, smoothing.alpha)

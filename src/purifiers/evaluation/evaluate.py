@@ -16,11 +16,12 @@ from purifiers.cache import Cache
 from purifiers.classifiers.load import watch
 from purifiers.console import Stopwatch
 from purifiers.data import ImageSet, to_float
+from purifiers.device import repeatable
 from purifiers.errors import InputError, nearest
 from purifiers.evaluation.cost import measure_cost, peak_flops
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
-from purifiers.evaluation.inputs import as_data, check_defended
+from purifiers.evaluation.models import as_data, check_defended
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import refuse_gradients
@@ -34,6 +35,7 @@ COST_BATCH = 100
 """Images on which purifiers are timed: few, as some take a tenth of a second for each."""
 
 
+@repeatable()
 def evaluate(
     purifier: nn.Module,
     classifier: nn.Module,
@@ -114,6 +116,7 @@ def _attacks(attacks: Mapping[str, Attack | str] | None, views: Sequence[str]) -
 _ATTACKS = TypeAdapter(dict[str, AnyAttack])
 
 
+@repeatable()
 def evaluate_run(run: Run) -> tuple[Results, Examples]:
     """Measure what the run trained on the recipe's test images and attacks; the student under every view, baselines blind.
 

@@ -15,11 +15,12 @@ from purifiers.attacks.base import frozen
 from purifiers.cache import Cache, State
 from purifiers.console import Stopwatch, detail, duration, progress
 from purifiers.data import ImageSet, to_float
+from purifiers.device import repeatable
 from purifiers.errors import InputError
 from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import Evaluator
-from purifiers.evaluation.inputs import LOOK, as_data, check_defended, check_logits
+from purifiers.evaluation.models import LOOK, as_data, check_defended, check_logits
 from purifiers.evaluation.records import AttackWarning, Record, hardware, versions
 from purifiers.evaluation.trust import Check, trust_checks
 from purifiers.purifier import PurifiedClassifier
@@ -68,6 +69,7 @@ def audit(
         return audit_all([subject], data, settings, surrogates, seed=seed, batch_size=batch_size, cache=cache)
 
 
+@repeatable()
 def audit_all(
     subjects: Sequence[Subject],
     data: ImageSet,

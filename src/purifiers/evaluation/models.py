@@ -1,4 +1,4 @@
-"""Checks of what a user passes: the models and the images of an evaluation, an audit or a certification."""
+"""Checks of the models and the images that a user passes to an evaluation, an audit or a certification."""
 
 from collections.abc import Iterable
 from typing import Any
