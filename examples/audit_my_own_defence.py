@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import purifiers
 from purifiers.data import load_images, to_float
-from purifiers.evaluation.audit.run import audit
 from purifiers.recipes.audit_settings import AuditSettings
 
 
@@ -43,13 +43,13 @@ def main() -> None:
         {
             "epsilon": 0.1,
             "images": 40,
-            "check_images": 20,
+            "check_images": 10,
             "cascade": True,
             "views": {"full": ["PGD"], "bpda": ["PGD"], "blind": ["PGD"], "query": ["Square"], "transfer": []},
             "attacks": {"Square": {"num_queries": 200}},
         }
     )
-    found = audit(Rounding(), classifier, test, settings=settings, name="rounding")
+    found = purifiers.audit(Rounding(), classifier, test, settings=settings, name="rounding")
 
     for record in found.records:
         if record.norm in (None, "linf"):

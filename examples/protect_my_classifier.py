@@ -5,20 +5,15 @@
 
 # %%
 import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from purifiers import PurifiedClassifier, Purifier
+import purifiers
+from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD
 from purifiers.data import load_images, to_float
-from purifiers.recipes.load import load_recipe
-from purifiers.training.pipeline import train_recipe
-
-WEIGHTS = Path(tempfile.gettempdir()) / "my-classifier.safetensors"
 
 
 class MyClassifier(nn.Module):
@@ -40,15 +35,8 @@ class MyClassifier(nn.Module):
         return self.linear(self.features((images - 0.5) / 0.25).flatten(1))
 
 
-def build() -> nn.Module:
-    """What `--classifier protect_my_classifier:build` calls."""
-    classifier = MyClassifier()
-    classifier.load_state_dict(load_file(WEIGHTS))
-    return classifier
-
-
 # %% Your own training, as it always was.
-def my_training(images: torch.Tensor, labels: torch.Tensor, epochs: int = 6) -> None:
+def my_training(images: torch.Tensor, labels: torch.Tensor, epochs: int = 6) -> nn.Module:
     torch.manual_seed(0)
     classifier = MyClassifier()
     optimiser = torch.optim.Adam(classifier.parameters(), lr=3e-3)
@@ -57,7 +45,7 @@ def my_training(images: torch.Tensor, labels: torch.Tensor, epochs: int = 6) -> 
             optimiser.zero_grad()
             F.cross_entropy(classifier(images[batch]), labels[batch]).backward()
             optimiser.step()
-    save_file(classifier.state_dict(), WEIGHTS)
+    return classifier.eval()
 
 
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -65,28 +53,23 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
         return (model(images).argmax(1) == labels).float().mean().item()
 
 
-# %% On the command line: purifiers train --classifier protect_my_classifier:build --images ./train --output my-purifier
+# %% On the command line: purifiers train --classifier my_module:build --images ./train --output my-purifier
 def main() -> None:
     learn, test = load_images("digits", "train", size=16), load_images("digits", "test", size=16)
-    my_training(to_float(learn.images), learn.labels)
-    classifier = build().eval()
+    classifier = my_training(to_float(learn.images), learn.labels)
 
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load_recipe(
-            "digits",
-            [
-                "classifier.source=protect_my_classifier:build",
-                "purifier={network: cae, widths: [8, 16], blocks: [2, 2], residual: true}",
-                "training_attacks.PGD.num_steps=10",
-                "teacher_nt.epochs=1",
-                "teacher_at.epochs=6",
-                "student.epochs=6",
-                "student.start=teacher_at",
-                "student.classification_weight=0.1",
-            ],
-        )
-        train_recipe(recipe, Path(folder), device="cpu")
-        purifier = Purifier.from_pretrained(folder)
+        # A recipe that ships, made smaller; without settings it is trained as it stands.
+        settings = {
+            "purifier": {"network": "cae", "widths": [8, 16], "blocks": [2, 2], "residual": True},
+            "training_attacks.PGD.num_steps": 10,
+            "teacher_nt.epochs": 1,
+            "teacher_at.epochs": 6,
+            "student.epochs": 6,
+            "student.start": "teacher_at",
+            "student.classification_weight": 0.1,
+        }
+        purifier = purifiers.train(classifier, learn.images, learn.labels, recipe="digits", settings=settings, output=folder)
 
     defended = PurifiedClassifier(purifier, classifier)
     images, labels = to_float(test.images), test.labels

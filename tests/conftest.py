@@ -1,14 +1,18 @@
-"""What all tests share: a linear model with known optima, the smallest complete recipe, and a run trained with it."""
+"""What all tests share: a linear model with known optima, the smallest complete recipe, and runs trained with it once."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 from torch import Tensor, nn
 
+from purifiers.cli import main
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
@@ -50,6 +54,19 @@ TINY = (
 )
 """Overrides of the digits recipe that leave every part in and take seconds."""
 
+TINY_AUDIT = (
+    "audit.images=6",
+    "audit.check_images=2",
+    "audit.views={full: [FGSM, PGD, PGD-L2], bpda: PGD, eot: PGD, blind: PGD, transfer: PGD, query: [Square, HopSkipJump]}",
+    "audit.attacks.PGD.num_steps=2",
+    "audit.attacks.PGD-L2.num_steps=2",
+    "audit.attacks.Square.num_queries=3",
+    "audit.attacks.HopSkipJump.num_steps=1",
+    "audit.attacks.HopSkipJump.num_evaluations=2",
+    "audit.draws=2",
+)
+"""Overrides that make an audit of it take seconds."""
+
 
 class Linear(nn.Module):
     """Logits ``W x + b`` of the flattened image: the loss's gradient is the same everywhere, up to a factor."""
@@ -76,7 +93,56 @@ def tiny_recipe() -> Callable[..., Recipe]:
     return lambda *overrides: load_recipe("digits", [*TINY, *overrides])
 
 
+Shared = Callable[[str], AbstractContextManager[Path]]
+
+
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of the tiny recipe with the ablation; tests must not write into its folder."""
-    return train_recipe(load_recipe("digits", TINY), tmp_path_factory.mktemp("tiny") / "run", device="cpu", ablation=True)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """A folder by name that all processes of a test run share, locked while it is filled: who comes second finds it filled."""
+    own = tmp_path_factory.getbasetemp()
+    base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    @contextmanager
+    def locked(name: str) -> Iterator[Path]:
+        with FileLock(base / f"{name}.lock"):
+            yield base / name
+
+    return locked
+
+
+@pytest.fixture(scope="session")
+def tiny_run(shared: Shared) -> Run:
+    """A run of the tiny recipe with the ablation, without baselines and results; tests must not write into its folder."""
+    with shared("tiny") as folder:
+        return train_recipe(load_recipe("digits", TINY), folder / "run", device="cpu", ablation=True)
+
+
+@pytest.fixture
+def run_copy(tiny_run: Run, tmp_path: Path) -> Path:
+    """A copy of the folder of ``tiny_run``, to write into."""
+    return copied(tiny_run.folder, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def measured(tiny_run: Run, shared: Shared) -> Path:
+    """A copy of the folder of ``tiny_run``, with its baselines trained, evaluated and audited: results.json, audit.json, reports.
+    Tests must not write into it."""
+    with shared("measured") as folder:
+        run = folder / "run"
+        if not run.is_dir():
+            filled = str(copied(tiny_run.folder, folder / "unfinished"))
+            audit = [part for override in TINY_AUDIT for part in ("--set", override)]
+            assert main(["evaluate", filled, "--device", "cpu", "--baselines", "all"]) == 0
+            assert main(["audit", filled, "--device", "cpu", *audit]) == 0
+            Path(filled).rename(run)
+        return run
+
+
+@pytest.fixture
+def measured_copy(measured: Path, tmp_path: Path) -> Path:
+    """A copy of ``measured``, to write into."""
+    return copied(measured, tmp_path)
+
+
+def copied(run: Path, parent: Path) -> Path:
+    return Path(shutil.copytree(run, parent / "run"))

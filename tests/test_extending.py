@@ -65,7 +65,7 @@ class Half(nn.Module):
 @DATASETS.register(classes=("dark", "bright"), size=16)
 def squares(split, size=16):
     """Dark and bright images with noise."""
-    generator = torch.Generator().manual_seed(split == "test")
+    generator = torch.Generator().manual_seed(int(split == "test"))
     labels = torch.arange(64 if split == "train" else 16) % 2
     noise = torch.randint(0, 100, (len(labels), 3, size, size), generator=generator)
     return ImageSet("squares", (noise + 150 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, ("dark", "bright"))
@@ -82,6 +82,7 @@ SETTINGS = (
     "student={epochs: 1, batch_size: 16}",
     "baselines={}",
     "evaluation.attacks={Darker: {kind: 'outside_module:Darker'}, FGSM: {kind: fgsm, epsilon: 0.1}}",
+    "evaluation.adaptive_attacks=[]",
     "evaluation.views=[blind, outside_half]",
     "audit={images: 8, check_images: 0, attacks: {Darker: {kind: 'outside_module:Darker'}}, "
     "views: {full: null, bpda: null, eot: null, blind: [Darker], transfer: null, query: null, outside_half: [FGSM]}}",

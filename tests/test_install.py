@@ -129,9 +129,11 @@ assert (folder / "out" / "a.png").is_file()
     assert done.returncode == 0, done.stderr
 
 
-def test_python_names_the_extra_to_install() -> None:
+def test_what_is_missing_is_named_with_the_extra_to_install() -> None:
     done = without_extras("""
+import sys
 import purifiers
+from purifiers.cli import main
 from purifiers.errors import ConfigError
 
 for name in ("attacks", "train", "evaluate", "audit"):
@@ -139,17 +141,10 @@ for name in ("attacks", "train", "evaluate", "audit"):
         getattr(purifiers, name)
     except ConfigError as error:
         print(error)
-""")
-    assert done.stdout.count("pip install 'purifiers[research]'") == 4, done.stderr
-
-
-def test_the_command_line_names_the_extra_to_install() -> None:
-    done = without_extras("""
-import sys
-from purifiers.cli import main
 sys.exit(sum(main(command) for command in (["demo"], ["train"], ["audit", "cifar10"], ["serve", "cifar10"], ["app"])))
 """)
-    assert done.returncode == 5, done.stderr
+    assert done.stdout.count("pip install 'purifiers[research]'") == 4, done.stderr  # in Python
+    assert done.returncode == 5, done.stderr  # on the command line
     sentences = done.stderr.splitlines()
     assert len(sentences) == 5
     assert ["purifiers[research]" in sentence for sentence in sentences[:3]] == [True] * 3

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,24 @@ import purifiers
 
 SOURCE = Path(purifiers.__file__).parent
 
-# From the top down: a part may import those after it, and its own.
+# From the top down: a part may import those after it, and its own. Training stands above all that uses what was trained, so
+# that serving, exporting, evaluating and auditing import nothing of it.
 ORDER = [
     "__main__",
     "cli",
+    "training",
     "interop",
+    "app",
     "serve",
     "bulk",
     "export",
-    "app",
     "reports",
     "evaluation",
-    "training",
+    "run_baselines",
     "runs",
     "recipes",
     "attacks",
+    "cache",
     "kinds",
     "purifier",
     "hub",
@@ -66,6 +70,18 @@ def test_imports_run_downward(path: Path) -> None:
     assert part in ORDER, f"{part} has no place in the order of imports"
     upward = {other for other in imported_parts(path) if ORDER.index(other) < ORDER.index(part)}
     assert not upward, f"{path.name} imports upward: {upward}"
+
+
+SAME_STEM = {
+    "load",  # recipes.load reads recipes, classifiers.load opens classifiers: each has its load_... function
+}
+
+
+def test_no_two_modules_have_one_stem() -> None:
+    # The module of a command has the command's name, which is that of what it calls.
+    modules = [path for path in SOURCE.rglob("*.py") if part_of(path) != "cli" and path.stem != "__init__"]
+    counts = Counter(path.stem for path in modules)
+    assert {stem for stem, count in counts.items() if count > 1} <= SAME_STEM
 
 
 def test_every_public_function_and_class_says_what_it_is() -> None:

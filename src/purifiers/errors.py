@@ -1,4 +1,4 @@
-"""Errors for the user: each message names what was wrong, where, and what to do.
+"""Errors for the user: each message has what was wrong, where, and what to do.
 
 Each class also derives from the matching built-in error, so ``except ValueError`` and ``except FileNotFoundError`` work.
 The command line prints the message alone and exits with status 1.
@@ -16,7 +16,7 @@ EXTRAS = {
     "transformers": ("transformers",),
     "hub": ("huggingface_hub",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "serve": ("fastapi", "litserve", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "serve": ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "app": ("gradio",),
     "art": ("art", "multiprocess"),
 }
@@ -62,10 +62,6 @@ class TrainingError(PurifiersError, RuntimeError):
 
 class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (not an error)
     """The time limit was reached. Finished work is kept; the same call resumes."""
-
-
-class ServiceError(PurifiersError, RuntimeError):
-    """The service had to stop: its worker did not start, or died."""
 
 
 class AttackError(PurifiersError, RuntimeError):

@@ -1,8 +1,7 @@
 """The Hugging Face hub: purifiers by ``owner/name``, in the layout that they have in a folder."""
 
-# Not by deriving from huggingface_hub's PyTorchModelHubMixin, whose three methods Purifier has under the same names and
-# arguments: as a base class it would make that library a hard dependency, or make Purifier another class where it is installed;
-# it removes config.json before it writes; and it fills our constructor's ``network`` with that key of our config.json, a name.
+# Not huggingface_hub's PyTorchModelHubMixin: as a base class it would make that library a hard dependency, it removes
+# config.json before it writes, and it fills our constructor's ``network`` with that key of our config.json, a name.
 
 import re
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ _LOADED = re.compile(r'from_pretrained\("[^"]*"\)')
 
 
 def is_repository(name: str | Path) -> bool:
-    """Has ``name`` the form ``owner/name`` of a repository, and is it no folder that is there?"""
+    """Is ``name`` of the form ``owner/name`` of a repository, and not an existing folder?"""
     return isinstance(name, str) and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not Path(name).exists()
 
 
@@ -42,7 +41,7 @@ def download(repo_id: str, **options: Any) -> Path:
 
     Raises:
         ConfigError: huggingface_hub is not installed.
-        MissingFileError: no such repository or revision, no access to it, or no way to the hub and nothing in the cache.
+        MissingFileError: no such repository or revision, no access to it, or the hub cannot be reached and it is not cached.
     """
     try:
         library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
@@ -53,7 +52,7 @@ def download(repo_id: str, **options: Any) -> Path:
         return Path(library.snapshot_download(repo_id, allow_patterns=list(FILES), **options))
     except errors.GatedRepoError as error:
         raise MissingFileError(
-            f"'{repo_id}' on the Hugging Face hub is given to those alone who ask there first; then log in with 'hf auth login'"
+            f"'{repo_id}' on the Hugging Face hub is a gated repository: request access, then run 'hf auth login'"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise MissingFileError(
@@ -63,52 +62,39 @@ def download(repo_id: str, **options: Any) -> Path:
         raise MissingFileError(f"'{repo_id}' on the Hugging Face hub has no revision '{options.get('revision')}'") from error
     except errors.LocalEntryNotFoundError as error:
         raise MissingFileError(
-            f"{said} the Hugging Face hub cannot be asked (no network, or told not to), nor was it fetched before: "
-            "connect, or give a folder"
+            f"{said} the Hugging Face hub cannot be reached (offline?); '{repo_id}' is not in its cache"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise MissingFileError(f"{said} the Hugging Face hub did not give it: {first_line(error)}") from error
+        raise MissingFileError(f"{said} the Hugging Face hub refused: {first_line(error)}") from error
 
 
-def upload(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool | None,
-    token: str | bool | None,
-    commit_message: str,
-    branch: str | None,
-    create_pr: bool | None,
-) -> str:
+def upload(folder: Path, repo_id: str, private: bool | None, token: str | bool | None, **options: Any) -> str:
     """Send ``folder``'s files to ``repo_id``, which is made if missing, in one commit; returns the commit's URL.
+
+    Args:
+        folder: with :data:`FILES`.
+        repo_id: ``owner/name``.
+        private: whether a new repository is.
+        token: that may write.
+        options: of ``huggingface_hub.HfApi.upload_folder``.
 
     Raises:
         ConfigError: huggingface_hub is not installed.
-        InputError: the hub did not take it; says why.
+        InputError: the hub refused it; the message has its reason.
     """
     library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
     try:
         api = library.HfApi(token=token)
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if branch is not None:
-            api.create_branch(repository, branch=branch, exist_ok=True)
-        return str(
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                allow_patterns=list(FILES),
-                commit_message=commit_message,
-                revision=branch,
-                create_pr=create_pr,
-            )
-        )
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=list(FILES), **options))
     except errors.HfHubHTTPError as error:
-        advice = "; log in with 'hf auth login', or give a token that may write" if _status(error) in (401, 403) else ""
-        raise InputError(f"the Hugging Face hub did not take '{repo_id}': {first_line(error)}{advice}") from error
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        advice = "; log in with 'hf auth login', or pass a token that may write" if refused else ""
+        raise InputError(f"the Hugging Face hub refused '{repo_id}': {first_line(error)}{advice}") from error
     except (errors.HFValidationError, errors.LocalTokenNotFoundError) as error:
         raise InputError(f"cannot push to '{repo_id}': {first_line(error)}; a repository is 'owner/name'") from error
     except Exception as error:  # no network: what its transport raises depends on its version
-        raise InputError(f"the Hugging Face hub could not be asked to take '{repo_id}': {first_line(error)}") from error
+        raise InputError(f"the Hugging Face hub cannot be reached for '{repo_id}': {first_line(error)}") from error
 
 
 def card_in(folder: Path) -> str | None:
@@ -155,19 +141,10 @@ in front of an image classifier that adversarial examples would mislead.
 {example(name)}
 ```
 
-Nothing is known here of how it was trained or how robust it is: measure it with `purifiers audit` before you rely on it.
+Its training and its robustness are not known: measure it with `purifiers audit` before you rely on it.
 """
 
 
 def addressed(card: str, location: str) -> str:
     """``card`` with ``location`` as where ``from_pretrained`` finds the purifier."""
     return _LOADED.sub(lambda _: f'from_pretrained("{location}")', card)
-
-
-def license_of(card: str | None) -> str | None:
-    """The licence that a card's front matter names."""
-    return metadata(card).get("license")
-
-
-def _status(error: Any) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)

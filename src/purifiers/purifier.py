@@ -1,4 +1,4 @@
-"""The two classes that a user holds: a purifier, and a classifier with a purifier in front."""
+"""The two main classes: a purifier, and a classifier behind a purifier."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +25,8 @@ class Purifier(nn.Module):
     Args:
         network: any module that maps images in [0,1] to images in [0,1]. One of :class:`purifiers.networks.Network` can be
             saved.
-        validate: look at the values of each batch (range, NaN), which waits for the device. False skips that; type, shape,
-            dtype and device are always checked.
+        validate: check the values of each batch (range, NaN), which waits for the device. Type, shape, dtype and device are
+            always checked.
     """
 
     def __init__(self, network: nn.Module, *, validate: bool = True) -> None:
@@ -53,13 +53,13 @@ class Purifier(nn.Module):
             raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; {hint}")
         if weight is not None and weight.device != images.device:
             raise InputError(f"images are on {images.device}, the purifier on {weight.device}; move one with .to(device)")
-        # While a graph is traced for export or compilation there are no values to look at.
+        # A graph that is traced for export or compilation has no values to check.
         if self.validate and not torch.compiler.is_compiling():
             check_images(images)
         return self.network(images) if images.numel() else images.clone()
 
     def placed(self, device: torch.device | str) -> Self:
-        """This purifier on ``device`` for use alone: without gradients for its parameters, in the layout that is fast there."""
+        """This purifier on ``device`` for inference: no gradients for its parameters, in the fastest memory layout there."""
         place(self.network, device).requires_grad_(False)
         return self
 
@@ -77,11 +77,7 @@ class Purifier(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         validate: bool = True,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
+        **download: Any,
     ) -> Self:
         """Load a trained purifier, in evaluation mode.
 
@@ -92,11 +88,8 @@ class Purifier(nn.Module):
             device: where to put it.
             dtype: of its weights, and of the images that it then takes.
             validate: see :class:`Purifier`.
-            revision: on the hub: a branch, tag or commit.
-            cache_dir: where downloads are kept, if not in the hub's usual cache.
-            force_download: download again what is there already.
-            local_files_only: take what was downloaded before, without asking the hub.
-            token: for a private repository; by default that of ``hf auth login``.
+            download: for one on the hub, options of ``huggingface_hub.snapshot_download``: ``revision`` (a branch, tag or
+                commit), ``cache_dir``, ``force_download``, ``local_files_only``, ``token``.
 
         Raises:
             MissingFileError: neither such a name nor such a folder, and nothing on the hub or no way there.
@@ -106,14 +99,7 @@ class Purifier(nn.Module):
         name = pretrained_model_name_or_path
         folder = weights.locate(name)
         if hub.is_repository(name):
-            folder = hub.download(
-                str(name),
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
+            folder = hub.download(str(name), **download)
         if not (folder / CONFIG_FILE).is_file():
             raise MissingFileError(
                 f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)}: give a name "
@@ -131,42 +117,25 @@ class Purifier(nn.Module):
             purifier._card = (fingerprint(network), card)
         return purifier.to(device=device, dtype=dtype)
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        card: str | None = None,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
+    def save_pretrained(self, save_directory: str | Path, *, card: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card, ``README.md``, to a folder, which is made if missing.
 
         Args:
             save_directory: the folder. A card that is there already is kept, unless its numbers are of other weights.
             card: the card, in Markdown with the hub's front matter. By default the one that it was loaded with, if its weights
-                are still those, else one that says what it is.
-            repo_id: with ``push_to_hub``: where to, by default named as the folder.
-            push_to_hub: push it too, with what else :meth:`push_to_hub` takes.
-
-        Returns:
-            The commit's URL, if it was pushed.
+                are still those, else a simple one.
 
         Raises:
-            InputError: its network is not one of the library's, so that it could not be loaded again; see :meth:`push_to_hub`.
+            InputError: its network is not one of the library's, so that it could not be loaded again.
         """
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
-        kept = there.read_text() if card is None and there.is_file() else None
-        if kept is not None and "model-index" in hub.metadata(kept) and not self._is_in(folder):
-            kept = None
+        kept = (
+            card is None and there.is_file() and ("model-index" not in hub.metadata(there.read_text()) or self._is_in(folder))
+        )
         save_network(folder, self.network)
-        name = repo_id or folder.resolve().name
-        if kept is None:
-            write_text(there, card or self.card or self._simple_card(name))
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(name, card=card or (hub.addressed(kept, name) if kept else None), **push_to_hub_kwargs)
+        if not kept:
+            write_text(there, card or self.card or self._simple_card(folder.resolve().name))
 
     def _is_in(self, folder: Path) -> bool:
         """Does ``folder`` hold these weights?"""
@@ -183,8 +152,7 @@ class Purifier(nn.Module):
         private: bool | None = None,
         token: str | bool | None = None,
         commit_message: str = "Push a purifier",
-        branch: str | None = None,
-        create_pr: bool | None = None,
+        create_pr: bool = False,
     ) -> str:
         """Push what :meth:`save_pretrained` writes to the Hugging Face hub; ``from_pretrained(repo_id)`` loads it.
 
@@ -194,7 +162,6 @@ class Purifier(nn.Module):
             private: whether a new repository is.
             token: that may write; by default that of ``hf auth login``.
             commit_message: of the one commit.
-            branch: to push to, if not ``main``.
             create_pr: as a pull request.
 
         Returns:
@@ -202,21 +169,13 @@ class Purifier(nn.Module):
 
         Raises:
             ConfigError: huggingface_hub is not installed (``pip install 'purifiers[hub]'``).
-            InputError: the hub did not take it, for example for want of a token; or see :meth:`save_pretrained`.
+            InputError: the hub refused it, for example without a token; or see :meth:`save_pretrained`.
         """
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
             own = self.card
             self.save_pretrained(folder, card=card or (hub.addressed(own, repo_id) if own else self._simple_card(repo_id)))
-            return hub.upload(
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                commit_message=commit_message,
-                branch=branch,
-                create_pr=create_pr,
-            )
+            return hub.upload(folder, repo_id, private, token, commit_message=commit_message, create_pr=create_pr)
 
     def _simple_card(self, name: str) -> str:
         return hub.simple_card(name, describe(self.network), sum(parameter.numel() for parameter in self.parameters()))
@@ -225,7 +184,7 @@ class Purifier(nn.Module):
 class PurifiedClassifier(nn.Module):
     """A frozen classifier behind a purifier: images in [0,1] -> the classifier's logits of the purified images.
 
-    Differentiable end to end, so an attack on this module is an attack by somebody who knows the purifier.
+    Differentiable end to end, so an attack on this module is one by an attacker who knows the purifier.
     In every call the classifier is in evaluation mode and the purifier in the mode of this module, evaluation from the start;
     outside of calls both keep the modes that they had.
 
@@ -257,7 +216,9 @@ class PurifiedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of ``images`` (N, C, H, W), float32, in [0,1]; raises as :class:`Purifier` does."""
         with in_mode(self.purifier, self.training), in_mode(self.classifier, False):
-            return self.classifier(self.purifier(images))
+            purified = self.purifier(images)
+            # A classifier may change its images in place; those of the caller stay as they are.
+            return self.classifier(images.clone() if purified is images else purified)
 
 
 @contextmanager

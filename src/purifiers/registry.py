@@ -1,8 +1,7 @@
-"""Things by name: the one way in which networks, attacks, views, data sets and baselines are found, and networks built and
-saved.
+"""Networks, attacks, views, data sets and baselines by name; networks are built, saved and loaded by theirs.
 
-A registry is open. ``@NETWORKS.register("my_net")`` adds a class of yours under a short name; without that, anything that takes
-a name also takes ``my_package.nets:MyNet``.
+A registry is open: ``@NETWORKS.register("my_net")`` adds your class under a short name, and even without that, everything that
+takes a name also takes ``my_package.nets:MyNet``.
 """
 
 import inspect
@@ -35,10 +34,9 @@ class Registry(Mapping[str, T], Generic[T]):
     """Things of one kind by name: a registered one, or ``module:Name`` of anybody's module.
 
     Args:
-        kind: what they are, for messages.
-        packages: of the library, all of whose modules register theirs; imported when a name is first looked up.
-        make: what is kept of a registered thing, from the thing and the further arguments of :meth:`register`; the thing by
-            default.
+        kind: the kind, for messages.
+        packages: of the library, whose modules register theirs; imported when a name is first looked up.
+        make: makes the entry from a registered thing and the further arguments of :meth:`register`; by default the thing.
     """
 
     def __init__(self, kind: str, *packages: str, make: Callable[..., T] | None = None) -> None:
@@ -46,11 +44,10 @@ class Registry(Mapping[str, T], Generic[T]):
         self._packages = packages
         self._make = make
         self._entries: dict[str, T] = {}
-        self._names: dict[Any, str] = {}  # of the things as they were registered, and of what is kept of them
+        self._names: dict[Any, str] = {}  # of the things that were registered, and of their entries
 
     def register(self, name: str | None = None, **about: Any) -> Callable[[Any], Any]:
-        """A decorator that registers a class or function as ``name``, by default as ``module:Name``, and returns it as it
-        is."""
+        """A decorator that registers a class or function as ``name``, by default ``module:Name``, and returns it unchanged."""
 
         def decorate(thing: Any) -> Any:
             chosen = name or f"{thing.__module__}:{thing.__qualname__}"
@@ -102,7 +99,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def resolve(place: str, what: str) -> Any:
-    """The object at ``module:Name``; the working directory counts as a place of modules while it is imported.
+    """The object at ``module:Name``; modules in the working directory are found too.
 
     Raises:
         ConfigError: there is no such module, or no such name in it; or importing it failed.
@@ -128,14 +125,13 @@ def resolve(place: str, what: str) -> Any:
 def working_directory_importable() -> Iterator[None]:
     """The working directory is on ``sys.path`` within, as it is for ``python -m`` but not for an installed command."""
     here = str(Path.cwd())
-    if here in sys.path:
-        yield
-        return
-    sys.path.insert(0, here)
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
     try:
         yield
     finally:
-        if here in sys.path:
+        if added and here in sys.path:
             sys.path.remove(here)
 
 
@@ -152,7 +148,7 @@ NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", 
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build the network ``name`` with its constructor's ``arguments``.
 
-    An argument that is a network is given as a mapping: its name under ``network``, its own arguments beside that.
+    An argument that is a network is a mapping: its name under ``network``, beside its own arguments.
 
     Raises:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
@@ -179,9 +175,8 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 def place(network: Module, device: torch.device | str) -> Module:
     """``network`` on ``device``; registered networks get channels-last memory, in which convolutions are fast.
 
-    Others keep their layout: channels last would reach code of the user's such as ``x.view(len(x), -1)``, which then fails. On
-        MPS
-    all keep it: there the backward pass of BatchNorm is wrong for channels-last tensors (pytorch #175189).
+    Others keep their layout: channels last breaks code such as ``x.view(len(x), -1)``. On MPS all keep it: there the backward
+    pass of BatchNorm is wrong for channels-last tensors (pytorch #175189).
     """
     if type(network) not in NETWORKS.values() or torch.device(device).type == "mps":
         return network.to(device)
@@ -193,7 +188,7 @@ def fingerprint(module: nn.Module) -> str:
     """SHA-256 (hex) of everything that decides a module's outputs: structure, parameters and all buffers.
 
     Buffers that are not saved, such as a normalisation, count too: without them two different functions of the same
-    weights would share cached adversarial examples. What a foreign module keeps in plain attributes is not seen.
+    weights would share cached adversarial examples. Plain attributes of foreign modules are not seen.
     """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     configs = [getattr(part, "config", None) for part in module.modules() if type(part) in NETWORKS.values()]
@@ -210,11 +205,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        prefixes = [prefix for prefix in ("module.", "_orig_mod.") if all(key.startswith(prefix) for key in tensors)]
-        if prefixes:
-            hint = (
-                f"all their names begin with '{prefixes[0]}', as of a DataParallel or compiled model: save the module inside it"
-            )
+        prefixes = {key.split(".")[0] for key in tensors}
+        if len(prefixes) == 1 and not hasattr(network, prefix := prefixes.pop()):
+            hint = f"all their names begin with '{prefix}.', as of a DataParallel or compiled model: save the module inside it"
         else:
             hint = str(error).split("\n", 1)[-1].strip()[:300]
         raise CheckpointError(f"the weights in {path} do not fit this network: {hint}") from error
@@ -275,7 +268,7 @@ def load_network(folder: Path) -> nn.Module:
     except ConfigError as error:
         writer = f"purifiers {config['version']} wrote it" if "version" in config else "if a newer version wrote it"
         raise CheckpointError(
-            f"{path} describes a network that cannot be built here: {error} ({writer}, this is {__version__}; upgrade)"
+            f"{path} describes a network that cannot be built here: {error} ({writer}, this is {__version__})"
         ) from error
     load_weights(network, folder / WEIGHTS_FILE)
     return network.eval()

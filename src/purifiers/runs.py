@@ -1,4 +1,4 @@
-"""A run: a recipe at work in its folder. Opened by training, and again by whoever evaluates what was trained."""
+"""A run: a recipe and the folder of everything that is made with it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,16 +26,15 @@ from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
-MADE_BY_A_RUN = (
+RUN_FILES = (
     *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
     *("certificate.json", "certificate.md"),
     RECIPE_FILE,
 )
-"""Everything that a run writes into its folder; last what tells that it is one, so that a discarding that was cut off can be
-done again."""
+"""Everything that a run writes into its folder. The recipe, by which a run is known, is the last to be discarded."""
 LATENT = ("latent_encoder", "latent_decoder")
-"""What is trained before the teachers, where the recipe has a group ``latent``."""
+"""Trained before the teachers, where the recipe has a group ``latent``."""
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "student": ("AT", "NT"),
@@ -43,8 +42,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
     "student_nt": ("NT",),
     "student_other": ("AT", "NT"),
 }
-"""The students and their teachers. All but the first are trained for Table 2 only; the last is the first with the other
-reading of equation 5, see :func:`student_config`."""
+"""The students and their teachers. All but the first are for Table 2; the last has the other reading of equation 5."""
 
 
 def student_config(config: Student, name: str) -> Student:
@@ -57,7 +55,7 @@ def student_config(config: Student, name: str) -> Student:
 
 @dataclass
 class Run:
-    """A run's folder, and what has been trained so far.
+    """A run's folder, and everything that is trained so far.
 
     Attributes:
         recipe: the recipe.
@@ -65,12 +63,11 @@ class Run:
         device: where everything is computed.
         cache: the folder of cached adversarial examples.
         deadline: the time limit of this call.
-        trained: the recipe that the weights were trained with, where ``recipe`` is another: with other attacks, or in front
-            of another classifier.
+        trained: the recipe that the weights were trained with, where ``recipe`` may have other attacks or another classifier.
         classifier: frozen, in evaluation mode; set by the first stage.
         classifiers: the same and the companions, by stage, where training needed them.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
-        baselines: purifiers to compare with, by title; see :func:`purifiers.training.baselines.prepare_baselines`.
+        baselines: purifiers to compare with, by title; see :func:`purifiers.run_baselines.prepare_baselines`.
         variants: the students of the recipe's variants, by title.
         histories: stage -> one record for each epoch.
         splits: the images that were read so far; use :meth:`images`.
@@ -100,7 +97,7 @@ class Run:
 
     @property
     def classifier_name(self) -> str:
-        """What the records call the classifier: its file or function, or its network."""
+        """The classifier's name in the records: its file or function, or its network."""
         config = self.recipe.classifier
         if config.source is not None:
             place = Path(config.source.removeprefix(HUB))
@@ -113,15 +110,13 @@ class Run:
         """The recipe's training or test images, limited as it says, on the device; read once."""
         if split not in self.splits:
             config = self.recipe.data
-            limit = config.limit if split == "train" else config.test_limit
-            data = load_images(config.name, split, **config.source())
-            self.splits[split] = data.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.device)
+            self.take(load_images(config.name, split, **config.source()), split)
         return self.splits[split]
 
-    def take(self, images: ImageSet | None) -> None:
-        """Let ``images``, if there are any, stand for the recipe's test images."""
-        if images is not None:
-            self.splits["test"] = images.to(self.device)
+    def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
+        """Use ``images``, limited as the recipe says, as its training or test images."""
+        limit = self.recipe.data.limit if split == "train" else self.recipe.data.test_limit
+        self.splits[split] = images.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.device)
 
 
 def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
@@ -132,7 +127,7 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
         trained: the same as it is in the library.
         folder: for adversarial examples and results.
         device: see :func:`find_device`.
-        images: in the place of the recipe's test images, which then need not be on disk; of their size and classes.
+        images: instead of the recipe's test images, which then need not be on disk; of their size and classes.
 
     Raises:
         ConfigError: no weights of this recipe come with the library.
@@ -141,8 +136,10 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     source = recipe.classifier.source or recipe.weights.get("classifier")
     if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
+    _refuse_another_network(recipe, trained)
     run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
-    run.take(images)
+    if images is not None:
+        run.take(images, "test")
     run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.device)
     return run
@@ -159,15 +156,18 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
 
     Raises:
         MissingFileError: the folder holds no trained student, or no classifier.
-        CheckpointError, ConfigError: a damaged file; see :func:`load_classifier`.
+        CheckpointError, ConfigError: a damaged file, or another network than that of the classifier that was trained; see
+            :func:`load_classifier`.
     """
     run = Run(recipe, folder, find_device(device), folder / "cache")
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
         raise MissingFileError(
-            f"{folder} holds no trained student; 'purifiers train --output {folder}' goes on where it stopped"
+            f"{folder} holds no trained student; 'purifiers train --output {folder}' resumes where it stopped"
         )
-    run.take(images)
+    if images is not None:
+        run.take(images, "test")
     run.trained = load_recipe(folder / RECIPE_FILE)
+    _refuse_another_network(recipe, run.trained)
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
@@ -180,27 +180,32 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     return run
 
 
+def _refuse_another_network(recipe: Recipe, trained: Recipe) -> None:
+    if recipe.classifier.source is None and recipe.classifier.network != trained.classifier.network:
+        raise ConfigError(
+            "classifier.network describes the weights of a classifier.source: the trained classifier keeps its own"
+        )
+
+
 def _trained_variants(run: Run) -> list[str]:
-    """The titles of those variants that are trained, with the settings that the recipe gives them."""
+    """The titles of the variants that are trained with the recipe's settings."""
     assert run.trained is not None
     files = {title: run.variant(title) / RECIPE_FILE for title in run.recipe.variants}
     there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
-    wanted = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants})) if there else {}
-    return [title for title, recipe in there.items() if not training_differences(recipe, wanted[title])]
+    expected = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants})) if there else {}
+    return [title for title, recipe in there.items() if not training_differences(recipe, expected[title])]
 
 
 def is_run(what: str) -> bool:
-    """Is ``what`` the folder of a run, and no shipped name?"""
+    """Whether ``what`` is the folder of a run, not a shipped name."""
     return (weights.locate(what) / RECIPE_FILE).is_file()
 
 
 def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
-    """Which recipe, by name or file, a purifier was trained with; for one that is no run ``recipe``, if it is given.
-
-    None where it is not known.
+    """The recipe, by name or file, that a purifier was trained with, or None; for one without a run ``recipe``, if any.
 
     Raises:
-        ConfigError: a run, and a ``recipe`` besides.
+        ConfigError: ``recipe`` is passed for a run.
     """
     if is_run(what):
         if recipe is not None:
@@ -219,34 +224,32 @@ def open_defended(
     device: str = "auto",
     images: Callable[[Recipe], ImageSet] | None = None,
 ) -> Run:
-    """Open a purifier and the classifier behind it, by what a user calls them.
+    """Open a purifier and the classifier behind it by name or folder.
 
     Args:
         what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
-            shipped one, of the recipe that trained it. Of the latter the run has nothing but the student.
+            shipped one, of the recipe that trained it: a run with nothing but the student.
         load: reads a recipe, by name or file, with further values by dotted key.
-        folder: for what is made of a purifier that is no run.
-        recipe: of a purifier that is no run, its data set and classifier.
+        folder: of the run of a purifier without one.
+        recipe: the data set and classifier of a purifier without a run.
         device: see :func:`find_device`.
-        images: gives, for a recipe, what stands for its test images; see :func:`open_weights`.
+        images: recipe -> images to use instead of its test images; see :func:`open_weights`.
 
     Raises:
-        ConfigError, MissingFileError: nothing is called so, or its recipe is not known; see :func:`open_run` and
+        ConfigError, MissingFileError: no such purifier, or its recipe is not known; see :func:`open_run` and
             :func:`open_weights`.
         CheckpointError: damaged files.
     """
     place = weights.locate(what)
     name = recipe_of(what, recipe)
+    hint = nearest(what, weights.PURIFIERS)
     if is_run(what):
         own = load(place / RECIPE_FILE, ())
         return open_run(own, place, device, images and images(own))
     if not (place / CONFIG_FILE).is_file():
-        raise MissingFileError(
-            f"there is neither a run nor a purifier at '{what}'{nearest(what, weights.PURIFIERS)} (or give the --output of "
-            "'purifiers train')"
-        )
+        raise MissingFileError(f"there is neither a run (the --output of 'purifiers train') nor a purifier at '{what}'{hint}")
     if what in weights.CLASSIFIERS:
-        raise ConfigError(f"'{what}' is a classifier; a purifier is needed here{nearest(what, weights.PURIFIERS)}")
+        raise ConfigError(f"'{what}' is a classifier; expected a purifier{hint}")
     if name is None:
         raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
     student = what if what in weights.NAMES else str(place.resolve())
@@ -265,7 +268,7 @@ def _load_purifiers(folders: Mapping[str, Path], run: Run) -> dict[str, Purifier
 
 
 def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | None:
-    """Of SOAP, the classifier that was trained with its task, as no other will do behind it, and a name for that."""
+    """SOAP's own classifier, which was trained with its task, and a name for it; None for other purifiers."""
     network = purifier.network
     while isinstance(network, Adaptive | Blend | Noisy):
         network = network.base

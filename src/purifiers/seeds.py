@@ -20,7 +20,7 @@ def generator_for(seed: int, *purpose: str | int, device: torch.device | str = "
 
 @contextmanager
 def reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global source of randomness starts from ``seed`` within, and goes on undisturbed afterwards."""
+    """Torch's global source of randomness starts from ``seed`` within, and is restored afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever seen, and tensor files that know when they are damaged."""
+"""Atomic writes, and checksummed tensor files."""
 
 import hashlib
 import json
@@ -24,11 +24,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The rename is atomic, so another process, or this one after a kill, sees the old file or the new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: image and figure writers choose the format by it. Of a long name only the beginning: the
-    # temporary one must not be longer than file systems allow.
+    # The suffix stays last: image and figure writers choose the format by it. File systems limit the length of names.
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}.tmp{path.suffix}")
     try:
-        # Made here, so that it has the permissions of an ordinary new file; threads may do this side by side.
+        # Made here, so that it has the permissions of an ordinary new file.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with open(temporary, "rb+") as handle:
@@ -73,19 +72,12 @@ def _tensor_bytes(tensor: torch.Tensor) -> bytes:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside; the same
-    tensors and metadata give the same bytes."""
+    """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside.
+
+    The same tensors give the same bytes; with metadata its header comes in random order."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"sha256": digest(flat), "metadata": json.dumps(dict(metadata or {}))}
-    write_bytes(path, _in_order(safetensors.torch.save(flat, header)))
-
-
-def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its header sorted: the library writes the metadata's entries in a random order."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight
-    return len(header).to_bytes(8, "little") + header + content[start:]
+    header = {"sha256": digest(flat)} | ({"metadata": json.dumps(dict(metadata))} if metadata else {})
+    write_bytes(path, safetensors.torch.save(flat, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -105,14 +97,26 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (it is no mapping)
         metadata = json.loads(header.get("metadata", "{}"))
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); delete it or copy it again") from error
+        found = lfs_hint(path) or f"damaged or not a safetensors file ({error}); delete it or copy it again"
+        raise CheckpointError(f"{path} is {found}") from error
     if "sha256" in header and header["sha256"] != digest(tensors):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum; delete it or copy it again")
     return tensors, metadata
 
 
+def lfs_hint(source: Path | bytes) -> str:
+    """What to do about a file, or its content, that is only Git LFS's pointer to the real one; empty if it is none."""
+    mark = b"version https://git-lfs"
+    if isinstance(source, bytes):
+        head = source[: len(mark)]
+    else:
+        with source.open("rb") as handle:
+            head = handle.read(len(mark))
+    return "a pointer of Git LFS and not the file itself: run 'git lfs pull'" if head == mark else ""
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` atomically. Tensors go to safetensors, everything else, as a tree with their names, to JSON."""
+    """Write ``state`` atomically: tensors as safetensors, everything else as a JSON tree with their names."""
     tensors: dict[str, Tensor] = {}
     tree = _strip(state, tensors, "state")
     save_tensors(path, tensors, {"state": tree})
@@ -132,7 +136,7 @@ def load_state(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-# In the tree, containers and tensors are marked, as JSON has no tuples, no integer keys and no tensors.
+# In the tree, containers and tensors are marked: JSON has neither integer keys nor tensors.
 
 
 def _strip(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

@@ -1,5 +1,7 @@
 """The page's words without a browser, and the real command in a real one."""
 
+import asyncio
+import json
 import os
 import re
 import shutil
@@ -18,10 +20,12 @@ from PIL import Image
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.app import page as page_module
-from purifiers.app.page import serve_page, trial_html
-from purifiers.app.trial import attack_image
+from purifiers.app.page import KNOWS, Defence, make_page, serve_page, trial_html
+from purifiers.app.samples import Samples
+from purifiers.app.trial import Prediction, Trial, attack_image
 from purifiers.attacks import FGSM
 from purifiers.cli import main
+from purifiers.data import ImageSet
 from purifiers.data.cifar10 import CLASSES
 from purifiers.errors import ConfigError, InputError
 from purifiers.networks import CAE, ResNet
@@ -41,8 +45,35 @@ def test_class_names_are_text_and_scores_add_up() -> None:
     assert "<b>cat" not in html and "&lt;b&gt;cat" in html
     assert "Perturbation ×15" in html and "FGSM within 8/255" in html
     assert html.count("<img") == 4 and html.count("<ul>") == 3
-    for three in re.findall(r"<ul>(.*?)</ul>", html):
+    for three in re.findall(r"<ul>(.*?)</ul>", html, re.DOTALL):
         assert sum(map(int, re.findall(r"(\d+) %", three))) == pytest.approx(100, abs=1)
+
+
+SENTENCES = (
+    "predicts dog instead of cat",
+    "still predicts cat",
+    "predicts cat, as before",
+    "predicts frog, not cat: the purifier did not help",
+    "Without an attack the purified image is classified as dog",
+    "try that one too",
+)
+
+
+@pytest.mark.parametrize(
+    ("view", "tops", "expected"),
+    [
+        ("blind", (0, 1, 0, 0), {0, 2, 5}),
+        ("full", (0, 1, 0, 0), {0, 2}),
+        ("full", (0, 0, 2, 0), {1, 3}),
+        ("blind", (0, 1, 2, 1), {0, 3, 4}),
+    ],
+)
+def test_the_sentences_claim_no_more_than_happened(view: str, tops: tuple[int, ...], expected: set[int]) -> None:
+    predictions = [Prediction(torch.zeros(3, 4, 4), torch.eye(3)[top]) for top in tops]
+    html = trial_html(Trial(view, *predictions), "FGSM", FGSM(epsilon=8 / 255), ("cat", "dog", "frog"))
+    assert {i for i, sentence in enumerate(SENTENCES) if sentence in html} == expected
+    assert f"(view {view})" in html and ("not the purifier" in html) == (view == "blind")
+    assert html.count("✗") == sum(top != tops[0] for top in tops[1:3])
 
 
 def test_errors_are_words_and_traces_stay_in_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
@@ -51,11 +82,37 @@ def test_errors_are_words_and_traces_stay_in_the_terminal(caplog: pytest.LogCapt
             super().__init__(message)
 
     gradio = SimpleNamespace(Error=Told)
-    with pytest.raises(Told, match="&lt;x&gt; is no image"), page_module._in_words(gradio):
+    with pytest.raises(Told, match="&lt;x&gt; is no image"), page_module._as_messages(gradio):
         raise InputError("<x> is no image")
-    with pytest.raises(Told, match="Something went wrong") as found, page_module._in_words(gradio):
+    with pytest.raises(Told, match="Something went wrong") as found, page_module._as_messages(gradio):
         raise ZeroDivisionError("secret")
     assert "secret" not in str(found.value) and "secret" in caplog.text
+
+
+def test_the_page_without_a_browser(tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio")
+    data = ImageSet("two", torch.full((2, 3, 16, 16), 128, dtype=torch.uint8), torch.tensor([0, 1]), ("<cat>", "dog"))
+    defended = PurifiedClassifier(torch.nn.Identity(), Linear(2, (3, 16, 16)))
+    defence = Defence(defended, "mine", "<theirs>", Samples(data, "by me"), "robust", 0.1)
+
+    async def make() -> Any:  # without a running event loop gradio makes one and leaves it open
+        return make_page(defence)
+
+    page = asyncio.run(make())
+    config = json.dumps(page.get_config_file(), default=str)
+    assert "&lt;theirs&gt;" in config and "<theirs>" not in config
+    assert "by me" in config and "PGD, 20 steps" in config and '"value": 25.5' in config
+    functions = {function.name: function.fn for function in page.fns.values()}
+    (tmp_path / "bad.png").write_text("not an image")
+    with pytest.raises(gradio.Error, match="damaged"):
+        functions["drop"](str(tmp_path / "bad.png"))
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.webp")
+    picture, preview, *_ = functions["drop"](str(tmp_path / "red.webp"))
+    assert picture.shape == (3, 16, 16) and "16 by 16 pixels" in preview
+    for knows, view in KNOWS.items():
+        html = functions["run"](picture, "PGD", 25.5, knows)
+        assert type(html) is str and f"(view {view})" in html and "PGD within 0.1 (L-inf)" in html
+        assert html.count("<figcaption>") == 4 and html.count("<li>") == 6
 
 
 @pytest.fixture
@@ -72,7 +129,7 @@ def test_a_run_has_its_own_classifier_classes_and_numbers(tiny_run: Run, opened:
     assert (host, port) == ("127.0.0.1", 7860)
     assert defence.samples.captions == [str(i) for i in range(10)]
     assert defence.epsilon == 0.1
-    assert "no model card" in defence.worth  # it was not evaluated
+    assert "no model card" in defence.robustness  # it was not evaluated
     images = defence.samples.data.images[:2] / 255
     assert torch.equal(defence.defended(images), tiny_run.classifier(tiny_run.purifiers["student"](images)))
 
@@ -84,15 +141,17 @@ def test_a_shipped_one_needs_no_data(
     assert main(["app", "cifar10-robust", "--device", "cpu"]) == 0
     assert main(["app", "--classifier", "cifar10-resnet20", "--device", "cpu"]) == 0
     (robust, *_), (other, *_) = opened
-    assert robust.samples.data.classes == CLASSES and "29.50 %" in robust.worth and "Behind it here" not in robust.worth
-    assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.worth
+    assert (
+        robust.samples.data.classes == CLASSES and "29.50 %" in robust.robustness and "Behind it here" not in robust.robustness
+    )
+    assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.robustness
     assert main(["app", "cifar11"]) == 1
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_told() -> None:
     defence: Any = None
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="give another --port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--port"):
         serve_page(defence, "127.0.0.1", taken.getsockname()[1], print)
     for host, port in (("no.such.host.invalid", 0), ("127.0.0.1", 70000)):
         with pytest.raises(ConfigError, match="cannot listen at"):
@@ -180,7 +239,7 @@ def test_a_sample_is_attacked_by_one_who_does_not_know_the_purifier_and_one_who_
     for knows, said in (("the classifier only", "(view blind)"), ("the classifier and the purifier", "(view full)")):
         page.click(f"label:has-text('{knows}')")
         page.click("#attack")
-        page.wait_for_selector(f".knew:has-text('{said}')")
+        page.wait_for_selector(f".attacker:has-text('{said}')")
         assert page.locator("figcaption").all_inner_texts() == ["Original", "Perturbation ×5", "Attacked", "Purified"]
         assert page.locator(".figures ul").count() == 3 and page.locator(".figures li").count() == 9
         assert page.evaluate("[...document.querySelectorAll('.figures img')].every(image => image.naturalWidth == 16)")
@@ -208,7 +267,7 @@ def test_a_file_of_ones_own_or_one_that_is_no_image(visit: Any, tmp_path: Path) 
     bad = tmp_path / "holiday.png"
     bad.write_text("not an image")
     page.set_input_files("#dropped input[type=file]", bad)
-    page.wait_for_selector("text='holiday.png' cannot be read as an image")
+    page.wait_for_selector("text='holiday.png' is damaged or not an image")
     assert "Traceback" not in page.inner_text("body")
     assert page.get_attribute(".preview img", "src") == first
     page.wait_for_selector("#dropped input[type=file]", state="attached")  # ready for another

@@ -35,7 +35,7 @@ def test_digits_are_test_images_one_of_each_class(tiny_recipe: Callable[..., Rec
 def test_for_cifar10_they_are_free_pictures_that_its_classifier_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("purifiers.app.samples.load_images", None)  # which would download the data set
     samples = samples_for(load_recipe("strong-cpu"))
-    assert samples.data.images.shape == (6, 3, 32, 32) and samples.data.classes == CLASSES
+    assert samples.data.images.shape == (3, 3, 32, 32) and samples.data.classes == CLASSES
     with torch.no_grad():
         said = load_network(locate("cifar10-resnet56"))(to_float(samples.data.images)).argmax(1)
     assert [CLASSES[label] for label in said] == samples.captions
@@ -52,7 +52,7 @@ def test_of_a_folder_they_are_its_own_test_images(tmp_path: Path) -> None:
     samples = samples_for(load_recipe("folder", [("data.path", str(tmp_path)), ("data.size", 5), ("classifier.source", "a:b")]))
     assert tuple(samples.data.images.shape) == (2, 3, 5, 5)
     gone = load_recipe("folder", [("data.path", str(tmp_path / "gone")), ("classifier.source", "a:b")])
-    with pytest.raises(ConfigError, match=r"not at .*gone, and with them the names of its classes: .* --data-dir"):
+    with pytest.raises(ConfigError, match="--data-dir"):
         samples_for(gone)
 
 
@@ -66,10 +66,10 @@ def test_a_picture_of_any_size_is_scaled_and_its_middle_kept(tmp_path: Path) -> 
 def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
     bad = tmp_path / "holiday.png"
     bad.write_text("not an image")
-    with pytest.raises(InputError, match=r"^'holiday.png' cannot be read as an image.*Drop a PNG, JPEG"):
+    with pytest.raises(InputError, match=r"'holiday\.png' is damaged or not an image"):
         read_picture(bad, 8, 8)
     bad.write_bytes(halves(tmp_path / "x.png", 64, 64).read_bytes()[:60])
-    with pytest.raises(InputError, match="or damaged"):
+    with pytest.raises(InputError, match="damaged"):
         read_picture(bad, 8, 8)
-    with pytest.raises(InputError, match="has 300 by 10 pixels"):
+    with pytest.raises(InputError, match="300 by 10 pixels"):
         read_picture(halves(tmp_path / "long.png", 300, 10), 8, 8)

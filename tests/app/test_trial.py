@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from purifiers.app.trial import ATTACKS, KNOWN, Seen, Trial, attack_image, told
+from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
 from purifiers.attacks import FGSM, PGD
 from purifiers.purifier import PurifiedClassifier
 
@@ -55,11 +55,11 @@ def test_every_attack_reaches_the_optimum_of_a_linear_classifier(
 
 
 def test_the_amplification_is_the_largest_whole_one_that_cuts_nothing_off() -> None:
-    grey = Seen(torch.full(SHAPE, 0.5), torch.tensor([1.0]))
+    grey = Prediction(torch.full(SHAPE, 0.5), torch.tensor([1.0]))
     for largest, factor in ((8 / 255, 15), (0.1, 5), (0.25, 2), (0.5, 1), (1.0, 1), (0.0, 1)):
         moved = grey.image.clone()
         moved[0, 0, 0] -= largest
-        shown, found = Trial("blind", grey, Seen(moved, grey.scores), grey, grey).amplified()
+        shown, found = Trial("blind", grey, Prediction(moved, grey.scores), grey, grey).amplified()
         assert found == factor
         assert shown[0, 0, 0].item() == pytest.approx(max(0.0, 0.5 - factor * largest), abs=1e-6)
         assert (shown.flatten()[1:] == 0.5).all()
@@ -92,29 +92,3 @@ def test_at_8_255_pgd_is_the_papers() -> None:
     assert isinstance(attack, PGD)
     assert (attack.step_size, attack.num_steps) == (pytest.approx(2 / 255), 20)
     assert ATTACKS["FGSM"](0.1) == FGSM(epsilon=0.1)
-
-
-def trial(view: str, *tops: int) -> Trial:
-    seen = [Seen(torch.zeros(SHAPE), torch.eye(3)[top]) for top in tops]
-    return Trial(view, *seen)
-
-
-@pytest.mark.parametrize(
-    ("view", "tops", "expected"),
-    [
-        (
-            "blind",
-            (0, 1, 0, 0),
-            ["The classifier alone says dog instead of cat.", "it says cat, as before", "try that one too"],
-        ),
-        ("full", (0, 1, 0, 0), ["The classifier alone says dog instead of cat.", "Behind the purifier it says cat, as before"]),
-        ("full", (0, 0, 2, 0), ["still says cat", "says frog, and not cat: the purifier did not help"]),
-        ("blind", (0, 1, 2, 1), ["says dog instead of cat", "says frog, and not cat", "Purified without any attack it is dog"]),
-    ],
-)
-def test_the_words_say_what_happened_and_no_more(view: str, tops: tuple[int, ...], expected: list[str]) -> None:
-    knew, *happened = told(trial(view, *tops), ("cat", "dog", "frog"))
-    assert KNOWN[view] in knew and f"(view {view})" in knew
-    assert len(happened) == len(expected)
-    for sentence, part in zip(happened, expected, strict=True):
-        assert part in sentence

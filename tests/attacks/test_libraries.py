@@ -52,13 +52,14 @@ def test_cw_returns_the_image_where_it_finds_nothing() -> None:
 def test_autoattack_is_right_on_every_image_of_a_linear_model(classes: int, caplog: pytest.LogCaptureFixture) -> None:
     model, images, labels = linear_problem(classes, 40)
     exact = boundary_distances(model, images, labels, "linf")
-    epsilon = exact.median().item()
+    # Images that withstand it are slow: some of ten classes have to, those of fewer classes must all break.
+    epsilon = exact.median().item() if classes == 10 else 1.1 * exact.max().item()
     clear = (exact - epsilon).abs() > 1e-3  # those at the very boundary may fall either way
     with caplog.at_level(logging.WARNING, "auto-attack"):
         adversarial = AutoAttack(epsilon=epsilon)(model, images, labels)
     fooled = model(adversarial).argmax(1) != labels
     assert torch.equal(fooled[clear], (exact < epsilon)[clear])
-    assert 0 < fooled.sum() < 40
+    assert 0 < fooled.sum() < 40 or classes < 10
     reduced = [record for record in caplog.records if "classes:" in record.getMessage()]
     assert len(reduced) == (classes < 10)
 

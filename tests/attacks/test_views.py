@@ -95,7 +95,7 @@ def test_queries_have_no_history_and_refuse_gradients() -> None:
     answers = asked(IMAGES)
     assert torch.equal(answers, model(IMAGES))
     assert answers.grad_fn is None and not answers.requires_grad
-    with pytest.raises(InputError, match="the view query gives no gradients"):
+    with pytest.raises(InputError, match="the view query passes no gradients"):
         PGD(epsilon=0.1, step_size=0.1, num_steps=1)(asked, IMAGES, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(InputError, match="square or hop_skip_jump"):
         Queries(model)(IMAGES.clone().requires_grad_(True))

@@ -58,7 +58,7 @@ def test_pieces_give_what_the_whole_gives(size: tuple[int, int], monkeypatch: py
 def test_a_network_of_unknown_reach_takes_no_more_than_fits() -> None:
     median = Purifier(Median())
     assert purify_pixels(median, pixels(1, 3, 8, 8)).shape == (1, 3, 8, 8)
-    with pytest.raises(InputError, match=r"1100 x 1000 is too large: .* more than 1\.0 megapixels at once"):
+    with pytest.raises(InputError, match="1100 x 1000 is too large"):
         purify_pixels(median, torch.zeros(1, 3, 1000, 1100, dtype=torch.uint8))
 
 

@@ -234,7 +234,7 @@ def test_comparisons_show_both_and_the_difference_ten_times(purifier: Purifier, 
     assert np.array_equal(panels[2], (128 + 10 * (purified - pixels)).clip(0, 255))
     assert all((band[:, start : start + 192] < 128).any() for start in (0, 196, 392)), "titles"
     for folder in ("in", "out", "out/seen"):
-        with pytest.raises(ConfigError, match="need a folder apart"):
+        with pytest.raises(ConfigError, match="folder apart"):
             purify_files(purifier, tmp_path / "in", tmp_path / "out", compare=tmp_path / folder)
 
 
@@ -273,7 +273,7 @@ def test_mistakes_are_explained_before_anything_is_written(purifier: Purifier, t
         purify_files(purifier, tmp_path / "file", tmp_path / "x.png")
     with pytest.raises(ConfigError, match=r"must end in \.png"):
         purify_files(purifier, tmp_path / "in" / "a.png", tmp_path / "v1.2")
-    with pytest.raises(ConfigError, match="write over"):
+    with pytest.raises(ConfigError, match="over it"):
         purify_files(purifier, tmp_path / "in" / "a.png", tmp_path / "in" / "a.png")
     assert not (tmp_path / "out").exists()
 
@@ -287,4 +287,4 @@ def test_a_purifier_that_redraws_is_warned_of(tmp_path: Path, capsys: pytest.Cap
             main(["purify", str(tmp_path / "in.png"), out, "--purifier", str(tmp_path / f"p{residual}"), "--device", "cpu"])
             == 0
         )
-        assert ("draws images anew for its classifier" in capsys.readouterr().err) == warned
+        assert ("human-readable" in capsys.readouterr().err) == warned

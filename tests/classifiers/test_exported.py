@@ -77,7 +77,7 @@ def test_how_not_to_export(tmp_path: Path, data: ImageSet) -> None:
     for source, message in (
         (export(tmp_path / "fixed.pt2", network(), None), r"for batches of exactly 2.*torch\.export\.Dim"),
         (export(tmp_path / "few.pt2", network(), few), "for batches of at most 64"),
-        (export(tmp_path / "train.pt2", network().train()), r"changes when it is asked.*export it after eval"),
+        (export(tmp_path / "train.pt2", network().train()), r"changes when it is called.*export it after eval"),
         (export(tmp_path / "tuple.pt2", Tuple().eval()), "returns a tuple"),
         (
             export(tmp_path / "large.pt2", network(), images=torch.rand(2, 3, 20, 20)),

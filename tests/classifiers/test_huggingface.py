@@ -15,8 +15,7 @@ from purifiers.classifiers.huggingface import load_transformers
 from purifiers.classifiers.load import load_classifier
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, require
-from purifiers.networks import ResNet
-from purifiers.registry import fingerprint, save_network
+from purifiers.registry import fingerprint
 
 transformers = pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
 
@@ -209,15 +208,17 @@ def _text(folder: Path) -> None:
     write(folder, transformers.BertForSequenceClassification(transformers.BertConfig(**small)), IMAGENET)
 
 
-def _ours(folder: Path) -> None:
-    save_network(folder, ResNet(20, 3, width=2))
+def _multi_label(folder: Path) -> None:
+    model = resnet()
+    model.config.problem_type = "multi_label_classification"
+    model.save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("spoil", "kind", "message"),
     [
-        (_without_weights, MissingFileError, r"holds no weights: no model\.safetensors"),
-        (_only_pickled, MissingFileError, r"only pytorch_model\.bin: pickles can run code .*save_pretrained"),
+        (_without_weights, MissingFileError, "holds no weights as safetensors"),
+        (_only_pickled, MissingFileError, r"pickles can run code .*save_pretrained"),
         (_damaged, CheckpointError, "the weights of .* are damaged"),
         (_without_config, MissingFileError, r"holds no config\.json, which every Hugging Face model has"),
         (_broken_config, CheckpointError, r"config\.json is damaged"),
@@ -228,7 +229,7 @@ def _ours(folder: Path) -> None:
         (_own_code, ConfigError, "transformers cannot load"),
         (_headless, CheckpointError, r"holds no weights for classifier\.bias, classifier\.weight, .*at random"),
         (_text, ConfigError, "is no image classifier: transformers has none of the kind 'bert'"),
-        (_ours, ConfigError, "was saved by this library, not by transformers: leave out 'hf:'"),
+        (_multi_label, ConfigError, "multi-label"),
     ],
 )
 def test_what_is_no_usable_model(spoil: Callable[[Path], None], kind: type[Exception], message: str, tmp_path: Path) -> None:
@@ -240,14 +241,14 @@ def test_what_is_no_usable_model(spoil: Callable[[Path], None], kind: type[Excep
 
 def test_other_wrong_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "m", resnet(("a", "b")), {"do_resize": False, **IMAGENET})
-    with pytest.raises(ConfigError, match=r"tells 2 classes apart, and the images have 3 \(blue, green, red\)"):
+    with pytest.raises(ConfigError, match=r"2 classes, and the images have 3 \(blue, green, red\)"):
         load(source, images_of(32))
     with pytest.raises(ConfigError, match="belongs to a Hugging Face model: give its folder"):
         load(f"{source}/model.safetensors", images_of(32))
     with pytest.raises(MissingFileError, match=r"there is no folder \./nowhere"):
         load("hf:./nowhere", images_of(32))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(MissingFileError, match=r"cannot get 'owner/nothing' from the Hugging Face hub.*give the folder"):
+    with pytest.raises(MissingFileError, match=r"cannot get 'owner/nothing' from the Hugging Face hub.*pass the folder"):
         load("hf:owner/nothing", images_of(32))
 
 

@@ -130,3 +130,28 @@ def test_a_folder_without_classes(tmp_path: Path) -> None:
     write_image(tmp_path / "only" / "0.png")
     with pytest.raises(MissingFileError, match="at least two sub-folders"):
         load_images("folder", "train", path=str(tmp_path))
+
+
+def test_folders_that_are_numbers_are_classes_in_numeric_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in range(11):
+        for i in range(2):
+            write_image(tmp_path / str(label) / f"{i}.png", size=(4, 4), value=label)
+    data = load_images("folder", "train", path=str(tmp_path))
+    assert data.classes == tuple(map(str, range(11)))
+    assert data.labels.tolist() == list(range(11))
+    assert "alphabetical" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "10")
+    assert load_images("folder", "train", path=str(tmp_path)).classes == tuple(map(str, range(10)))
+    assert not capsys.readouterr().out  # both orders are the same
+
+
+def test_a_class_may_be_called_train(folder: Path) -> None:
+    (folder / "bee").rename(folder / "train")
+    (folder / "cat").rename(folder / "val")
+    assert load_images("folder", "train", path=str(folder)).classes == ("ant", "train", "val")
+
+
+def test_an_empty_class_folder_is_refused(folder: Path) -> None:
+    (folder / "dog").mkdir()
+    with pytest.raises(DataError, match=r"set/dog"):
+        load_images("folder", "train", path=str(folder))

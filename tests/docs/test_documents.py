@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import Tensor, nn
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.attacks import VIEWS
-from purifiers.cli.parser import make_parser
+from purifiers.cli import cli
 from purifiers.data import DATASETS, load_images, to_float
 from purifiers.evaluation.records import Results
 from purifiers.recipes.load import load_recipe
@@ -47,16 +48,16 @@ def commands(page: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_is_one(page: Path) -> None:
-    parser = make_parser()
-    for words in commands(page):
+    table = typer.main.get_command(cli).commands
+    for name, *words in commands(page):
+        assert name in table, f"{page.name}: purifiers {name}"
         try:
-            parsed = parser.parse_args([word for word in words if word != "&"])
-        except SystemExit as stopped:
-            raise AssertionError(f"{page.name}: purifiers {shlex.join(words)}") from stopped
-        overrides = vars(parsed).get("overrides") or []
-        name = vars(parsed).get("recipe") or vars(parsed).get("default_recipe")
-        if overrides and name and not Path(name).suffix:
-            load_recipe(name, overrides)
+            parsed = table[name].make_context(name, [word for word in words if word != "&"]).params
+        except typer.TyperException as error:
+            raise AssertionError(f"{page.name}: purifiers {shlex.join([name, *words])}: {error}") from error
+        recipe = parsed.get("recipe") or ("digits" if name == "train" else None)
+        if parsed.get("settings") and recipe and not Path(recipe).suffix:
+            load_recipe(recipe, parsed["settings"])
 
 
 def test_commands_are_found() -> None:

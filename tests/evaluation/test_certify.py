@@ -15,9 +15,18 @@ from purifiers import PurifiedClassifier, Purifier
 from purifiers.baselines import Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import InputError
-from purifiers.evaluation.certificate import ImageCertificate, summarised
-from purifiers.evaluation.certify import ABSTAIN, Smoothing, certify, certify_run, lower_bound, predict
+from purifiers.evaluation.certify import (
+    ABSTAIN,
+    ImageCertificate,
+    Smoothing,
+    certify,
+    certify_run,
+    lower_bound,
+    predict,
+    summarised,
+)
 from purifiers.runs import Run
+from purifiers.storage import save_state
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)
@@ -58,18 +67,20 @@ class Sign(nn.Module):
         return torch.stack([-first, first], 1)
 
 
+SEEN: list[Tensor] = []
+"""The noisy copies that :class:`Always` saw, kept outside of it: an attribute is a part of what a model is."""
+
+
 class Always(nn.Module):
-    """One class whatever comes; remembers the range of what came."""
+    """One class whatever comes."""
 
     def __init__(self, which: int) -> None:
         super().__init__()
         self.which = which
-        self.seen: list[tuple[float, float]] = []
-        self.copies = 0
+        SEEN.clear()
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen.append((images.min().item(), images.max().item()))
-        self.copies += len(images)
+        SEEN.append(images.clone())
         return torch.nn.functional.one_hot(torch.full((len(images),), self.which), 3).float()
 
 
@@ -171,21 +182,13 @@ def test_the_prediction_is_that_of_the_linear_classifier() -> None:
 
 
 def test_noise_has_its_sigma_and_is_clipped_to_what_purifiers_take() -> None:
-    kept: list[Tensor] = []
-
-    class Recording(Always):
-        def forward(self, images: Tensor) -> Tensor:
-            kept.append(images.clone())
-            return super().forward(images)
-
-    certify(Recording(0), grey(), Smoothing(SIGMA, n0=1, n=2000))
-    noise = torch.cat(kept[2:]) - 128 / 255
+    certify(Always(0), grey(), Smoothing(SIGMA, n0=1, n=2000))
+    noise = torch.cat(SEEN[2:]) - 128 / 255  # after a look at the model, and the selection
     assert noise.std().item() == pytest.approx(SIGMA, rel=0.01)
     assert noise.mean().item() == pytest.approx(0, abs=0.001)
-    wide = Recording(0)
-    certify(PurifiedClassifier(Purifier(Nothing()), wide), grey(), Smoothing(2.0, n=100))  # a Purifier checks the range
-    assert min(low for low, _ in wide.seen) == 0.0
-    assert max(high for _, high in wide.seen) == 1.0
+    wide = PurifiedClassifier(Purifier(Nothing()), Always(0))  # a Purifier checks the range
+    certify(wide, grey(), Smoothing(2.0, n=100))
+    assert (torch.cat(SEEN).min(), torch.cat(SEEN).max()) == (0, 1)
 
 
 def test_the_seed_decides_and_the_model_is_left_as_it_was() -> None:
@@ -203,30 +206,38 @@ def test_the_seed_decides_and_the_model_is_left_as_it_was() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def copies() -> int:
+    """How many noisy copies were drawn since the last call, but for looks at the model, of one or two images each."""
+    count = sum(len(images) for images in SEEN if len(images) > 2)
+    SEEN.clear()
+    return count
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     smoothing, model = Smoothing(SIGMA, n0=10, n=100), Always(1)
     first = certify(model, grey(2), smoothing, cache=tmp_path)
     files = sorted(tmp_path.iterdir())
-    assert (model.copies, len(files)) == (2 + 220, 2)
+    assert (copies(), len(files)) == (220, 2)
     advanced: list[int] = []
     more = certify(model, grey(3), smoothing, cache=tmp_path, advance=advanced.append)
     assert more[:2] == first
-    assert model.copies == 222 + 2 + 110  # a look at the model, and the third image alone
+    assert copies() == 110  # the third image alone
     assert sum(advanced) == 330
     # Counts are kept, not judgements: another alpha needs no new noise.
     other = certify(model, grey(3), Smoothing(SIGMA, n0=10, n=100, alpha=0.1), cache=tmp_path)
     assert other[0].radius > first[0].radius
-    assert model.copies == 334 + 2
-    files[0].write_text('{"selection": [0, 9')
-    files[1].write_text('{"selection": [0, 9], "estimation": [0, 100], "seconds": 1}')  # one copy is missing
+    assert copies() == 0
+    save_state(files[0], {"selection": [0, 9]})
+    save_state(files[1], {"selection": [0, 9, 0, 0], "estimation": [0, 100, 0, 0], "seconds": 1.0})  # one copy is missing
     assert [image.votes for image in certify(model, grey(2), smoothing, cache=tmp_path)] == [100, 100]
-    assert model.copies == 336 + 2 + 220
+    assert copies() == 220
 
 
 def test_whatever_decides_the_counts_has_counts_of_its_own(tmp_path: Path) -> None:
     smoothing, model, other = Smoothing(SIGMA, n0=10, n=100), Always(1), grey(2)
     other.images[:] = 129  # to this model all images are the same
     certify(model, grey(2), smoothing, cache=tmp_path)
+    copies()
     for data, numbers, options in (
         (other, smoothing, {}),
         (grey(2), smoothing, {"seed": 1}),
@@ -235,10 +246,10 @@ def test_whatever_decides_the_counts_has_counts_of_its_own(tmp_path: Path) -> No
         (grey(2), Smoothing(SIGMA, n0=11, n=100), {}),
         (grey(2), Smoothing(SIGMA, n0=10, n=101), {}),
     ):
-        for drawn in (numbers.n0 + numbers.n, 0):  # once, and then it is kept too
-            before = model.copies
+        for drawn in (2 * (numbers.n0 + numbers.n), 0):  # once, and then it is kept too
             certify(model, data, numbers, cache=tmp_path, **options)  # type: ignore[arg-type]
-            assert model.copies == before + 2 + 2 * drawn
+            # Batches of seven end in one of two or less, which is not counted.
+            assert copies() == pytest.approx(drawn, abs=12 if "batch_size" in options else 0)
 
 
 @pytest.mark.parametrize(
@@ -272,8 +283,8 @@ def test_models_and_images_that_do_not_go_together_are_refused() -> None:
         ImageSet("x", torch.zeros(1, 3, 5, 5, dtype=torch.uint8), torch.tensor([0]), ("a", "b")),
     )
     for model, data, said in [
-        (Linear(2, SHAPE), other, r"the model fails on images \(1, 3, 5, 5\)"),
-        (Nothing(), grey(), r"logits \(N, at least 2 classes\) for images .*; got shape \(1, 3, 4, 4\)"),
+        (Linear(2, SHAPE), other, r"the model fails on images of shape \(1, 3, 5, 5\)"),
+        (Nothing(), grey(), r"at least 2 classes.* returns shape \(1, 3, 4, 4\)"),
         (Linear(1, SHAPE), grey(), "at least 2 classes"),
         (Broken(), grey(), "NaN or infinite"),
     ]:

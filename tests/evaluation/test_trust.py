@@ -14,8 +14,7 @@ from purifiers.data import ImageSet, to_float
 from purifiers.data.digits import load_digits
 from purifiers.errors import InputError
 from purifiers.evaluation.trust import PASSES, Check, trust_checks
-from purifiers.evaluation.trust.check import exceeds, weaker
-from purifiers.evaluation.trust.checks import judge
+from purifiers.evaluation.trust.checks import exceeds, judge, weaker
 from purifiers.evaluation.trust.evidence import FACTORS, LONG, PROBES, SHORT, STARTS, Evidence, gather, margin
 from purifiers.networks import ResNet
 from purifiers.runs import Run
@@ -384,7 +383,7 @@ def test_the_model_is_left_as_it_was(classifier: Linear, data: ImageSet) -> None
     defended = PurifiedClassifier(Purifier(network), classifier).train()
     before = {name: value.clone() for name, value in defended.state_dict().items()}
     trust_checks(defended, data.subset(torch.arange(2)), epsilon=0.1)
-    assert defended.purifier.training
+    assert defended.training
     assert all(parameter.requires_grad for parameter in defended.parameters())
     assert all(torch.equal(value, before[name]) for name, value in defended.state_dict().items())
 

@@ -87,7 +87,8 @@ def test_used_alone_it_purifies_arrays(parts) -> None:  # type: ignore[no-untype
 
 
 def test_art_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("art.") or name == "purifiers.interop.art"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "art", None)
-    monkeypatch.delitem(sys.modules, "purifiers.interop.art")
     with pytest.raises(ConfigError, match=r"pip install 'purifiers\[art\]'"):
         import purifiers.interop.art  # noqa: F401

@@ -7,7 +7,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from purifiers import Purifier
-from purifiers.errors import InputError
+from purifiers.baselines import Nothing
+from purifiers.errors import DataError, InputError
 from purifiers.interop.transforms import PurifyTransform
 from purifiers.networks import CAE
 
@@ -85,3 +86,13 @@ def test_what_is_no_image_is_refused(purifier: Purifier) -> None:
         with pytest.raises(InputError, match=message):
             transform(image)  # type: ignore[type-var]
     assert repr(transform) == "PurifyTransform(CAE)"
+
+
+def test_a_picture_is_seen_as_everywhere_else() -> None:
+    transform = PurifyTransform(Purifier(Nothing()))
+    grey = transform(Image.fromarray(np.array([[0, 13107, 65535]], np.uint16)))
+    assert np.asarray(grey)[0, :, 0].tolist() == [0, 51, 255]
+    clear = transform(Image.new("RGBA", (1, 1), (255, 0, 0, 0)))
+    assert clear.getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(DataError, match="white"):
+        transform(Image.fromarray(np.full((2, 2), 0.5, np.float32)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from purifiers.evaluation.certificate import Certificate, ImageCertificate, summarised
+from purifiers.evaluation.certify import Certificate, ImageCertificate, summarised
 from purifiers.reports.certificate_report import certificate_tables, write_certificate
 from purifiers.reports.figures import certificate_figure
 

@@ -12,11 +12,12 @@ import torch
 
 import purifiers.weights
 from purifiers import Purifier
-from purifiers.evaluation.evaluate import evaluate_run
-from purifiers.runs import Run
+from purifiers.evaluation.records import Results
+from tests.conftest import copied
 
 TOOLS = Path(__file__).parents[2] / "tools"
 Tool = Callable[..., None]
+COMMIT = "0123456789ab"
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tool]:
         (tmp_path / folder).mkdir()
     (tmp_path / "results" / "shipped.json").write_text("{}")
     monkeypatch.setattr(purifiers.weights, "__file__", str(tmp_path / "weights" / "__init__.py"))
+    monkeypatch.setattr("purifiers.evaluation.records._commit", lambda: COMMIT)
     monkeypatch.syspath_prepend(tmp_path / "tools")
 
     def run(name: str, *arguments: str | Path) -> None:
@@ -38,15 +40,13 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tool]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def evaluated(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was trained and measured, from a source tree without changes."""
-    folder = tmp_path_factory.mktemp("shipping") / "tiny"
-    shutil.copytree(tiny_run.folder, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("purifiers.evaluation.records._commit", lambda: "0123456789ab")
-        results, _ = evaluate_run(tiny_run)
-        results.write(folder)
-        yield folder
+    folder = copied(measured, tmp_path_factory.mktemp("shipping")).rename(tmp_path_factory.mktemp("runs") / "tiny")
+    results = Results.read(folder)
+    results.versions["commit"] = COMMIT
+    results.write(folder)
+    return folder
 
 
 def test_results_are_kept_without_the_places_of_files(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_results_are_kept_without_the_places_of_files(evaluated: Path, tool: Too
 
 
 def test_results_of_changed_sources_are_not_kept(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
-    results = (evaluated / "results.json").read_text().replace("0123456789ab", "0123456789ab-dirty")
+    results = (evaluated / "results.json").read_text().replace(COMMIT, f"{COMMIT}-dirty")
     (tmp_path / "results.json").write_text(results)
     with pytest.raises(SystemExit, match="uncommitted"):
         tool("keep_results.py", tmp_path, tmp_path / "kept")

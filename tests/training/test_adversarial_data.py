@@ -35,10 +35,10 @@ def data() -> ImageSet:
 
 def test_each_classifier_judges_its_share_of_a_batch() -> None:
     three, images = panel(3), torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(1))
-    judged = three.logits(images)
+    judged = three(images)
     for classifier, part in zip(three.classifiers, (slice(0, 3), slice(3, 6), slice(6, 7)), strict=True):
         torch.testing.assert_close(judged[part], classifier(images[part]))
-    assert three.logits(images[:2]).shape == (2, 5)  # fewer images than classifiers
+    assert three(images[:2]).shape == (2, 5)  # fewer images than classifiers
 
 
 def test_every_image_is_attacked_once_in_each_round_by_one_attack_on_one_classifier(data: ImageSet, tmp_path: Path) -> None:
@@ -66,9 +66,26 @@ def test_every_image_is_attacked_once_in_each_round_by_one_attack_on_one_classif
     assert torch.equal(attack_training_images(run, two, data), adversarial)
 
 
+def test_more_attacks_and_classifiers_than_images(data: ImageSet, tmp_path: Path) -> None:
+    run = Run(recipe(rounds=1), tmp_path, torch.device("cpu"), tmp_path / "cache")
+    few = data.subset(torch.arange(3))
+    moved = attack_training_images(run, panel(4), few).int() - few.images.int()  # eight jobs
+    assert set(moved.abs().flatten(1).amax(1).tolist()) <= set(LEVELS.values())
+
+
 def test_half_precision_is_the_classifier_s_alone(data: ImageSet, tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> None:
     one, settings = panel(1, "bf16-mixed"), recipe(rounds=1, precision="bf16-mixed")
     run = Run(settings, tmp_path, torch.device("cpu"), tmp_path / "cache")
-    assert one.logits(torch.rand(2, *SHAPE)).dtype == torch.float32
+    assert one(torch.rand(2, *SHAPE)).dtype == torch.float32
     moved = (attack_training_images(run, one, data).int() - data.images.int()).abs()
     assert set(moved.flatten(1).amax(1).tolist()) == set(LEVELS.values())
+
+
+def test_a_weight_of_two_is_an_attack_named_twice(data: ImageSet, tmp_path: Path) -> None:
+    weak, strong = ({"kind": "fgsm", "epsilon": f"{levels}/255"} for levels in LEVELS.values())
+    both = ({"weak": weak, "strong": {**strong, "weight": 2}}, {"weak": weak, "strong": strong, "again": strong})
+    runs = [Run(recipe(1, training_attacks=attacks), tmp_path, torch.device("cpu"), None) for attacks in both]
+    weighted, twice = (attack_training_images(run, panel(2), data) for run in runs)
+    assert torch.equal(weighted, twice)
+    sizes = (weighted.int() - data.images.int()).abs().flatten(1).amax(1).tolist()
+    assert [sizes.count(levels) for levels in LEVELS.values()] == [20, 40]

@@ -1,15 +1,13 @@
 """The baselines' training: losses against hand-worked values, who moves whom, and a sane result on digits."""
 
 import math
-import os
 import shutil
-from collections.abc import Callable
+from copy import copy, deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
 from purifiers.attacks.generate import generate
@@ -24,9 +22,11 @@ from purifiers.recipes.baseline_settings import TrainingNRP, TrainingSOAP
 from purifiers.recipes.load import changed, load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import describe, load_network
+from purifiers.run_baselines import prepare_baselines
 from purifiers.runs import Run, open_run
-from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, prepare_baselines, soap_losses
+from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, soap_losses
 from purifiers.training.pipeline import train_recipe
+from tests.conftest import Shared
 
 
 def random() -> torch.Generator:
@@ -153,31 +153,56 @@ def test_features_are_those_of_the_layer() -> None:
 # Training
 
 
+SMALL_SOAP = (
+    "{{network: soap, task: {task}, classifier: {{network: resnet, depth: 20, width: 8}}, mirrored: false, "
+    "step_size: 0.05, epsilon_step: 0.05}}"
+)
+
+
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The recipe's classifier and baselines on the digits; our own purifier is not what is looked at here. Minutes of training,
-    so that the processes of one test run share it: who comes second finds all trained. Tests must not write into its folder."""
-    recipe = load_recipe(
-        "digits",
-        [
-            "purifier={network: cae, widths: [4], blocks: [1]}",
-            *(f"{stage}.epochs=1" for stage in ("teacher_at", "teacher_nt", "student")),
-            "training_attacks={FGSM: {kind: fgsm, epsilon: 0.1}}",
-            "baselines.NRP.training.epochs=8",
-            "baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}",
-        ],
-    )
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "digits"
-    with FileLock(f"{folder}.lock"):
-        run = train_recipe(recipe, folder, device="cpu")
+def digits(shared: Shared) -> Run:
+    """The recipe's classifier and baselines on the digits, small; our own purifier does not matter here. Tests must not write
+    into its folder."""
+    overrides = [
+        "data.limit=1000",
+        "data.test_limit=60",
+        "purifier={network: cae, widths: [4], blocks: [1]}",
+        *(f"{stage}.epochs=1" for stage in ("teacher_at", "teacher_nt", "student")),
+        "training_attacks={FGSM: {kind: fgsm, epsilon: 0.1}}",
+        "classifier.network.width=8",
+        "classifier.training.epochs=8",
+        "classifier.training.batch_size=64",
+        "baselines.NRP.limit=500",
+        "baselines.NRP.attack.num_steps=5",
+        "baselines.NRP.training.epochs=6",
+        "baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}",
+    ]
+    for task, epochs in (("reconstruction", 8), ("rotation", 10), ("consistency", 5)):
+        overrides += [
+            f"baselines.SOAP, {task}.network={SMALL_SOAP.format(task=task)}",
+            f"baselines.SOAP, {task}.training.epochs={epochs}",
+            f"baselines.SOAP, {task}.training.batch_size=64",
+        ]
+    with shared("digits") as folder:
+        run = train_recipe(load_recipe("digits", overrides), folder, device="cpu")
         prepare_baselines(run)
     return run
 
 
-def test_a_game_that_was_stopped_goes_on_bit_for_bit(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = tiny_recipe("baselines.NRP.training.epochs=3", "baselines.NRP.training.schedule=one_cycle")
-    whole, parts = (train_recipe(recipe, tmp_path / name, device="cpu") for name in ("whole", "parts"))
+def copied(run: Run, recipe: Recipe, folder: Path) -> Run:
+    """A copy of a run's folder that may be changed, opened with another recipe."""
+    return open_run(recipe, shutil.copytree(run.folder, folder), "cpu")
+
+
+def nrp_alone(recipe: Recipe, **changes: object) -> Recipe:
+    """``recipe`` with NRP as its only baseline, changed by dotted key."""
+    alone = changed(recipe, {"baselines": {"NRP": recipe.baselines["NRP"].model_dump(mode="json")}})
+    return changed(alone, {f"baselines.NRP.{key}": value for key, value in changes.items()})
+
+
+def test_a_game_that_was_stopped_resumes_bit_for_bit(tiny_run: Run, tmp_path: Path) -> None:
+    recipe = nrp_alone(tiny_run.recipe, **{"training.epochs": 3, "training.schedule": "one_cycle"})
+    whole, parts = (copied(tiny_run, recipe, tmp_path / name) for name in ("whole", "parts"))
     prepare_baselines(whole)
 
     class AfterOneEpoch(Deadline):
@@ -204,17 +229,18 @@ def test_what_was_trained_otherwise_is_not_taken_for_what_the_recipe_asks(digits
         assert "NRP" not in opened.baselines and "SOAP, rotation" in opened.baselines
 
 
-def test_a_layer_that_is_not_there_is_told_with_its_key(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    run = train_recipe(tiny_recipe("baselines.NRP.feature_layer=layr3"), tmp_path / "run", device="cpu")
+def test_a_layer_that_is_not_there_is_reported_with_its_key(tiny_run: Run) -> None:
+    run = copy(tiny_run)
+    run.recipe = nrp_alone(tiny_run.recipe, feature_layer="layr3")
     with pytest.raises(ConfigError, match=r"baselines\.NRP\.feature_layer: .* did you mean 'layer3'"):
         prepare_baselines(run)
+    run.recipe, run.classifier = nrp_alone(tiny_run.recipe, feature_layer="unused"), deepcopy(tiny_run.classifier)
     run.classifier.unused = nn.Identity()
-    run.recipe = tiny_recipe("baselines.NRP.feature_layer=unused")
-    with pytest.raises(ConfigError, match=r"feature_layer: the layer 'unused' is called 0 times for an image"):
+    with pytest.raises(ConfigError, match=r"feature_layer: the layer 'unused' returned nothing"):
         prepare_baselines(run)
 
 
-def right(run: Run, title: str, count: int = 100) -> tuple[float, float, float]:
+def right(run: Run, title: str, count: int = 50) -> tuple[float, float, float]:
     """Of the first images: share right when clean and purified; attacked alone; attacked and purified."""
     purifier = run.baselines[title]
     classifier = purifier.network.classifier if isinstance(purifier.network, SOAP) else run.classifier
@@ -236,8 +262,7 @@ def test_nrp_purifies_digits(digits: Run) -> None:
 
 @pytest.mark.parametrize(
     ("task", "kept", "gain"),
-    # Of rotation's clean images one processor kept 71 % (of all 360 as of these 100) where others kept more than 75.
-    [("reconstruction", 0.75, 0.25), ("rotation", 0.65, 0.1), ("consistency", 0.75, 0.1)],
+    [("reconstruction", 0.6, 0.2), ("rotation", 0.4, 0.1), ("consistency", 0.75, 0.1)],
 )
 def test_soap_purifies_digits(digits: Run, task: str, kept: float, gain: float) -> None:
     clean, attacked, purified = right(digits, f"SOAP, {task}")
@@ -245,7 +270,7 @@ def test_soap_purifies_digits(digits: Run, task: str, kept: float, gain: float) 
 
 
 def test_the_tasks_are_learned(digits: Run) -> None:
-    images = to_float(digits.images("test").images[:100])
+    images = to_float(digits.images("test").images)
     with torch.no_grad():
         rotation = digits.baselines["SOAP, rotation"].network
         assert isinstance(rotation, SOAP)
@@ -253,7 +278,7 @@ def test_the_tasks_are_learned(digits: Run) -> None:
         assert sum(guessed) / 4 > 0.8  # a 0, an 8 and a 1 look alike upside down
         reconstruction = digits.baselines["SOAP, reconstruction"].network
         assert isinstance(reconstruction, SOAP)
-        assert reconstruction.error(images).mean() < F.mse_loss(images, images.mean().expand_as(images)) / 4
+        assert reconstruction.error(images).mean() < F.mse_loss(images, images.mean().expand_as(images)) / 2
 
 
 def test_wrappers_go_around_the_trained_network(digits: Run) -> None:
@@ -270,7 +295,7 @@ def test_a_trained_soap_once_more_with_other_arguments(digits: Run) -> None:
     assert {**describe(held), "held": False} == describe(first)
     assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in held.state_dict().items())
     for around, network, told in (
-        ("student", "{network: soap, held: true}", "goes around a trained SOAP only; 'student' is none"),
+        ("student", "{network: soap, held: true}", "'student' is not one"),
         ("SOAP, consistency", "{network: soap, task: rotation}", "weights of 'SOAP, consistency' do not fit"),
     ):
         override = f"baselines.held={{kind: untrained, around: '{around}', network: {network}}}"
@@ -296,24 +321,20 @@ def test_what_is_not_trained_is_left_out_with_what_is_around_it(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     around = {"kind": "untrained", "around": "NRP", "network": {"network": "noisy"}}
-    recipe = changed(tiny_run.recipe, {"baselines.NRP, dynamic": around})
-    shutil.copytree(tiny_run.folder, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "baseline-nrp", ignore_errors=True)
-    run = open_run(recipe, tmp_path / "run", "cpu")
+    run = copied(tiny_run, changed(tiny_run.recipe, {"baselines.NRP, dynamic": around}), tmp_path / "run")
     prepare_baselines(run, train=False)
     assert not {"NRP", "NRP, dynamic"} & set(run.baselines) and "JPEG" in run.baselines
-    assert "NRP, dynamic     is left out: not trained as the recipe says (--baselines all trains it)" in capsys.readouterr().out
+    assert "NRP, dynamic     is left out" in capsys.readouterr().out
 
 
-def test_a_training_of_other_baselines_goes_on_beside_what_is_there(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = tiny_recipe()
-    run = train_recipe(recipe, tmp_path / "run", device="cpu")
+def test_a_training_of_other_baselines_resumes_beside_those_that_are_there(tiny_run: Run, tmp_path: Path) -> None:
+    run = copied(tiny_run, tiny_run.recipe, tmp_path / "run")
     with pytest.raises(OutOfTime):
         run.deadline = Deadline(1e-9)
         prepare_baselines(run)
     run.deadline = Deadline()
     prepare_baselines(run)
-    assert set(run.baselines) == set(recipe.baselines)
-    other = tiny_recipe("baselines.NRP.training.pixel_weight=1")
+    assert set(run.baselines) == set(run.recipe.baselines)
+    run.recipe = nrp_alone(tiny_run.recipe, **{"training.pixel_weight": 1})
     with pytest.raises(CheckpointError, match="another recipe"):
-        prepare_baselines(train_recipe(other, tmp_path / "run", device="cpu"))
+        prepare_baselines(run)

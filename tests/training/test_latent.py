@@ -1,5 +1,6 @@
 """A robust latent first: what each of its two trainings moves, and that a whole run starts from it and resumes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from purifiers.errors import ConfigError
 from purifiers.networks import CAE
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint, load_network
+from purifiers.runs import Run
 from purifiers.training.latent import DecoderAlone, EncoderWithHead
 from purifiers.training.pipeline import train_recipe
 
@@ -48,27 +50,28 @@ def test_the_first_moves_the_encoder_and_the_second_the_decoder() -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())  # batch statistics too
 
 
-def test_a_run_starts_from_the_latent_and_goes_on_after_a_stop(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    run = train_recipe(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
-    assert list(run.histories)[1:] == ["teacher_nt", "latent_encoder", "latent_decoder", "teacher_at", "student"]
+def test_a_run_starts_from_the_latent_and_resumes_between_its_stages(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path
+) -> None:
+    short = [f"{stage}.epochs=1" for stage in ("teacher_nt", "teacher_at", "student")]
+    recipe = tiny_recipe(*ROBUST, *short, f"classifier.source={tiny_run.checkpoint('classifier')}")
+    run = train_recipe(recipe, tmp_path / "run", device="cpu")
+    assert list(run.histories) == ["teacher_nt", "latent_encoder", "latent_decoder", "teacher_at", "student"]
     encoder, decoder = (load_network(run.checkpoint(stage)) for stage in ("latent_encoder", "latent_decoder"))
     assert fingerprint(encoder.encoder) == fingerprint(decoder.encoder)  # type: ignore[arg-type]
     assert fingerprint(encoder.decoder) != fingerprint(decoder.decoder)  # type: ignore[arg-type]
-    again = train_recipe(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
-    assert fingerprint(again.purifiers["student"]) == fingerprint(run.purifiers["student"])
-    # As after a kill between the stages: what is left is trained again, to the same weights.
+    # As after a kill between the stages: the missing ones are trained again, to the same weights.
     for stage in ("latent_decoder", "teacher_at", "student"):
-        for path in run.checkpoint(stage).iterdir():
-            path.unlink()
-    again = train_recipe(tiny_recipe(*ROBUST), tmp_path / "run", device="cpu")
+        shutil.rmtree(run.checkpoint(stage))
+    again = train_recipe(recipe, tmp_path / "run", device="cpu")
     assert fingerprint(again.purifiers["student"]) == fingerprint(run.purifiers["student"])
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("purifier.skip_every=2", "what passes around it carries perturbations"),
-        ("purifier.residual=true", "what passes around it carries perturbations"),
+        ("purifier.skip_every=2", "carry perturbations"),
+        ("purifier.residual=true", "carry perturbations"),
         ("student.attack=null", "training_attacks is empty, and student has neither an attack of its own"),
         ("latent.decoder.clean_share=0", "training_attacks is empty, and latent.decoder has neither an attack of its own"),
         ("latent.atack=1", "did you mean 'attack'"),
@@ -80,7 +83,7 @@ def test_recipes_that_cannot_work_are_refused(tiny_recipe: Callable[..., Recipe]
 
 
 def test_a_start_beside_the_latent_is_refused(tiny_recipe: Callable[..., Recipe]) -> None:
-    with pytest.raises(ConfigError, match="where there is a group latent, teacher AT goes on from what that gives"):
+    with pytest.raises(ConfigError, match="with a group latent, teacher AT starts"):
         tiny_recipe(*ROBUST, "teacher_at.start=cifar10")
-    with pytest.raises(ConfigError, match="the decoder goes on from the encoder that is trained before it"):
+    with pytest.raises(ConfigError, match="the decoder starts from the encoder that is trained before it"):
         tiny_recipe(*ROBUST, "latent.decoder.start=cifar10")

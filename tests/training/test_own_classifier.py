@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ import torch
 from PIL import Image
 
 from purifiers import PurifiedClassifier, Purifier
-from purifiers.cli.commands import overrides_of
-from purifiers.cli.parser import make_parser
+from purifiers.cli.common import changes
 from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.recipes.load import load_recipe, recipe_text
@@ -75,8 +75,7 @@ def recipe_of(*overrides: str) -> Recipe:
     return load_recipe("folder", [*tiny, *overrides])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("size", [32, 64, 96, 224])
+@pytest.mark.parametrize(("size", "mode"), [(32, "RGB"), (96, "L"), (224, "RGB")])
 def test_images_of_any_size_in_colour_and_grey(size: int, mode: str, tmp_path: Path) -> None:
     write_images(tmp_path / "images", size, mode)
     source = f"classifier.source=owners_module:{'rgb' if mode == 'RGB' else 'grey'}"
@@ -113,7 +112,7 @@ def test_a_classifier_that_changes_in_training_is_an_error(tmp_path: Path) -> No
         (["mean=[0.5]", "std=[0]"], "std is above 0"),
         (["mean=[123.7]", "std=[58.4]"], "divide by 255"),
         (["mean=[.nan]", "std=[0.5]"], r"in \[0,1\] units"),
-        (["source=null", "mean=[0.5]", "std=[0.5]"], r"network\.mean and network\.std"),
+        (["source=null", "mean=[0.5]", "std=[0.5]"], r"network\.mean"),
     ],
 )
 def test_a_normalisation_that_cannot_be(overrides: list[str], message: str) -> None:
@@ -127,17 +126,16 @@ def test_a_normalisation_is_of_its_classifier(tmp_path: Path) -> None:
     given = ["classifier.source=a:b", "classifier.mean=[0.5]", "classifier.std=[0.5]"]
     (tmp_path / "recipe.yaml").write_text(recipe_text(load_recipe("folder", given)))
 
-    def classifier(*words: str) -> tuple[str | None, tuple[float, ...] | None, tuple[float, ...] | None]:
-        parsed = make_parser().parse_args(["evaluate", "run", *words])
-        found = load_recipe(tmp_path / "recipe.yaml", overrides_of(parsed)).classifier
+    def classifier(*settings: str, **options: Any) -> tuple[str | None, tuple[float, ...] | None, tuple[float, ...] | None]:
+        found = load_recipe(tmp_path / "recipe.yaml", changes(settings, **options)).classifier
         return found.source, found.mean, found.std
 
     assert classifier() == ("a:b", (0.5,), (0.5,))
-    assert classifier("--mean", "0.1,0.2,0.3", "--std", "1,1,1") == ("a:b", (0.1, 0.2, 0.3), (1, 1, 1))
-    assert classifier("--classifier", "a:b") == ("a:b", (0.5,), (0.5,))
-    assert classifier("--classifier", "c:d") == ("c:d", None, None)
-    assert classifier("--set", "classifier.source=c:d") == ("c:d", None, None)
-    assert classifier("--classifier", "c:d", "--mean", "0", "--std", "0.5") == ("c:d", (0,), (0.5,))
-    assert classifier("--classifier", "c:d", "--set", "classifier.mean=[0.2]", "--set", "classifier.std=[0.2]")[1] == (0.2,)
-    assert classifier("--classifier", "hf:model")[0] == f"hf:{tmp_path / 'model'}"
-    assert classifier("--classifier", "hf:owner/model")[0] == "hf:owner/model"
+    assert classifier(mean=[0.1, 0.2, 0.3], std=[1, 1, 1]) == ("a:b", (0.1, 0.2, 0.3), (1, 1, 1))
+    assert classifier(classifier="a:b") == ("a:b", (0.5,), (0.5,))
+    assert classifier(classifier="c:d") == ("c:d", None, None)
+    assert classifier("classifier.source=c:d") == ("c:d", None, None)
+    assert classifier(classifier="c:d", mean=[0], std=[0.5]) == ("c:d", (0,), (0.5,))
+    assert classifier("classifier.mean=[0.2]", "classifier.std=[0.2]", classifier="c:d")[1] == (0.2,)
+    assert classifier(classifier="hf:model")[0] == f"hf:{tmp_path / 'model'}"
+    assert classifier(classifier="hf:owner/model")[0] == "hf:owner/model"

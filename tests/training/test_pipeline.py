@@ -6,24 +6,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from purifiers import Purifier
-from purifiers.device import find_device
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 from purifiers.evaluation.evaluate import _peak
 from purifiers.networks import ResNet
 from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
-from purifiers.registry import fingerprint, save_network
+from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, Run, open_run, student_config
-from purifiers.storage import load_state, load_tensors, save_state
+from purifiers.storage import load_state, save_state
 from purifiers.training.pipeline import train_recipe
+from purifiers.training.starting import load_starts, prepare_folder, report_accuracy
 from tests.conftest import TINY
 
 
@@ -59,34 +59,37 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 ) -> None:
     again = train_recipe(tiny_recipe(), tmp_path / "same", device="cpu")
     assert fingerprint(again.purifiers["student"]) == fingerprint(tiny_run.purifiers["student"])
+    assert_opened_is(again)
     other = train_recipe(tiny_recipe("seed=1"), tmp_path / "other", device="cpu")
     assert fingerprint(other.purifiers["student"]) != fingerprint(tiny_run.purifiers["student"])
 
 
-def test_an_opened_run_is_the_run(tiny_run: Run) -> None:
-    opened = open_run(tiny_run.recipe, tiny_run.folder, "cpu")
-    assert fingerprint(opened.classifier) == fingerprint(tiny_run.classifier)
-    assert set(opened.purifiers) == set(tiny_run.purifiers)
-    assert opened.histories == tiny_run.histories
+def assert_opened_is(run: Run) -> None:
+    """What is read back is what was just trained."""
+    opened = open_run(run.recipe, run.folder, "cpu")
+    assert fingerprint(opened.classifier) == fingerprint(run.classifier)
+    assert set(opened.purifiers) == set(run.purifiers) == {"teacher_nt", "teacher_at", "student"}
+    assert all(fingerprint(opened.purifiers[stage]) == fingerprint(purifier) for stage, purifier in run.purifiers.items())
+    assert opened.histories == run.histories
     assert opened.classifier_name == "resnet20"
 
 
 def test_a_second_run_trains_nothing_and_another_recipe_is_refused(
-    tiny_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_recipe: Callable[..., Recipe], run_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_recipe(tiny_recipe(), tmp_path, device="cpu")
-    capsys.readouterr()
-    train_recipe(tiny_recipe(), tmp_path, device="cpu")
+    shutil.rmtree(run_copy / "cache")  # adversarial examples that are made again lose no training
+    written = (run_copy / "recipe.yaml").read_text()
+    train_recipe(tiny_recipe("evaluation.views=[blind]"), run_copy, device="cpu")
     out = capsys.readouterr().out
     assert out.count("is trained already") == 4
     assert "epoch 1/" not in out
+    assert load_recipe(run_copy / "recipe.yaml").evaluation.views == ("blind",)  # evaluation may differ
+    (run_copy / "recipe.yaml").write_text(written)
     with pytest.raises(CheckpointError, match=r"student\.epochs is 2 there, 3 now; .*--restart"):
-        train_recipe(tiny_recipe("student.epochs=3", "evaluation.views=[blind]"), tmp_path, device="cpu")
+        train_recipe(tiny_recipe("student.epochs=3"), run_copy, device="cpu")
     with pytest.raises(CheckpointError, match=r"evaluation\.batch_size is \d+ there, 7 now"):  # training attacks are run in it
-        train_recipe(tiny_recipe("evaluation.batch_size=7"), tmp_path, device="cpu")
-    assert load_recipe(tmp_path / "recipe.yaml") == tiny_recipe()
-    train_recipe(tiny_recipe("student.epochs=3"), tmp_path, device="cpu", restart=True)
-    assert load_tensors(tmp_path / "model.safetensors")
+        train_recipe(tiny_recipe("evaluation.batch_size=7"), run_copy, device="cpu")
+    assert (run_copy / "recipe.yaml").read_text() == written
 
 
 SCRIPT = """
@@ -99,157 +102,130 @@ train_recipe(load_recipe("digits", sys.argv[2:]), Path(sys.argv[1]), device="cpu
 """
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, str(folder), *TINY, *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    longer = ("teacher_at.epochs=40", "student.epochs=6")
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        whole = train_recipe(load_recipe("digits", [*TINY, *longer]), tmp_path / "whole", device="cpu")
-    finally:
-        torch.set_num_threads(threads)
-    cut = tmp_path / "cut"
-    with start(cut, *longer) as process:
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_killed_run_resumes_and_ends_like_one_that_was_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    longer = ("teacher_at.epochs=20", "student.epochs=3")
+    recipe, cut = load_recipe("digits", [*TINY, *longer]), tmp_path / "cut"
+    whole = train_recipe(recipe, tmp_path / "whole", device="cpu")
+    command = [sys.executable, "-c", SCRIPT, str(cut), *TINY, *longer]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("teacher_at") and "epoch 3/40" in line:
+            if line.startswith("teacher_at") and "epoch 3/20" in line:
                 time.sleep(0.02)
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL, "it was killed in the middle"
-    output, _ = (second := start(cut, *longer)).communicate()
-    assert second.returncode == 0, output
+    capsys.readouterr()
+    train_recipe(recipe, cut, device="cpu")
+    output = capsys.readouterr().out
     assert "teacher_nt       is trained already" in output
-    assert "teacher_at       goes on after epoch" in output
+    assert "teacher_at       resumes after epoch" in output
     finished = Purifier.from_pretrained(cut)
     assert fingerprint(finished.network) == fingerprint(whole.purifiers["student"].network)
 
 
-def test_a_deleted_cache_is_made_again_and_no_training_is_lost(
-    tiny_recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_restart_discards_all_of_a_run_and_nothing_else(
+    tiny_recipe: Callable[..., Recipe], run_copy: Path, tmp_path: Path
 ) -> None:
-    train_recipe(tiny_recipe(), tmp_path, device="cpu")
-    shutil.rmtree(tmp_path / "cache")
-    capsys.readouterr()
-    train_recipe(tiny_recipe(), tmp_path, device="cpu")
-    assert capsys.readouterr().out.count("is trained already") == 4
-
-
-def test_restart_discards_all_of_a_run_and_nothing_else(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     """Neither what is not ours, nor anything before the new command has proved usable."""
     foreign = tmp_path / "photos"
     (foreign / "cache").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="was not made by a run"):
-        train_recipe(tiny_recipe(), foreign, device="cpu", restart=True)
+    with pytest.raises(ConfigError, match="not made by a run"):
+        prepare_folder(tiny_recipe(), foreign, restart=True)
     assert (foreign / "cache").is_dir()
-    run = tmp_path / "run"
-    train_recipe(tiny_recipe(), run, device="cpu")
-    (run / "notes.txt").write_text("mine")
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    (run_copy / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in run_copy.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="cannot load a classifier"):
-        train_recipe(tiny_recipe("classifier.source=nothing"), run, device="cpu", restart=True)
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
-    train_recipe(tiny_recipe("seed=5"), run, device="cpu", restart=True)
-    assert (run / "notes.txt").read_text() == "mine"
+        train_recipe(tiny_recipe("classifier.source=nothing"), run_copy, device="cpu", restart=True)
+    assert {path: path.stat().st_mtime_ns for path in run_copy.rglob("*") if path.is_file()} == before
+    prepare_folder(tiny_recipe("seed=5"), run_copy, restart=True)
+    assert [path.name for path in run_copy.iterdir()] == ["notes.txt"]
 
 
 def test_a_discarding_that_was_cut_off_can_be_done_again(
-    tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Callable[..., Recipe], run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_recipe(tiny_recipe(), tmp_path, device="cpu")
     unlink = Path.unlink
 
     def killed(path: Path, missing_ok: bool = False) -> None:
-        if path.name == "model.safetensors" and path.parent == tmp_path:
+        if path.name == "model.safetensors" and path.parent == run_copy:
             raise KeyboardInterrupt
         unlink(path, missing_ok)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "unlink", killed)
-        train_recipe(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
-    train_recipe(tiny_recipe("seed=5"), tmp_path, device="cpu", restart=True)
-    assert load_recipe(tmp_path / "recipe.yaml").seed == 5
+        prepare_folder(tiny_recipe(), run_copy, restart=True)
+    prepare_folder(tiny_recipe(), run_copy, restart=True)
+    assert not any(run_copy.iterdir())
 
 
 def test_networks_that_a_run_did_not_make_are_never_replaced(
-    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path
+    tiny_recipe: Callable[..., Recipe], run_copy: Path, tmp_path: Path
 ) -> None:
     saved = tmp_path / "saved"
     Purifier.from_pretrained("cifar10").save_pretrained(saved)
     before = {path: path.read_bytes() for path in saved.iterdir()}
-    with pytest.raises(ConfigError, match=r"holds a network that was not trained there \(config\.json\)"):
+    with pytest.raises(ConfigError, match=r"not trained there \(config\.json\)"):
         train_recipe(tiny_recipe(), saved, device="cpu")
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run.folder, run)
-    own = run / "checkpoints" / "classifier"
-    with pytest.raises(ConfigError, match=r"--restart would discard the classifier .*classifier: copy it out of"):
-        train_recipe(tiny_recipe(f"classifier.source={own}"), run, device="cpu", restart=True)
-    assert (own / "model.safetensors").is_file()
-    for start in (run, run / "checkpoints" / "student"):
-        for stage in ("student", "teacher_at"):
-            with pytest.raises(ConfigError, match=r"--restart would discard the purifier .*: copy it out of"):
-                train_recipe(tiny_recipe(f"{stage}.start={start}"), run, device="cpu", restart=True)
-    assert (run / "model.safetensors").is_file() and (run / "checkpoints" / "student" / "model.safetensors").is_file()
+    classifier, student = run_copy / "checkpoints" / "classifier", run_copy / "checkpoints" / "student"
+    for override in (
+        f"classifier.source={classifier}",
+        f"classifier.source=hf:{classifier}",
+        f"student.start={run_copy}",
+        f"teacher_at.start={student}",
+        f"variants.other={{student.start: {student}}}",
+        f"audit.surrogates=['{student}+module:classifier']",
+    ):
+        with pytest.raises(ConfigError, match="--restart would discard"):
+            prepare_folder(tiny_recipe(override), run_copy, restart=True)
+    assert all((folder / "model.safetensors").is_file() for folder in (classifier, student, run_copy))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        prepare_folder(tiny_recipe(), tmp_path / "file", restart=False)
 
 
-def test_other_images_are_another_run(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    random = torch.Generator().manual_seed(0)
-    for folder in ("a", "b"):
-        for name in ("x", "y"):
-            (tmp_path / folder / name).mkdir(parents=True)
-            for i in range(20):
-                pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=random)
-                Image.fromarray(pixels.numpy()).save(tmp_path / folder / name / f"{i}.png")
-    own = ["data.name=folder", "data.size=null", "data.limit=null"]
-    train_recipe(tiny_recipe(*own, f"data.path={tmp_path / 'a'}"), tmp_path / "run", device="cpu")
-    written = (tmp_path / "run" / "recipe.yaml").read_text()
+def test_other_images_are_another_run_and_moved_ones_are_not(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    for name in ("a", "b", "run"):
+        (tmp_path / name).mkdir()
+    of_a, of_b = (tiny_recipe("data.name=folder", "data.size=null", f"data.path={tmp_path / name}") for name in ("a", "b"))
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe_text(of_a))
     with pytest.raises(CheckpointError, match=r"data\.path is .*a there, .*b now"):
-        train_recipe(tiny_recipe(*own, f"data.path={tmp_path / 'b'}"), tmp_path / "run", device="cpu")
-    assert (tmp_path / "run" / "recipe.yaml").read_text() == written
+        prepare_folder(of_b, tmp_path / "run", restart=False)
+    (tmp_path / "a").rename(tmp_path / "c")
+    prepare_folder(of_b, tmp_path / "run", restart=False)
 
 
-def test_a_classifier_that_guesses_is_pointed_out(
-    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    classifier = ResNet(20, 10)
+def with_classifier(run: Run, classifier: Callable[[torch.Tensor], torch.Tensor]) -> Run:
+    other = copy(run)
+    other.classifier = classifier  # type: ignore[assignment]
+    return other
+
+
+def test_a_classifier_that_guesses_is_pointed_out(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = ResNet(20, 10).eval()
     torch.nn.init.zeros_(classifier.linear.weight)
-    save_network(tmp_path / "guess", classifier)
-    train_recipe(tiny_recipe(f"classifier.source={tmp_path / 'guess'}"), tmp_path / "run", device="cpu")
+    data = tiny_run.images("train")
+    report_accuracy(with_classifier(tiny_run, classifier), data)
     assert "hardly better than guessing" in capsys.readouterr().out
+    report_accuracy(with_classifier(tiny_run, lambda images: torch.eye(10)[data.labels[: len(images)]]), data)
+    assert "guessing" not in capsys.readouterr().out
 
 
-def test_opening_what_is_not_trained(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="no trained student"):
-        open_run(tiny_recipe(), tmp_path, "cpu")
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "cpu:1", ""])
-def test_devices_that_are_not_there(device: str) -> None:
-    with pytest.raises(ConfigError, match=r"no device .* available: auto, cpu"):
-        find_device(device)
-
-
-def test_the_recipe_is_written_as_people_write_it(tiny_run: Run) -> None:
-    paper = load_recipe("paper")
-    assert "epsilon: 8/255" in recipe_text(paper)
-
-
-def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
-    tiny_recipe: Callable[..., Recipe], tmp_path: Path
+def test_throughput_is_compared_with_the_kind_of_machine_that_trained(
+    tiny_recipe: Callable[..., Recipe], run_copy: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="teacher NT starts from noise and has to learn"):
-        tiny_recipe("teacher_nt.epochs=0")
-    run = train_recipe(tiny_recipe("teacher_nt.epochs=0", "purifier.residual=true"), tmp_path, device="cpu")
-    images = torch.rand(2, 3, 16, 16)
-    torch.testing.assert_close(run.purifiers["teacher_nt"](images), images)
-    opened = open_run(run.recipe, tmp_path, "cpu")
-    assert opened.histories.keys() == {"classifier", "teacher_at", "student"}
+    opened = open_run(tiny_recipe(), run_copy, "cpu")
     assert _peak(opened)
     state = opened.checkpoint("teacher_at") / STATE_FILE
     trained = load_state(state)
@@ -258,41 +234,61 @@ def test_a_residual_teacher_nt_needs_no_training_and_is_the_identity(
         assert _peak(opened) is None
 
 
-def test_a_student_that_starts_from_teacher_at(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    still = ("student.learning_rate=1e-12", "student.schedule=constant")  # where it starts is where it ends
-    run = train_recipe(tiny_recipe("student.start=teacher_at", *still), tmp_path, device="cpu")
-    network, teacher = (run.purifiers[name].network.state_dict() for name in ("student", "teacher_at"))
-    for name, value in network.items():
-        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
-            torch.testing.assert_close(value, teacher[name], rtol=0, atol=1e-8)
+def test_opening_what_is_not_trained(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="no trained student"):
+        open_run(tiny_recipe(), tmp_path, "cpu")
 
 
-def test_a_training_that_goes_on_from_purifiers_that_are_there(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    first = train_recipe(tiny_recipe(), tmp_path / "first", device="cpu")
-    still = ("student.learning_rate=1e-12", "student.schedule=constant")
-    there = (
-        f"teacher_at.start={tmp_path}/first/checkpoints/teacher_at",
-        "teacher_at.epochs=0",
-        f"student.start={tmp_path}/first",
-    )
-    second = train_recipe(tiny_recipe("seed=1", *there, *still), tmp_path / "second", device="cpu")
-    teachers = [run.purifiers["teacher_at"].network.state_dict() for run in (first, second)]
+def test_the_recipe_is_written_as_people_write_it(tiny_run: Run) -> None:
+    paper = load_recipe("paper")
+    assert "epsilon: 8/255" in recipe_text(paper)
+
+
+def test_a_residual_teacher_nt_needs_no_training_and_a_student_may_start_from_teacher_at(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="teacher_nt"):
+        tiny_recipe("teacher_nt.epochs=0")
+    still = ("student.start=teacher_at", "student.learning_rate=1e-12", "student.schedule=constant")  # it ends where it starts
+    own = f"classifier.source={tiny_run.checkpoint('classifier')}"
+    recipe = tiny_recipe("teacher_nt.epochs=0", "purifier.residual=true", own, *still)
+    run = train_recipe(recipe, tmp_path, device="cpu")
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(run.purifiers["teacher_nt"](images), images)
+    student, teacher = (dict(run.purifiers[name].network.named_parameters()) for name in ("student", "teacher_at"))
+    for name, value in student.items():
+        torch.testing.assert_close(value, teacher[name], rtol=0, atol=1e-8)
+    assert open_run(run.recipe, tmp_path, "cpu").histories.keys() == {"teacher_at", "student"}
+
+
+def test_a_training_that_starts_from_purifiers_that_are_there_and_may_be_moved(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def recipe(first: Path) -> Recipe:
+        teacher = (f"teacher_at.start={first}/checkpoints/teacher_at", "teacher_at.epochs=0")
+        student = (f"student.start={first}", "student.learning_rate=1e-12", "student.schedule=constant")
+        return tiny_recipe("seed=1", f"classifier.source={tiny_run.checkpoint('classifier')}", *teacher, *student)
+
+    second = train_recipe(recipe(run_copy), tmp_path / "second", device="cpu")
+    teachers = [run.purifiers["teacher_at"].network.state_dict() for run in (tiny_run, second)]
     assert all(torch.equal(value, teachers[1][name]) for name, value in teachers[0].items())
-    students = [dict(run.purifiers["student"].network.named_parameters()) for run in (first, second)]
+    students = [dict(run.purifiers["student"].network.named_parameters()) for run in (tiny_run, second)]
     for name, value in students[0].items():
         torch.testing.assert_close(value, students[1][name], rtol=0, atol=1e-8)
-    assert open_run(second.recipe, tmp_path / "second", "cpu").histories.keys() == {"classifier", "teacher_nt", "student"}
+    assert open_run(second.recipe, tmp_path / "second", "cpu").histories.keys() == {"teacher_nt", "student"}
+    moved = run_copy.rename(tmp_path / "moved")
+    capsys.readouterr()
+    train_recipe(recipe(moved), (tmp_path / "second").rename(tmp_path / "third"), device="cpu")
+    assert capsys.readouterr().out.count("is trained already") == 2  # teacher AT is read
 
 
 def test_a_start_that_is_none(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a teacher that is trained already: name it with start"):
+    with pytest.raises(ConfigError, match="start"):
         tiny_recipe("teacher_at.epochs=0")
-    with pytest.raises(
-        MissingFileError, match=r"student\.start: there is no purifier at 'teacher-at'; did you mean 'teacher_at'"
-    ):
-        train_recipe(tiny_recipe("student.start=teacher-at"), tmp_path, device="cpu")
-    with pytest.raises(ConfigError, match=r"student\.start: 'cifar10' has not the structure of the recipe's purifier"):
-        train_recipe(tiny_recipe("student.start=cifar10"), tmp_path, device="cpu")
-    with pytest.raises(MissingFileError, match=r"teacher_at\.start: there is no purifier at .*nowhere"):
-        train_recipe(tiny_recipe(f"teacher_at.start={tmp_path}/nowhere"), tmp_path, device="cpu")
-    assert not any(tmp_path.iterdir())
+    cpu = torch.device("cpu")
+    with pytest.raises(MissingFileError, match=r"student\.start: .*did you mean 'teacher_at'"):
+        load_starts(tiny_recipe("student.start=teacher-at"), cpu)
+    with pytest.raises(ConfigError, match=r"student\.start: 'cifar10' .* structure"):
+        load_starts(tiny_recipe("student.start=cifar10"), cpu)
+    with pytest.raises(MissingFileError, match=r"teacher_at\.start: .*nowhere"):
+        load_starts(tiny_recipe(f"teacher_at.start={tmp_path}/nowhere"), cpu)

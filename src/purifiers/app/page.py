@@ -1,9 +1,8 @@
-"""The web page: attack an image, and see what the purifier makes of it. Served from this machine, and asking no other."""
+"""The web page: attack an image and purify it. It loads nothing from other machines."""
 
 import base64
 import io
 import logging
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,25 +10,28 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import torch
 from PIL import Image
 from torch import Tensor
 
 from purifiers.app.samples import Samples, read_picture
-from purifiers.app.trial import ATTACKS, Seen, Trial, attack_image, told
+from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
 from purifiers.attacks import Attack, show_fraction
 from purifiers.data import to_float, to_uint8
-from purifiers.errors import ConfigError, PurifiersError, require
+from purifiers.errors import PurifiersError, require
 from purifiers.purifier import PurifiedClassifier
+from purifiers.serve.address import bind
 
 WAITING = 16
-"""Attacks that may wait for their turn; who comes then is told to come again."""
+"""Attacks in the queue, at most."""
 LARGEST_FILE = "20mb"
 LARGEST_EPSILON = 64
 """In 255ths; a quarter of the way from black to white."""
 BEST = 3
-"""Of how many classes the scores are shown."""
+"""Classes whose scores are shown."""
 KNOWS = {"the classifier only": "blind", "the classifier and the purifier": "full"}
-"""What the attacker may know, in the page's words, and the view."""
+"""What the attacker knows, as the page says it -> the view."""
 _STYLE = Path(__file__).with_name("page.css")
 _EMPTY = "<p class='hint'>Choose an image, choose an attack, and press <b>Attack</b>.</p>"
 _SCROLL = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
@@ -37,21 +39,21 @@ _SCROLL = "() => document.querySelector('#result').scrollIntoView({behavior: 'sm
 
 @dataclass(frozen=True)
 class Defence:
-    """What the page is about.
+    """What the page shows.
 
     Attributes:
         defended: the purifier and the classifier behind it.
-        name, classifier: what they are called.
+        name, classifier: their names.
         samples: images to begin with, on the device of ``defended``; their size and classes are the classifier's.
-        worth: what is known of the purifier, in a sentence.
-        epsilon: what an attack may change at first, in [0,1] units.
+        robustness: what was measured of the purifier, in a sentence.
+        epsilon: the attack's strength at first, in [0,1] units.
     """
 
     defended: PurifiedClassifier
     name: str
     classifier: str
     samples: Samples
-    worth: str
+    robustness: str
     epsilon: float
 
 
@@ -59,22 +61,15 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
     """Serve the page until Ctrl-C.
 
     Args:
-        defence: what it is about.
-        host: of this machine, under which it is reached; ``127.0.0.1`` for this machine alone.
+        defence: what it shows.
+        host: an address of this machine; ``127.0.0.1`` for this machine alone.
         port: 0 for any free one.
-        ready: called with the page's address as soon as it can be reached there.
+        ready: called with the page's URL as soon as it can be opened.
 
     Raises:
-        ConfigError: gradio is not installed, or nothing can listen there.
+        ConfigError: gradio is not installed, or the address cannot be used.
     """
-    try:
-        if not 0 <= port < 2**16:
-            raise OSError("ports go from 0 to 65535")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(f"cannot listen at {host}, port {port}: {error}; give another --port, or --host") from error
-    with listening:
+    with bind(host, port) as listening:
         gradio, fastapi, uvicorn = (require(name) for name in ("gradio", "fastapi", "uvicorn"))
         app = gradio.mount_gradio_app(
             fastapi.FastAPI(),
@@ -90,37 +85,38 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
             theme=_theme(gradio),
             css_paths=_STYLE,
         )
+        listening.listen()
         address, taken = listening.getsockname()[:2]
         ready(f"http://{f'[{address}]' if ':' in address else address}:{taken}")
         uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listening])
 
 
 def make_page(defence: Defence) -> Any:
-    """The page, as Gradio's Blocks, not yet served; raises ConfigError where gradio is not installed."""
+    """The page, as Gradio's Blocks; raises ConfigError if gradio is not installed."""
     gr = require("gradio")
     data, captions = defence.samples.data, defence.samples.captions
     height, width = data.images.shape[2:]
     pictures = [data.images[i].cpu() for i in range(len(data))]
 
     def choose(event: Any) -> tuple[Tensor, str, str, None]:
-        return pictures[event.index], _preview(pictures[event.index]), _EMPTY, None
+        return pictures[event.index], _HTML.preview(pictures[event.index]), _EMPTY, None
 
     choose.__annotations__["event"] = gr.SelectData  # Gradio passes the event by this mark
 
     def drop(file: str) -> tuple[Tensor, str, str, Any]:
-        with _in_words(gr):
+        with _as_messages(gr):
             picture = read_picture(Path(file), height, width)
-        return picture, _preview(picture), _EMPTY, gr.Gallery(selected_index=None)
+        return picture, _HTML.preview(picture), _EMPTY, gr.Gallery(selected_index=None)
 
     def run(picture: Tensor, attack: str, levels: float, knows: str) -> str:
-        with _in_words(gr):
+        with _as_messages(gr):
             chosen = ATTACKS[attack](levels / 255)
             image = to_float(picture.to(data.images.device))
             trial = attack_image(defence.defended, image, chosen, KNOWS[knows])
         return trial_html(trial, attack, chosen, data.classes)
 
     with gr.Blocks(title=f"purifiers: {defence.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.HTML(_head(defence), padding=False)
+        gr.HTML(_HTML.head(defence.name, defence.classifier), padding=False)
         chosen = gr.State(pictures[0])
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="controls"):
@@ -137,7 +133,7 @@ def make_page(defence: Defence) -> Any:
                     elem_id="samples",
                 )
                 dropped = gr.File(label="Or drop an image", file_types=["image"], height=136, elem_id="dropped")
-                preview = gr.HTML(_preview(pictures[0]), padding=False)
+                preview = gr.HTML(_HTML.preview(pictures[0]), padding=False)
                 attack = gr.Dropdown(
                     [(_described(name), name) for name in ATTACKS], value=next(iter(ATTACKS)), label="Attack", filterable=False
                 )
@@ -146,14 +142,13 @@ def make_page(defence: Defence) -> Any:
                     LARGEST_EPSILON,
                     value=min(round(2 * 255 * defence.epsilon) / 2, LARGEST_EPSILON),
                     step=0.5,
-                    label="Epsilon: how far a colour value may move, of 255",
+                    label="Epsilon: the largest change of a colour value, of 255",
                 )
                 knows = gr.Radio(list(KNOWS), value=next(iter(KNOWS)), label="The attacker knows")
                 button = gr.Button("Attack", variant="primary", size="lg", elem_id="attack")
             with gr.Column(scale=3, min_width=320):
                 result = gr.HTML(_EMPTY, padding=False, elem_id="result")
-                gr.HTML(f"<h2>What this purifier is worth</h2><p>{escape(defence.worth)}</p>", padding=False)
-                gr.HTML(f"<p class='credit'>{escape(defence.samples.credit)}</p>", padding=False)
+                gr.HTML(_HTML.about(defence.robustness, defence.samples.credit), padding=False)
         shown = [chosen, preview, result]
         samples.select(choose, None, [*shown, dropped], api_visibility="private")
         unread = dropped.upload(drop, dropped, [*shown, samples], api_visibility="private")
@@ -164,42 +159,20 @@ def make_page(defence: Defence) -> Any:
 
 
 def trial_html(trial: Trial, name: str, attack: Attack, classes: Sequence[str]) -> str:
-    """The pictures, the scores and the words of a trial.
-
-    Args:
-        trial: what happened.
-        name, attack: the attack, and what it is called.
-        classes: the names of the classes, which are taken for text and never for HTML.
-    """
-    knew, *happened = told(trial, classes)
-    perturbation, factor = trial.amplified()
-    figures = [
-        _figure("Original", trial.original.image, _scores(trial.original, classes, "The classifier says")),
-        _figure(
-            f"Perturbation ×{factor}",
-            perturbation,
-            f"<p>What the attack changed, {factor} times as strong as it is. Grey is no change.</p>",
-        ),
-        _figure("Attacked", trial.attacked.image, _scores(trial.attacked, classes, "The classifier alone says", trial)),
-        _figure("Purified", trial.purified.image, _scores(trial.purified, classes, "Behind the purifier it says", trial)),
-    ]
-    return (
-        f"<p class='knew'>{escape(knew)}</p><p>{escape(' '.join(happened))}</p><div class='figures'>{''.join(figures)}</div>"
-        f"<p class='hint'>{escape(name)} within {show_fraction(attack.epsilon)} (L-inf), away from what the classifier says of "
-        "the original. One image proves nothing about the next.</p>"
-    )
+    """The result of ``attack``, which is called ``name``: pictures, scores and sentences. Class names are escaped."""
+    return str(_HTML.trial(trial, name, show_fraction(attack.epsilon), classes))
 
 
 @contextmanager
-def _in_words(gr: Any) -> Iterator[None]:
-    """Errors as words on the page; those that nobody foresaw with their trace in the terminal alone."""
+def _as_messages(gr: Any) -> Iterator[None]:
+    """Show errors as messages on the page; the traceback of an unexpected one goes to the terminal alone."""
     try:
         yield
     except PurifiersError as error:
-        raise gr.Error(escape(str(error)), title="That did not work", print_exception=False) from error
+        raise gr.Error(escape(str(error)), title="This did not work", print_exception=False) from error
     except Exception as error:
         logging.getLogger(__name__).exception("the page failed")
-        raise gr.Error("Something went wrong that should not; the terminal says what.", print_exception=False) from error
+        raise gr.Error("Something went wrong; see the terminal.", print_exception=False) from error
 
 
 def _theme(gr: Any) -> Any:
@@ -208,50 +181,32 @@ def _theme(gr: Any) -> Any:
     return theme.set(**dark_enough, **{key.replace("fill", "fill_hover"): "*primary_800" for key in dark_enough})
 
 
-def _head(defence: Defence) -> str:
-    name, classifier = escape(defence.name), escape(defence.classifier)
-    return (
-        "<h1>Attack an image, purify it</h1><p>See what an adversarial perturbation does to a classifier "
-        f"(<code>{classifier}</code>), and what the purifier <code>{name}</code> in front of it undoes.</p>"
-    )
-
-
 def _described(name: str) -> str:
     steps = getattr(ATTACKS[name](1.0), "num_steps", 1)
     return f"{name}, {steps} step{'s' if steps > 1 else ''}"
 
 
-def _preview(picture: Tensor) -> str:
-    height, width = picture.shape[1:]
-    return (
-        f"<div class='preview'>{_picture(picture, 'the chosen image')}<p>What the classifier gets: {width} by {height} pixels. "
-        "An image of another size is scaled to that, and the longer side cut off at both ends.</p></div>"
-    )
+def _best(prediction: Prediction) -> list[tuple[int, float]]:
+    best = prediction.scores.topk(min(BEST, len(prediction.scores)))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def _figure(title: str, image: Tensor, below: str) -> str:
-    return f"<figure><figcaption>{title}</figcaption>{_picture(to_uint8(image.cpu()), title)}{below}</figure>"
-
-
-def _scores(seen: Seen, classes: Sequence[str], says: str, trial: Trial | None = None) -> str:
-    best = seen.scores.topk(min(BEST, len(classes)))
-    rows = "".join(
-        f"<li><span>{escape(classes[label])}</span><span>{100 * score:.0f} %</span>"
-        f"<span class='bar' style='width:{score:.1%}'></span></li>"
-        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    )
-    verdict = ""
-    if trial is not None:
-        same = seen.top == trial.original.top
-        verdict = f"<p class='{'same' if same else 'other'}'>{'✓ as the original' if same else '✗ not as the original'}</p>"
-    return f"<p>{says}</p><ul>{rows}</ul>{verdict}"
-
-
-def _picture(pixels: Tensor, title: str) -> str:
+def _uri(image: Tensor) -> str:
+    """A data URI of an image (C, H, W), uint8 or float in [0,1]."""
     written = io.BytesIO()
-    _image(pixels).save(written, format="PNG")
-    return f"<img alt='{escape(title)}' src='data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}'>"
+    _image(image if image.dtype == torch.uint8 else to_uint8(image.cpu())).save(written, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("purifiers.app", "."),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+)
+_TEMPLATES.filters |= {"best": _best, "uri": _uri}
+_HTML: Any = _TEMPLATES.get_template("page.html.j2").module

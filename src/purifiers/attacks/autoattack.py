@@ -11,7 +11,7 @@ from purifiers.attacks.base import ATTACKS, Attack, Length
 from purifiers.errors import InputError, require
 
 LOGGER = "auto-attack"
-"""pyautoattack logs here what is suspicious about a defence; :mod:`purifiers.attacks.generate` keeps the warnings."""
+"""pyautoattack logs suspicions about a defence here; :mod:`purifiers.attacks.generate` keeps the warnings."""
 
 
 @ATTACKS.register("autoattack")
@@ -25,7 +25,7 @@ class AutoAttack(Attack):
     - ``rand``, for models that draw random numbers: APGD-CE and APGD-DLR on gradients averaged over 20 draws. With 2 classes
       there is no DLR loss, and APGD-CE runs alone.
 
-    What is left out is logged as a warning, as what results is not that version.
+    An attack that is left out is logged as a warning, as the result is then not that version.
     """
 
     version: Literal["standard", "rand"] = "standard"
@@ -65,7 +65,7 @@ def fits_square(images: Tensor) -> bool:
 
 
 def number_of_classes(model: nn.Module, images: Tensor) -> int:
-    """How many classes ``model`` tells apart; raises InputError for fewer than 2."""
+    """The number of ``model``'s classes; raises InputError for fewer than 2."""
     with torch.no_grad():
         classes = model(images[:1]).shape[-1]
     if classes < 2:

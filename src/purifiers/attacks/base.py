@@ -1,4 +1,4 @@
-"""What every attack is: a function (model, images, labels, seed) -> adversarial images, with its inputs and its result
+"""The base class of attacks: functions (model, images, labels, seed) -> adversarial images, whose input and result are
 checked."""
 
 import os
@@ -34,7 +34,7 @@ def parse_fraction(value: Any) -> Any:
 
 
 def show_fraction(value: float | None) -> str:
-    """A length in [0,1] units as people write it: the shorter of ``8/255`` (whole grey levels only) and ``0.1``."""
+    """A length in [0,1] units, human-readable: the shorter of ``8/255`` (whole grey levels only) and ``0.1``."""
     if value is None:
         return "-"
     levels = round(value * 255)
@@ -49,6 +49,11 @@ Length = Annotated[
     PlainSerializer(show_fraction, return_type=str, when_used="json"),
 ]
 """A distance in [0,1] units; recipes may write ``8/255``."""
+
+
+def share_of_epsilon(divisor: int) -> Any:
+    """The default of a step size: epsilon divided by ``divisor``."""
+    return Field(default_factory=lambda known: float(known.get("epsilon", 0.0)) / divisor)
 
 
 @contextmanager
@@ -84,11 +89,12 @@ Targeting = Literal["random", "least_likely", "second"]
 class Attack(Kind, ABC):
     """An attack with its parameters; calling it attacks one batch.
 
-    Subclasses are one file each and implement :meth:`perturb`. They know nothing of purifiers: what the attacker knows
-    is decided by the model that is passed (see :mod:`purifiers.attacks.views`).
+    Subclasses implement :meth:`perturb` and know nothing of purifiers: the model that is passed decides what the attacker
+    knows (see :mod:`purifiers.attacks.views`).
 
     ``epsilon``: in [0,1] units of ``norm``; None for an attack that minimises the distance.
     ``restarts``: so many runs, each of a seed of its own, on the images that those before did not break.
+    ``weight``: in a recipe's ``training_attacks``, how many shares of the images it takes.
 
     Attributes:
         needs_gradients: it differentiates the model, which the view ``query`` does not allow.
@@ -100,6 +106,7 @@ class Attack(Kind, ABC):
     norm: Literal["linf", "l2"] = "linf"
     epsilon: Length | None = None
     restarts: int = Field(default=1, ge=1)
+    weight: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _in_unit_range(self) -> Self:
@@ -156,7 +163,7 @@ class Attack(Kind, ABC):
         return adversarial
 
     def _aims(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int, targets: Tensor | None) -> Tensor:
-        """The classes that :meth:`perturb` is given."""
+        """The classes that are passed to :meth:`perturb`."""
         choice: Targeting | bool = getattr(self, "targeted", False)
         if targets is not None:
             if not choice:

@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import ATTACKS, Attack, Length, import_foolbox
+from purifiers.attacks.base import ATTACKS, Attack, Length, import_foolbox, share_of_epsilon
 from purifiers.seeds import reproducible
 
 
@@ -12,7 +12,7 @@ class FoolboxPGD(Attack):
     """Many small steps from a random point of the ball, as foolbox takes them."""
 
     epsilon: Length = 8 / 255
-    step_size: Length = Field(default_factory=lambda known: float(known.get("epsilon", 0.0)) / 4)
+    step_size: Length = share_of_epsilon(4)
     num_steps: int = Field(default=20, ge=1)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:

@@ -2,14 +2,14 @@
 al. 2018) and SSP (Naseer et al. 2020). All take the steps of :func:`purifiers.gradient_steps.pgd`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import ATTACKS, Attack, Length, Targeting
+from purifiers.attacks.base import ATTACKS, Attack, Length, Targeting, share_of_epsilon
 from purifiers.gradient_steps import pgd
 from purifiers.seeds import generator_for
 
@@ -39,14 +39,6 @@ class FGSM(GradientAttack):
         return pgd(objective, images, epsilon=self.epsilon, step_size=self.epsilon, num_steps=1, norm=self.norm)
 
 
-def _quarter(known: dict[str, Any]) -> float:
-    return float(known.get("epsilon", 0.0)) / 4
-
-
-def _tenth(known: dict[str, Any]) -> float:
-    return float(known.get("epsilon", 0.0)) / 10
-
-
 @ATTACKS.register("bim")
 class BIM(GradientAttack):
     """The basic iterative method: many small steps from the image.
@@ -54,12 +46,10 @@ class BIM(GradientAttack):
     ``step_size``: a quarter of epsilon by default.
     """
 
-    step_size: Length = Field(default_factory=_quarter)
-    num_steps: int = Field(default=20, ge=1)
+    random_start: ClassVar[bool] = False
 
-    def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
-        """Further arguments of :func:`pgd`, in which the cases differ."""
-        return {}
+    step_size: Length = share_of_epsilon(4)
+    num_steps: int = Field(default=20, ge=1)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         return pgd(
@@ -69,7 +59,8 @@ class BIM(GradientAttack):
             step_size=self.step_size,
             num_steps=self.num_steps,
             norm=self.norm,
-            **self.variant(images.device, seed),
+            generator=generator_for(seed, "random start", device=images.device) if self.random_start else None,
+            momentum=getattr(self, "momentum", 0.0),
         )
 
 
@@ -77,8 +68,7 @@ class BIM(GradientAttack):
 class PGD(BIM):
     """Many small steps from a random point of the ball: epsilon 8/255, steps of 2/255, 20 of them in the paper."""
 
-    def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
-        return {"generator": generator_for(seed, "random start", device=device)}
+    random_start = True
 
 
 @ATTACKS.register("mifgsm")
@@ -90,12 +80,9 @@ class MIFGSM(BIM):
     ``step_size``: a tenth of epsilon by default.
     """
 
-    step_size: Length = Field(default_factory=_tenth)
+    step_size: Length = share_of_epsilon(10)
     num_steps: int = Field(default=10, ge=1)
     momentum: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-
-    def variant(self, device: torch.device, seed: int) -> dict[str, Any]:
-        return {"momentum": self.momentum}
 
 
 @ATTACKS.register("ssp")

@@ -26,8 +26,8 @@ class HopSkipJump(Attack):
     It minimises the distance and knows no epsilon: what it finds beyond ``epsilon`` is no success, and the image comes back
     unchanged, as it does where nothing is found.
 
-    A model that draws random numbers is attacked with one draw held, as this attack goes on for ever where the same question
-    gets different answers. What is found is then measured at other draws.
+    A model that draws random numbers is attacked with one draw fixed, as this attack never ends where the same query gets
+    different answers. What it finds is then measured at other draws.
 
     ``num_steps``: 64 in foolbox.
     ``num_evaluations``: queries to estimate the first direction; step i takes the square root of i times as many. Queries of
@@ -42,15 +42,15 @@ class HopSkipJump(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         foolbox = import_foolbox()
-        held = _Held(model, seed)
+        fixed = _Fixed(model, seed)
         with torch.no_grad():
-            answers = held(images)
-            if not torch.equal(answers, held(images)):
+            answers = fixed(images)
+            if not torch.equal(answers, fixed(images)):
                 raise AttackError(
-                    "hop_skip_jump needs a model that answers the same question twice alike, or draws its random numbers from "
-                    "torch's generator, which can be held; this one does neither"
+                    "hop_skip_jump needs a model that returns the same logits for the same images, or draws its random numbers "
+                    "from torch's generator, which can be fixed; this one does neither"
                 )
-        wrapped = foolbox.PyTorchModel(held, bounds=(0, 1), device=images.device)
+        wrapped = foolbox.PyTorchModel(fixed, bounds=(0, 1), device=images.device)
         with reproducible(seed, images.device), torch.no_grad():
             chosen, starts = _startable(foolbox, wrapped, images, labels)
             result = images.clone()
@@ -63,13 +63,13 @@ class HopSkipJump(Attack):
                 # It stops at the boundary itself, on whose other side the rounding of another batch size may put it.
                 scale = ((1 - 1e-6) * self.epsilon / distances(batch, reached, self.norm).clamp_min(1e-12)).clamp(1, BEYOND)
                 further = (batch + scale.view(-1, 1, 1, 1) * (reached - batch)).clamp(0, 1)
-                wrong = held(further).argmax(1) != own
+                wrong = fixed(further).argmax(1) != own
                 result[chosen] = torch.where(wrong.view(-1, 1, 1, 1), further, reached)
         within = distances(images, result, self.norm) <= self.epsilon
         return torch.where(within.view(-1, 1, 1, 1), result, images)
 
 
-class _Held(nn.Module):
+class _Fixed(nn.Module):
     """A model whose random numbers are the same in every pass."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
@@ -88,7 +88,7 @@ def _startable(foolbox: Any, wrapped: Any, images: Tensor, labels: Tensor) -> tu
     chosen = torch.arange(len(images), device=images.device)
     starts = images[:0]
     while len(chosen):
-        # Of a held draw an image's numbers depend on the batch that it is in: asked again of the smaller one.
+        # With a fixed draw an image's numbers depend on its batch, so the smaller batch is tried again.
         batch, own = images[chosen], labels[chosen]
         good = wrapped(batch).argmax(1) == own
         if good.all():

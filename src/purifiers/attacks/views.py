@@ -1,6 +1,6 @@
 """Views: a threat model is the module that the attacker differentiates.
 
-A view takes the defended model and gives the module that an attack is run on. So any library's attack runs under any
+A view is a function: the defended model -> the module that an attack is run on. So any library's attack runs under any
 threat model, and a new threat model is one function.
 """
 
@@ -22,7 +22,7 @@ class View:
 
     Attributes:
         build: the defended model -> the module that an attack is run on: images in [0,1] -> logits.
-        group: what the attacker has; worst cases are given for each group.
+        group: what the attacker has; worst cases are over each group.
         attacker: what the attacker does, to follow "An attacker who".
         random_only: it makes sense only for a purifier that draws random numbers.
         gradients: attacks may take gradients.
@@ -35,7 +35,7 @@ class View:
     gradients: bool = True
 
     def __call__(self, defended: PurifiedClassifier) -> nn.Module:
-        """What the attacker has of ``defended``."""
+        """The module that an attack on ``defended`` is run on."""
         return self.build(defended)
 
 
@@ -138,7 +138,7 @@ class Expectation(nn.Module):
 
 
 class Queries(nn.Module):
-    """A model that only answers: logits (N, classes) without history.
+    """A model without gradients: images -> logits (N, classes).
 
     Raises:
         InputError: when called for a gradient.
@@ -151,7 +151,7 @@ class Queries(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
-            raise InputError("the view query gives no gradients: attack it with square or hop_skip_jump")
+            raise InputError("the view query passes no gradients: attack it with square or hop_skip_jump")
         with torch.no_grad():
             return self.model(images)
 
@@ -188,6 +188,6 @@ class Features(nn.Module):
         finally:
             handle.remove()
         if len(kept) != 1 or not isinstance(kept[0], Tensor):
-            said = f"is called {len(kept)} times for an image" if len(kept) != 1 else f"gives a {type(kept[0]).__name__}"
-            raise ConfigError(f"the layer '{self.layer}' {said}; features are the one tensor that a layer gives")
+            found = ", ".join(type(output).__name__ for output in kept) or "nothing"
+            raise ConfigError(f"the layer '{self.layer}' returned {found} for one image; features are one tensor")
         return kept[0].flatten(1).float()

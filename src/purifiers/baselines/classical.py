@@ -1,8 +1,7 @@
-"""Classical input transformations: no training, no parameters. A learned purifier that does not beat them is worthless.
+"""Classical input transformations: no training, no parameters. A learned purifier should beat them.
 
-Each is one function of the library that knows best, behind a module like any purifier's network: images (N, C, H, W), float,
-in [0,1] -> the same. Their gradient is that of the identity, as an attacker would set it (BPDA, Athalye et al. 2018): their own
-is zero almost everywhere, which protects nobody.
+Modules like any purifier's network: images (N, C, H, W), float, in [0,1] -> the same. Their gradient is that of the identity
+(BPDA, Athalye et al. 2018): their own is zero almost everywhere, which protects nobody.
 """
 
 import io

@@ -51,7 +51,7 @@ class SOAP(Network):
     The gradient of the output is that of the identity, a first guess of an attacker's (BPDA).
 
     Attributes:
-        classifier: what is protected, and attacked: trained with the task, so that a foreign one will not do.
+        classifier: protected and attacked; it was trained with the task, and no other can replace it.
 
     Args:
         classifier: a CIFAR ResNet.
@@ -59,8 +59,8 @@ class SOAP(Network):
         num_steps, step_size: of each descent; 5 steps of 4/255 in the paper.
         epsilon_step, num_epsilons: the epsilons to choose from; 10 of 4/255 and their multiples, besides 0, in the paper.
         mirrored: the views of ``consistency`` are mirror images too (not where left and right mean something).
-        held: at test time the other view of ``consistency`` is a target that stays as it is in each step. The gradient of the
-            whole error moves both, as published; holding it is a variant of ours.
+        held: at test time the other view of ``consistency`` is a constant in each step, a variant of ours; as published, the
+            gradient moves both.
 
     Raises:
         InputError: another classifier or task, or a number that makes no sense.
@@ -97,7 +97,7 @@ class SOAP(Network):
         self.epsilon_step = epsilon_step
         self.mirrored = mirrored
         self.held = held
-        # From where it starts a descent never gets further than this: larger epsilons would all give the same.
+        # A descent never moves further than this: larger epsilons would all give the same.
         reach = math.ceil(num_steps * step_size / epsilon_step - ROUNDING)
         self.levels = min(num_epsilons, reach)
         width = classifier.linear.in_features
@@ -115,7 +115,7 @@ class SOAP(Network):
             )
 
     def auxiliary(self, images: Tensor) -> Tensor:
-        """What the task says of ``images``: logits of the turn (N, 4), restored images, or logits of the class."""
+        """The task's output for ``images``: logits of the turn (N, 4), restored images, or logits of the class."""
         return self.answer(self.classifier.features(images), images.shape[-2:])
 
     def answer(self, features: Tensor, size: Sequence[int]) -> Tensor:
@@ -161,12 +161,12 @@ class SOAP(Network):
         zero = torch.zeros_like(share)
         rows = torch.stack([sign * share, zero, across]), torch.stack([zero, share, down])
         grid = F.affine_grid(torch.stack(rows).permute(2, 0, 1), list(images.shape), align_corners=False)
-        # Nearest pixels, as theirs: smoothing would take a part of the perturbation away before it is looked for.
+        # Nearest pixels, as theirs: smoothing would remove a part of the perturbation beforehand.
         return F.grid_sample(images, grid, mode="nearest", padding_mode="border", align_corners=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify ``images`` (N, 3, H, W), float, in [0,1]; same shape, dtype and range."""
-        # Gradients are needed here in whatever mode the caller is.
+        # Gradients are needed whatever the caller's mode.
         with torch.inference_mode(False), torch.enable_grad():
             best = images.detach().clone()
             lowest = self._error_now(best)
@@ -180,7 +180,7 @@ class SOAP(Network):
     def _descents(self, start: Tensor) -> list[Tensor]:
         """Where the descents of all epsilons above 0 end.
 
-        They go together until the ball of one is too small: up to there one gradient serves all, which leaves 11 of 25.
+        They share gradients until the ball of one is too small: 11 passes instead of 25.
         """
         epsilons = [level * self.epsilon_step for level in range(1, self.levels + 1)]
         together, apart = start, dict[int, Tensor]()  # by the number of the epsilon

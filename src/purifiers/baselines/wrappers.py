@@ -1,4 +1,4 @@
-"""Options of any purifier, as purifiers around it: gradient steps or noise before the pass, a share of the input after it."""
+"""Wrappers around any purifier: gradient steps or noise before the pass, a share of the input after it."""
 
 import math
 
@@ -12,7 +12,7 @@ from purifiers.registry import NETWORKS
 
 
 class Wrapper(Network):
-    """Base: what goes around the network of a purifier."""
+    """Base of wrappers around the network of a purifier."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Noisy(Wrapper):
         InputError: a number that makes no sense.
     """
 
-    not_exportable = "it draws random numbers, so that its file could not be checked; export what it is around"
+    not_exportable = "it draws random numbers, so that its file could not be checked; export its base"
 
     def __init__(self, base: nn.Module, sigma: float = 0.05, epsilon: float = 16 / 255) -> None:
         super().__init__(base)
@@ -99,8 +99,8 @@ class Noisy(Wrapper):
 class Blend(Wrapper):
     """Let a share of the input pass around the purifier: ``share * x + (1 - share) * f(x)``.
 
-    A purifier that redraws the image withstands an attacker who knows it only because nothing passes around its latent. The
-    share trades that for likeness to the input: 0 is the purifier, 1 the input.
+    A purifier that redraws the image is robust against an attacker who knows it because nothing passes around its latent. The
+    share trades that for similarity to the input: 0 is the purifier, 1 the input.
 
     Args:
         base: a purifier's network.

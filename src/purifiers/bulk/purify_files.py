@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,39 +14,37 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from purifiers.bulk.comparison import side_by_side
 from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
+from purifiers.bulk.side_by_side import side_by_side
 from purifiers.console import progress
 from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, png_text, read_image
-from purifiers.errors import ConfigError, DataError, MissingFileError
+from purifiers.errors import ConfigError, DataError, MissingFileError, first_line
 from purifiers.purifier import Purifier
 from purifiers.registry import fingerprint
 from purifiers.storage import atomic_path, write_text
 
 MAX_PIXELS = 50_000_000
-"""Of an image, if nothing else is said."""
+"""Of an image, by default."""
 MARK = "purifiers"
-"""The PNG text that says which purifier made a file, and of which state of its source."""
+"""The PNG text with the purifier that made a file, and the state of its source."""
 FAILED_FILE = "failed.txt"
 FAILED_TITLE = "# Images that 'purifiers purify' could not clean, and why\n"
-WAITING = 1024
-"""Files whose size is known, at most, before a batch of fewer images than fit into it is begun."""
 AHEAD = 2
 """Batches that are decoded while one is purified and one written."""
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What would fail for every further file too."""
+"""Errors that every further file would meet too."""
 
 
 @dataclass
 class BulkResult:
-    """What happened to the files.
+    """Counts of files.
 
     Attributes:
         purified: how many were purified.
         replaced: how many of these had been made by another purifier before.
         skipped: how many were there already.
-        animated: of how many the first of several frames was taken.
-        failed: which failed, with why.
+        animated: of how many only the first of several frames was purified.
+        failed: which failed, and why.
     """
 
     purified: int = 0
@@ -55,9 +53,9 @@ class BulkResult:
     animated: int = 0
     failed: list[str] = field(default_factory=list)
 
-    def fail(self, reason: str) -> None:
-        """Note a failure; names that are not UTF-8 are made printable."""
-        self.failed.append(reason.encode("utf-8", "backslashreplace").decode())
+    def fail(self, *reasons: str) -> None:
+        """Add failures; names that are not UTF-8 are made printable."""
+        self.failed += [reason.encode("utf-8", "backslashreplace").decode() for reason in reasons]
 
 
 @dataclass
@@ -78,12 +76,12 @@ def purify_files(
     max_pixels: int = MAX_PIXELS,
     compare: Path | None = None,
 ) -> BulkResult:
-    """Purify an image file, or every image below a folder, into PNG files of the same names and tree.
+    """Purify an image file, or every image below a folder, into PNG files (lossless) of the same names and tree.
 
-    PNG because it loses nothing. Images of equal size are purified together; memory stays bounded, whatever their number
-    and sizes. What is there already, made by this purifier from the same state of its source, is skipped: the same call goes
-    on after an interruption. A file that cannot be read or written stops nothing and is reported, below a folder also in
-    ``failed.txt`` of ``target``.
+    Images of equal size are purified together; memory stays bounded, whatever their number and sizes. Files that this
+    purifier made already from the same state of their source are skipped, so the same call resumes after an interruption.
+    A file that cannot be read or written stops nothing and is reported; below a folder also in ``failed.txt`` of
+    ``target``.
 
     Args:
         purifier: on its device.
@@ -94,40 +92,45 @@ def purify_files(
         compare: a folder for pictures of the original, the purified image and their difference, side by side.
 
     Raises:
-        MissingFileError: ``source`` does not exist, or holds no image.
-        ConfigError: ``target`` or ``compare`` lie inside one another or ``source``, or are of the other sort; a purifier that
-            does not take RGB.
+        MissingFileError: ``source`` does not exist, or there is no image in it.
+        ConfigError: ``target`` or ``compare`` lie inside one another or ``source``, or one is a file and should be a folder;
+            a purifier that does not take RGB.
         OSError: the disk is full or read-only.
     """
     refuse_other_channels(purifier)
     result = BulkResult()
-    jobs = _jobs(source, target, compare, result)
-    with progress("purifying", len(jobs)) as advance:
-        _Bulk(purifier, overwrite, max_pixels, result, advance).run(jobs)
-    if source.is_dir():
-        with suppress(OSError):  # where nothing can be written, the failures say so
-            _list_failed(target / FAILED_FILE, result.failed)
-    return result
-
-
-def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) -> list[_Job]:
     if not source.exists():
         raise MissingFileError(f"there is no file or folder {source}")
     if compare is not None and compare.exists() and not compare.is_dir():
         raise ConfigError(f"{compare} is a file; give a folder for the comparisons")
-    if source.is_file():
-        if source.suffix.lower() not in SUFFIXES:
-            raise ConfigError(f"{source} is no image that can be read here ({', '.join(SUFFIXES)})")
-        if not target.is_dir() and target.suffix.lower() != ".png":
-            raise ConfigError(f"{target} must end in .png, or be a folder that is there: PNG is what is written")
-        purified = target / f"{source.stem}.png" if target.is_dir() else target
-        comparison = compare and compare / purified.name
-        for path in (purified, comparison):
-            if path is not None and path.resolve() == source.resolve():
-                raise ConfigError(f"this would write over {source}; give another name")
-        if comparison is not None and comparison.resolve() == purified.resolve():
-            raise ConfigError(f"the comparison would be written over {purified}; give another folder")
-        return [_Job(source, purified, comparison)]
+    find_jobs = _one_job if source.is_file() else _jobs
+    jobs = find_jobs(source, target, compare, result)
+    with progress("purifying", len(jobs)) as advance:
+        _Bulk(purifier, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
+    if source.is_dir():
+        with suppress(OSError):  # if nothing can be written, the failures say so
+            listed = target / FAILED_FILE
+            if result.failed:
+                write_text(listed, FAILED_TITLE + "\n".join(result.failed) + "\n")
+            elif listed.is_file() and listed.read_text(errors="replace").startswith(FAILED_TITLE):
+                listed.unlink()
+    return result
+
+
+def _one_job(source: Path, target: Path, compare: Path | None, _: BulkResult) -> list[_Job]:
+    if source.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"{source} is no image that can be read here ({', '.join(SUFFIXES)})")
+    if not target.is_dir() and target.suffix.lower() != ".png":
+        raise ConfigError(f"{target} must end in .png, or be an existing folder: files are written as PNG")
+    purified = target / f"{source.stem}.png" if target.is_dir() else target
+    comparison = compare and compare / purified.name
+    paths = [path.resolve() for path in (source, purified, comparison) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise ConfigError(f"{source}: the result would write over it, or over the comparison; give another name or folder")
+    return [_Job(source, purified, comparison)]
+
+
+def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) -> list[_Job]:
     if target.is_file():
         raise ConfigError(f"{source} is a folder, {target} a file; give a folder to write to")
     if target.resolve().is_relative_to(source.resolve()):
@@ -139,10 +142,9 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
         raise ConfigError(f"the comparisons need a folder apart from {source} and {target}; {compare} is not")
     problems: list[OSError] = []
     files = image_files(source, problems.append)
-    for problem in problems:
-        result.fail(f"{os.fsdecode(problem.filename)}: {problem.strerror}")
     if not files and not problems:
         raise MissingFileError(f"no image below {source} ({', '.join(SUFFIXES)})")
+    result.fail(*(f"{os.fsdecode(problem.filename)}: {problem.strerror}" for problem in problems))
     taken: dict[Path, Path] = {}
     for file in files:
         name = file.relative_to(source).with_suffix(".png")
@@ -151,20 +153,18 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
     return [_Job(file, target / name, compare and compare / name) for name, file in taken.items()]
 
 
+@dataclass
 class _Bulk:
     """The work: threads decode ahead and encode behind, while the network runs in this one."""
 
-    def __init__(
-        self, purifier: Purifier, overwrite: bool, max_pixels: int, result: BulkResult, advance: Callable[[int], None]
-    ) -> None:
-        self.purifier = purifier
-        self.made_by = fingerprint(purifier.network)[:16]
-        self.overwrite = overwrite
-        self.max_pixels = max_pixels
-        self.result = result
-        self.advance = advance
-        self.pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-        self.writing: list[tuple[_Job, Future[None]]] = []
+    purifier: Purifier
+    made_by: str
+    overwrite: bool
+    max_pixels: int
+    result: BulkResult
+    advance: Callable[[int], None]
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(min(4, os.cpu_count() or 1)))
+    writing: list[tuple[_Job, Future[None]]] = field(default_factory=list)
 
     def run(self, jobs: Sequence[_Job]) -> None:
         """Do them all."""
@@ -174,15 +174,15 @@ class _Bulk:
                 ahead.append([(job, self.pool.submit(read_image, job.original, max_pixels=self.max_pixels)) for job in batch])
                 if len(ahead) > AHEAD:
                     self.purify(ahead.popleft())
-            while ahead:
-                self.purify(ahead.popleft())
+            for decoding in ahead:
+                self.purify(decoding)
             self.settle()
         finally:
-            self.pool.shutdown(cancel_futures=True)  # what is being written is finished, or was never there
+            self.pool.shutdown(cancel_futures=True)  # files that are being written are completed
 
     def batches(self, jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-        """What is to be done, in groups of equal size; only headers are read here."""
-        waiting: dict[tuple[int, int], list[_Job]] = {}
+        """The unfinished jobs, in groups of equal size; only headers are read here."""
+        waiting: dict[tuple[int, int], list[_Job]] = defaultdict(list)
         for job in jobs:
             try:
                 if self.is_done(job):
@@ -193,16 +193,13 @@ class _Bulk:
             except (DataError, OSError) as error:
                 self.fail(job, error)
                 continue
-            group = waiting.setdefault(size, [])
-            group.append(job)
-            if len(group) * size[0] * size[1] >= BATCH_PIXELS:
+            waiting[size].append(job)
+            if len(waiting[size]) * size[0] * size[1] >= BATCH_PIXELS:
                 yield waiting.pop(size)
-            elif sum(map(len, waiting.values())) >= WAITING:
-                yield waiting.pop(max(waiting, key=lambda one: len(waiting[one])))
         yield from waiting.values()
 
     def is_done(self, job: _Job) -> bool:
-        """Is the purified file there, from this purifier and this state of the source?"""
+        """Whether the purified file is there, made by this purifier from this state of the source."""
         about = job.original.stat()
         job.mark = f"{self.made_by} {about.st_size} {about.st_mtime_ns}"
         if self.overwrite or not os.path.lexists(job.purified):
@@ -214,8 +211,8 @@ class _Bulk:
         return mark == job.mark and (job.comparison is None or job.comparison.exists())
 
     def purify(self, batch: Sequence[tuple[_Job, Future[Picture]]]) -> None:
-        """Purify a batch that is being decoded, and hand it over to be written."""
-        groups: dict[tuple[int, int], list[tuple[_Job, Picture]]] = {}
+        """Purify a batch that is being decoded, and start to write it."""
+        groups: dict[tuple[int, int], list[tuple[_Job, Picture]]] = defaultdict(list)
         for job, future in batch:
             try:
                 picture = future.result()
@@ -223,14 +220,14 @@ class _Bulk:
                 self.fail(job, error)
             else:
                 self.result.animated += picture.animated
-                groups.setdefault(picture.colours.size, []).append((job, picture))
+                groups[picture.colours.size].append((job, picture))
         for group in groups.values():
             done = self.purify_group(group)
             self.settle()
             self.writing = [(job, self.pool.submit(_write, job, picture, pixels)) for job, picture, pixels in done]
 
     def purify_group(self, group: Sequence[tuple[_Job, Picture]]) -> list[tuple[_Job, Picture, np.ndarray]]:
-        """Purify pictures of one size; if that fails, one by one, so that each answers for itself."""
+        """Purify pictures of one size; if that fails, one by one, so that a picture fails alone."""
         try:
             stacked = torch.from_numpy(np.stack([np.asarray(picture.colours) for _, picture in group]))
             purified = purify_pixels(self.purifier, stacked.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
@@ -242,7 +239,7 @@ class _Bulk:
         return [(job, picture, pixels) for (job, picture), pixels in zip(group, purified, strict=True)]
 
     def settle(self) -> None:
-        """Wait for what is being written, and count it."""
+        """Wait for the files that are being written, and count them."""
         for job, future in self.writing:
             try:
                 future.result()
@@ -257,10 +254,8 @@ class _Bulk:
         self.writing = []
 
     def fail(self, job: _Job, error: Exception, doing: str = "") -> None:
-        """Note what was wrong with a file, and at what."""
-        reason = (error.strerror if isinstance(error, OSError) else None) or (str(error) or type(error).__name__).splitlines()[
-            0
-        ]
+        """Report that a file failed, and where."""
+        reason = getattr(error, "strerror", None) or first_line(error)
         self.result.fail(reason if str(job.original) in reason else f"{job.original}: {doing}{reason}")
         self.advance(1)
 
@@ -273,17 +268,8 @@ def _write(job: _Job, picture: Picture, pixels: np.ndarray) -> None:
     if picture.alpha is not None:
         purified.putalpha(picture.alpha)
     text = PngImagePlugin.PngInfo()
-    text.add_text(MARK, job.mark)
-    for key, value in picture.text.items():
-        if key != MARK:
-            text.add_text(key, value)
+    for key, value in {**picture.text, MARK: job.mark}.items():
+        text.add_text(key, value)
     about: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
     with atomic_path(job.purified) as temporary:
         purified.save(temporary, pnginfo=text, **{key: value for key, value in about.items() if value is not None})
-
-
-def _list_failed(path: Path, failed: Sequence[str]) -> None:
-    if failed:
-        write_text(path, FAILED_TITLE + "\n".join(failed) + "\n")
-    elif path.is_file() and path.read_text(errors="replace").startswith(FAILED_TITLE):
-        path.unlink()

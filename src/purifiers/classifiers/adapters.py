@@ -1,4 +1,4 @@
-"""What stands between images in [0,1] and a classifier that wants them otherwise: small modules, all differentiable."""
+"""Small differentiable modules between images in [0,1] and a classifier that takes them in another form."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -75,11 +75,11 @@ class Resized(nn.Module):
 
 
 class Fixed(nn.Module):
-    """A network whose mode is what it is, such as an exported program, which refuses ``eval()`` and ``train()``.
+    """A network of one mode, such as an exported program, which refuses ``eval()`` and ``train()``.
 
     Args:
         network: the same in every mode.
-        about: anything that tells it from others and that its weights do not show; a part of the fingerprint.
+        about: distinguishes it from others of the same weights; a part of the fingerprint.
     """
 
     def __init__(self, network: nn.Module, about: str = "") -> None:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from purifiers.classifiers.adapters import Fixed
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line
+from purifiers.storage import lfs_hint
 
 HOW = (
     'export it like this:  batch = torch.export.Dim("batch");  torch.export.save(torch.export.export(classifier.eval(), '
@@ -22,14 +23,13 @@ HOW = (
 )
 """How a file has to be made."""
 LARGEST = 10_000
-"""Images in any batch that is ever asked for, generously."""
+"""An upper bound on the images of any batch."""
 
 
 def load_exported(path: Path) -> nn.Module:
     """The classifier in a ``.pt2`` file of ``torch.export.save``, on the CPU.
 
-    Such a file is code, as a module of Python is: torch evaluates expressions that stand in it. Pickled objects are refused,
-    and still only files should be opened that one would run.
+    Such a file is code: torch evaluates expressions in it. Pickled objects are refused, but open only files that you would run.
 
     Raises:
         MissingFileError: no such file.
@@ -39,6 +39,8 @@ def load_exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise MissingFileError(f"no exported classifier at {path}")
     content = path.read_bytes()
+    if hint := lfs_hint(content):
+        raise CheckpointError(f"{path} is {hint}")
     # What torch.export would unpickle besides tensors; names stand uncompressed in the archive.
     if re.search(rb"(?i)(custom|opaque)_obj_\d", content):
         raise CheckpointError(f"{path} holds pickled objects, which can run code when they are opened, so it is not read")
@@ -57,7 +59,7 @@ def load_exported(path: Path) -> nn.Module:
 
 @contextmanager
 def _without_pickle() -> Iterator[None]:
-    """Tensors only, whatever ``torch.export.load`` falls back to, and no traceback in the log of what we tell in words."""
+    """Tensors only, whatever ``torch.export.load`` falls back to; and it logs no traceback, as an error of ours follows."""
     name, disabled = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", logging.root.manager.disable
     before = os.environ.get(name)
     os.environ[name] = "1"

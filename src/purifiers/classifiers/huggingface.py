@@ -1,6 +1,5 @@
 """Image classifiers of Hugging Face transformers, by folder or by name on the hub, as plain modules: images -> logits."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,27 +14,25 @@ from purifiers.console import say
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line, require
 from purifiers.registry import CONFIG_FILE
-from purifiers.weights import HUB
 
 PREPROCESSOR = "preprocessor_config.json"
-_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.ckpt")
 
 
 def load_transformers(
     where: str, data: ImageSet, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> nn.Module:
-    """The image classifier at ``where``, a folder or a name on the hub, on the CPU, and a line that says what is in it.
+    """The image classifier at ``where``, a folder or a name on the hub, on the CPU; a printed line describes it.
 
     Its normalisation is ``mean`` and ``std``, or else that of its preprocessor_config.json. Images of another size than that
-    file asks for are resized in it. Where its labels are the data's classes in another order, its logits are put in the data's.
+    file has are resized in it. Where its labels are the data's classes in another order, its logits are put in the data's.
 
     Raises:
-        ConfigError: transformers is not installed; it is no image classifier, or needs code of its own, or something of its
-            preprocessing cannot be done here; neither a file nor the call gives a normalisation.
+        ConfigError: transformers is not installed; it is no image classifier or a multi-label one, or needs code of its own,
+            or something of its preprocessing cannot be done here; neither a file nor the call gives a normalisation.
         MissingFileError: no such folder, no weights as safetensors, or the hub cannot be reached or has no such model.
         CheckpointError: its weights are damaged or not complete.
     """
-    local = _checked_folder(where)
+    local = _is_folder(where)
     network = _load(where, local)
     settings = _preprocessing(where, local)
     if not mean or not std:
@@ -82,33 +79,24 @@ class _Logits(nn.Module):
         return logits if self.order is None else logits[:, self.order]
 
 
-def _checked_folder(where: str) -> bool:
-    """Is it a folder, rather than a name on the hub? What can be wrong with a folder is told here."""
+def _is_folder(where: str) -> bool:
+    """Is it a folder, rather than a name on the hub? What can be missing in one is told here."""
     folder = Path(where)
     if not folder.is_dir():
         if where.count("/") > 1 or where.startswith((".", "/", "~")):
             raise MissingFileError(f"there is no folder {where}")
         return False
-    try:
-        config: Any = json.loads((folder / CONFIG_FILE).read_text())
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{folder} holds no {CONFIG_FILE}, which every Hugging Face model has") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} is damaged ({error})") from error
-    if isinstance(config, dict) and "network" in config:
-        raise ConfigError(f"{folder} was saved by this library, not by transformers: leave out '{HUB}'")
+    if not (folder / CONFIG_FILE).is_file():
+        raise MissingFileError(f"{folder} holds no {CONFIG_FILE}, which every Hugging Face model has")
     if not any(folder.glob("*.safetensors")):
-        others = sorted(file.name for pattern in _OTHER_WEIGHTS for file in folder.glob(pattern))
-        if not others:
-            raise MissingFileError(f"{folder} holds no weights: no model.safetensors beside its {CONFIG_FILE}")
-        raise MissingFileError(_NO_SAFETENSORS.format(where=folder, found=f", only {', '.join(others)}"))
+        raise MissingFileError(_NO_SAFETENSORS.format(where=folder))
     return True
 
 
 _NO_SAFETENSORS = (
-    "'{where}' holds no weights as safetensors{found}: pickles can run code when they are opened, so they are not read. If you "
-    "trust them, write them anew with  transformers.AutoModelForImageClassification.from_pretrained('{where}')"
-    ".save_pretrained('NEW')  and give the folder NEW"
+    "'{where}' holds no weights as safetensors: pickles can run code when they are opened, so they are not read. If you trust "
+    "them, write them anew with  transformers.AutoModelForImageClassification.from_pretrained('{where}')"
+    ".save_pretrained('NEW')  and pass the folder NEW"
 )
 
 
@@ -123,9 +111,11 @@ def _load(where: str, local: bool) -> Any:
         raise CheckpointError(f"the weights of '{where}' are damaged ({error}); copy or download them again") from error
     except OSError as error:
         if "safetensors" in str(error):
-            raise MissingFileError(_NO_SAFETENSORS.format(where=where, found="")) from error
+            raise MissingFileError(_NO_SAFETENSORS.format(where=where)) from error
+        if local:
+            raise CheckpointError(f"{Path(where) / CONFIG_FILE} is damaged ({first_line(error)})") from error
         raise MissingFileError(
-            f"cannot get '{where}' from the Hugging Face hub: {first_line(error)} Without a network give the folder of a "
+            f"cannot get '{where}' from the Hugging Face hub: {first_line(error)} Without a network pass the folder of a "
             "downloaded model"
         ) from error
     except (ValueError, RuntimeError, ImportError, KeyError) as error:
@@ -139,12 +129,16 @@ def _load(where: str, local: bool) -> Any:
             f"'{where}' holds no weights for {', '.join(missing[:4])}{' and others' if len(missing) > 4 else ''}, which "
             "would be drawn at random: is it a model without a trained classifier on top?"
         )
+    if network.config.problem_type == "multi_label_classification":
+        raise ConfigError(
+            f"'{where}' is a multi-label classifier, whose classes do not exclude each other; one class an image is needed"
+        )
     return network.float()  # some are stored in half precision, in which attacks lose their epsilon
 
 
 @contextmanager
 def _quiet(local: bool) -> Iterator[None]:
-    """What transformers says while it loads is told here in one line or as an error; only downloads keep their bar."""
+    """Silence transformers while it loads: one line or an error of ours reports it; only downloads keep their bar."""
     logging = require("transformers.utils.logging")
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

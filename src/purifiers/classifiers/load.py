@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.classifiers.adapters import Fixed, Grey
-from purifiers.classifiers.probes import are_probabilities, is_random, relative_difference
+from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, relative_difference
 from purifiers.classifiers.sources import open_source
 from purifiers.console import say
 from purifiers.data import ImageSet, slices, to_float
@@ -20,7 +20,7 @@ NOISE = ImageSet(
 )
 """What stands for images of which nothing is known."""
 ALONE = 1e-2
-"""An image's logits, asked alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
+"""An image's logits, alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
 half precision by about this much; BatchNorm in training mode does far more."""
 
 
@@ -60,6 +60,12 @@ def load_classifier(
             return _for_channels(classifier, source, to_float(NOISE.images).to(device))
         except ConfigError:  # it may take another size
             return classifier
+    return adapt_classifier(classifier, source, data)
+
+
+def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
+    """``classifier``, in evaluation mode and called ``source`` in messages, checked on ``data``: as it is, or behind a
+    conversion to grey; see :func:`load_classifier`."""
     images = to_float(data.images[:2])
     classifier = _for_channels(classifier, source, images)
     check_classifier(classifier, source, images, data.classes)
@@ -88,7 +94,7 @@ def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
             if fingerprint(classifier) != before[name]:
                 raise InputError(
                     f"the weights or statistics of {name} changed while it was used; a classifier is only read: does its "
-                    "forward change it? Nothing that was measured with it holds"
+                    "forward change it? All that was measured with it is invalid"
                 )
 
     return compare
@@ -113,13 +119,13 @@ def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Modu
 
 def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
     try:
-        logits = classifier(images)
+        logits = classifier(images.clone())  # which it may change in place
     except Exception as error:
         hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
         raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {located(error)}{hint}") from error
     if not isinstance(logits, Tensor):
         hint = (
-            "give the folder or hub name of a transformers model, or return .logits"
+            "pass the folder or hub name of a transformers model, or return .logits"
             if hasattr(logits, "logits")
             else "return the logits alone"
         )
@@ -134,7 +140,6 @@ def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
     return logits
 
 
-@torch.enable_grad()  # whatever the caller has
 def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str] = ()) -> None:
     """Refuse a classifier that cannot be defended or attacked; see :func:`load_classifier`.
 
@@ -148,64 +153,65 @@ def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes
         ConfigError: says what is wrong.
     """
     before = fingerprint(classifier)
-    images = images.clone().requires_grad_(True)
-    logits = _logits(classifier, source, images)
+    with torch.no_grad():
+        logits, alone = (_logits(classifier, source, batch) for batch in (images, images[:1]))
     if classes and logits.shape[1] != len(classes):
         named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise ConfigError(
-            f"the classifier '{source}' tells {logits.shape[1]} classes apart, and the images have {len(classes)} ({named}): "
-            "they need one class each, in the same order"
+            f"the classifier '{source}' has {logits.shape[1]} classes, and the images have {len(classes)} ({named}): they need "
+            "the same classes, in the same order"
         )
     if not logits.isfinite().all():
         raise ConfigError(f"the classifier '{source}' must return finite logits; those of the first images are not")
-    if are_probabilities(logits.detach()).all():
+    if are_probabilities(logits).all():
         say(
             f"warning: the outputs of the classifier '{source}' lie in [0,1] and sum to 1: they are probabilities, whose "
-            "gradient vanishes, so that attacks look weaker than they are; give the logits, from before the softmax"
+            "gradient vanishes, so that attacks look weaker than they are; return the logits, from before the softmax"
         )
-    _check_gradient(classifier, source, images, logits)
-    images = images.detach()
-    with torch.no_grad():
-        alone = _logits(classifier, source, images[:1])
     random = is_random(classifier, images)
     if fingerprint(classifier) != before:
         raise ConfigError(
-            f"the classifier '{source}' changes when it is asked, as BatchNorm in training mode does; it has to stay as it is: "
-            "let nothing call train() in its forward, and export it after eval()"
+            f"the classifier '{source}' changes when it is called, as BatchNorm in training mode does; it has to stay as it "
+            "is: let nothing call train() in its forward, and export it after eval()"
         )
     if random:
         raise ConfigError(
-            f"the classifier '{source}' gives other logits when asked about the same images again; it has to be deterministic: "
-            "is there dropout or noise that evaluation mode does not switch off?"
+            f"the classifier '{source}' returns different logits for the same images; it has to be deterministic: is there "
+            "dropout or noise that evaluation mode does not switch off?"
         )
-    if (relative_difference(logits[:1].detach(), alone) > ALONE).any():
+    if (relative_difference(logits[:1], alone) > ALONE).any():
         raise ConfigError(
-            f"the classifier '{source}' gives an image other logits alone than in a batch: is there BatchNorm that evaluation "
-            "mode does not switch to its running statistics?"
+            f"the classifier '{source}' returns different logits for an image alone and in a batch: is there BatchNorm that "
+            "evaluation mode does not switch to its running statistics?"
         )
+    _check_gradient(classifier, source, images, logits)
 
 
 def _check_gradient(classifier: nn.Module, source: str, images: Tensor, logits: Tensor) -> None:
     without = f"the classifier '{source}' passes no gradient to its input; it cannot be attacked or trained against"
-    if not logits.requires_grad:
-        raise ConfigError(without)
-    # Weights that differ, as softmax and the like add up to a constant.
-    weighted = (logits.float() * torch.arange(1.0, logits.shape[1] + 1, device=logits.device)).sum()
     try:
-        (gradient,) = torch.autograd.grad(weighted, images, allow_unused=True)
+        gradient = gradient_at(classifier, images)
     except RuntimeError as error:
         raise ConfigError(f"{without} ({error})") from error
-    if gradient is None or not gradient.isfinite().all():
-        raise ConfigError(without if gradient is None else f"the gradient of the classifier '{source}' is not finite")
-    # One that says the same of all images has no gradient either, and is told of where its accuracy is.
-    if not gradient.any() and len(logits) > 1 and not torch.equal(logits[0], logits[1]):
-        raise ConfigError(f"{without}: it is zero everywhere; does the classifier round or threshold its images?")
+    if not gradient.isfinite().all():
+        raise ConfigError(f"the gradient of the classifier '{source}' is not finite")
+    # One with the same logits for all images has no gradient either; its accuracy shows that.
+    if not gradient.any() and not torch.equal(logits[0], logits[-1]):
+        raise ConfigError(f"{without}: does it detach, round or threshold its images?")
 
 
 def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:
-    """Share of ``data`` that is classified correctly, in [0,1]; the classifier should be in evaluation mode."""
-    matches = torch.zeros((), dtype=torch.int64, device=data.images.device)
+    """Share of ``data`` that is classified correctly, in [0,1]; the classifier should be in evaluation mode.
+
+    Raises:
+        InputError: it returns logits that are not finite.
+    """
+    matches, odd = torch.zeros(2, dtype=torch.int64, device=data.images.device)
     with torch.no_grad():
         for batch in slices(len(data), batch_size):
-            matches += (classifier(to_float(data.images[batch])).argmax(1) == data.labels[batch]).sum()
+            logits = classifier(to_float(data.images[batch]))
+            matches += (logits.argmax(1) == data.labels[batch]).sum()
+            odd += (~logits.isfinite().all(1)).sum()
+    if odd:
+        raise InputError(f"the classifier returns NaN or infinite logits for {int(odd)} of {len(data)} images of '{data.name}'")
     return matches.item() / len(data)

@@ -1,4 +1,4 @@
-"""What a model does when it is called: is it random, are its outputs probabilities, what is its gradient?"""
+"""Short tests of a model: is it random, are its outputs probabilities, what is its gradient?"""
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,13 @@ def are_probabilities(outputs: Tensor) -> Tensor:
 
 
 def is_random(model: nn.Module, images: Tensor) -> bool:
-    """Does ``model`` give other outputs for the same ``images`` (N, C, H, W), asked twice with different random states? What
-    rounding may do (``RANDOM``) is not random."""
+    """Does ``model`` return different outputs for the same ``images`` (N, C, H, W) with different random states, by more than
+    rounding may do (``RANDOM``)?"""
     with torch.no_grad():
         outputs = []
         for seed in (0, 1):
             with reproducible(seed, images.device):
-                outputs.append(model(images))
+                outputs.append(model(images.clone()))  # which it may change in place
     return bool((relative_difference(*outputs).nan_to_num(0) > RANDOM).any())
 
 
@@ -38,7 +38,7 @@ def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
     given = images.clone().requires_grad_(True)
     try:
         with torch.enable_grad(), reproducible(0, images.device):
-            outputs = model(given.view_as(given)).flatten(1)
+            outputs = model(given.clone()).flatten(1)
             weights = torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)
             total = (outputs * weights).sum()
     except InputError:  # the view query

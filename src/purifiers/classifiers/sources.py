@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from purifiers import weights
 from purifiers.classifiers import CLASSIFIER_FORMS
 from purifiers.classifiers.adapters import Normalized
-from purifiers.classifiers.exported import load_exported
+from purifiers.classifiers.exported import HOW, load_exported
 from purifiers.classifiers.huggingface import load_transformers
 from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, nearest
@@ -23,7 +24,7 @@ from purifiers.registry import (
     resolve,
     working_directory_importable,
 )
-from purifiers.weights import HUB
+from purifiers.weights import HUB, MEMORY
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
@@ -52,6 +53,8 @@ def open_source(
     path = weights.locate(source)
     if source.startswith(HUB) or is_transformers(path):
         return load_transformers(source.removeprefix(HUB), data, mean, std)
+    if source.startswith(f"{MEMORY}:"):
+        raise ConfigError(f"'{source}' was passed from Python and is not on disk: name the classifier with --classifier")
     if path.suffix == ".safetensors":
         if is_transformers(path.parent):
             raise ConfigError(f"{path} belongs to a Hugging Face model: give its folder, {path.parent}")
@@ -100,6 +103,10 @@ def _call(source: str) -> nn.Module:
             classifier = build()
     except Exception as error:
         raise ConfigError(f"calling the classifier '{source}' failed: {located(error)}") from error
+    if isinstance(classifier, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"'{source}' returned a TorchScript module, which cannot be frozen: return the module that it was made of, or {HOW}"
+        )
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
     return classifier

@@ -1,32 +1,85 @@
-"""The command line: parses, calls, prints."""
+"""The command line: a table of typed functions, one module each. They parse, call what Python users call, and print.
+
+A function's parameters are its options, its docstring is its help. What it needs is imported in it, so that --help is quick.
+"""
 
 import errno
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
-from purifiers.cli.commands import fail
-from purifiers.cli.parser import make_parser
+import typer
+
+from purifiers.cli.app import app
+from purifiers.cli.audit import audit
+from purifiers.cli.certify import certify
+from purifiers.cli.demo import demo
+from purifiers.cli.evaluate import evaluate
+from purifiers.cli.export import export
+from purifiers.cli.purify import purify
+from purifiers.cli.reproduce import reproduce
+from purifiers.cli.serve import serve
+from purifiers.cli.train import train
 from purifiers.errors import OutOfTime, PurifiersError, explain_missing
+from purifiers.version import __version__
+from purifiers.weights import CLASSIFIERS, PURIFIERS
+
+# Plain text: rich would read names such as [1] or :bug: as markup, and its boxes cut paths.
+cli = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+for _command in (demo, train, evaluate, reproduce, audit, certify, export, purify, serve, app):
+    cli.command()(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"purifiers {__version__}")
+        raise typer.Exit
+
+
+@cli.callback(
+    epilog="Start with 'purifiers demo': it trains and measures everything on a small data set, in minutes. "
+    f"Shipped purifiers: {', '.join(PURIFIERS)}; classifiers: {', '.join(CLASSIFIERS)}."
+)
+def _purifiers(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Make an image classifier robust to adversarial examples without changing it: train a purifier that cleans each image
+    first, measure it, and use it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for an error that the user can mend, 3 at --minutes, 130 after Ctrl-C."""
-    parsed, unknown = make_parser().parse_known_args(arguments)
-    if unknown:
-        parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    """Run a command.
+
+    Args:
+        arguments: those of the command line, by default of this process.
+
+    Returns:
+        The exit status: 0; 1 for an error the user can mend; 2 for a mistyped command; 3 at the time limit; 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with explain_missing():
-            return int(parsed.command(parsed))
-    except OutOfTime as stopped:
-        print(f"purifiers: {stopped}", file=sys.stderr)
-        return 3
+            status = typer.main.get_command(cli).main(arguments, prog_name="purifiers", standalone_mode=False) or 0
+    except typer.TyperException as error:
+        command = getattr(error, "ctx", None)
+        return _fail(
+            f"{error.format_message()}\nTry '{command.command_path if command else 'purifiers'} --help'.", error.exit_code
+        )
+    except OutOfTime as error:
+        return _fail(str(error), 3)
     except PurifiersError as error:
-        return fail(str(error))
+        return _fail(str(error))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; free some space and run the same command again: it goes on where it stopped" if full else ""
-        return fail(f"{error}{advice}")
-    except KeyboardInterrupt:
-        without = " (without --restart)" if "restart" in parsed else ""
-        fail(f"stopped; nothing finished is lost: the same command{without} goes on from there")
-        return 130
+        return _fail(f"{error}{'; free some space, then run the same command again to resume' if full else ''}")
+    if status == 130:
+        restart = " without --restart" if "--restart" in arguments else ""
+        return _fail(f"interrupted; run the same command{restart} to resume", status)
+    return status
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"purifiers: {message}", file=sys.stderr)
+    return status

@@ -3,7 +3,6 @@
 from purifiers.data.datasets import DATASETS, DataSet, load_images, placeholder
 from purifiers.data.images import (
     ImageSet,
-    as_image_set,
     augmented,
     check_images,
     shuffled_batches,
@@ -11,6 +10,7 @@ from purifiers.data.images import (
     to_float,
     to_uint8,
 )
+from purifiers.data.memory import as_image_set
 
 __all__ = [
     "DATASETS",

@@ -17,8 +17,8 @@ class DataSet:
     """A data set by name.
 
     Attributes:
-        load: (split, ...) -> ImageSet; of ``path`` and ``size`` it takes what it understands.
-        classes: the class names, or (path) -> these or None where they cannot be told.
+        load: (split, ...) -> ImageSet; may take ``path`` and ``size``.
+        classes: the class names, or (path) -> these, or None where they are not known.
         size: height and width of the images where no size is given, or (path) -> (height, width) or None.
     """
 
@@ -27,11 +27,11 @@ class DataSet:
     size: int | Callable[[str | None], tuple[int, int] | None] | None = None
 
     def class_names(self, path: str | None = None) -> tuple[str, ...] | None:
-        """The class names, without reading images; None where they cannot be told, as of a folder that is not here."""
+        """The class names, without reading images; None where they are not known, as of a folder that is not here."""
         return self.classes(path) if callable(self.classes) else self.classes
 
     def shape(self, path: str | None = None, size: int | None = None) -> tuple[int, int] | None:
-        """Height and width of the images, of which one at most is read; None where that cannot be told."""
+        """Height and width of the images, of which at most one is read; None where they are not known."""
         if size is None and callable(self.size):
             return self.size(path)
         chosen = size or self.size

@@ -1,4 +1,4 @@
-"""Image files: which there are below a folder, and the one place that decodes them, from a file or from bytes."""
+"""Image files: found below a folder, and decoded, from a file or from bytes, in this one place."""
 
 import io
 import os
@@ -6,19 +6,25 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from purifiers.errors import DataError, ImageTooLargeError
+from purifiers.storage import lfs_hint
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, by content and not by name. Pillow knows more, some of which starts other programs (EPS)."""
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit."""
+PHOTOMETRIC = 262
+"""The tag of a TIFF that says whether zero is black or white."""
+T = TypeVar("T")
 _LIMIT = threading.Lock()
 
 
@@ -27,13 +33,13 @@ class Picture:
     """A decoded image file.
 
     Attributes:
-        colours: RGB, 8 bits, upright; also what is hidden under transparent pixels.
+        colours: RGB, 8 bits, upright; also under transparent pixels.
         alpha: its opacity, 8 bits, of the same size; None if it has none.
         animated: it holds more frames or pages; this is the first.
         icc: the colour profile, if it is one of RGB.
         exif: EXIF without the orientation, as that has been applied, and without the thumbnail; None if there is none.
         dpi: pixels per inch, across and down.
-        text: what a PNG says of itself.
+        text: the texts of a PNG.
     """
 
     colours: Image.Image
@@ -59,7 +65,7 @@ def image_files(folder: Path, problem: Callable[[OSError], None] = lambda error:
 
     Args:
         folder: where to look.
-        problem: is called with what cannot be looked at: a folder without permission, a link to nothing.
+        problem: is called with errors: a folder without permission, a link to nothing.
     """
     found = []
     for home, folders, names in os.walk(folder, onerror=problem):
@@ -74,58 +80,119 @@ def image_files(folder: Path, problem: Callable[[OSError], None] = lambda error:
     return sorted(found)
 
 
-def image_size(file: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
+def image_size(file: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of an image file as they are stored, from its header alone; raises as :func:`read_image` does."""
-    with _opened(file, max_pixels, FORMATS) as opened:
-        return opened.size
+    return _read(file, lambda image: image.size, max_pixels)
 
 
 def png_text(file: Path, key: str) -> str:
-    """What a PNG file of any size says of itself under ``key``, from its header; empty if nothing, or if it is no such file."""
+    """The text of a PNG file of any size under ``key``, from its header; empty if there is none, or if it is no such file."""
     try:
-        with _opened(file, sys.maxsize, ("PNG",)) as opened:
-            return str(opened.info.get(key, ""))
+        return _read(file, lambda image: str(image.info.get(key, "")), sys.maxsize, ("PNG",))
     except DataError:
         return ""
 
 
-def read_image(source: Path | bytes, *, max_pixels: int | None = None, formats: Sequence[str] = FORMATS) -> Picture:
+def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Picture:
     """Decode an image, the way it is meant to be seen.
 
     Turned upright by its EXIF orientation; 16-bit grey scaled, not cut off; CMYK and palettes as RGB; of an animation the
-    first frame. What it is decides its content, not its name.
+    first frame. Its content decides what it is, not its name.
 
     Args:
         source: a file, or the content of one.
         max_pixels: width times height that are allowed; more is refused before anything is decoded, as a few kilobytes can
-            hold a picture that fills the memory. None: Pillow's own limit, 179 million.
+            hold a picture that fills the memory.
         formats: what may be read, in Pillow's names.
 
     Raises:
         ImageTooLargeError: it has more pixels than ``max_pixels``.
         DataError: it is not an image of these formats, or a damaged one, or one of a kind that cannot be shown.
     """
-    with _opened(source, max_pixels, formats) as opened:
-        try:
-            return _decoded(opened)
-        except DataError as error:
-            raise DataError(f"{_named(source)}{error}") from error
-        except Exception as error:  # decoders meet damage with errors of any kind
-            raise DataError(f"{_named(source)}a damaged image: {error}") from error
+    return _read(source, decoded, max_pixels, formats)
 
 
-def read_rgb(source: Path | bytes, *, max_pixels: int | None = None, formats: Sequence[str] = FORMATS) -> Image.Image:
+def read_rgb(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Image.Image:
     """:func:`read_image` as 8-bit RGB, transparency shown over white: what a classifier is given."""
     return read_image(source, max_pixels=max_pixels, formats=formats).over_white()
 
 
-def _named(source: Path | bytes) -> str:
-    return "" if isinstance(source, bytes) else f"{source}: "
+def decoded(opened: Image.Image) -> Picture:
+    """An image that Pillow has opened, the way it is meant to be seen; see :func:`read_image`.
+
+    Raises:
+        DataError: grey of which nothing tells what is white.
+        OSError: of Pillow, where it is damaged.
+    """
+    image = _upright(opened)
+    info = image.info
+    text = {key: str(info.get(key, value)) for key, value in getattr(opened, "text", {}).items()}
+    about: dict[str, Any] = {
+        # MPO: a photograph and its preview.
+        "animated": opened.format != "MPO" and bool(getattr(opened, "is_animated", False)),
+        "icc": _rgb_profile(info.get("icc_profile")),
+        "exif": _exif(image),
+        "dpi": _dpi(info.get("dpi")),
+        # EXIF and the like in an older form, with the orientation that has been applied.
+        "text": {key: value for key, value in text.items() if not key.startswith("Raw profile type")},
+    }
+    if image.mode == "F":
+        raise DataError("floating-point grey, of which nothing says what is white; convert it to 16 or 8 bits")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min(initial=0) < 0 or levels.max(initial=0) > 65535:
+            raise DataError("32-bit grey, of which nothing says what is white; convert it to 16 or 8 bits")
+        if isinstance(clear := info.get("transparency"), int):  # the one grey level that a PNG calls transparent
+            about["alpha"] = Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
+        if getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds up to 8 bits
+            levels = 65535 - levels
+        image = Image.fromarray((levels / 257).round().astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        about["alpha"] = image.getchannel("A")
+    return Picture(image.convert("RGB"), **about)
+
+
+def _read(source: Path | bytes, look: Callable[[Image.Image], T], max_pixels: int, formats: Sequence[str] = FORMATS) -> T:
+    """What ``look`` finds in an image; raises as :func:`read_image` does, with the file's name."""
+    name = "" if isinstance(source, bytes) else f"{source}: "
+    try:
+        try:
+            with _opened(source, max_pixels, formats) as image:
+                return look(image)
+        except ValueError as error:
+            if "MAX_TEXT" not in str(error):
+                raise
+            with _opened(_without_texts(source), max_pixels, formats) as image:
+                return look(image)
+    except DataError as error:
+        raise type(error)(f"{name}{error}") from error
+    except UnidentifiedImageError as error:
+        hint = lfs_hint(source) or f"not an image ({', '.join(formats)} can be read)"
+        raise DataError(f"{name}{hint}") from error
+    except Exception as error:  # decoders meet damage with errors of any kind
+        raise DataError(f"{name}{getattr(error, 'strerror', None) or f'a damaged image: {error}'}") from error
+
+
+def _opened(source: Path | bytes, max_pixels: int, formats: Sequence[str]) -> Image.Image:
+    """The image with nothing read but its header."""
+    if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
+        raise DataError("empty, 0 bytes")
+    with _unlimited():
+        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(formats))
+    width, height = opened.size
+    if width * height > max_pixels:
+        opened.close()
+        raise ImageTooLargeError(
+            f"{width} x {height} are {width * height / 1e6:.1f} megapixels; at most {max_pixels / 1e6:.6g} are read "
+            "(--max-pixels)"
+        )
+    return opened
 
 
 @contextmanager
 def _unlimited() -> Iterator[None]:
-    """Pillow's own limit, which is one for the whole process and does not say how large an image is, lifted for a header."""
+    """Pillow's own limit, which is one for the whole process and does not name an image's size, lifted for a header."""
     with _LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -134,57 +201,27 @@ def _unlimited() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _opened(source: Path | bytes, max_pixels: int | None, formats: Sequence[str]) -> Image.Image:
-    """The image with nothing read but its header."""
+def _without_texts(source: Path | bytes) -> bytes:
+    """A PNG without its texts and profile, of which Pillow reads up to a megabyte each."""
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    kept, start = [content[:8]], 8
+    while start < len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")  # length, name, data, checksum
+        if content[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    opened.load()  # damage shows here
     try:
-        if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
-            raise DataError(f"{_named(source)}empty, 0 bytes")
-        with _unlimited() if max_pixels is not None else nullcontext():
-            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(formats))
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"{_named(source)}not an image ({', '.join(formats)} can be read)") from error
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"{_named(source)}{error}") from error
-    except OSError as error:
-        raise DataError(f"{_named(source)}{error.strerror or f'a damaged image: {error}'}") from error
-    except Exception as error:
-        raise DataError(f"{_named(source)}a damaged image: {error}") from error
-    width, height = opened.size
-    if max_pixels is not None and width * height > max_pixels:
-        opened.close()
-        raise ImageTooLargeError(
-            f"{_named(source)}{width} x {height} are {width * height / 1e6:.1f} megapixels; at most {max_pixels / 1e6:g} are "
-            "read (--max-pixels)"
-        )
-    return opened
-
-
-def _decoded(opened: Image.Image) -> Picture:
-    animated = opened.format != "MPO" and bool(getattr(opened, "is_animated", False))  # MPO: a photograph and its preview
-    image = ImageOps.exif_transpose(opened)
-    info = image.info
-    text = {key: str(info.get(key, value)) for key, value in getattr(opened, "text", {}).items()}
-    about: dict[str, Any] = {
-        "animated": animated,
-        "icc": _rgb_profile(info.get("icc_profile")),
-        "exif": _exif(image),
-        "dpi": _dpi(info.get("dpi")),
-        # EXIF and the like in an older clothing, with the orientation that has been applied.
-        "text": {key: value for key, value in text.items() if not key.startswith("Raw profile type")},
-    }
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.float64)
-        if levels.min(initial=0) < 0 or levels.max(initial=0) > 65535:
-            raise DataError("32-bit grey, of which nothing says what is white; convert it to 16 or 8 bits")
-        image = Image.fromarray((levels / 257).round().astype(np.uint8))
-    if image.mode == "F":
-        raise DataError("floating-point grey, of which nothing says what is white; convert it to 16 or 8 bits")
-    if not image.has_transparency_data:
-        return Picture(image.convert("RGB"), **about)
-    image = image.convert("RGBA")
-    return Picture(image.convert("RGB"), image.getchannel("A"), **about)
+        return ImageOps.exif_transpose(opened)
+    except Exception:  # an entry of EXIF that Pillow reads and cannot write; of such, only the orientation is kept
+        image, orientation = opened.copy(), Image.Exif()
+        orientation[ExifTags.Base.Orientation] = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        image.info["exif"] = orientation.tobytes()
+        return ImageOps.exif_transpose(image)
 
 
 def _rgb_profile(profile: bytes | None) -> bytes | None:
@@ -196,7 +233,7 @@ def _exif(image: Image.Image) -> bytes | None:
     try:
         exif = image.getexif()
         return exif.tobytes() if exif else None
-    except Exception:  # what is said of a picture should not keep it from being read
+    except Exception:  # bad metadata should not keep a picture from being read
         return None
 
 

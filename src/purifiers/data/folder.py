@@ -1,6 +1,6 @@
 """A folder of images, one sub-folder for each class."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from purifiers.console import say
 from purifiers.data.datasets import DATASETS
 from purifiers.data.files import image_files, read_rgb
 from purifiers.data.images import ImageSet
@@ -22,22 +23,25 @@ NAMED = 20
 
 def folder_classes(path: str | None) -> tuple[str, ...] | None:
     """The class names of such a folder, or None if it is not here or not laid out so."""
-    try:
-        return _class_names(_home(Path(path or ""), "train")[0]) if path and Path(path).is_dir() else None
-    except (DataError, MissingFileError, OSError):
-        return None
+    return tuple(_training_files(path)) or None
 
 
 def folder_shape(path: str | None) -> tuple[int, int] | None:
     """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
     try:
-        if not path or not Path(path).is_dir():
-            return None
-        home = _home(Path(path), "train")[0]
-        first = read_rgb(image_files(home / _class_names(home)[0])[0])
+        for files in _training_files(path).values():
+            first = read_rgb(files[0])
+            return first.height, first.width
+    except DataError:
+        pass
+    return None
+
+
+def _training_files(path: str | None) -> dict[str, list[Path]]:
+    try:
+        return _layout(Path(path), "train")[0] if path else {}
     except (DataError, MissingFileError, OSError):
-        return None
-    return first.height, first.width
+        return {}
 
 
 @DATASETS.register("folder", classes=folder_classes, size=folder_shape)
@@ -47,8 +51,8 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     Without folders of its own for the two splits, about a fifth of every class is the test split. Each file's name
     decides for itself, so that files added later move no image from one split to the other. The exception is the one
     image that keeps a split of a very small class from being empty: it is given back when the split has another.
-    Classes are numbered in the alphabetical order of their folders, hidden ones left out; see :func:`read_rgb` for what becomes
-    of pixels.
+    Classes are numbered in the alphabetical order of their folders, hidden ones left out, or in numeric order where all their
+    names are numbers; see :func:`read_rgb` for what becomes of pixels.
 
     Args:
         split: which of the two.
@@ -57,22 +61,34 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
-        MissingFileError: no such folder, or no class folders with images in it.
-        DataError: files that cannot be read, the first 20 named; train and test folders with different classes.
+        MissingFileError: no such folder, or fewer than two class folders.
+        DataError: files that cannot be read, the first 20 named; a class folder without images; train and test folders with
+            different classes.
     """
     if path is None:
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one sub-folder per class")
     files = class_files(Path(path), split)
-    chosen = [(file, label) for label, of_class in enumerate(files.values()) for file in of_class]
-
-    def others() -> list[Path]:
+    if list(files) != sorted(files):
+        say(f"{'classes':<16} numbered as numbers: 10 after 9, and not after 1 as in alphabetical order (torchvision's)")
+    images, unreadable = _read_all((file for of_class in files.values() for file in of_class), size)
+    if unreadable:
         other = class_files(Path(path), "test" if split == "train" else "train")
-        return [file for of_class in other.values() for file in of_class]
-
+        more, also = _read_all((file for of_class in other.values() for file in of_class), size)
+        unreadable += also
+        listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
+        count = len(images) + len(more) + len(unreadable)
+        raise DataError(f"{len(unreadable)} of {count} images cannot be read; mend or remove them:\n  {listed}")
+    shapes = sorted({image.shape[:2] for image in images})
+    if len(shapes) > 1:
+        shorter = sorted(min(image.shape[:2]) for image in images)
+        raise ConfigError(
+            f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; give one, that of the "
+            f"classifier's own training if you know it: --set data.size={shorter[len(shorter) // 2]}"
+        )
     return ImageSet(
         name=Path(path).name,
-        images=_read_all([file for file, _ in chosen], size, others),
-        labels=torch.tensor([label for _, label in chosen], dtype=torch.int64),
+        images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.tensor([label for label, of_class in enumerate(files.values()) for _ in of_class], dtype=torch.int64),
         classes=tuple(files),
     )
 
@@ -83,37 +99,50 @@ def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[P
     Raises:
         MissingFileError, DataError: see there; no file is opened.
     """
+    files, own = _layout(root, split)
+    return files if own else {name: _drawn(root / name, of_class, split) for name, of_class in files.items()}
+
+
+def _layout(root: Path, split: str) -> tuple[dict[str, list[Path]], bool]:
+    """The classes with their files, and whether these are the split's own: in its folder."""
     if not root.is_dir():
         raise MissingFileError(f"there is no folder {root}")
-    home, own_splits = _home(root, split)
-    return {name: _class_files(home / name, split, own_splits) for name in _class_names(home)}
+    # A folder that holds images itself is a class, whatever its name.
+    train, test, val = (_is_split(root / name) for name in ("train", *TEST_FOLDERS))
+    if not (train or test or val):
+        return _classes(root), False
+    if not (train and (test or val)):
+        raise DataError(
+            f"{root} has a folder {'train' if train else 'test' if test else 'val'} of its own; it needs both train and "
+            f"{' or '.join(TEST_FOLDERS)}"
+        )
+    own = {"train": root / "train", "test": root / ("test" if test else "val")}
+    classes = {name: _classes(folder) for name, folder in own.items()}
+    if list(classes["train"]) != list(classes["test"]):
+        raise DataError(f"{own['train']} and {own['test']} do not have the same class folders")
+    return classes[split], True
 
 
-def _home(root: Path, split: str) -> tuple[Path, bool]:
-    """The folder that holds the class folders of a split, and whether it is that split's own."""
-    train, tests = root / "train", [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
-    if not train.is_dir() and not tests:
-        return root, False
-    if not train.is_dir() or not tests:
-        found = train if train.is_dir() else tests[0]
-        raise DataError(f"{root} has a folder {found.name} of its own; it needs both train and {' or '.join(TEST_FOLDERS)}")
-    if _class_names(train) != _class_names(tests[0]):
-        raise DataError(f"{train} and {tests[0]} do not have the same class folders")
-    return (train if split == "train" else tests[0]), True
+def _is_split(folder: Path) -> bool:
+    return folder.is_dir() and not any(file.parent == folder for file in image_files(folder))
 
 
-def _class_names(home: Path) -> tuple[str, ...]:
-    entries = [entry for entry in home.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    names = tuple(sorted(entry.name for entry in entries if image_files(entry)))
+def _classes(home: Path) -> dict[str, list[Path]]:
+    """The class folders in ``home``, in the order of their labels, with their images."""
+    names = sorted(entry.name for entry in home.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
     if len(names) < 2:
         raise MissingFileError(f"{home} needs at least two sub-folders with images, one for each class; found {len(names)}")
-    return names
+    files = {name: image_files(home / name) for name in names}
+    empty = [str(home / name) for name in names if not files[name]]
+    if empty:
+        raise DataError(f"every folder is a class, and there is no image in {', '.join(empty)}: add some, or remove the folder")
+    return files
 
 
-def _class_files(folder: Path, split: str, own_splits: bool) -> list[Path]:
-    files = image_files(folder)
-    if own_splits:
-        return files
+def _drawn(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """The files of a split, of a class that has no folders for them."""
     if len(files) < 2:
         raise DataError(f"{folder} has one image; a class needs at least 2, one to train on and one to test on")
     draws = {file: seed_for(0, folder.name, str(file.relative_to(folder))) / 2**32 for file in files}
@@ -123,35 +152,16 @@ def _class_files(folder: Path, split: str, own_splits: bool) -> list[Path]:
     return [file for file in files if (file in tests) == (split == "test")]
 
 
-def _read_all(files: list[Path], size: int | None, others: Callable[[], list[Path]]) -> torch.Tensor:
-    """The images of ``files``; where one cannot be read, those of ``others`` that cannot be either are told with it."""
-    arrays: list[np.ndarray] = []
-    unreadable: list[str] = []
-
-    def read(file: Path) -> Image.Image | None:
+def _read_all(files: Iterable[Path], size: int | None) -> tuple[list[np.ndarray], list[str]]:
+    """The images of ``files``, uint8 (H, W, 3), and what is wrong with those that cannot be read."""
+    images, unreadable = [], []
+    for file in files:
         try:
-            return read_rgb(file)
+            image = read_rgb(file)
+            images.append(np.asarray(image if size is None else cover(image, size, size)))
         except DataError as error:
             unreadable.append(str(error))
-            return None
-
-    for file in files:
-        if (image := read(file)) is not None:
-            arrays.append(np.asarray(image if size is None else cover(image, size, size)))
-    if unreadable:
-        for file in (rest := others()):
-            read(file)
-        files = [*files, *rest]
-        listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
-        raise DataError(f"{len(unreadable)} of {len(files)} images cannot be read; mend or remove them:\n  {listed}")
-    shorter = sorted(min(array.shape[:2]) for array in arrays)
-    shapes = sorted({array.shape[:2] for array in arrays})
-    if len(shapes) > 1:
-        raise ConfigError(
-            f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; give one, that of the "
-            f"classifier's own training if you know it: --set data.size={shorter[len(shorter) // 2]}"
-        )
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return images, unreadable
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:

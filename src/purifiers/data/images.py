@@ -1,9 +1,8 @@
 """The one in-memory form of every data set: uint8 images and labels, resident on the model's device."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +12,18 @@ from purifiers.errors import DataError, InputError
 from purifiers.storage import digest
 
 TOLERANCE = 1e-4
-"""How far rounding may take a pixel out of [0,1] before an image counts as out of range."""
+"""How far rounding may take a pixel out of [0,1]."""
 
 
 def check_images(images: Tensor, *, values: bool = True) -> None:
     """Refuse a tensor that is not a batch of images: float32 (or half, for a half model), (N, C, H, W), in [0,1].
 
     Args:
-        images: what the user passed.
-        values: look at the values too (range, NaN, infinity); this waits for the device.
+        images: the user's.
+        values: check the values too (range, NaN, infinity); this waits for the device.
 
     Raises:
-        InputError: says which of type, shape, dtype, range or NaN is wrong, and how to mend it.
+        InputError: the type, shape, dtype, range or a NaN is wrong; the message says how to mend it.
     """
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a torch.Tensor; got {type(images).__name__}")
@@ -90,56 +89,6 @@ class ImageSet:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the content."""
         return digest(self.images, self.labels, self.classes)
-
-
-def as_image_set(
-    images: "ImageSet | Tensor | Iterable[Any]",
-    labels: Tensor | None = None,
-    *,
-    classes: int | None = None,
-    name: str = "images",
-) -> ImageSet:
-    """Whatever a caller in Python has as an :class:`ImageSet`; float images are rounded to the 8 bits that image files have.
-
-    Args:
-        images: an ImageSet; (N, 3, H, W), uint8 or float32 in [0,1]; or batches of ``(images, labels)``, as of a DataLoader.
-        labels: int64 (N,), the true classes; only beside a tensor of images.
-        classes: how many classes there are; by default as many as the largest label tells.
-        name: of the data set, for results.
-
-    Raises:
-        InputError: images or labels are not as above.
-        DataError: no images, or images of other than 3 channels.
-    """
-    if isinstance(images, ImageSet):
-        if labels is not None:
-            raise InputError("an ImageSet has its labels: leave out labels")
-        return images
-    if not isinstance(images, Tensor):
-        if labels is not None or not isinstance(images, Iterable):
-            raise InputError(
-                f"images must be a tensor, an ImageSet, or a DataLoader without labels; got {type(images).__name__}"
-            )
-        batches = [as_image_set(*_pair(batch)) for batch in images]
-        if not batches:
-            raise DataError("the DataLoader yields no images")
-        images = torch.cat([batch.images for batch in batches])
-        labels = torch.cat([batch.labels for batch in batches])
-    if labels is None:
-        raise InputError("images need labels: pass them as the next argument")
-    if not isinstance(labels, Tensor):
-        raise InputError(f"labels must be a torch.Tensor, int64 (N,); got {type(labels).__name__}")
-    if images.dtype != torch.uint8:
-        check_images(images)
-        images = to_uint8(images.float())
-    data = ImageSet(name, images, labels, ())
-    return replace(data, classes=tuple(map(str, range(classes or int(labels.max()) + 1))))
-
-
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-        raise InputError(f"a DataLoader must yield (images, labels); got a {type(batch).__name__}")
-    return batch[0], batch[1]
 
 
 def to_float(images: Tensor) -> Tensor:

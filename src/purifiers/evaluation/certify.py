@@ -1,15 +1,14 @@
 """Certified robustness by randomised smoothing: CERTIFY and PREDICT of Cohen, Rosenfeld and Kolter (2019, section 3.2).
 
-The smoothed classifier answers with the class that the base classifier gives most often to an image with Gaussian noise. The
-base classifier here is a frozen classifier behind a purifier that removes noise: denoised smoothing (Salman et al. 2020).
+The smoothed classifier returns the class that the base classifier gives most often to an image with Gaussian noise. The base
+classifier here is a frozen classifier behind a purifier that removes noise: denoised smoothing (Salman et al. 2020).
 
-Noisy images are clipped to [0,1], which purifiers ask for. Clipping is a fixed function of the noisy image, so it counts as
-the base classifier's first step: the noise that the theorem speaks of is Gaussian as it should be, and certificates hold.
+Noisy images are clipped to [0,1], the range of purifiers. Clipping is a fixed function of the noisy image and counts as the
+base classifier's first step: the theorem's noise is still Gaussian, and certificates hold.
 """
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -19,21 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
+from purifiers.cache import Cache
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
+from purifiers.device import repeatable
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.certificate import Certificate, ImageCertificate, summarised
-from purifiers.evaluation.records import hardware, versions
+from purifiers.evaluation.models import LOOK, check_logits
+from purifiers.evaluation.records import Result, ResultFile, hardware, versions
 from purifiers.purifier import PurifiedClassifier
-from purifiers.registry import fingerprint
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, reproducible, seed_for
-from purifiers.storage import digest, write_text
 
 ABSTAIN = -1
-"""What :func:`predict` gives for an image whose class is not certain enough."""
+"""The class in :func:`predict` of an image that is not certain enough."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,9 @@ class Smoothing:
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:
             raise InputError(f"sigma must be above 0, in [0,1] units such as 0.25; got {self.sigma:g}")
-        for name in ("n0", "n"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name}, a number of noisy copies of each image, must be at least 1; got {getattr(self, name)}"
-                )
+        for name, count in (("n0", self.n0), ("n", self.n)):
+            if count < 1:
+                raise InputError(f"{name}, a number of noisy copies of each image, must be at least 1; got {count}")
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha, a probability of error such as 0.001, must lie between 0 and 1; got {self.alpha:g}")
         if lower_bound(self.n, self.n, self.alpha) <= 0.5:
@@ -79,6 +76,86 @@ class Smoothing:
         return self.sigma * NormalDist().inv_cdf(probability)
 
 
+class ImageCertificate(Result):
+    """The certificate of one image.
+
+    Attributes:
+        label: the true class.
+        predicted: CERTIFY's class; None where it abstains.
+        radius: no perturbation shorter than this (L2, [0,1] units) changes that class; 0 where it abstains.
+        votes: how many of the n noisy copies are of the selected class, which bounds its probability.
+        majority: PREDICT's class by the same copies; None where it abstains.
+        seconds: time that the noisy copies took.
+    """
+
+    label: int
+    predicted: int | None
+    radius: float
+    votes: int
+    majority: int | None
+    seconds: float
+
+
+class Level(Result):
+    """Certified accuracy at one radius: the share of images that are right there and certified up to it, with its 95 %
+    Wilson interval, as the images are a sample."""
+
+    radius: float
+    accuracy: float
+    ci95: tuple[float, float]
+
+
+class SmoothedModel(Result):
+    """One smoothed classifier on all images.
+
+    Attributes:
+        name: ``purified`` or ``classifier alone``.
+        certified_accuracy: by radius, from 0 up.
+        natural_accuracy: share of images that PREDICT gets right, without any perturbation.
+        abstention: share of images on which CERTIFY abstains.
+        average_radius: mean certified radius over all images, where those that are wrong or abstained count as 0 (Zhai et
+            al. 2020).
+        seconds: time that all noisy copies took, also where they came from the cache now.
+        images: in the data's order.
+    """
+
+    name: str
+    certified_accuracy: list[Level]
+    natural_accuracy: float
+    abstention: float
+    average_radius: float
+    seconds: float
+    images: list[ImageCertificate]
+
+
+class Certificate(ResultFile):
+    """Everything that a certification found.
+
+    Attributes:
+        dataset, classifier, purifier: names.
+        n_images: number of images.
+        sigma, n0, n, alpha: see :class:`Smoothing`.
+        largest_radius: of n copies of one class: none can be larger.
+        recipe: the recipe, resolved, that the data set and the classifier are of.
+        models: the purifier with the classifier, and the classifier alone.
+    """
+
+    filename = "certificate.json"
+    command = "certify"
+
+    dataset: str
+    classifier: str
+    purifier: str
+    n_images: int
+    sigma: float
+    n0: int
+    n: int
+    alpha: float
+    largest_radius: float
+    recipe: dict[str, Any]
+    models: list[SmoothedModel]
+
+
 def lower_bound(successes: int, count: int, alpha: float) -> float:
     """LOWERCONFBOUND: the one-sided (1 - alpha) lower bound of a probability (Clopper and Pearson 1934)."""
     from scipy import stats
@@ -86,6 +163,7 @@ def lower_bound(successes: int, count: int, alpha: float) -> float:
     return float(stats.beta.ppf(alpha, successes, count - successes + 1)) if successes else 0.0
 
 
+@repeatable()
 def certify(
     model: nn.Module,
     data: ImageSet,
@@ -93,51 +171,56 @@ def certify(
     *,
     seed: int = 0,
     batch_size: int = 250,
-    cache: Path | None = None,
+    cache: Cache | Path | str | None = None,
     advance: Callable[[int], None] = lambda copies: None,
 ) -> list[ImageCertificate]:
     """CERTIFY every image of ``data``.
 
     Args:
-        model: the base classifier: images in [0,1] -> logits, each image's of that image alone, as in evaluation mode, which
-            it is put into meanwhile.
+        model: the base classifier: images in [0,1] -> logits; in evaluation mode meanwhile. Each image's logits must depend
+            on that image alone.
         data: the images, on the model's device.
         smoothing: noise, and how much of it.
         seed: decides the noise, together with an image's place in the data.
         batch_size: noisy copies at once.
-        cache: folder of the counts of finished images, found again by weights, the model's outputs on the first images,
-            image, noise, seed and torch's version; None keeps nothing.
+        cache: where the counts of finished images are kept, or its folder; None keeps nothing.
         advance: called with the number of noisy copies after each batch.
 
     Raises:
         InputError: the model does not give finite logits of at least two classes for such images.
     """
     device = data.images.device
+    cache = cache if isinstance(cache, Cache) else Cache(cache)
     found = []
     with torch.no_grad(), frozen(model):
         with reproducible(seed, device):
-            outputs = _probe(model, to_float(data.images[:2]))
-        drawn = {key: value for key, value in asdict(smoothing).items() if key != "alpha"}
-        identity = digest("none last", fingerprint(model), outputs, drawn, seed, batch_size, torch.__version__, device.type)
+            check_logits("the model", model, to_float(data.images[:LOOK]))
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
-            path = None if cache is None else cache / f"certified-{digest(identity, image, place)[:32]}.json"
-            votes = _read(path, smoothing)
-            if votes is None:
-                watch, sample = Stopwatch(), _Sampler(model, to_float(image), smoothing.sigma, batch_size, advance)
-                own = seed_for(seed, "certify", place)
+
+            # Alpha judges the counts and does not change them.
+            key = cache.key(model, image, smoothing.sigma, smoothing.n0, smoothing.n, seed, place, batch_size)
+            certificate = cache.load("certified", key, lambda state: _certificate(label, smoothing, **state))  # noqa: B023
+            if certificate is None:
+                watch, own = Stopwatch(), seed_for(seed, "certify", place)
+                counts: list[list[int]] = []
                 with reproducible(own, device):  # for models that draw random numbers
                     generator = generator_for(own, "noise", device=device)
-                    selection, estimation = sample(smoothing.n0, generator), sample(smoothing.n, generator)
-                votes = {"selection": selection, "estimation": estimation, "seconds": watch.seconds}
-                if path is not None:
-                    write_text(path, json.dumps(votes))
+                    for count in (smoothing.n0, smoothing.n):
+                        votes = torch.zeros((), dtype=torch.int64, device=device)
+                        for part in _sample(model, to_float(image), smoothing.sigma, count, batch_size, generator):
+                            votes = votes + part
+                            advance(int(part.sum()))
+                        counts.append(votes.tolist())
+                state = {"selection": counts[0], "estimation": counts[1], "seconds": watch.seconds}
+                certificate = _certificate(label, smoothing, **cache.save("certified", key, state))
             else:
                 advance(smoothing.n0 + smoothing.n)
-            found.append(_certificate(label, smoothing, **votes))
+            found.append(certificate)
     return found
 
 
+@repeatable()
 def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int = 0, batch_size: int = 250) -> Tensor:
     """PREDICT: the smoothed classifier's class of each image, int64 (N,), by ``smoothing.n`` noisy copies of it.
 
@@ -155,11 +238,11 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
     classes = []
     with torch.no_grad(), frozen(model), reproducible(seed, images.device):
         if len(images):
-            _probe(model, images[:2])
+            check_logits("the model", model, images[:LOOK])
         for place in range(len(images)):
-            sample = _Sampler(model, images[place : place + 1], smoothing.sigma, batch_size)
-            votes = sample(smoothing.n, generator_for(seed, "predict", place, device=images.device))
-            top = _majority(votes, smoothing.alpha)
+            generator = generator_for(seed, "predict", place, device=images.device)
+            parts = _sample(model, images[place : place + 1], smoothing.sigma, smoothing.n, batch_size, generator)
+            top = _majority(torch.stack([*parts]).sum(0).tolist(), smoothing.alpha)
             classes.append(ABSTAIN if top is None else top)
     return torch.tensor(classes, dtype=torch.int64, device=images.device)
 
@@ -179,13 +262,13 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
         "purified": PurifiedClassifier(run.purifiers["student"], run.classifier),
         "classifier alone": run.classifier,
     }
-    step = smoothing.sigma / 2
+    step, cache = smoothing.sigma / 2, Cache(run.cache)
     radii = [step * i for i in range(math.floor(smoothing.largest_radius / step) + 1)]
     found = []
     for name, model in models.items():
         with progress(f"certifying: {name}", len(data) * (smoothing.n0 + smoothing.n)) as advance:
             batch_size = run.recipe.evaluation.batch_size
-            each = certify(model, data, smoothing, seed=seed, batch_size=batch_size, cache=run.cache, advance=advance)
+            each = certify(model, data, smoothing, seed=seed, batch_size=batch_size, cache=cache, advance=advance)
         found.append(summarised(name, each, radii))
     return Certificate(
         dataset=data.name,
@@ -202,62 +285,43 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
     )
 
 
-@dataclass(frozen=True)
-class _Sampler:
-    """SAMPLEUNDERNOISE: how many of so many noisy copies of ``image`` (1, C, H, W) are of each class, and, last, of none, as
-    the model's logits are not finite."""
-
-    model: nn.Module
-    image: Tensor
-    sigma: float
-    batch_size: int
-    advance: Callable[[int], None] = lambda copies: None
-
-    def __call__(self, count: int, generator: torch.Generator) -> list[int]:
-        votes: Tensor | None = None
-        for batch in slices(count, self.batch_size):
-            size = (batch.stop - batch.start, *self.image.shape[1:])
-            noise = torch.randn(size, generator=generator, device=self.image.device)
-            logits = self.model(noise.mul_(self.sigma).add_(self.image).clamp_(0, 1))
-            found, without = metrics.classes(logits), logits.shape[1]
-            part = torch.bincount(torch.where(found < 0, without, found), minlength=without + 1)
-            votes = part if votes is None else votes + part
-            self.advance(size[0])
-        assert votes is not None  # count is at least 1
-        return [int(vote) for vote in votes.tolist()]
+def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[float]) -> SmoothedModel:
+    """The counts over ``images``, with certified accuracy at each of ``radii``."""
+    n = len(images)
+    certified = [image.radius for image in images if image.predicted == image.label]
+    right = [sum(found >= radius for found in certified) for radius in radii]
+    return SmoothedModel(
+        name=name,
+        certified_accuracy=[
+            Level(radius=radius, accuracy=count / n, ci95=metrics.wilson_interval(count, n))
+            for radius, count in zip(radii, right, strict=True)
+        ],
+        natural_accuracy=sum(image.majority == image.label for image in images) / n,
+        abstention=sum(image.predicted is None for image in images) / n,
+        average_radius=sum(certified) / n,
+        seconds=sum(image.seconds for image in images),
+        images=list(images),
+    )
 
 
-def _probe(model: nn.Module, images: Tensor) -> Tensor:
-    shape = tuple(images.shape)
-    try:
-        outputs = model(images)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"the model fails on images {shape}: {type(error).__name__}: {error}") from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[0] != shape[0] or outputs.shape[1] < 2:
-        given = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise InputError(f"the model must give logits (N, at least 2 classes) for images {shape}; got {given}")
-    if not outputs.isfinite().all():
-        raise InputError(f"the model gives logits that are NaN or infinite for images {shape}")
-    return outputs
-
-
-def _read(path: Path | None, smoothing: Smoothing) -> dict[str, Any] | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        votes = json.loads(path.read_text())
-        whole = (sum(votes["selection"]), sum(votes["estimation"])) == (smoothing.n0, smoothing.n)
-        return votes if whole and votes["seconds"] >= 0 else None
-    except (ValueError, TypeError, KeyError):
-        return None  # damaged: drawn again, and replaced
+def _sample(
+    model: nn.Module, image: Tensor, sigma: float, count: int, batch_size: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """SAMPLEUNDERNOISE: of each batch of noisy copies of ``image`` (1, C, H, W), how many are of each class and, last, of none,
+    with logits that are not finite."""
+    for batch in slices(count, batch_size):
+        noise = torch.randn((batch.stop - batch.start, *image.shape[1:]), generator=generator, device=image.device)
+        logits = model(noise.mul_(sigma).add_(image).clamp_(0, 1))
+        found, without = metrics.classes(logits), logits.shape[1]
+        yield torch.bincount(torch.where(found < 0, without, found), minlength=without + 1)
 
 
 def _certificate(
     label: int, smoothing: Smoothing, selection: list[int], estimation: list[int], seconds: float
 ) -> ImageCertificate:
-    """CERTIFY, once the copies are counted."""
+    """CERTIFY, once the copies are counted; a ValueError if some are missing."""
+    if (sum(selection), sum(estimation)) != (smoothing.n0, smoothing.n):
+        raise ValueError("copies are missing")
     classes = selection[:-1]
     selected = classes.index(max(classes))
     probability = lower_bound(estimation[selected], smoothing.n, smoothing.alpha)
@@ -273,8 +337,8 @@ def _certificate(
 
 
 def _majority(votes: list[int], alpha: float) -> int | None:
-    """PREDICT, once the copies are counted: the first class, if a fair coin would not part it so from the second; None where it
-    would, and where most copies are of no class."""
+    """PREDICT, once the copies are counted: the first class, if it leads the second by more than chance; None otherwise, and
+    if most copies are of no class."""
     from scipy import stats
 
     first, second = sorted(votes, reverse=True)[:2]

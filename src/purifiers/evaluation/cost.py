@@ -1,4 +1,6 @@
-"""What a purifier costs: parameters, arithmetic and time, all purifiers on the same images in one run."""
+"""The cost of a network: parameters, arithmetic and time; and the peak of a device, to compare arithmetic with."""
+
+import time
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,11 @@ from purifiers.evaluation.records import Cost
 
 LEAST_SECONDS = 0.5
 """A rate is measured for at least so long."""
+SIZE = {"cuda": 8192, "cpu": 2048}
+"""Side of the square matrices whose product is the peak."""
+REPEATS = 5
+PRODUCT_SECONDS = 2.0
+"""As long as a product may take: a processor without bf16 needs a minute for one of full size."""
 
 
 def measure_cost(module: nn.Module, images: Tensor) -> Cost:
@@ -21,7 +28,7 @@ def measure_cost(module: nn.Module, images: Tensor) -> Cost:
         with FlopCounterMode(display=False) as counter:
             module(images[:1])
         seconds, passes = _time(module, images), 1
-        if seconds < LEAST_SECONDS:  # what is short is warmed up, and repeated
+        if seconds < LEAST_SECONDS:  # a short pass is warmed up and repeated
             seconds, passes = 0.0, 0
             while seconds < LEAST_SECONDS:
                 seconds, passes = seconds + _time(module, images), passes + 1
@@ -37,3 +44,29 @@ def _time(module: nn.Module, images: Tensor) -> float:
     watch = Stopwatch()
     module(images).sum().item()  # waits for the device
     return watch.seconds
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product on ``device``: the best of a few, measured now."""
+    size = 256
+    _product(size, device, dtype)  # the start of libraries does not count
+    seconds = _product(size, device, dtype)
+    while size < SIZE.get(device.type, 1024) and 8 * seconds < PRODUCT_SECONDS:
+        size *= 2
+        seconds = _product(size, device, dtype)
+    return 2 * size**3 / min(seconds, *(_product(size, device, dtype) for _ in range(REPEATS - 1)))
+
+
+def _product(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of one product."""
+    left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+    _wait(device)
+    begun = time.perf_counter()
+    left @ right
+    _wait(device)
+    return time.perf_counter() - begun
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

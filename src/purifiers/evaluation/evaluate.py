@@ -1,20 +1,30 @@
-"""Evaluate everything that a run trained."""
+"""Evaluate a purifier in memory, or everything that a run trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
 
-from purifiers.attacks import Attack
+from purifiers.attacks import BIM, CW, FGSM, PGD, AnyAttack, Attack
+from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import SHARD
+from purifiers.cache import Cache
 from purifiers.classifiers.load import watch
 from purifiers.console import Stopwatch
-from purifiers.data import to_float
-from purifiers.evaluation.cost import measure_cost
+from purifiers.data import ImageSet, to_float
+from purifiers.device import repeatable
+from purifiers.errors import InputError, nearest
+from purifiers.evaluation.cost import measure_cost, peak_flops
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
+from purifiers.evaluation.models import as_data, check_defended
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, versions
-from purifiers.evaluation.throughput import peak_flops
+from purifiers.purifier import PurifiedClassifier
+from purifiers.recipes.audit_settings import refuse_gradients
 from purifiers.recipes.schema import Evaluation
 from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, STUDENTS, Run, own_classifier
@@ -25,6 +35,88 @@ COST_BATCH = 100
 """Images on which purifiers are timed: few, as some take a tenth of a second for each."""
 
 
+@repeatable()
+def evaluate(
+    purifier: nn.Module,
+    classifier: nn.Module,
+    images: ImageSet | Tensor | Iterable[Any],
+    labels: Tensor | None = None,
+    *,
+    attacks: Mapping[str, Attack | str] | None = None,
+    views: Sequence[str] = ("blind",),
+    limits: Mapping[str, int] | None = None,
+    name: str = "purifier",
+    classifier_name: str = "classifier",
+    seed: int = 0,
+    batch_size: int = 250,
+    cache: Path | str | None = None,
+) -> Results:
+    """Measure a purifier in front of a classifier: on clean images, and under attacks.
+
+    Args:
+        purifier: images (N, 3, H, W), float32, in [0,1] -> the same; a :class:`purifiers.Purifier` or any module.
+        classifier: images in [0,1] -> logits (N, classes).
+        images: (N, 3, H, W), uint8 or float32 in [0,1], which is rounded to the 8 bits that image files have; or batches of
+            (images, labels), as of a DataLoader; or an :class:`ImageSet`.
+        labels: int64 (N,), the true classes; only beside a tensor of images.
+        attacks: by the names that records show, an attack or its kind, such as ``"pgd"``; by default PGD (L-inf, 8/255, 20
+            steps), FGSM, BIM and CW of the paper.
+        views: the threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind``, the paper's, attacks the classifier
+            alone, ``full`` the purifier too.
+        limits: an attack's name -> on how many random images it is run.
+        name, classifier_name: for the records.
+        seed: decides every random choice.
+        batch_size: images at once.
+        cache: a folder where finished attacks and measurements are kept, so that a stopped evaluation resumes.
+
+    Returns:
+        One record for each view and attack, the first on clean images; ``print`` shows them as a table.
+
+    Raises:
+        InputError, DataError, ConfigError: an argument is not as above, or a model does not return what it should.
+        AttackError: an attack left its threat model, or takes a gradient that a model does not have.
+    """
+    with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
+        stopwatch = Stopwatch()
+        defended = PurifiedClassifier(purifier, classifier)
+        data = as_data(defended, images, labels, batch_size)
+        chosen = _attacks(attacks, views)
+        counts = limits or {}
+        if unknown := [key for key in counts if key not in chosen]:
+            raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
+        with frozen(defended):
+            check_defended(name, defended, data)
+            evaluator = Evaluator(classifier, classifier_name, data, seed, batch_size, Cache(cache))
+            records, warnings = evaluator.evaluate(
+                name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
+            )
+        return Results(
+            seed=seed,
+            versions=versions(),
+            hardware=hardware(data.images.device),
+            seconds={"evaluation": stopwatch.seconds},
+            parameters=_count(purifier),
+            classifier_sha256=fingerprint(classifier),
+            records=records,
+            warnings=warnings,
+        )
+
+
+def _attacks(attacks: Mapping[str, Attack | str] | None, views: Sequence[str]) -> dict[str, Attack]:
+    given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else attacks
+    try:
+        chosen = _ATTACKS.validate_python({key: {"kind": one} if isinstance(one, str) else one for key, one in given.items()})
+        for view in views:
+            refuse_gradients(view, chosen)
+    except ValueError as error:
+        raise InputError(f"attacks: {error}") from error
+    return chosen
+
+
+_ATTACKS = TypeAdapter(dict[str, AnyAttack])
+
+
+@repeatable()
 def evaluate_run(run: Run) -> tuple[Results, Examples]:
     """Measure what the run trained on the recipe's test images and attacks; the student under every view, baselines blind.
 
@@ -34,14 +126,9 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     stopwatch = Stopwatch()
     unchanged = watch({"the classifier": run.classifier})
     config = run.recipe.evaluation
-    evaluator = Evaluator(
-        classifier=run.classifier,
-        classifier_name=run.classifier_name,
-        data=run.images("test"),
-        seed=seed_for(run.recipe.seed, "evaluation"),
-        batch_size=config.batch_size,
-        cache=run.cache,
-    )
+    seed = seed_for(run.recipe.seed, "evaluation")
+    data = run.images("test")
+    evaluator = Evaluator(run.classifier, run.classifier_name, data, seed, config.batch_size, Cache(run.cache))
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     # Teachers and the other students are for Table 2, which takes all of them.
@@ -54,26 +141,20 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     for title, purifier in run.baselines.items():
         classifier = own_classifier(title, purifier)
         own = evaluator if classifier is None else replace(evaluator, classifier=classifier[0], classifier_name=classifier[1])
-        found, noted = own.evaluate(
-            BASELINE + title,
-            purifier,
-            config.attacks_under,
-            ("blind",),
-            config.limit_of,
-            run.recipe.baselines[title].test_limit,
-        )
+        at_most = run.recipe.baselines[title].test_limit
+        found, noted = own.evaluate(BASELINE + title, purifier, config.attacks_under, limit=config.limit_of, at_most=at_most)
         records += found
-        if own is not evaluator:  # of others' attacks on the same classifier ours has them
+        if own is not evaluator:  # warnings of attacks on the same classifier are there already
             warnings += [note.model_copy(update={"message": f"of {own.classifier_name}: {note.message}"}) for note in noted]
     # Blind attacks on the first images are in the cache already, in shards.
-    data = evaluator.data
     few = replace(evaluator, data=data.subset(torch.arange(min(SHARD, len(data)), device=data.images.device)))
     for title, purifier in run.variants.items():
         records += few.evaluate(VARIANT + title, purifier, lambda view: quick_attacks(config))[0]
     student = run.purifiers["student"]
+    costed = {"classifier": run.classifier, "student": student}
+    costed |= {BASELINE + title: purifier for title, purifier in run.baselines.items()}
     sample = to_float(data.images[:COST_BATCH])
-    costs = {"classifier": measure_cost(run.classifier, sample), "student": measure_cost(student, sample)}
-    costs |= {BASELINE + title: measure_cost(purifier, sample) for title, purifier in run.baselines.items()}
+    costs = {name: measure_cost(module, sample) for name, module in costed.items()}
     attack_name, attack = next(iter(config.attacks.items()))
     examples = find_examples(few, student, attack_name, attack)
     unchanged()
@@ -88,7 +169,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
             "evaluation": stopwatch.seconds,
         },
         training=run.histories,
-        parameters=sum(parameter.numel() for parameter in student.parameters()),
+        parameters=_count(student),
         peak_flops=_peak(run),
         costs=costs,
         classifier_sha256=fingerprint(run.classifier),
@@ -98,8 +179,12 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     return results, examples
 
 
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _peak(run: Run) -> float | None:
-    """What the training's arithmetic is held against; None where that had another kind of device, or other threads."""
+    """The peak to compare the training's arithmetic with; None if it ran on another kind of device, or with other threads."""
     files = [run.checkpoint(stage) / STATE_FILE for stage in run.histories]
     states = [load_state(file) for file in files if file.is_file()]
     here = run.device.type

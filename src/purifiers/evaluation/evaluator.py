@@ -1,9 +1,7 @@
 """Attack a classifier under each threat model, purify, and count."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +10,19 @@ from torch import Tensor, nn
 from purifiers.attacks import VIEWS, Attack, distances
 from purifiers.attacks.generate import Adversarial, generate
 from purifiers.attacks.views import Expectation
+from purifiers.cache import Cache, State
 from purifiers.console import progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record
-from purifiers.purifier import PurifiedClassifier, Purifier
-from purifiers.registry import fingerprint
+from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import reproducible, seed_for
-from purifiers.storage import digest, write_text
+from purifiers.storage import digest
 
 Among = tuple[ImageSet, Tensor]
 """Images, and places among them, int64 (N,), on the CPU."""
+Measured = tuple[Record, Tensor]
+"""A record, and which images are right after purification, bool (N,), on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Evaluator:
         data: the test images, on the classifier's device.
         seed: decides the attacks' random choices.
         batch_size: images at once.
-        cache: folder of adversarial examples, where blind attacks are made once for all purifiers, and of measurements.
-        seen: what the classifier alone says of images, by their digest; asked once for all purifiers.
+        cache: of adversarial examples, where blind attacks are made once for all purifiers, and of measurements.
+        undefended: the classes that the classifier alone gives, by the images' digest.
     """
 
     classifier: nn.Module
@@ -44,13 +44,13 @@ class Evaluator:
     data: ImageSet
     seed: int = 0
     batch_size: int = 250
-    cache: Path | None = None
-    seen: dict[str, Tensor] = field(init=False, default_factory=dict, compare=False)
+    cache: Cache = field(default_factory=lambda: Cache(None))
+    undefended: dict[str, Tensor] = field(init=False, default_factory=dict, compare=False)
 
     def evaluate(
         self,
         name: str,
-        purifier: Purifier,
+        purifier: nn.Module,
         attacks: Callable[[str], Mapping[str, Attack]],
         views: Sequence[str] = ("blind",),
         limit: Callable[[str, str], int | None] = lambda view, attack: None,
@@ -67,8 +67,7 @@ class Evaluator:
             at_most: a limit for everything, clean images too, for a purifier that is slow.
         """
         defended = PurifiedClassifier(purifier, self.classifier)
-        few = self.limited(at_most)
-        records = [self.measure(name, defended, few)[0]]
+        records = [self.measure(name, defended, self.limited(at_most))[0]]
         warnings: list[AttackWarning] = []
         for view in views:
             for attack_name, attack in attacks(view).items():
@@ -87,29 +86,19 @@ class Evaluator:
     def attack(
         self, name: str, view: str, model: nn.Module, attack_name: str, attack: Attack, data: ImageSet
     ) -> tuple[Adversarial, list[AttackWarning]]:
-        """Run ``attack`` on ``model``, what the attacker has of the purifier ``name`` under ``view``.
+        """Run ``attack`` on ``model``, the purifier ``name`` as the attacker sees it under ``view``.
 
         Raises:
             AttackError, InputError: see :func:`generate`.
         """
         # The graphs of all draws are in memory at once.
-        draws = model.draws if isinstance(model, Expectation) else 1
-        at_once = max(1, self.batch_size // draws)
+        size = max(1, self.batch_size // (model.draws if isinstance(model, Expectation) else 1))
         with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
-            found = generate(
-                attack,
-                model,
-                data,
-                seed=self.seed,
-                batch_size=at_once,
-                cache=self.cache,
-                advance=advance,
-            )
-        said = [
-            f"{text} (in {count} of {found.batches} batches of up to {at_once} images)"
-            for text, count in found.warnings.items()
+            found = generate(attack, model, data, seed=self.seed, batch_size=size, cache=self.cache, advance=advance)
+        messages = [
+            f"{text} (in {count} of {found.batches} batches of up to {size} images)" for text, count in found.warnings.items()
         ]
-        return found, [AttackWarning(view=view, attack=attack_name, message=text) for text in said]
+        return found, [AttackWarning(view=view, attack=attack_name, message=message) for message in messages]
 
     def measure(
         self,
@@ -118,62 +107,56 @@ class Evaluator:
         data: ImageSet,
         view: str = CLEAN,
         attack_name: str = CLEAN,
-        ball: tuple[str, float | None] | None = None,
+        ball: tuple[str | None, float | None] = (None, None),
         attacked: Adversarial | None = None,
         among: Among | None = None,
-    ) -> tuple[Record, Tensor]:
-        """The record of one purifier on adversarial versions of ``data``, or on ``data`` itself where none are given; and which
-        images are right after purification, bool (N,), on the CPU. ``ball``: the attack's norm and epsilon.
+    ) -> Measured:
+        """Count one purifier's results on adversarial versions of ``data``, by default on ``data`` itself.
 
-        ``among``: for a random purifier, the images that ``data`` is a part of, and its places there. What is drawn for an
-        image is then what is drawn for its place, whatever subset is asked about."""
+        Args:
+            name, view, attack_name: for the record.
+            defended: the purifier and the classifier.
+            data: the original images.
+            ball: the attack's norm and epsilon.
+            attacked: the adversarial versions.
+            among: for a random purifier, the images that ``data`` is a part of, and its places there: an image then gets the
+                draw of its place, whatever the subset.
+        """
         attacked = attacked or Adversarial(data.images, {}, 0, 0.0)
-        path = self._path(defended, attacked, data, among)
-        about = {
-            "dataset": self.data.name,
-            "classifier": self.classifier_name,
-            "purifier": name,
-            "view": view,
-            "attack": attack_name,
-            "norm": ball and ball[0],
-            "epsilon": ball and ball[1],
-            "n": len(data),
-            "seconds": attacked.seconds,
-        }
-        if path is not None and path.is_file():
-            try:
-                return _as_record(json.loads(path.read_text()), about)
-            except (KeyError, ValueError, TypeError, AttributeError):
-                pass  # damaged, or of another version: measured again, and replaced
-        measured = self._count(defended, attacked, data, among)
-        if path is not None:
-            write_text(path, json.dumps(measured))
-        return _as_record(measured, about)
 
-    def _path(self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None) -> Path | None:
-        """Where this measurement is kept, so that an evaluation that was stopped goes on and another does not repeat it."""
-        if self.cache is None:
-            return None
-        # The outputs tell networks apart that differ in plain Python attributes only.
-        with torch.no_grad(), reproducible(self.seed, data.images.device):
-            outputs = defended(to_float(data.images[:2]))
-        content = [attacked.images, data.images, data.labels, self.seed, self.batch_size, torch.__version__]
-        if among is not None:
-            content += [among[0].images, among[1]]
-        return self.cache / f"counted-{digest(fingerprint(defended), outputs, *content)[:32]}.json"
+        def as_record(state: State) -> Measured:
+            if len(state["right"]) != len(data):
+                raise ValueError("other images")
+            record = Record(
+                dataset=self.data.name,
+                classifier=self.classifier_name,
+                purifier=name,
+                view=view,
+                attack=attack_name,
+                norm=ball[0],
+                epsilon=ball[1],
+                n=len(data),
+                seconds=attacked.seconds,
+                **{key: value for key, value in state.items() if key != "right"},
+            )
+            return record, state["right"]
+
+        places = None if among is None else (among[0].images, among[1])
+        key = self.cache.key(defended, data.images, attacked.images, data.labels, self.seed, self.batch_size, places)
+        found = self.cache.load("counted", key, as_record)
+        return found or as_record(self.cache.save("counted", key, self._count(defended, attacked, data, among)))
 
     def _count(
         self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
     ) -> dict[str, Any]:
-        """What a record holds besides names; under ``right`` a digit for each image."""
-        originals, undefended = self._classes_of(data.images), self._classes_of(attacked.images)
+        originals, undefended = self._undefended(data.images), self._undefended(attacked.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
-            for images, given, purified in self._purified(defended, attacked, data, among):
+            for images, adversarial, purified in self._purified(defended, attacked, data, among):
                 predictions.append(metrics.classes(defended.classifier(purified)))
                 psnrs.append(metrics.psnr(purified, images))
                 ssims.append(metrics.ssim(purified, images))
-                l2.append(distances(images, given, "l2"))
+                l2.append(distances(images, adversarial, "l2"))
         n, predicted = len(data), torch.cat(predictions)
         right = metrics.matches(predicted, data.labels)
         similarities = [value for value in ssims if value is not None]
@@ -185,41 +168,27 @@ class Evaluator:
             "psnr": torch.cat(psnrs).mean().item(),
             "ssim": torch.cat(similarities).mean().item() if similarities else None,
             "l2": torch.cat(l2).median().item(),
-            "right": "".join(map(str, (predicted == data.labels).int().tolist())),
+            "right": (predicted == data.labels).cpu(),
         }
 
     def _purified(
         self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of originals, what is given to the purifier, and what it makes of that."""
+        """Batches of originals, their adversarial versions, and these purified."""
         whole, places = among if among is not None else (data, torch.arange(len(data)))
         row = torch.full((len(whole),), -1).index_put_((places,), torch.arange(len(data)))
         for batch in slices(len(whole), self.batch_size):
-            given = to_float(whole.images[batch])
-            here = (row[batch] >= 0).to(given.device)
-            own = row[batch][row[batch] >= 0].to(given.device)
-            given[here] = _as_float(attacked.images[own])
-            purified = defended.purifier(given)
+            images = to_float(whole.images[batch])
+            here = (row[batch] >= 0).to(images.device)
+            own = row[batch][row[batch] >= 0].to(images.device)
+            adversarial = attacked.images[own]
+            images[here] = to_float(adversarial) if adversarial.dtype == torch.uint8 else adversarial
+            purified = defended.purifier(images)
             if here.any():
-                yield to_float(data.images[own]), given[here], purified[here]
+                yield to_float(data.images[own]), images[here], purified[here]
 
-    def _classes_of(self, images: Tensor) -> Tensor:
-        """What the classifier alone makes of ``images``, (N,)."""
+    def _undefended(self, images: Tensor) -> Tensor:
         key = digest(images)
-        if key not in self.seen:
-            with torch.no_grad():
-                parts = [self.classifier(_as_float(images[batch])) for batch in slices(len(images), self.batch_size)]
-            self.seen[key] = metrics.classes(torch.cat(parts))
-        return self.seen[key]
-
-
-def _as_record(measured: dict[str, Any], about: dict[str, Any]) -> tuple[Record, Tensor]:
-    digits = measured["right"]
-    right = torch.tensor([digit == "1" for digit in digits], dtype=torch.bool)
-    if len(right) != about["n"]:
-        raise ValueError(f"{len(right)} of {about['n']} images")
-    return Record(**{key: value for key, value in measured.items() if key != "right"} | about), right
-
-
-def _as_float(images: Tensor) -> Tensor:
-    return to_float(images) if images.dtype == torch.uint8 else images
+        if key not in self.undefended:
+            self.undefended[key] = metrics.predict(self.classifier, images, self.batch_size)
+        return self.undefended[key]

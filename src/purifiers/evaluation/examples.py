@@ -7,7 +7,7 @@ from torch import Tensor
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import generate
-from purifiers.data import slices, to_float
+from purifiers.data import to_float
 from purifiers.evaluation import metrics
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.purifier import PurifiedClassifier, Purifier
@@ -20,7 +20,7 @@ class Row:
     Attributes:
         images: (N, 3, H, W), float, in [0,1].
         classes: the classifier's class of each.
-        correct: is that right?
+        correct: whether that is right.
         psnr: against the original image, in dB; None for the originals.
     """
 
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Examples:
-    """The same N images three times, the name of the attack, and whether it changed their class."""
+    """The same N images original, attacked and purified; ``changed``: the attack changed their classes."""
 
     attack: str
     changed: bool
@@ -44,8 +44,8 @@ class Examples:
 def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: Attack, count: int = 10) -> Examples:
     """Choose images of which the attack, made on the classifier alone, changes the class: the first of each class first.
 
-    Nothing is asked of the purified images, so that the picture shows failures as often as they are. All of the
-    evaluator's images are attacked: give it a few.
+    The choice does not depend on the purified images, so that the picture shows failures as often as they are. All of the
+    evaluator's images are attacked: pass one with a few.
     """
     defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.data
     attacked = generate(
@@ -53,9 +53,9 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
     )
     labels = data.labels
     with torch.no_grad():
-        batches = list(slices(len(labels), evaluator.batch_size))
-        classes = torch.cat([metrics.classes(defended.classifier(to_float(data.images[batch]))) for batch in batches])
-        attacked_classes = torch.cat([metrics.classes(defended.classifier(attacked.images[batch])) for batch in batches])
+        classes, attacked_classes = (
+            metrics.predict(evaluator.classifier, images, evaluator.batch_size) for images in (data.images, attacked.images)
+        )
         right = classes == labels
         changed = right & (attacked_classes != labels)
         chosen = _spread(labels, changed if changed.any() else right, count)

@@ -1,14 +1,13 @@
-"""How good the purified images are: for the classifier (equation 7), and as images."""
-
-import math
-from statistics import NormalDist
+"""The quality of purified images: for the classifier (equation 7), and as images."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from purifiers.data import slices, to_float
+
 PSNR_CAP = 100.0
-"""Identical images have an infinite PSNR, which no mean survives; they count as this many dB."""
+"""In dB, for identical images, whose infinite PSNR would make every mean infinite."""
 SSIM_WINDOW = 11
 
 
@@ -17,36 +16,28 @@ def classes(logits: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
+def predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """The class of each of ``images`` (N, C, H, W), uint8 or float32 in [0,1], as :func:`classes` gives it."""
+    with torch.no_grad():
+        batches = [images[batch] for batch in slices(len(images), batch_size)]
+        return classes(torch.cat([model(to_float(batch) if batch.dtype == torch.uint8 else batch) for batch in batches]))
+
+
 def matches(predictions: Tensor, targets: Tensor) -> int:
-    """Equation 7's c_target: how many of ``predictions`` (N,) equal ``targets`` (N,); a target of no class has none."""
+    """Equation 7's c_target: how many of ``predictions`` (N,) equal ``targets`` (N,); -1 matches nothing."""
     return int(((predictions == targets) & (targets >= 0)).sum().item())
 
 
-def wilson_interval(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson 1927), as (low, high) in [0,1]; sound at 0 and 1 too.
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927), as (low, high) in [0,1]; sound at 0 and 1 too.
 
     Raises:
         ValueError: count is not positive, or successes are not within it.
     """
-    if count <= 0 or not 0 <= successes <= count:
-        raise ValueError(f"cannot give an interval of {successes} successes in {count}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / count
-    scale = 1 + z * z / count
-    centre = (share + z * z / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest  # takes a second to import
 
-
-def sign_test(successes: int, count: int) -> float:
-    """Chance of at least ``successes`` heads in ``count`` throws of a fair coin: the one-sided p-value of the sign test.
-
-    Raises:
-        ValueError: successes are not within count.
-    """
-    if not 0 <= successes <= count:
-        raise ValueError(f"cannot test {successes} successes in {count}")
-    return sum(math.comb(count, heads) for heads in range(successes, count + 1)) / 2**count
+    interval = binomtest(successes, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:

@@ -1,18 +1,18 @@
-"""The results of a run, as typed records in ``results.json``. Tables, figures and the report read only these."""
+"""Results as typed records in JSON files. Tables, figures and reports read only these."""
 
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from purifiers.attacks import show_fraction
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.storage import write_text
 
-RESULTS_FILE = "results.json"
 VARIANT = "variant: "
 """Before the title of a recipe's variant, in ``purifier``."""
 BASELINE = "baseline: "
@@ -23,9 +23,45 @@ _PACKAGES = ("purifiers", "torch", "numpy", "lightning-fabric", "foolbox", "pyau
 
 
 class Result(BaseModel):
-    """What all records are: typed, unchangeable, and without unknown fields when read."""
+    """Base of all records: typed, read-only, and without unknown fields when read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ResultFile(Result):
+    """Base of all results that are written to a file, ``filename``, in a folder by ``command``.
+
+    Attributes:
+        seed: decided all random choices.
+        versions, hardware: of what computed them.
+    """
+
+    filename: ClassVar[str]
+    command: ClassVar[str]
+
+    seed: int
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+
+    def write(self, folder: Path | str) -> None:
+        """Write the file into ``folder``, atomically."""
+        write_text(Path(folder) / self.filename, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Self:
+        """Read ``folder``'s file.
+
+        Raises:
+            MissingFileError: there is none.
+            CheckpointError: it is damaged or was written by another version.
+        """
+        path = Path(folder) / cls.filename
+        if not path.is_file():
+            raise MissingFileError(f"no {cls.filename} in {folder}; 'purifiers {cls.command}' writes it")
+        try:
+            return cls.model_validate_json(path.read_text())
+        except ValidationError as error:
+            raise CheckpointError(f"{path} is damaged or of another version: {error.errors()[0]['msg']}") from error
 
 
 class Record(Result):
@@ -47,7 +83,7 @@ class Record(Result):
         seconds: time that the attack took.
         attacked: on how many of the images the attack was run, in an audit's cascade, where images that an earlier attack
             broke are not attacked again and count as broken; None: on all. ``accuracy`` and ``ci95`` are of all ``n``, the
-            other numbers of those that were attacked (where none was left, of the versions that broke them).
+            other numbers of those that were attacked (if none was left, of the versions that broke them).
     """
 
     dataset: str
@@ -70,7 +106,7 @@ class Record(Result):
 
 
 class AttackWarning(Result):
-    """What an attack's library said against a number's trustworthiness."""
+    """What an attack's library reports against a number."""
 
     view: str
     attack: str
@@ -78,7 +114,7 @@ class AttackWarning(Result):
 
 
 class Cost(Result):
-    """What a network costs.
+    """The cost of a network.
 
     Attributes:
         parameters: number of its parameters.
@@ -92,60 +128,59 @@ class Cost(Result):
     batch_size: int
 
 
-class Results(Result):
-    """Everything that a run measured.
+class Records(ResultFile):
+    """Base of results that consist of records.
 
     Attributes:
-        recipe: the recipe, resolved, as it was evaluated.
-        trained: the recipe as it was trained, where that is another: see :class:`purifiers.runs.Run`.
-        seed: its seed.
-        versions, hardware: what it ran with.
+        records: flat list.
+        warnings: from the attacks.
+    """
+
+    records: list[Record]
+    warnings: list[AttackWarning]
+
+    def __str__(self) -> str:
+        """A table of the records and the warnings."""
+        rows: list[tuple[str, ...]] = [
+            ("purifier", "view", "attack", "epsilon", "images", "undefended", "accuracy", "95 % interval")
+        ]
+        for one in self.records:
+            shares = [f"{share:.1%}" for share in (one.accuracy_undefended, one.accuracy, *one.ci95)]
+            epsilon = show_fraction(one.epsilon) + (" (L2)" if one.norm == "l2" else "")
+            rows.append((one.purifier, one.view, one.attack, epsilon, f"{one.n:,}", *shares[:2], " - ".join(shares[2:])))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join(lines + [f"warning ({one.attack}, view {one.view}): {one.message}" for one in self.warnings])
+
+
+class Results(Records):
+    """Everything that an evaluation measured.
+
+    Attributes:
+        recipe: the run's recipe, resolved, as it was evaluated; empty for modules in memory, as all that is of a run.
+        trained: the recipe as it was trained, if that is another: see :class:`purifiers.runs.Run`.
         seconds: wall-clock time: of all epochs of training, whenever they were run, and of this evaluation, in which
             attacks that were found in the cache count next to nothing.
         training: stage -> a record for each epoch.
         parameters: number of parameters of the purifier.
         peak_flops: floating-point operations a second of a large matrix product on this device, in the precision of the
-            training; what the training achieved is ``images_per_second * flops_per_image`` of its epochs. None where the
+            training; the training achieved ``images_per_second * flops_per_image`` of its epochs. None if the
             training ran on another kind of device.
         costs: of the classifier, the student and the baselines, by the names in ``purifier``, one after the other.
         classifier_sha256: :func:`purifiers.registry.fingerprint` of the classifier, the same before and after.
-        records: flat list.
-        warnings: from the attacks.
     """
 
-    recipe: dict[str, Any]
+    filename = "results.json"
+    command = "evaluate"
+
+    recipe: dict[str, Any] = Field(default_factory=dict)
     trained: dict[str, Any] | None = None
-    seed: int
-    versions: dict[str, str]
-    hardware: dict[str, str | int]
     seconds: dict[str, float]
-    training: dict[str, list[dict[str, float]]]
+    training: dict[str, list[dict[str, float]]] = Field(default_factory=dict)
     parameters: int
-    peak_flops: float | None
+    peak_flops: float | None = None
     costs: dict[str, Cost] = Field(default_factory=dict)
     classifier_sha256: str | None = None
-    records: list[Record]
-    warnings: list[AttackWarning]
-
-    def write(self, folder: Path) -> None:
-        """Write ``results.json`` into ``folder``, atomically."""
-        write_text(folder / RESULTS_FILE, self.model_dump_json(indent=2) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> "Results":
-        """Read ``folder``'s ``results.json``.
-
-        Raises:
-            MissingFileError: there is none.
-            CheckpointError: it is damaged or was written by another version.
-        """
-        path = folder / RESULTS_FILE
-        if not path.is_file():
-            raise MissingFileError(f"no {RESULTS_FILE} in {folder}; 'purifiers evaluate' writes it")
-        try:
-            return cls.model_validate_json(path.read_text())
-        except ValidationError as error:
-            raise CheckpointError(f"{path} is damaged or of another version: {error.errors()[0]['msg']}") from error
 
 
 def versions() -> dict[str, str]:
@@ -160,7 +195,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the source tree that runs, marked where files differ from it; how else to know what was run?"""
+    """The commit of the source tree that runs, marked if files differ from it."""
     try:
         # Installed into somebody's project, the repository around is that project's.
         _git("ls-files", "--error-unmatch", Path(__file__).name)
@@ -175,7 +210,7 @@ def _git(*arguments: str) -> str:
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """The machine, in words: device, its name, threads, platform."""
+    """The machine: device, its name, threads, platform."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": device.type,

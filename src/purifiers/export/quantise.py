@@ -1,4 +1,4 @@
-"""8-bit ONNX files, and what they lose."""
+"""8-bit ONNX files, and their loss of accuracy."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from torch import nn
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import require
 from purifiers.evaluation.metrics import classes, matches, psnr
-from purifiers.export.files import open_onnx, run_onnx, stamp
+from purifiers.export.program_file import open_onnx, run_onnx, stamp
 from purifiers.storage import atomic_path
 
 BATCH = 32
@@ -22,7 +22,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Loss:
-    """What 8 bits cost.
+    """Differences of an 8-bit file from its float file.
 
     Attributes:
         n: images.
@@ -42,14 +42,14 @@ class Loss:
 def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str, str]) -> None:
     """Write an ONNX file with 8-bit weights and activations in its convolutions and linear layers (static, QDQ).
 
-    By ONNX Runtime's quantiser, with the ranges that activations have on ``images``. Weights are given 7 bits of the 8, so that
-    processors without VNNI instructions do not overflow, and a scale for each channel.
+    By ONNX Runtime's quantiser, with the ranges of activations on ``images``. Weights use 7 of the 8 bits, so that processors
+    without VNNI instructions do not overflow, and have a scale for each channel.
 
     Args:
         source: a float file.
         target: the 8-bit one.
         images: typical ones; some hundred will do.
-        metadata: for the file, see :func:`purifiers.export.files.about`.
+        metadata: for the file, see :func:`purifiers.export.program_file.about`.
 
     Raises:
         ConfigError: the extra ``onnx`` is not installed.
@@ -85,39 +85,31 @@ def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier
     Args:
         float_file, file: both.
         images: with their true labels.
-        classifier: that classifies what the files purify; not used where the files give logits.
+        classifier: of the images that the files purify; not used if the files return logits.
     """
     sessions = open_onnx(float_file), open_onnx(file)
-    largest, ratios, alike, right = 0.0, 0.0, 0, [0, 0]
-    purifies = classified = False
+    largest, ratios, predictions = 0.0, [], []
     with torch.no_grad():
         for batch in slices(len(images), BATCH):
-            pictures = to_float(images.images[batch].cpu())
-            before, after = (run_onnx(session, pictures) for session in sessions)
-            largest = max(largest, (after - before).abs().max().item())
-            purifies = before.ndim == 4
-            classified = not purifies or classifier is not None
-            if purifies:
-                ratios += psnr(after, before).sum().item()
-            if classified:
-                logits = [classifier(output.clamp(0, 1)) if purifies and classifier else output for output in (before, after)]
-                found = [classes(output) for output in logits]
-                labels = images.labels[batch].cpu()
-                alike += matches(*found)
-                right = [count + matches(one, labels) for count, one in zip(right, found, strict=True)]
+            outputs = [run_onnx(session, to_float(images.images[batch].cpu())) for session in sessions]
+            largest = max(largest, (outputs[0] - outputs[1]).abs().max().item())
+            if outputs[0].ndim == 4:
+                ratios.append(psnr(outputs[1], outputs[0]))
+                outputs = [] if classifier is None else [classifier(output.clamp(0, 1)) for output in outputs]
+            if outputs:
+                predictions.append(torch.stack([classes(output) for output in outputs]))
     n = len(images)
-    return Loss(
-        n=n,
-        largest=largest,
-        psnr=ratios / n if purifies else None,
-        agreement=alike / n if classified else None,
-        accuracy=(right[0] / n, right[1] / n) if classified else None,
-    )
+    quality = torch.cat(ratios).mean().item() if ratios else None
+    if not predictions:
+        return Loss(n, largest, quality, None, None)
+    before, after = torch.cat(predictions, dim=1)
+    labels = images.labels.cpu()
+    return Loss(n, largest, quality, matches(before, after) / n, (matches(before, labels) / n, matches(after, labels) / n))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice to do what was just done, which it gives to the root of all logs."""
+    """Without the quantiser's advice to preprocess, which was just done; it goes to the root logger."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

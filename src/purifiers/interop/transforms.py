@@ -1,4 +1,4 @@
-"""A purifier as a step of any ``Compose``: a callable from an image to an image."""
+"""A purifier as a transform of images, for any ``Compose``."""
 
 from typing import TypeVar
 
@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from purifiers.data import to_float, to_uint8
+from purifiers.data.files import decoded
 from purifiers.errors import InputError
 from purifiers.purifier import Purifier
 
@@ -15,10 +16,10 @@ Picture = TypeVar("Picture", Image.Image, Tensor)
 
 
 class PurifyTransform:
-    """Purify one image, for example as a transform of a torchvision data set, before whatever normalises it.
+    """Purify one image, for example as a transform of a torchvision data set, before its normalisation.
 
-    No gradient passes. It can be pickled, and so used in the workers of a DataLoader; there the purifier should be on the CPU,
-    as processes that are forked cannot use a GPU that their parent has used.
+    Not differentiable. It can be pickled for the workers of a DataLoader; the purifier should then be on the CPU, as forked
+    processes cannot use a GPU that their parent has used.
 
     Args:
         purifier: on its device, where it computes.
@@ -31,23 +32,23 @@ class PurifyTransform:
         return f"{type(self).__name__}({type(self.purifier.network).__name__})"
 
     def __call__(self, image: Picture) -> Picture:
-        """The purified image, of the sort and, if a tensor, on the device of ``image``.
+        """The purified image, of the type (and device) of ``image``.
 
         Args:
-            image: one image: PIL, which is seen as RGB; or a tensor (C, H, W), float32 in [0,1] or uint8.
+            image: PIL, decoded as :func:`purifiers.data.files.read_rgb` does; or a tensor (C, H, W), float32 in [0,1] or uint8.
 
         Raises:
-            InputError: it is none of these, or see :class:`purifiers.Purifier`.
+            InputError: it is neither; or see :class:`purifiers.Purifier`.
+            DataError: a grey image whose white level is not known.
         """
         if isinstance(image, Image.Image):
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(decoded(image).over_white())).permute(2, 0, 1)
             return Image.fromarray(self(pixels).permute(1, 2, 0).numpy())
         if not isinstance(image, Tensor) or image.ndim != 3:
             got = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
             raise InputError(f"this transform takes one image, PIL or a tensor (C, H, W); got {got}")
-        whole = image.dtype == torch.uint8
-        weight = next(self.purifier.parameters(), image)
-        batch = image.unsqueeze(0).to(weight.device)
+        batch = image[None].to(next(self.purifier.parameters(), image).device)
         with torch.no_grad():
-            purified = self.purifier(to_float(batch) if whole else batch)
-        return (to_uint8(purified) if whole else purified)[0].to(image.device)
+            if image.dtype == torch.uint8:
+                return to_uint8(self.purifier(to_float(batch)))[0].to(image.device)
+            return self.purifier(batch)[0].to(image.device)

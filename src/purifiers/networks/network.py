@@ -10,21 +10,20 @@ class Network(nn.Module):
     """A network that can be built again from its constructor's arguments, which it keeps in ``config``.
 
     A purifier's network maps images (N, C, H, W), float, in [0,1], to the same; a classifier's maps them to logits (N,
-    classes).
-    Arguments must be JSON-able, or networks themselves. Register it to give it a short name
+    classes). Arguments must be JSON-able, or networks themselves. Register it to give it a short name
     (``@purifiers.registry.NETWORKS.register("mine")``); without one it is saved as ``module:Name``, and its module must be
     importable where it is loaded.
 
     Attributes:
-        output: what it makes of images: images, as a purifier, or logits, as a classifier.
+        output: of a purifier ``images``, of a classifier ``logits``.
         config: the constructor's arguments, with defaults.
         channels: of the images; None for any.
-        stride: a shift of the input by so many pixels shifts the output alike.
+        stride: shifting the input by so many pixels shifts the output by as many.
         reach: how far a pixel of the input changes the output, in pixels; None where that is the whole image or not known.
             Large images are purified in windows that overlap by this much.
-        redraws: nothing but a latent reaches the output, which people may not recognise.
-        trainable: the method can train it as a purifier.
-        not_exportable: why no graph of tensors describes it; None where one does.
+        redraws: the output is made of a latent alone, so it may not be human-readable.
+        trainable: ``purifiers train`` can train it as a purifier.
+        not_exportable: why it cannot be exported as a graph of tensors; None where it can.
     """
 
     output: ClassVar[Literal["images", "logits"]] = "images"

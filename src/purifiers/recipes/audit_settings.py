@@ -1,4 +1,4 @@
-"""What a recipe may say of the audit: attacks under every threat model, all within one ball for each norm."""
+"""A recipe's settings of the audit: attacks under every threat model, all within one ball for each norm."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from purifiers.attacks.base import parse_fraction
 from purifiers.errors import nearest
 from purifiers.kinds import Group
 from purifiers.recipes.parts import Positive, checked
+from purifiers.weights import anywhere
 
 TRANSFER = "transfer"
 """The threat model that is no view: its adversarial images are made on another model."""
@@ -20,7 +21,7 @@ def refuse_gradients(view: str, attacks: Mapping[str, Attack]) -> None:
     """Raise ValueError for an attack, by name, that needs gradients where ``view`` gives none."""
     for name, attack in attacks.items():
         if view != TRANSFER and attack.needs_gradients and not VIEWS[view].gradients:
-            raise ValueError(f"views.{view}: '{name}' takes gradients, and this attacker has none")
+            raise ValueError(f"views.{view}: '{name}' takes gradients, which this view does not give")
 
 
 def standard_attacks(epsilon: float, epsilon_l2: float) -> dict[str, dict[str, Any]]:
@@ -59,21 +60,20 @@ STANDARD_LIMITS: Mapping[str, int] = {
 
 
 class AuditSettings(Group):
-    """What is attacked with what. ``attacks``, ``views`` and ``limits`` are laid over the standard ones, name by name; null
-    takes one away.
+    """``attacks``, ``views`` and ``limits`` change the standard ones, name by name; null removes one.
 
-    ``epsilon``, ``epsilon_l2``: the L-inf and the L2 ball of every attack, which have no epsilon of their own here.
+    ``epsilon``, ``epsilon_l2``: the L-inf and the L2 ball of all attacks, which have no epsilon of their own here.
     ``attacks``: by the names that the tables show.
     ``views``: threat model -> names of attacks. ``eot`` is run where the purifier is random; there AutoAttack is its version
     ``rand``.
-    ``images``: how many random test images are attacked.
-    ``limits``: an attack's name, or a purifier's -> on how many of them at most. Subsets are nested, so that the smallest is
-    in all: the worst case is over that.
-    ``draws``: of the purifier's random numbers, for the view ``eot``: at least 2, as one is no average.
+    ``images``: the number of random test images that are attacked.
+    ``limits``: an attack's name, or a purifier's -> the largest number of them. Subsets are nested; the worst case is over the
+    smallest.
+    ``draws``: of the purifier's random numbers, for the view ``eot``: at least 2.
     ``surrogates``: for ``transfer``, beside the recipe's companions: classifiers, or pairs ``PURIFIER+CLASSIFIER``.
-    ``cascade``: an attack leaves out images that others of its group have broken already, as AutoAttack does within; the slow
-    ones, which have a limit, come last. Saves most of the time where only the worst cases are wanted.
-    ``check_images``: on how many images the trust checks are made; 0 for none.
+    ``cascade``: an attack skips images that others of its group have broken already, as AutoAttack does within; the slow ones,
+    which have a limit, come last. Saves most of the time where only the worst cases matter.
+    ``check_images``: the number of images for the trust checks; 0 for none.
     """
 
     epsilon: Radius = Field(default=8 / 255, le=1)
@@ -98,7 +98,7 @@ class AuditSettings(Group):
             usable = 0 < radii[0] <= 1 and radii[1] > 0
         except (TypeError, ValueError):
             usable = False
-        if not usable:  # which the fields themselves tell
+        if not usable:  # the fields raise the error
             radii = [fields[key].default for key in ("epsilon", "epsilon_l2")]
         standard = standard_attacks(*radii)
         given = {key: content.get(key) or {} for key in ("attacks", "views", "limits")}
@@ -123,22 +123,27 @@ class AuditSettings(Group):
                 group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
                 raise ValueError(f"attacks.{name} has an epsilon of its own: all attacks of a norm share one, {group}")
             attacks[name] = filled if filled.get("kind") == "cw" else {**filled, "epsilon": radius}
-        gone = {name for name, attack in given["attacks"].items() if attack is None} | (standard.keys() - attacks.keys())
+        removed = {*standard, *given["attacks"]} - attacks.keys()
         views: dict[str, Any] = {}
         for view, names in {**STANDARD_VIEWS, **given["views"]}.items():
             listed = (names,) if isinstance(names, str) else names or ()
             if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
                 raise ValueError(f"views.{view} is a list of names of attacks; got {names!r}")
-            views[view] = tuple(name for name in listed if name not in gone)
-        limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in gone}
+            views[view] = tuple(name for name in listed if name not in removed)
+        limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in removed}
         return {**content, "attacks": attacks, "views": views, "limits": limits}
+
+    @field_validator("surrogates")
+    @classmethod
+    def _absolute(cls, surrogates: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple("+".join(map(anywhere, one.split("+"))) for one in surrogates)
 
     @field_validator("attacks")
     @classmethod
     def _within_a_ball(cls, attacks: dict[str, Any]) -> dict[str, Any]:
         for name, attack in attacks.items():
             if attack.epsilon is None:
-                raise ValueError(f"{name} ({attack.kind}) has no epsilon: what it finds would be counted at any distance")
+                raise ValueError(f"{name} ({attack.kind}) has no epsilon: its results would count at any distance")
         return attacks
 
     @model_validator(mode="after")
@@ -154,8 +159,8 @@ class AuditSettings(Group):
 
     @field_serializer("attacks")
     def _without_lengths(self, attacks: dict[str, AnyAttack]) -> dict[str, Any]:
-        # Epsilon and what follows from it are left out, so that audit.epsilon can be set where the attacks are written out;
-        # null keeps away what was taken away.
+        # Without epsilon and the step sizes that follow from it, so that audit.epsilon can be changed in a written recipe; null
+        # keeps an attack removed.
         standard = standard_attacks(self.epsilon, self.epsilon_l2)
         written: dict[str, Any] = {name: None for name in standard if name not in attacks}
         for name, attack in attacks.items():
@@ -176,6 +181,6 @@ class AuditSettings(Group):
         return self.model_dump(mode="json") | {"attacks": attacks}
 
     def limit_of(self, attack: str, purifier: str) -> int:
-        """On how many images ``attack`` is run on ``purifier``."""
+        """The number of images that ``attack`` is run on for ``purifier``."""
         limits = [self.limits.get(attack), self.limits.get(purifier), self.images]
         return min(limit for limit in limits if limit is not None)

@@ -1,4 +1,4 @@
-"""What a recipe may say of the purifiers that ours is compared with."""
+"""A recipe's settings of the purifiers that ours is compared with."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
@@ -14,7 +14,7 @@ from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Po
 from purifiers.registry import NETWORKS, Registry
 
 BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes")
-"""What a recipe may name as a baseline's ``kind``."""
+"""The values of a baseline's ``kind``."""
 
 
 class TrainingNRP(OnPerturbed):
@@ -29,8 +29,8 @@ class TrainingSOAP(Optimisation):
     """SOAP's classifier and its auxiliary task, together.
 
     ``alpha``: weight of the auxiliary loss; 1 in the paper, for rotation 0.5 in its authors' log.
-    ``noise``: standard deviation of the noise on what the auxiliary task is shown, before clipping; in the authors' code 0.5
-    for reconstruction and 0.1 for the others, without its negative half for consistency.
+    ``noise``: standard deviation of the noise on the auxiliary task's input, before clipping; in the authors' code 0.5 for
+    reconstruction and 0.1 for the others, without its negative half for consistency.
     """
 
     alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -38,10 +38,10 @@ class TrainingSOAP(Optimisation):
 
 
 class Baseline(Kind):
-    """What all baselines have.
+    """Base of all baselines.
 
     ``network``: images -> images.
-    ``test_limit``: measured on so many random test images, where it is slow.
+    ``test_limit``: the number of random test images it is measured on, where it is slow.
     """
 
     registry: ClassVar[Registry[Any]] = BASELINES
@@ -53,17 +53,25 @@ class Baseline(Kind):
 class TrainedBaseline(Baseline):
     """A baseline that is trained on the recipe's images.
 
-    ``limit``: trained on so many random images.
-    ``training``: how.
+    ``limit``: the number of random images it is trained on.
 
     Attributes:
         trainer: ``module:function`` that trains it: (run, title, these settings, training images) -> the network.
+        trains: the name of the only network that this trains; None for any.
     """
 
     trainer: ClassVar[str]
+    trains: ClassVar[str | None] = None
 
     limit: Positive | None = None
     training: Optimisation
+
+    @field_validator("network")
+    @classmethod
+    def _is_trained(cls, network: NetworkConfig) -> NetworkConfig:
+        if cls.trains not in (None, network.network):
+            raise ValueError(f"the network of this baseline is '{cls.trains}'; got '{network.network}'")
+        return network
 
 
 @BASELINES.register("untrained")
@@ -84,16 +92,14 @@ class Untrained(Baseline):
         if not _ready(name):
             valid = [one for one in NETWORKS if _ready(one)]
             raise ValueError(f"'{name}' needs training, or maps no images{nearest(name, valid)}")
-        given = [
-            word for word, there in (("around", self.around), ("network.base", self.network.arguments.get("base"))) if there
-        ]
-        if inside := _not_ready(self.network.arguments.get("base")):
+        base = self.network.arguments.get("base")
+        if inside := _not_ready(base):
             raise ValueError(f"network.base: {inside} needs training, or is no network")
         wraps = issubclass(NETWORKS[name], Wrapper)
-        if wraps and len(given) != 1:
+        if wraps and (self.around is None) == (base is None):
             raise ValueError(f"'{name}' wraps another purifier: give either around (such as student) or network.base")
-        if not wraps and given:
-            raise ValueError(f"'{name}' wraps no other purifier; remove '{given[0]}'")
+        if not wraps and (self.around or base):
+            raise ValueError(f"'{name}' wraps no other purifier; remove '{'around' if self.around else 'network.base'}'")
         return self
 
 
@@ -102,35 +108,32 @@ class BaselineNRP(TrainedBaseline):
     """NRP (Naseer et al. 2020), trained on the recipe's images in front of the classifier to protect.
 
     ``attack``: makes its training images from features of the classifier.
-    ``feature_layer``: which features, by the dotted name of a layer; the logits where none is given.
+    ``feature_layer``: the dotted name of the layer of these features; by default the logits.
     ``critic_width``: channels of the critic's first convolution.
     """
 
     trainer = "purifiers.training.baselines:train_nrp"
+    trains = "nrp"
 
     attack: Annotated[SSP, BeforeValidator(SSP.parse)]
     feature_layer: str | None = None
     critic_width: Positive = 64
     training: TrainingNRP
 
-    @field_validator("network")
-    @classmethod
-    def _is_nrp(cls, network: NetworkConfig) -> NetworkConfig:
-        return _only(network, "nrp")
-
 
 @BASELINES.register("soap")
 class BaselineSOAP(TrainedBaseline):
-    """SOAP (Shi et al. 2021): a classifier of its own, which is what it is measured in front of; attacked itself."""
+    """SOAP (Shi et al. 2021): it has a classifier of its own, which is attacked, and which it is measured in front of."""
 
     trainer = "purifiers.training.baselines:train_soap"
+    trains = "soap"
 
     training: TrainingSOAP
 
     @field_validator("network")
     @classmethod
-    def _is_soap(cls, network: NetworkConfig) -> NetworkConfig:
-        if _only(network, "soap").arguments.get("classifier") is None:
+    def _has_classifier(cls, network: NetworkConfig) -> NetworkConfig:
+        if network.arguments.get("classifier") is None:
             raise ValueError("SOAP trains its own classifier: give network.classifier, such as {network: resnet, depth: 20}")
         return network
 
@@ -141,19 +144,13 @@ def _ready(name: str) -> bool:
 
 
 def _not_ready(base: Any) -> str | None:
-    """What in a wrapper's ``base`` would be measured untrained, or is no network."""
+    """The part of a wrapper's ``base`` that needs training, or is no network."""
     if base is None:
         return None
     if not isinstance(base, Mapping):
         return repr(base)
     name = base.get("network")
     return _not_ready(base.get("base")) if name in NETWORKS and _ready(str(name)) else f"'{name}'"
-
-
-def _only(network: NetworkConfig, name: str) -> NetworkConfig:
-    if network.network != name:
-        raise ValueError(f"the network of a baseline of kind {name} is '{name}'; got '{network.network}'")
-    return network
 
 
 AnyBaseline = Annotated[SerializeAsAny[Baseline], BeforeValidator(Baseline.parse)]

@@ -9,22 +9,7 @@ from pydantic import ValidationError
 
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.recipes.schema import Recipe
-from purifiers.weights import anywhere
-
-__all__ = [
-    "NAMES",
-    "Recipe",
-    "changed",
-    "differences",
-    "faults",
-    "load_recipe",
-    "parse_recipe",
-    "recipe_text",
-    "training_differences",
-    "variant_recipes",
-    "with_shipped_classifiers",
-    "with_sources",
-]
+from purifiers.weights import HUB, anywhere
 
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -58,11 +43,11 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
     for change in changes:
         _set(content, *change)
-    return parse_recipe(content, where=f"{name_or_file}{', with what is set besides,' if changes else ''}")
+    return parse_recipe(content, where=f"{name_or_file}{' with these overrides' if changes else ''}")
 
 
 def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
-    """Check a recipe's content; raises ConfigError with every fault, and the nearest valid name of unknown keys."""
+    """Check a recipe's content; raises ConfigError with all faults, and the nearest valid name of unknown keys."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -70,10 +55,10 @@ def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recip
 
 
 def faults(error: ValidationError, group: str | None = None) -> list[str]:
-    """What is wrong with a recipe, or with one ``group`` of it, in words, with the nearest valid name of unknown keys."""
+    """The faults of a recipe, or of one ``group`` of it: a line each, with the dotted key."""
     above = () if group is None else (group,)
-    places = [".".join(map(str, (*above, *fault["loc"]))) or "recipe" for fault in error.errors()]
-    return [f"{at}: {fault['msg'].removeprefix('Value error, ')}" for at, fault in zip(places, error.errors(), strict=True)]
+    keys = [".".join(map(str, (*above, *fault["loc"]))) or "recipe" for fault in error.errors()]
+    return [f"{key}: {fault['msg'].removeprefix('Value error, ')}" for key, fault in zip(keys, error.errors(), strict=True)]
 
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
@@ -92,15 +77,24 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
-    # CIFAR-10 is the same wherever it lies; another folder is other images.
+    # CIFAR-10 is the same wherever it is; another folder holds other images.
     free = (
         *("evaluation", "audit", "data.test_limit", "name", "weights", "baselines", "variants"),
         *(["data.path"] if now.data.name == "cifar10" else []),
     )
     # Training attacks are run in the batches of the evaluation, and drawn by them.
     bound = "evaluation.batch_size" if now.training_attacks else None
-    found = differences(there, now)
-    return {key: values for key, values in found.items() if key == bound or not key.startswith(free)}
+    found = {key: values for key, values in differences(there, now).items() if key == bound or not key.startswith(free)}
+    # Of what was moved the path alone differs: a stage knows its images and the networks that it used by their content.
+    return {key: values for key, values in found.items() if not _was_moved(*values)}
+
+
+def _was_moved(there: Any, now: Any) -> bool:
+    """Whether ``there`` is an absolute path where nothing is any more, and ``now`` is another path."""
+    if not isinstance(there, str) or not isinstance(now, str):
+        return False
+    path = Path(there.removeprefix(HUB))
+    return path.is_absolute() and not path.exists()
 
 
 def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -125,7 +119,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def with_shipped_classifiers(recipe: Recipe) -> Recipe:
-    """``recipe`` with its classifiers taken from the weights that ship instead of being trained; a given source stays.
+    """``recipe`` with shipped weights for the classifiers that it would train.
 
     Raises:
         ConfigError: not all of its classifiers ship.
@@ -136,13 +130,8 @@ def with_shipped_classifiers(recipe: Recipe) -> Recipe:
         raise ConfigError(
             f"no weights for {', '.join(missing)} of the recipe '{recipe.name}' come with the library: train them"
         )
-    return with_sources(recipe, {stage: recipe.weights[stage] for stage in trained})
-
-
-def with_sources(recipe: Recipe, sources: Mapping[str, str]) -> Recipe:
-    """``recipe`` with the classifiers that ``sources`` names, by stage, taken from there instead of being trained."""
     one, *others = [
-        config.model_dump(mode="json") | ({"source": sources[stage]} if stage in sources else {})
+        config.model_dump(mode="json") | ({"source": recipe.weights[stage]} if stage in trained else {})
         for stage, config in recipe.classifiers().items()
     ]
     return changed(recipe, {"classifier": one, "companions": others})
@@ -165,11 +154,10 @@ def _parse(override: str) -> tuple[str, Any]:
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    place = content
     for name in parents:
-        if place.get(name) is None:
-            place[name] = {}
-        place = place[name]
-        if not isinstance(place, dict):
+        if content.get(name) is None:
+            content[name] = {}
+        content = content[name]
+        if not isinstance(content, dict):
             raise ConfigError(f"cannot set {key}: '{name}' is a value, not a group of values")
-    place[last] = value
+    content[last] = value

@@ -1,8 +1,10 @@
 """The groups of keys that several parts of a recipe have."""
 
 import inspect
+import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -18,15 +20,11 @@ from purifiers.weights import absolute, anywhere
 
 Positive = Annotated[int, Field(ge=1)]
 Place = Annotated[str, AfterValidator(anywhere)]
-"""Weights: a name, or a file or folder, which is found from any folder afterwards."""
+"""Weights: a name, or a file or folder, whose path is made absolute."""
 
 
 def checked(registry: Registry[Any], name: str) -> str:
-    """``name``, if ``registry`` has it.
-
-    Raises:
-        ValueError: it does not; the message gives the nearest name.
-    """
+    """``name``, which ``registry`` must have: raises ValueError with the nearest name."""
     try:
         registry[name]
     except ConfigError as error:
@@ -53,7 +51,7 @@ class Data(Group):
         return {"name": self.name, "path": self.path, "size": self.size}
 
     def source(self) -> dict[str, Any]:
-        """The options for the loader of this data set."""
+        """The options for :func:`purifiers.data.load_images`."""
         return {"path": self.path, "size": self.size}
 
 
@@ -81,22 +79,26 @@ class NetworkConfig(BaseModel):
         """The constructor's arguments."""
         return self.model_extra or {}
 
-    def filled(self) -> Mapping[str, Any]:
-        """The same with a network for a wrapper's ``base`` or SOAP's ``classifier``, where that comes from elsewhere."""
-        taken = inspect.signature(NETWORKS[self.network]).parameters
-        places = {"base": {"network": "nothing"}, "classifier": {"network": "resnet"}}
-        return {name: network for name, network in places.items() if name in taken} | dict(self.arguments)
-
     @model_validator(mode="after")
     def _buildable(self) -> "NetworkConfig":
         try:
-            with torch.device("meta"):  # neither memory nor random numbers are spent on a check
-                network = build_network(self.network, self.filled())
-            if (channels_of(network) or 3) != 3:
-                raise ConfigError("every data set has 3 channels (grey images become RGB)")
+            _check_network(self.network, json.dumps(self.model_extra, default=str))
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self
+
+
+@cache  # building a deep network takes a tenth of a second, and a recipe with variants has hundreds
+def _check_network(name: str, arguments: str) -> None:
+    """Raise ConfigError for a network of images that cannot be built of ``arguments``, JSON."""
+    # A wrapper's base and SOAP's classifier may come from elsewhere.
+    parameters = inspect.signature(NETWORKS[name]).parameters
+    parts = {"base": {"network": "nothing"}, "classifier": {"network": "resnet"}}
+    filled = {part: network for part, network in parts.items() if part in parameters} | json.loads(arguments)
+    with torch.device("meta"):  # neither memory nor random numbers are spent on a check
+        network = build_network(name, filled)
+    if (channels_of(network) or 3) != 3:
+        raise ConfigError("every data set has 3 channels (grey images become RGB)")
 
 
 class Optimisation(Group):
@@ -117,12 +119,11 @@ class Optimisation(Group):
 
 
 class OnPerturbed(Optimisation):
-    """A training on perturbed images, with what the paper does not have and the defaults leave out.
+    """A training on perturbed images. The defaults are the paper's.
 
     ``strength_low`` and ``strength_high``: each perturbation is scaled by a factor drawn between them (clipped to [0,1]).
     ``clean_share``: with this probability an image comes without its perturbation.
-    ``noise``: standard deviation, in [0,1] units, of Gaussian noise that is then added to every image (clipped to [0,1]), drawn
-    anew each time.
+    ``noise``: standard deviation, in [0,1] units, of Gaussian noise that is then added to every image (clipped to [0,1]).
     """
 
     strength_low: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -138,5 +139,5 @@ class OnPerturbed(Optimisation):
 
 
 def folder_name(title: str) -> str:
-    """A title as the name of a folder: in small letters, digits and dashes."""
+    """A title as the name of a folder: lower case, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -1,6 +1,7 @@
-"""What a recipe may say. Each class is a group of keys in the YAML file; unknown keys are refused."""
+"""The keys of a recipe. Each class is a group of keys in the YAML file; unknown keys are refused."""
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,20 +13,26 @@ from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
 from purifiers.recipes.baseline_settings import AnyBaseline, Untrained, folder_of
 from purifiers.recipes.parts import Data, NetworkConfig, OnPerturbed, Optimisation, Place, Positive, checked, folder_name
 from purifiers.registry import NETWORKS
-from purifiers.weights import anywhere
+from purifiers.weights import absolute, anywhere
 
 STARTS = ("scratch", "teacher_at")
-"""What a student may start from besides a purifier that is there."""
+"""A student's start, besides the name or folder of a purifier."""
+PLACES: Mapping[str, Callable[[str], str]] = {
+    "source": anywhere,
+    "start": lambda start: start if start in STARTS else anywhere(start),
+    "path": absolute,
+}
+"""Keys whose values are files or folders, and the functions that make them absolute."""
 ADAPTIVE = "adaptive"
-"""In ``evaluation.limits``: all attacks by an attacker who knows of the purifier."""
+"""In ``evaluation.limits``: all attacks under the other views than ``blind``."""
 
 
 class Classifier(Group):
     """The classifier to protect: trained here as ``network``, or taken from ``source`` and only ever read.
 
     ``source``: one of :data:`purifiers.classifiers.CLASSIFIER_FORMS`; images in [0,1] -> logits.
-    ``mean`` and ``std``: the normalisation that the source wants its images in, in [0,1] units: a number for each channel, or
-    one for all. None: it has it inside, or, of a Hugging Face model, in its preprocessor_config.json.
+    ``mean`` and ``std``: the normalisation that the source expects, in [0,1] units: a number for each channel, or one for all.
+    None: it is inside, or, of a Hugging Face model, in its preprocessor_config.json.
     """
 
     source: Place | None = None
@@ -35,11 +42,11 @@ class Classifier(Group):
     training: Optimisation | None = None
 
     def options(self) -> dict[str, Any]:
-        """What :func:`purifiers.classifiers.load.load_classifier` takes besides the source."""
+        """The options of :func:`purifiers.classifiers.load.load_classifier` besides the source."""
         return {"mean": self.mean, "std": self.std, "network": self.network.model_dump()}
 
     def behind(self, source: str) -> "Classifier":
-        """The same with ``source``; without the normalisation, which is of its own source, where that is another."""
+        """The same with ``source``; another one comes without this one's normalisation."""
         if self.source is not None and anywhere(source) == self.source:
             return self
         return self.model_copy(update={"source": anywhere(source), "mean": None, "std": None})
@@ -53,37 +60,29 @@ class Classifier(Group):
         return network
 
     @model_validator(mode="after")
-    def _trainable_or_given(self) -> "Classifier":
+    def _consistent(self) -> "Classifier":
+        mean, std = self.mean, self.std
         if self.source is None and self.training is None:
             raise ValueError("needs either a source or a group 'training'")
-        return self
-
-    @model_validator(mode="after")
-    def _normalization(self) -> "Classifier":
-        mean, std = self.mean, self.std
         if mean is None and std is None:
             return self
         if mean is None or std is None:
             raise ValueError("mean and std go together: one of them is missing")
         if self.source is None:
-            raise ValueError(
-                "mean and std are of a source; of a network that is trained here, set network.mean and network.std"
-            )
+            raise ValueError("mean and std belong to a source; of a network that is trained here, set network.mean and .std")
         if len(mean) != len(std) or len(mean) not in (1, 3):
             raise ValueError(f"mean and std need three numbers each, or one each; got {len(mean)} and {len(std)}")
         if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
-            raise ValueError(
-                f"mean and std are in [0,1] units, and std is above 0; got {list(mean)} and {list(std)} (of images in 0..255: "
-                "divide by 255)"
-            )
+            got = f"got {list(mean)} and {list(std)} (for images in 0..255 divide by 255)"
+            raise ValueError(f"mean and std are in [0,1] units, and std is above 0; {got}")
         return self
 
 
 class OnAttacked(OnPerturbed):
     """A training on adversarial images with guidance by C, the frozen classifiers: the one to protect and its companions, each
-    asked about its share of a batch.
+    on its share of a batch.
 
-    ``attack``: made anew in each step on the network in training and C behind it (view ``full``), instead of the recipe's
+    ``attack``: run in each step on the network in training and C behind it (view ``full``), instead of the recipe's
     ``training_attacks``, which know C alone.
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
@@ -95,8 +94,7 @@ class OnAttacked(OnPerturbed):
 
 
 class TeacherNT(Optimisation):
-    """Equation 3. With a residual output the untrained network is the identity, which is the best that it can learn: there
-    ``epochs`` may be 0."""
+    """Equation 3. With a residual output the untrained network is the identity, the optimum: there ``epochs`` may be 0."""
 
     epochs: int = Field(ge=0)
 
@@ -104,8 +102,8 @@ class TeacherNT(Optimisation):
 class TeacherAT(OnAttacked):
     """Equation 2. The weights of its two terms are 1 in the paper.
 
-    ``start``: a purifier of the same structure, by its shipped name or folder, to go on from; with ``epochs`` of 0 it is the
-    teacher. None: random weights, or what the group ``latent`` gives.
+    ``start``: a purifier of the same structure, by its shipped name or folder; with ``epochs`` of 0 it is the teacher. None:
+    random weights, or those of the group ``latent``.
     """
 
     epochs: int = Field(ge=0)
@@ -114,9 +112,9 @@ class TeacherAT(OnAttacked):
     adversarial_weight: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
-    def _knows_something(self) -> Self:
+    def _trained(self) -> Self:
         if not self.epochs and self.start is None:
-            raise ValueError("epochs is 0, which is for a teacher that is trained already: name it with start")
+            raise ValueError("epochs is 0, which is for a teacher that is trained already: name it as start")
         return self
 
 
@@ -125,7 +123,7 @@ class Latent(Group):
     nor a residual output, around which a perturbation would pass.
 
     ``attack``: on the encoder with a linear layer on the mean of its latent, which is trained with it and then dropped.
-    ``decoder``: trained on that encoder, which stays as it is, with the losses of teacher AT.
+    ``decoder``: trained on that encoder, now frozen, with the losses of teacher AT.
     """
 
     attack: AnyAttack
@@ -147,19 +145,14 @@ class Student(OnAttacked):
     gamma: float = Field(default=0.5, ge=0)
     nt_teacher_input: Literal["adversarial", "clean"] = "adversarial"
 
-    @field_validator("start")
-    @classmethod
-    def _place(cls, start: str) -> str:
-        return start if start in STARTS else anywhere(start)
+    _absolute = field_validator("start")(PLACES["start"])
 
 
 class Evaluation(Group):
     """Attacks by the names that the tables show, and the views under which each is run.
 
-    Every attack runs under every view in ``views``, of which ``blind``, Table 1's, is always one; ``adaptive_attacks`` names
-    the attacks that are run under the other views too (all if empty): an attack through the purifier costs a pass through
-    both networks.
-    ``limits``: an attack's name -> on how many random test images it is run, where it is too slow for all; the name
+    ``views``: always with ``blind``, Table 1's; the others run the attacks in ``adaptive_attacks`` (all if empty).
+    ``limits``: an attack's name -> the number of random test images it is run on, where it is too slow for all; the name
     ``adaptive`` stands for all attacks under the other views than ``blind``.
     """
 
@@ -209,8 +202,8 @@ class Evaluation(Group):
 class Recipe(Group):
     """A whole run: data, classifier, purifier, the attacks that are trained against, three trainings, the evaluation.
 
-    ``companions``: further classifiers, so that the purifier does not lean on the errors of one: they are attacked for
-    training images and asked for guidance in equal shares, and never evaluated.
+    ``companions``: further classifiers, so that the purifier does not rely on the errors of one: they take equal shares of
+    training attacks and guidance, and are never evaluated.
     ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
     of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Empty
     where all trainings have an ``attack`` of their own, or ``noise`` to remove.
@@ -218,10 +211,10 @@ class Recipe(Group):
     of the evaluation are float32 throughout.
     ``compiled``: meant for a GPU, where each training step becomes one CUDA graph if nothing in it waits for the device (an
     attack in every step does). What cannot, and everything on a CPU, goes through ``torch.compile``.
-    ``weights``: names of shipped weights, by stage, that stand for what this recipe trains where nothing is to be trained.
+    ``weights``: names of shipped weights, by stage, of what this recipe trains.
     ``baselines``: other people's purifiers to compare with in Table 1, by the titles of their rows.
-    ``variants``: for a table of what each ingredient brings: title -> what is set otherwise. The first is the base of the
-    others: they take its settings too.
+    ``variants``: for the table of ingredients: title -> changes by dotted key. The first is the base of the others: they take
+    its changes too.
     """
 
     name: str
@@ -250,41 +243,29 @@ class Recipe(Group):
 
     @field_validator("purifier")
     @classmethod
-    def _maps_images(cls, purifier: NetworkConfig) -> NetworkConfig:
+    def _purifies(cls, purifier: NetworkConfig) -> NetworkConfig:
         if not getattr(NETWORKS[purifier.network], "trainable", False):
             valid = [name for name, one in NETWORKS.items() if getattr(one, "trainable", False)]
             raise ValueError(f"'{purifier.network}' cannot be trained as a purifier{nearest(purifier.network, valid)}")
         return purifier
 
     @model_validator(mode="after")
-    def _teacher_nt_knows_something(self) -> "Recipe":
-        if not self.teacher_nt.epochs and not self.purifier.arguments.get("residual"):
-            raise ValueError("teacher_nt.epochs is 0: without purifier.residual teacher NT starts from noise and has to learn")
-        return self
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "Recipe":
-        if self.latent is not None and self.teacher_at.start is not None:
-            raise ValueError("teacher_at.start: where there is a group latent, teacher AT goes on from what that gives")
-        if self.latent is not None and self.latent.decoder.start is not None:
-            raise ValueError("latent.decoder.start: the decoder goes on from the encoder that is trained before it")
-        return self
-
-    @model_validator(mode="after")
-    def _something_to_remove(self) -> "Recipe":
+    def _consistent(self) -> "Recipe":
+        purifier = self.purifier.arguments
+        if not self.teacher_nt.epochs and not purifier.get("residual"):
+            raise ValueError("teacher_nt.epochs must be > 0 when purifier.residual is false")
         stages = {"teacher_at": self.teacher_at, "student": self.student}
         if self.latent is not None:
+            if self.teacher_at.start is not None:
+                raise ValueError("teacher_at.start: with a group latent, teacher AT starts from its decoder")
+            if self.latent.decoder.start is not None:
+                raise ValueError("latent.decoder.start: the decoder starts from the encoder that is trained before it")
+            if purifier.get("residual") or purifier.get("skip_every", 2):
+                raise ValueError("latent: skips carry perturbations around it; set purifier.skip_every=0, no residual")
             stages["latent.decoder"] = self.latent.decoder
         idle = [name for name, one in stages.items() if one.attack is None and not one.noise and one.clean_share < 1]
         if idle and not self.training_attacks:
             raise ValueError(f"training_attacks is empty, and {idle[0]} has neither an attack of its own nor noise")
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_around_the_latent(self) -> "Recipe":
-        around = self.purifier.arguments
-        if self.latent is not None and (around.get("residual") or around.get("skip_every", 2)):
-            raise ValueError("latent: what passes around it carries perturbations; set purifier.skip_every=0, no residual")
         return self
 
     @model_validator(mode="after")
@@ -301,18 +282,30 @@ class Recipe(Group):
             known.append(title)
         return self
 
-    @model_validator(mode="after")
-    def _variants_apart(self) -> "Recipe":
-        folders = [folder_name(title) for title in self.variants]
-        for title, folder in zip(self.variants, folders, strict=True):
+    @field_validator("variants")
+    @classmethod
+    def _variants_apart(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        folders = [folder_name(title) for title in variants]
+        for title, folder in zip(variants, folders, strict=True):
             if not folder or folders.count(folder) > 1:
-                raise ValueError(f"variants: titles have to differ from each other in letters or digits; got '{title}'")
-        return self
+                raise ValueError(f"titles have to differ from each other in letters or digits; got '{title}'")
+        return {title: _with_places(changes) for title, changes in variants.items()}
 
-    @model_validator(mode="after")
-    def _stages_with_weights(self) -> "Recipe":
+    @field_validator("weights")
+    @classmethod
+    def _stages_with_weights(cls, weights: dict[str, str]) -> dict[str, str]:
         stages = ["classifier", "student", "companion_1"]
-        for stage in self.weights:  # of companions that were set to none too
+        for stage in weights:  # of companions that were set to none too
             if re.sub(r"^companion_[1-9]\d*$", "companion_1", stage) not in stages:
-                raise ValueError(f"weights names the stage '{stage}'{nearest(stage, stages)}; there are {', '.join(stages)}")
-        return self
+                raise ValueError(f"there is no stage '{stage}'{nearest(stage, stages)}; there are {', '.join(stages)}")
+        return weights
+
+
+def _with_places(value: Any, key: str = "") -> Any:
+    """``value`` of the dotted ``key`` with the files and folders in it made absolute."""
+    if isinstance(value, Mapping):
+        return {name: _with_places(one, name) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_places(one) for one in value]
+    resolve = PLACES.get(key.rpartition(".")[2])
+    return resolve(value) if resolve is not None and isinstance(value, str) else value

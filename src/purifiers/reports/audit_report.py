@@ -6,8 +6,7 @@ from pathlib import Path
 import yaml
 from markupsafe import Markup
 
-from purifiers.attacks import VIEWS
-from purifiers.evaluation.audit.result import NORMS, WORST, Audit
+from purifiers.evaluation.audit.result import GROUPS, NORMS, WORST, Audit, group_of
 from purifiers.evaluation.records import CLEAN
 from purifiers.reports.figures import audit_figure, save_figure
 from purifiers.reports.render import Table, cells, lines, page, percent, span, text, write_page
@@ -15,7 +14,6 @@ from purifiers.reports.render import Table, cells, lines, page, percent, span, t
 NAMES = dict(zip(NORMS, ("L-inf", "L2"), strict=True))
 WORST_CASES = {norm: f"worst case {name}" for norm, name in NAMES.items()}
 """By norm, the columns whose numbers are not reliable if a trust check failed."""
-THREAT_MODELS = ("gray-box", "transfer", "black-box", "white-box")
 VERDICT = "trust checks (L-inf)"
 FIGURE = "figures/audit.svg"
 
@@ -25,7 +23,7 @@ def overview(audit: Audit) -> Table:
     cleans = {name: audit.clean(name) for name in audit.purifiers}
     rows = []
     for name, clean in cleans.items():
-        groups = [audit.worst(name, "linf", group) for group in THREAT_MODELS]
+        groups = [audit.worst(name, "linf", group) for group in GROUPS]
         worst = [audit.worst(name, norm) for norm in NAMES]
         rows.append(
             [
@@ -39,7 +37,7 @@ def overview(audit: Audit) -> Table:
             ]
         )
     caption = text("overview", cleans=cleans, settings=audit.settings)
-    header = ["purifier", "images", "clean", "PSNR (dB)", *THREAT_MODELS, *WORST_CASES.values(), VERDICT]
+    header = ["purifier", "images", "clean", "PSNR (dB)", *GROUPS, *WORST_CASES.values(), VERDICT]
     return Table("Every purifier under every threat model", caption, header, rows, details=("images", "PSNR (dB)"))
 
 
@@ -87,13 +85,13 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
         red = doubted(audit, name)
         found += [(_worst_case(audit, name, norm), column in red) for norm, column in WORST_CASES.items()]
         found += [(text("failed_check", name=name, check=check, doubted=red), bool(red)) for check in audit.failed(name)]
-        measured = {group for group in THREAT_MODELS for norm in NAMES if audit.worst(name, norm, group)}
+        measured = {group for group in GROUPS for norm in NAMES if audit.worst(name, norm, group)}
         remarks = lines(
             "remarks",
             name=name,
             undefended=audit.clean(name).accuracy_undefended,
             unchecked=audit.settings["check_images"] == 0,
-            missing=sorted({*THREAT_MODELS} - measured),
+            missing=sorted({*GROUPS} - measured),
             left_out=[f"{warning.attack} ({warning.view})" for warning in audit.left_out(name)],
         )
         found += [(remark, False) for remark in remarks]
@@ -125,7 +123,7 @@ def write_audit(audit: Audit, folder: Path) -> Path:
 
 def _worst_case(audit: Audit, name: str, norm: str) -> str:
     tried = [r for r in audit.records if (r.purifier, r.norm) == (name, norm) and r.view not in (CLEAN, WORST)]
-    white_box = {r.attack.removesuffix(", rand") for r in tried if r.view in VIEWS and VIEWS[r.view].group == "white-box"}
+    white_box = {r.attack.removesuffix(", rand") for r in tried if group_of(r.view) == "white-box"}
     autoattacks = {name for name, attack in audit.settings["attacks"].items() if attack and attack["kind"] == "autoattack"}
     worst, autoattack = audit.worst(name, norm), bool(white_box & autoattacks)
     return text("worst_case", name=name, norm=NAMES[norm], worst=worst, tried=tried, autoattack=autoattack)

@@ -5,7 +5,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from purifiers.console import duration
-from purifiers.evaluation.certificate import Certificate
+from purifiers.evaluation.certify import Certificate
 from purifiers.reports.figures import certificate_figure, save_figure
 from purifiers.reports.render import Table, page, percent, span, text
 from purifiers.storage import write_text

@@ -13,7 +13,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from purifiers.evaluation.audit.result import Audit
-from purifiers.evaluation.certificate import Certificate
+from purifiers.evaluation.certify import Certificate
 from purifiers.evaluation.examples import Examples
 from purifiers.evaluation.records import Results
 from purifiers.reports.render import title_of

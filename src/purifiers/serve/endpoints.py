@@ -1,51 +1,55 @@
-"""The service's side of HTTP: what is refused, what waits, and what is answered (``pip install 'purifiers[serve]'``).
-
-Importing this module raises ConfigError where a library of that is not installed.
-"""
-# ruff: noqa: E402 - what is not installed is told before it is imported
+"""The HTTP application: validation, queueing, responses (``pip install 'purifiers[serve]'``)."""
 
 import asyncio
 import io
+import math
+import secrets
 import time
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels
 from purifiers.data.files import read_rgb
-from purifiers.errors import DataError, ImageTooLargeError, require
+from purifiers.errors import DataError, ImageTooLargeError, InputError, explain_missing
+from purifiers.purifier import Purifier
+from purifiers.serve.batching import Batcher, Function
+from purifiers.version import __version__
 
-for _module in ("litserve", "prometheus_client", "python_multipart"):
-    require(_module)
-from fastapi import Depends, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
-from litserve import LitAPI, LitServer
-from litserve.specs.base import LitSpec
-from litserve.utils import LitAPIStatus, ResponseBufferItem
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException as AnyHTTPException
-from starlette.requests import ClientDisconnect
+with explain_missing():
+    import python_multipart  # noqa: F401 - Starlette reads forms with it
+    from fastapi import Depends, FastAPI, Request, Response, Security
+    from fastapi.responses import JSONResponse, PlainTextResponse
+    from fastapi.security import APIKeyHeader
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from starlette.datastructures import UploadFile
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+    from starlette.types import Message
 
+FIELD = "image"
+FORM = "multipart/form-data"
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
-FIELD = "image"
 RETRY_AFTER = 1
-"""Seconds after which a client that met a full queue may come back."""
+"""Seconds after which a client that found the queue full should retry."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service takes.
+    """The requests that the service accepts.
 
     Attributes:
         max_bytes: of a request's body.
         max_pixels: width times height of an image.
-        max_queue: requests that are being read, waiting or worked on; one more is refused.
-        timeout: seconds for a request, from its first byte to its answer.
+        max_queue: requests that are being read, queued or processed; one more is refused.
+        timeout: seconds for a request, from its first byte to the response.
     """
 
     max_bytes: int = 10_000_000
@@ -54,226 +58,196 @@ class Limits:
     timeout: float = 30.0
 
 
-class Refused(HTTPException):
-    """A request that is not answered as asked: a status, words for the client, and a reason for the metrics."""
+class Refusal(HTTPException):
+    """An error response: its status, the reason for the metrics, and a message for the client."""
 
-    def __init__(self, status: int, reason: str, words: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(status, words, headers)
+    def __init__(self, status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, message, headers)
         self.reason = reason
 
 
-class Metrics:
-    """What /metrics shows, in Prometheus's format."""
+@dataclass
+class Service:
+    """A purifier, and a classifier behind it, with their queue and metrics.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=self.registry
-        )
-        self.seconds = Histogram(
-            "purifiers_request_seconds", "From a request's head to its answer.", ("route",), registry=self.registry
-        )
-        self.refused = Counter(
-            "purifiers_refused", "Requests that were refused, by reason.", ("reason",), registry=self.registry
-        )
-        sizes = (1, 2, 4, 8, 16, 32, 64, 128)
-        self.batches = Histogram("purifiers_batch_size", "Images in a batch.", buckets=sizes, registry=self.registry)
-        self.waiting = Gauge("purifiers_waiting", "Requests read, waiting or worked on now.", registry=self.registry)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the worker makes of an image: ``pixels`` uint8 (3, H, W), or ``scores``, or ``failure`` in words.
-
-    ``batch``: the number of images of the batch, told once for each batch.
+    Args:
+        purifier: on its device.
+        classifier: on the same device; None: no ``/classify``.
+        device: that one.
+        names: of the classes.
+        limits: of requests.
+        batch_size: images that are processed together, at most.
+        batch_timeout: seconds that the first image of a batch waits for others.
     """
 
-    pixels: np.ndarray | None = None
-    scores: Sequence[float] | None = None
-    failure: str | None = None
-    batch: int | None = None
+    purifier: Purifier
+    classifier: nn.Module | None = None
+    device: torch.device | str = "cpu"
+    names: Sequence[str] | None = None
+    limits: Limits = field(default_factory=Limits)
+    batch_size: int = 16
+    batch_timeout: float = 0.01
 
-
-class ImageSpec(LitSpec):  # type: ignore[misc]
-    """LitServe's specification of this service: images in, a PNG or scores out."""
-
-    def __init__(self, limits: Limits, classes: Sequence[str] | None, classifies: bool) -> None:
-        super().__init__()
-        self.api_path = "/purify"
-        self.limits = limits
-        self.classes = classes
-        self.classifies = classifies
+    def __post_init__(self) -> None:
         self.waiting = 0
-        self.metrics: Metrics | None = Metrics()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the metrics, which have locks, and which the worker has no use for."""
-        return {**super().__getstate__(), "metrics": None}
+        self.registry = of = CollectorRegistry()
+        self.requests = Counter("purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=of)
+        self.seconds = Histogram("purifiers_request_seconds", "From a request to its response.", ("route",), registry=of)
+        self.refused = Counter("purifiers_refused", "Refused requests, by reason.", ("reason",), registry=of)
+        waiting = Gauge("purifiers_waiting", "Requests that are being read, queued or processed.", registry=of)
+        waiting.set_function(lambda: self.waiting)
+        sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
+        self.batcher = Batcher(self.batch_size, self.batch_timeout, sizes.observe)
 
     async def purify(self, request: Request) -> Response:
-        """Purify an image; transparency is shown over white. Answers with a PNG of the same size."""
-        answer = await self.answered(request, "purify")
-        assert answer.pixels is not None
-        return Response(await asyncio.to_thread(_png, answer.pixels), media_type="image/png")
+        """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
+        pixels = await self.result(request, "purify", self.purified)
+        return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
 
     async def classify(self, request: Request) -> JSONResponse:
-        """Purify an image and classify the result. Answers with the class, and the probability of each (softmax)."""
-        scores = (await self.answered(request, "classify")).scores or ()
+        """Purify an image and classify the result. Returns the class, and the probability of each class (softmax)."""
+        scores = await self.result(request, "classify", self.classified)
         best = int(np.argmax(scores))
-        named = self.classes if self.classes and len(self.classes) == len(scores) else None
-        return JSONResponse({"class": best, "name": named and named[best], "scores": list(scores), "names": named})
+        names = self.names if self.names and len(self.names) == len(scores) else None
+        return JSONResponse({"class": best, "name": names and names[best], "scores": scores, "names": names})
 
-    async def show_metrics(self) -> Response:
+    async def metrics(self) -> Response:
         """Counts and times, in Prometheus's format."""
-        assert self.metrics is not None
-        self.metrics.waiting.set(self.waiting)
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def answered(self, request: Request, route: str) -> Answer:
-        """The worker's answer to a request, counted."""
-        assert self.metrics is not None
-        begun, status = time.perf_counter(), 500
-        try:
-            answer = await self.handled(request, route)
-            status = 200
-            return answer
-        except AnyHTTPException as error:
-            status = error.status_code
-            self.metrics.refused.labels(getattr(error, "reason", "malformed")).inc()
-            raise
-        finally:
-            self.metrics.requests.labels(route, str(status)).inc()
-            self.metrics.seconds.labels(route).observe(time.perf_counter() - begun)
+    async def health(self) -> str:
+        """200 when the service is ready."""
+        return "ok"
 
-    async def handled(self, request: Request, route: str) -> Answer:
-        """Read, decode and hand over an image, and wait."""
-        if self.waiting >= self.limits.max_queue:
-            words = f"{self.waiting} requests are waiting already; come back in {RETRY_AFTER} s"
-            raise Refused(503, "queue_full", words, {"Retry-After": str(RETRY_AFTER)})
+    def purified(self, images: Tensor) -> Any:
+        """Purified images, uint8 (3, H, W)."""
+        return purify_pixels(self.purifier, images).numpy()
+
+    def classified(self, images: Tensor) -> Any:
+        """The probabilities of the classes, for each image."""
+        assert self.classifier is not None
+        purified = purify_pixels(self.purifier, images, torch.float32)
+        parts = purified.to(self.device).split(max(1, BATCH_PIXELS // (images.shape[2] * images.shape[3])))
+        with torch.no_grad():
+            return torch.cat([self.classifier(part).softmax(1) for part in parts]).tolist()
+
+    async def result(self, request: Request, route: str, function: Function) -> Any:
+        """Read and decode an image, and wait for its result; the metrics count it."""
+        begun, status, limit = time.perf_counter(), 500, f"within {self.limits.timeout:g} s"
+        late = Refusal(408, "slow_request", f"the request was not complete {limit}", {"Connection": "close"})
         self.waiting += 1
-        read = False
         try:
-            async with asyncio.timeout(self.limits.timeout):
-                content = await self.content(request)
-                read = True
-                pixels = await asyncio.to_thread(self.decoded, content)
-                return await self.worked_on(pixels, route == "classify")
-        except TimeoutError as error:
-            limit = f"within {self.limits.timeout:g} s"
-            if read:
-                raise Refused(504, "timeout", f"no answer {limit}; the server is busy or the image large") from error
-            raise Refused(408, "slow_request", f"the request was not complete {limit}", {"Connection": "close"}) from error
+            if self.waiting > self.limits.max_queue:
+                message = f"{self.limits.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
+                raise Refusal(503, "queue_full", message, {"Retry-After": str(RETRY_AFTER)})
+            try:
+                async with asyncio.timeout(self.limits.timeout):
+                    content = await self.content(request)
+                    late = Refusal(504, "timeout", f"no response {limit}; the server is busy or the image large")
+                    pixels = await asyncio.to_thread(self.decoded, content)
+                    result = await self.batcher.submit(function, pixels)
+            except TimeoutError as error:
+                raise late from error
+            except InputError as error:
+                raise Refusal(422, "failed", str(error)) from error
+            if isinstance(result, list) and not all(map(math.isfinite, result)):
+                raise Refusal(422, "failed", "the classifier's scores are not finite")
+            status = 200
+            return result
+        except HTTPException as error:
+            status = error.status_code
+            self.refused.labels(getattr(error, "reason", "malformed")).inc()
+            raise
         finally:
             self.waiting -= 1
+            self.requests.labels(route, str(status)).inc()
+            self.seconds.labels(route).observe(time.perf_counter() - begun)
 
     async def content(self, request: Request) -> bytes:
-        """The image file in a request, as its body or in a form."""
+        """The image file of a request: its body, or a field of its form."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type not in (*MEDIA_TYPES, "multipart/form-data"):
-            takes = f"{', '.join(MEDIA_TYPES)}, or multipart/form-data with a field '{FIELD}'"
-            raise Refused(415, "media_type", f"the Content-Type is '{media_type}'; send {takes}")
+        if media_type not in (*MEDIA_TYPES, FORM):
+            takes = f"{', '.join(MEDIA_TYPES)}, or {FORM} with a field '{FIELD}'"
+            raise Refusal(415, "media_type", f"the Content-Type is '{media_type}'; send {takes}")
+        message = f"the body is longer than {self.limits.max_bytes} bytes (--max-bytes)"
+        too_long = Refusal(413, "too_many_bytes", message, {"Connection": "close"})
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.limits.max_bytes:
-            raise self.too_many_bytes(f"{length} bytes")
+            raise too_long
+        size = 0
+
+        async def receive() -> Message:
+            nonlocal size
+            message = await request.receive()
+            size += len(message.get("body", b""))
+            if size > self.limits.max_bytes:
+                raise too_long
+            return message
+
+        limited = Request(request.scope, receive)
         try:
-            if media_type != "multipart/form-data":
-                return await request.body()
-            async with request.form(max_files=8, max_fields=32) as form:
+            if media_type != FORM:
+                return await limited.body()
+            async with limited.form(max_files=8, max_fields=32) as form:
                 part = form.get(FIELD)
                 if not isinstance(part, UploadFile):
-                    raise Refused(400, "missing_field", f"the form has no file in a field '{FIELD}'")
+                    raise Refusal(400, "missing_field", f"the form has no file in a field '{FIELD}'")
                 return await part.read()
         except ClientDisconnect as error:
-            raise Refused(499, "disconnected", "the client went away") from error
-        except AnyHTTPException as error:
-            if error.status_code == 413:  # LitServe's limit, while reading
-                raise self.too_many_bytes("more") from error
-            raise
-
-    def too_many_bytes(self, found: str) -> Refused:
-        """The refusal of a body that is too long."""
-        words = f"at most {self.limits.max_bytes} bytes are read (--max-bytes); the request has {found}"
-        return Refused(413, "too_many_bytes", words, {"Connection": "close"})
+            raise Refusal(499, "disconnected", "the client closed the connection") from error
 
     def decoded(self, content: bytes) -> np.ndarray:
         """uint8 (3, H, W)."""
         try:
             image = read_rgb(content, max_pixels=self.limits.max_pixels, formats=FORMATS)
         except ImageTooLargeError as error:
-            raise Refused(413, "too_many_pixels", str(error)) from error
+            raise Refusal(413, "too_many_pixels", str(error)) from error
         except DataError as error:
-            raise Refused(400, "no_image", str(error)) from error
+            raise Refusal(400, "no_image", str(error)) from error
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
-    async def worked_on(self, pixels: np.ndarray, classify: bool) -> Answer:
-        """Wait for the worker."""
-        assert self.metrics is not None
-        uid, event = str(uuid.uuid4()), asyncio.Event()
-        self.response_buffer[uid] = ResponseBufferItem(event)
-        try:
-            self.request_queue.put((self.response_queue_id, uid, time.monotonic(), (pixels, classify)))
-            await event.wait()
-            answer, status = self.response_buffer[uid].response
-        finally:
-            self.response_buffer.pop(uid, None)
-        if status != LitAPIStatus.OK:
-            raise Refused(500, "error", "the worker failed; see the server's log")
-        if answer.batch is not None:
-            self.metrics.batches.observe(answer.batch)
-        if answer.failure is not None:
-            raise Refused(422, "failed", answer.failure)
-        return answer
 
+def make_app(service: Service, key: str | None = None) -> FastAPI:
+    """The ASGI application; with a ``key``, requests need it in the header ``X-API-Key``, except for ``/docs`` and
+    ``/openapi.json``."""
 
-def add_routes(server: LitServer, spec: ImageSpec, api: LitAPI) -> None:
-    """Add the routes to LitServe's application, with what /docs and /openapi.json say of them, and errors as JSON."""
-    authorised = [Depends(server.setup_auth(api))]
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        work = asyncio.create_task(service.batcher.run())
+        yield
+        work.cancel()
+
+    async def authorise(found: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> None:
+        if not secrets.compare_digest((found or "").encode("latin-1"), (key or "").encode()):
+            raise HTTPException(401, "the header X-API-Key is missing or wrong")
+
+    protected = [Depends(authorise)] if key else []
+    app = FastAPI(title="purifiers", version=__version__, lifespan=lifespan, dependencies=protected)
     file = {"type": "string", "format": "binary"}
-    form = {"schema": {"type": "object", "properties": {FIELD: file}, "required": [FIELD]}}
-    body = {
-        "required": True,
-        "content": {"multipart/form-data": form, **{media_type: {"schema": file} for media_type in MEDIA_TYPES}},
+    form = {"type": "object", "properties": {FIELD: file}, "required": [FIELD]}
+    body = {FORM: {"schema": form}, **{media_type: {"schema": file} for media_type in MEDIA_TYPES}}
+    error = {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}
+    post: dict[str, Any] = {
+        "responses": {status: {"content": error} for status in (400, 408, 413, 415, 422, 503, 504)},
+        "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
-    error = {"content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}}
-    words = {
-        400: "No image, a damaged one, or no field of that name.",
-        408: "The request was not complete in time.",
-        413: "Too many bytes or pixels.",
-        415: "A media type that is not read.",
-        422: "The purifier or the classifier cannot take this image, or gives no finite scores.",
-        503: "The queue is full; see Retry-After.",
-        504: "No answer in time.",
-    }
-    refusals: dict[int | str, dict[str, Any]] = {status: {"description": text, **error} for status, text in words.items()}
-
-    class _PNG(Response):
-        media_type = "image/png"
-
-    routes = [("/purify", spec.purify, _PNG)] + ([("/classify", spec.classify, JSONResponse)] if spec.classifies else [])
-    for path, endpoint, kind in routes:
-        server.app.add_api_route(
-            path,
-            endpoint,
-            methods=["POST"],
-            response_class=kind,
-            response_model=None,
-            responses=refusals,
-            openapi_extra={"requestBody": body},
-            dependencies=authorised,
-        )
-    server.app.add_api_route(
-        "/metrics", spec.show_metrics, methods=["GET"], response_model=None, response_class=Response, dependencies=authorised
-    )
-    server.app.add_exception_handler(AnyHTTPException, _told)
-    server.app.add_exception_handler(Exception, _failed)
+    app.post("/purify", response_class=_PNG, **post)(service.purify)
+    if service.classifier is not None:
+        app.post("/classify", **post)(service.classify)
+    app.get("/health", response_class=PlainTextResponse)(service.health)
+    app.get("/metrics", response_class=PlainTextResponse)(service.metrics)
+    app.add_exception_handler(HTTPException, _error)
+    app.add_exception_handler(Exception, _error)
+    return app
 
 
-async def _told(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, AnyHTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, dict(error.headers or {}))
+class _PNG(Response):
+    media_type = "image/png"
 
 
-async def _failed(request: Request, error: Exception) -> JSONResponse:
+async def _error(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     return JSONResponse({"error": "the server failed; see its log"}, 500)
 
 

@@ -1,7 +1,6 @@
-"""The classifiers that a purifier is trained against: the one to protect, and companions so that it leans on none."""
+"""The classifiers that a purifier is trained against, and the adversarial examples on them."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,40 +15,12 @@ from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
 
 
-class Panel:
-    """Frozen classifiers, asked in equal shares of a batch, in the training's precision.
-
-    Args:
-        classifiers: in evaluation mode; at least one.
-        precision: of their passes.
-    """
-
-    def __init__(self, classifiers: Sequence[nn.Module], precision: Precision = "32-true") -> None:
-        self.classifiers = list(classifiers)
-        self.precision = precision
-
-    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The training's precision, on ``device``."""
-        return autocast(device, self.precision)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
-
-        Batches are shuffled, so that every image meets every classifier; a batch's images, its adversarial examples and
-        its purified images meet the same.
-        """
-        with self.autocast(images.device):
-            shares = images.chunk(len(self.classifiers))
-            parts = [classifier(share) for classifier, share in zip(self.classifiers, shares, strict=False)]
-        return torch.cat(parts).float()
-
-
 class InPrecision(nn.Module):
-    """A classifier that computes in the training's precision inside an attack, whose images stay float32."""
+    """``network`` in the training's precision, with float32 images and outputs, as in an attack."""
 
-    def __init__(self, classifier: nn.Module, precision: Precision) -> None:
+    def __init__(self, network: nn.Module, precision: Precision) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.network = network
         self.precision = precision
 
     def extra_repr(self) -> str:
@@ -57,8 +28,33 @@ class InPrecision(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with autocast(images.device, self.precision):
-            logits: Tensor = self.classifier(images)
-        return logits.float()
+            outputs: Tensor = self.network(images)
+        return outputs.float()
+
+
+class Panel(nn.Module):
+    """Frozen classifiers, each on its share of a batch, in the training's precision.
+
+    Args:
+        classifiers: in evaluation mode; at least one.
+        precision: of their passes.
+    """
+
+    def __init__(self, classifiers: Iterable[nn.Module], precision: Precision = "32-true") -> None:
+        super().__init__()
+        self.classifiers = nn.ModuleList(classifiers)
+        self.precision = precision
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
+
+        Batches are shuffled, so that every classifier sees every image in time; an image, its adversarial example and its
+        purified image are seen by the same one.
+        """
+        with autocast(images.device, self.precision):
+            shares = images.chunk(len(self.classifiers))
+            parts = [classifier(share) for classifier, share in zip(self.classifiers, shares, strict=False)]
+        return torch.cat(parts).float()
 
 
 def attack_for_training(
@@ -89,19 +85,22 @@ def attack_for_training(
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
 
-    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round; without
-    attacks there are no channels.
+    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round (on
+    ``weight`` shares); without attacks there are no channels.
     """
     recipe = run.recipe
     if not recipe.training_attacks:
         return data.images[:, :0]
-    jobs = [(attack, model) for attack in recipe.training_attacks.values() for model in panel.classifiers]
+    shares = [attack for attack in recipe.training_attacks.values() for _ in range(attack.weight)]
+    jobs = [(attack, model) for attack in shares for model in panel.classifiers]
     count, seconds = len(data) * recipe.attack_rounds, 0.0
     rounds = []
     with progress("attacking training images", count) as advance:
         for turn in range(recipe.attack_rounds):
             adversarial = torch.empty_like(data.images)
             for job, ((attack, model), chosen) in enumerate(zip(jobs, _shares(recipe, turn, len(jobs), data), strict=True)):
+                if not len(chosen):
+                    continue
                 seed = seed_for(recipe.seed, "training attack", turn, job)
                 found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
                 adversarial[chosen] = found.images
@@ -112,7 +111,7 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
 
 
 def _shares(recipe: Recipe, turn: int, jobs: int, data: ImageSet) -> Sequence[Tensor]:
-    """Which images each job attacks in this round: index tensors, disjoint, of all images together."""
+    """The images that each job attacks in this round: disjoint index tensors, some empty where images are few."""
     if jobs == 1:
         return [torch.arange(len(data), device=data.images.device)]
     generator = generator_for(recipe.seed, "who attacks what", turn)

@@ -1,8 +1,7 @@
-"""A latent that withstands attacks, before the teachers: first the encoder, then a decoder that speaks to the classifiers.
+"""Pretrain a robust encoder, then a decoder on the classifiers' loss, before the teachers.
 
-The frozen classifier is fragile, so that a purifier that starts from random weights finds nothing to hold on to when the
-attacker differentiates through both. An encoder that is trained as a small robust classifier (Madry et al. 2018) gives it a
-latent that attacks hardly move; what is decoded from there is as hard to move.
+Where the attacker differentiates through both, a purifier in front of a fragile classifier does not learn from random weights.
+An encoder that is trained as a small robust classifier (Madry et al. 2018) gives it a latent that attacks hardly move.
 """
 
 from typing import Self
@@ -30,7 +29,7 @@ class EncoderWithHead(nn.Module):
 
 
 class DecoderAlone(nn.Module):
-    """A purifier of which only the decoder learns."""
+    """A purifier whose encoder is frozen."""
 
     def __init__(self, purifier: CAE) -> None:
         super().__init__()
@@ -38,7 +37,7 @@ class DecoderAlone(nn.Module):
         purifier.encoder.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Batch statistics of the encoder stay too."""
+        """The encoder stays in evaluation mode."""
         super().train(mode)
         self.purifier.encoder.eval()
         return self
@@ -55,7 +54,7 @@ def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_fro
         panel: the frozen classifiers.
         batch: uint8 (N, 3 * k, H, W): images, and adversarial examples along the channels if there are any.
         labels: int64 (N,).
-        made_from: of what those are made: see :func:`purifiers.training.stage.fit_stage`.
+        made_from: see :func:`purifiers.training.stage.fit_stage`.
     """
     config = run.recipe.latent
     assert config is not None

@@ -25,7 +25,7 @@ from purifiers.training.losses import Losses
 
 def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabric:
     """Lightning Fabric, which owns the precision of a training, on ``device``."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision, which the recipe says
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision
     return Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1, precision=precision)
 
 
@@ -43,7 +43,7 @@ class Stage:
         optimisation: epochs, batch size, optimiser, schedule, augmentation.
         seed: decides order and augmentation: stages of one seed see the same batches.
         compiled: run the network through ``torch.compile``, after a first step without it.
-        captured: on a GPU, replay the whole step as a CUDA graph instead; for losses in which nothing waits for the device.
+        captured: on a GPU, replay the step as a CUDA graph instead; for losses that never wait for the device.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Stage:
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
-    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Nothing waits for the
-    device within an epoch, but for losses that attack: those check every batch.
+    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Only losses that attack wait for
+    the device within an epoch.
 
     Args:
         stage: what to train, on what, and how.
         fabric: device and precision.
         checkpoint: the file of the training's state.
-        deadline: asked after every epoch whether another one fits.
+        deadline: checked after every epoch: does another one fit?
 
     Returns:
         The history: for each epoch its mean losses, the learning rate at its end, images/s, floating-point operations of
@@ -76,12 +76,12 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
 
     Raises:
         OutOfTime: the next epoch would not fit into the time limit.
-        TrainingError: a loss is not finite; the message names the step. The last good epoch stays on disk.
+        TrainingError: a loss or weight is not finite; the message names the step. The last good epoch stays on disk.
         CheckpointError: the checkpoint is damaged, of another recipe, or unfinished and of another kind of device.
     """
     optimisation, device = stage.optimisation, stage.images.device
     steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
-    # Both together are a quarter faster in the classifier and nothing in the CAE, and compiling takes longer than that saves.
+    # A captured step is not compiled too: that takes longer than it saves.
     captured = stage.captured and device.type == "cuda"
     optimizer = _optimizer(optimisation, stage.network, captured)
     scheduler = _scheduler(optimisation, optimizer, steps)
@@ -94,18 +94,20 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         state = _load(checkpoint, stage)
         stage.network.load_state_dict(state["network"])
         history = state["history"]
-        if len(history) < optimisation.epochs:  # else nothing goes on, and any machine may read the result
-            _same_device(state, device, checkpoint)
+        if len(history) < optimisation.epochs:  # any machine may read a finished one
+            _check_device(state, device, checkpoint)
             optimizer.load_state_dict(state["optimizer"])
-            _to_place(optimizer)
+            _to_device(optimizer)
             scheduler.load_state_dict(state["scheduler"])
             generator.set_state(state["generator"])
-        say(f"{stage.name:<16} {_standing(len(history), optimisation.epochs)}")
+        finished = len(history) == optimisation.epochs
+        status = "is trained already" if finished else f"resumes after epoch {len(history)}/{optimisation.epochs}"
+        say(f"{stage.name:<16} {status}")
     per_epoch = steps * min(optimisation.batch_size, len(stage.images))
     left = optimisation.epochs - len(history)
     if left:
         deadline.check(f"what comes before {stage.name}", history[-1]["seconds"] if history else 0.0, finished=False)
-    # Of the first step of all, which is not compiled, as the counter sees into no compiled code.
+    # Counted in the very first step, which is not compiled: the counter does not see into compiled code.
     counter, flops = FlopCounterMode(display=False), int(history[0].get("flops_per_image", 0)) if history else 0
 
     def step(chosen: Tensor) -> Losses:
@@ -154,7 +156,9 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
                     "history": history,
                 },
             )
-            detail(_line(stage.name, optimisation.epochs, history[-1], means))
+            values = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
+            rate = f"{per_epoch / watch.seconds:,.0f} images/s"
+            detail(f"{stage.name:<16} epoch {epoch}/{optimisation.epochs}  {values}  {rate}")
             if epoch < optimisation.epochs:
                 deadline.check(f"epoch {epoch}/{optimisation.epochs} of {stage.name}", watch.seconds)
     if left:
@@ -168,32 +172,22 @@ def compiled(module: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(module))
 
 
-def _line(name: str, epochs: int, record: dict[str, float], losses: dict[str, float]) -> str:
-    shown = "  ".join(f"{key} {value:.4f}" for key, value in losses.items())
-    return f"{name:<16} epoch {record['epoch']}/{epochs}  {shown}  {record['images_per_second']:,.0f} images/s"
-
-
-def _standing(finished: int, epochs: int) -> str:
-    return "is trained already" if finished == epochs else f"goes on after epoch {finished}/{epochs}"
-
-
 def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     state = load_state(checkpoint)
     if state.get("fingerprint") != stage.fingerprint:
         raise CheckpointError(
-            f"{checkpoint} was trained with another recipe, seed or data than this run asks for; "
+            f"{checkpoint} was trained with another recipe, seed or data; "
             f"give another --output, delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
     return state
 
 
-def _same_device(state: dict[str, Any], device: torch.device, checkpoint: Path) -> None:
-    # Sources of randomness of different devices are not the same: what went on with another would be another training.
-    begun_on = state.get("device", device.type)
-    if begun_on != device.type:
+def _check_device(state: dict[str, Any], device: torch.device, checkpoint: Path) -> None:
+    # Generators of different devices draw different numbers.
+    if state["device"] != device.type:
         raise CheckpointError(
-            f"{checkpoint} was begun on {begun_on} and cannot go on on {device.type}: give --device {begun_on}, delete "
-            f"{checkpoint.parent} to train this part again, or --restart to discard all"
+            f"{checkpoint} was started on {state['device']} and cannot resume on {device.type}: give --device "
+            f"{state['device']}, delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
 
 
@@ -212,7 +206,7 @@ def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, floa
 
 
 def _check_weights(stage: Stage, epoch: int) -> None:
-    # The last step's loss was measured before its update: only the weights tell what that did. One wait here too.
+    # The last step's loss was measured before its update.
     state = stage.network.state_dict()
     finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
     if not all(finite):
@@ -225,7 +219,7 @@ def _check_weights(stage: Stage, epoch: int) -> None:
 
 def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -> torch.optim.Optimizer:
     weights, decay = list(network.parameters()), optimisation.weight_decay
-    # What is captured reads the learning rate where it lies: a number would be captured with it.
+    # A learning rate that is a number would be captured with the step.
     rate = torch.tensor(optimisation.learning_rate, device=weights[0].device) if captured else optimisation.learning_rate
     match optimisation.optimizer:
         case "adam":
@@ -236,9 +230,9 @@ def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -
             return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=captured or None)
 
 
-def _to_place(optimizer: torch.optim.Optimizer) -> None:
-    """Bring what an optimiser has read to where its parameters are: a learning rate that is a tensor to their device, moments
-    to their layout in memory, which fused kernels walk through without asking."""
+def _to_device(optimizer: torch.optim.Optimizer) -> None:
+    """Move a loaded state: a learning rate that is a tensor to the parameters' device, moments to their memory layout, which
+    fused kernels assume."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].to(group["params"][0].device)

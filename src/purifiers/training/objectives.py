@@ -1,4 +1,4 @@
-"""What each network of the method minimises, as functions for the loop: (network, float batch, labels, generator) -> losses.
+"""The loss of each stage, as a function for the loop: (network, float batch, labels, generator) -> losses.
 
 Where a stage needs adversarial examples that were made before, the batch holds image and adversarial examples stacked along
 the channels.
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purifiers.attacks import Attack
+from purifiers.device import autocast
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
-from purifiers.training.adversarial_data import Panel
+from purifiers.training.adversarial_data import InPrecision, Panel
 from purifiers.training.losses import Losses
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
@@ -31,16 +32,15 @@ def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: tor
 
 
 def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
-    """Teacher AT purifies adversarial images so that the frozen classifiers are right again: equation 2."""
+    """Teacher AT purifies adversarial images so that the frozen classifiers recognise them: equation 2."""
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial = _adversarial(teacher, pairs, labels, config, panel, generator)
         purified = teacher(adversarial)
-        logits = panel.logits(purified)
-        # A classifier whose answer counts nothing is not asked, nor differentiated.
+        logits = panel(purified)
         counted = logits if config.adversarial_weight else logits.detach()
         with torch.no_grad():
-            adversarial_logits = panel.logits(adversarial) if config.adversarial_weight else counted
+            adversarial_logits = panel(adversarial) if config.adversarial_weight else counted
         reconstruction, adversarial_term = losses.at_teacher_loss(
             purified, images, counted, adversarial_logits, labels, config.adversarial_weight
         )
@@ -55,15 +55,15 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     """The student purifies adversarial images and imitates its teachers: equations 4 to 6.
 
     Args:
-        config: weights of the terms, and what teacher NT is shown.
+        config: weights of the terms, and the input of teacher NT.
         teachers: ``AT``, ``NT`` or both.
-        panel: asked only where the configuration has guidance by it.
+        panel: used only where the configuration has guidance by it.
     """
 
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial = _adversarial(student, pairs, labels, config, panel, generator)
         purified = student(adversarial)
-        with torch.no_grad(), panel.autocast(images.device):
+        with torch.no_grad(), autocast(images.device, panel.precision):
             outputs = [
                 teacher(images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
                 for name, teacher in teachers.items()
@@ -73,7 +73,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
         parts = {"mse": reconstruction, "distillation": distillation}
         total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
         guided = config.classification_weight or config.logits_weight
-        logits = panel.logits(purified) if guided else None
+        logits = panel(purified) if guided else None
         return _guided(total, parts, config, panel, images, logits, labels)
 
     return compute
@@ -83,33 +83,18 @@ def encoder_losses(attack: Attack, panel: Panel) -> StageLosses:
     """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018); ``panel`` gives the precision."""
 
     def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
-        adversarial = attack(_Attacked(classifier, panel), images, labels, seed=_draw(generator))
+        adversarial = attack(_attackable(classifier, panel), images, labels, seed=_draw(generator))
         return {"loss": F.cross_entropy(classifier(adversarial).float(), labels)}
 
     return compute
 
 
-class _Attacked(nn.Module):
-    """A network in training as an attacker sees it: without what the loop put around it, whose outputs may only be
-    differentiated by the loop; in the training's precision; float32 on both sides."""
-
-    def __init__(self, network: nn.Module, panel: Panel) -> None:
-        super().__init__()
-        for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
-            network = getattr(network, wrapper, network)
-        self.network = network
-        self.panel = panel
-
-    def forward(self, images: Tensor) -> Tensor:
-        with self.panel.autocast(images.device):
-            return self.network(images).float()
-
-
-class _AttackedWhole(_Attacked):
-    """A purifier in training with the frozen classifiers behind it."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.panel.logits(super().forward(images))
+def _attackable(network: nn.Module, panel: Panel) -> nn.Module:
+    """A network in training as an attacker sees it: without the loop's wrappers, whose outputs only the loop may
+    differentiate, and in the training's precision."""
+    for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
+        network = getattr(network, wrapper, network)
+    return InPrecision(network, panel.precision)
 
 
 def _draw(generator: torch.Generator) -> int:
@@ -119,16 +104,16 @@ def _draw(generator: torch.Generator) -> int:
 def _adversarial(
     purifier: nn.Module, batch: Tensor, labels: Tensor, config: OnAttacked, panel: Panel, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Images, and adversarial examples of them: those that the batch brings, or made now on the purifier itself."""
+    """Images, and adversarial examples of them: those in the batch, or new ones on the purifier itself."""
     if config.attack is not None:
         images = batch[:, :3].contiguous()
-        made = config.attack(_AttackedWhole(purifier, panel), images, labels, seed=_draw(generator))
-        batch = torch.cat([images, made], dim=1)
+        adversarial = config.attack(nn.Sequential(_attackable(purifier, panel), panel), images, labels, seed=_draw(generator))
+        batch = torch.cat([images, adversarial], dim=1)
     return attacked(batch, config, generator)
 
 
 def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split a batch of stacked images into images and adversarial examples of the strengths that ``config`` asks for.
+    """Split a batch of stacked images into images and adversarial examples of the strengths in ``config``.
 
     Args:
         pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels, if there are any.
@@ -166,7 +151,7 @@ def _guided(
         total = total + config.classification_weight * parts["classification"]
     if logits is not None and config.logits_weight:
         with torch.no_grad():
-            clean_logits = panel.logits(images)
+            clean_logits = panel(images)
         parts["logits"] = losses.logits_guidance(logits, clean_logits)
         total = total + config.logits_weight * parts["logits"]
     return {"loss": total, **parts}

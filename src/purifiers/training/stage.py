@@ -13,9 +13,6 @@ from purifiers.storage import digest
 from purifiers.training.loop import Stage, fit, make_fabric
 from purifiers.training.objectives import StageLosses
 
-UNSAID = (("noise", 0.0), ("attack", None), ("start", None))
-"""Values of keys that are younger than trainings that go on: without a word of them these stay what they are."""
-
 
 def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
     """What ``build`` builds, on the run's device, with initial weights drawn by the recipe's seed for ``stream``."""
@@ -50,21 +47,19 @@ def fit_stage(
         labels: int64 (N,).
         losses: what is minimised.
         optimisation: how.
-        parents: the frozen networks that the losses ask: others make another training.
-        made_from: of what the further channels are made, besides the parents; JSON-able.
-        kept: the part of ``network`` that is saved as the stage's result, if not all.
-        captured: may the step be one CUDA graph, where the recipe compiles: see :class:`purifiers.training.loop.Stage`.
+        parents: the frozen networks that the losses use or that ``network`` starts from: others make another training.
+        made_from: what else the further channels are made from; JSON-able.
+        kept: the part of ``network`` that is saved as the stage's result, by default all.
+        captured: whether the step can be one CUDA graph, where the recipe compiles: see :class:`purifiers.training.loop.Stage`.
 
     Raises:
         See :func:`purifiers.training.loop.fit`.
     """
-    # The images are keyed by what they are made from, not by their pixels: adversarial examples that are made again, on
-    # another machine or after the cache was deleted, may differ in a bit, and need not throw away a training.
-    told = {name: value for name, value in optimisation.model_dump().items() if (name, value) not in UNSAID}
-    key = digest(
-        repr(network), images[:, :3], labels, made_from, told, run.recipe.precision, run.recipe.seed,
-        [fingerprint(parent) for parent in parents],
-    )  # fmt: skip
+    # Adversarial examples are keyed by what they are made from, not by their pixels: made again, on another machine or after
+    # the cache was deleted, they may differ in a bit. The start is one of the parents, wherever it lies.
+    settings = optimisation.model_dump(exclude={"start"})
+    frozen = [fingerprint(parent) for parent in parents]
+    key = digest(repr(network), images[:, :3], labels, made_from, settings, run.recipe.precision, run.recipe.seed, frozen)
     seed = seed_for(run.recipe.seed, stream)
     # What is not one network, such as two that play against each other, is not compiled.
     compiled = run.recipe.compiled and kept is None

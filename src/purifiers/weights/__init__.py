@@ -6,6 +6,8 @@ from pathlib import Path
 
 HUB = "hf:"
 """Before the name or folder of a Hugging Face model."""
+MEMORY = "memory"
+"""In a recipe: the data set of images that were passed from Python, and ``memory:Class`` a classifier that was."""
 _FOLDER = Path(__file__).parent
 _OUTPUTS = {path.parent.name: json.loads(path.read_text())["output"] for path in sorted(_FOLDER.glob("*/config.json"))}
 NAMES = tuple(_OUTPUTS)
@@ -36,13 +38,12 @@ def locate(name_or_folder: str | Path) -> Path:
 
 
 def anywhere(name_or_path: str) -> str:
-    """A shipped name as it is, whatever has that name here; an existing path made absolute."""
+    """A shipped name unchanged, even if a file here has that name; an existing path made absolute."""
     return name_or_path if name_or_path in NAMES else absolute(name_or_path)
 
 
 def absolute(text: str) -> str:
-    """An existing path made absolute, so that a run opened from another folder still finds it; other texts as they are. Links
-    are
+    """An existing path made absolute, so that a run opened from another folder still finds it; other texts unchanged. Links are
     not followed: their target may have another suffix."""
     prefix = HUB if text.startswith(HUB) else ""
     path = Path(text.removeprefix(prefix))

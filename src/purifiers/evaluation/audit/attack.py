@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, AutoAttack
-from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import Adversarial
 from purifiers.attacks.views import Expectation
 from purifiers.classifiers.probes import gradient_at, is_random
@@ -14,16 +14,15 @@ from purifiers.console import Stopwatch, detail, duration
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.audit.result import EVERYTHING, GROUPS, LEFT_OUT, WORST
-from purifiers.evaluation.audit.worst import Composite, positions
-from purifiers.evaluation.evaluator import Among, Evaluator
+from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, WORST, group_of
+from purifiers.evaluation.evaluator import Evaluator, Measured
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from purifiers.seeds import seed_for
 
 PROBE = 4
-"""Images on which it is found out whether a model is random."""
+"""Images that decide whether a model is random, and whether it has a gradient."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,58 @@ class _Planned:
     slow: bool
 
 
+class Composite:
+    """The worst case over attacks, image by image: an image counts as right only if it is right under all of them.
+
+    Attributes:
+        images: float32 (N, 3, H, W), in [0,1]; of each image the first version that broke it; if none did, the last that was
+            tried.
+        right: bool (N,), on the CPU: right under every attack, and unattacked.
+        fewest: the smallest number of images on which an attack was run; None before the first.
+        seconds: time of all attacks.
+    """
+
+    def __init__(self, data: ImageSet, right: Tensor) -> None:
+        self.images = to_float(data.images)
+        self.right = right.clone()
+        self.fewest: int | None = None
+        self.seconds = 0.0
+
+    def add(self, places: Tensor, adversarial: Tensor, right: Tensor, of: int, seconds: float = 0.0) -> None:
+        """Add an attack.
+
+        Args:
+            places: int64 (M,), on the CPU: which of the images were attacked.
+            adversarial: (M, 3, H, W), their adversarial versions.
+            right: bool (M,), on the CPU: which of them the defended model still gets right.
+            of: the number of images that the attack is meant for; more than M if some were broken already.
+            seconds: time of the attack.
+        """
+        still = self.right[places]
+        device = self.images.device
+        self.images[places[still].to(device)] = adversarial[still.to(device)]
+        self.right[places] = still & right
+        self.fewest = of if self.fewest is None else min(self.fewest, of)
+        self.seconds += seconds
+
+
+def positions(within: Tensor, chosen: Tensor) -> Tensor:
+    """The places of the sorted indices ``chosen`` among the sorted indices ``within``, which contain them; on the CPU."""
+    return torch.searchsorted(within.cpu(), chosen.cpu())
+
+
 class Auditor:
     """Attacks one defended model, and keeps the worst case.
 
     Args:
-        subject: the defended model.
+        subject: the defended model, in evaluation mode.
         evaluator: of its classifier, with the images.
-        settings: what to attack it with.
+        settings: the attacks.
         surrogates: models that are attacked in its place under ``transfer``, by name.
 
     Attributes:
-        random: does it draw random numbers?
-        differentiable: does it pass a gradient to its images that is not zero?
+        random: whether it draws random numbers.
+        differentiable: whether it passes a gradient to its images that is not zero.
         records, warnings: filled by :meth:`run`.
     """
 
@@ -66,41 +105,43 @@ class Auditor:
         self, subject: Subject, evaluator: Evaluator, settings: AuditSettings, surrogates: Mapping[str, nn.Module]
     ) -> None:
         self.subject, self.evaluator, self.settings, self.surrogates = subject, evaluator, settings, surrogates
-        data = evaluator.data
-        self.random = is_random(subject.defended, to_float(data.images[:PROBE]))
-        with frozen(subject.defended):
-            self.differentiable = bool(gradient_at(subject.defended, to_float(data.images[:PROBE])).nan_to_num(1).any())
+        few = to_float(evaluator.data.images[:PROBE])
+        self.random = is_random(subject.defended, few)
+        self.differentiable = bool(gradient_at(subject.defended, few).nan_to_num(1).any())
         self._drawn = self._subset(settings.limit_of("", subject.name))
-        self._data = data.subset(self._drawn)
+        self._data = evaluator.data.subset(self._drawn)
         self.records: list[Record] = []
         self.warnings: list[AttackWarning] = []
         self._composites: dict[tuple[str, str], Composite] = {}  # by norm and group
-        self._tried: list[tuple[_Planned, Tensor, Tensor]] = []  # with places, and what was right there
+        self._tried: list[tuple[_Planned, Tensor, Tensor]] = []  # with places, and which were right there
 
     def run(self) -> None:
         """Run everything, and fill ``records`` and ``warnings``."""
         record, right = self.evaluator.measure(self.subject.name, self.subject.defended, self._data)
         self.records.append(record)
-        # Slow attacks come last, so that a cascade spares them what quick ones break.
+        # Slow attacks come last: a cascade spares them the images that quick ones break.
         for planned in sorted(self._plan(), key=lambda planned: planned.slow):
-            keys = [(planned.attack.norm, name) for name in (EVERYTHING, GROUPS[planned.view])]
-            for key in keys:
-                if key not in self._composites:
-                    self._composites[key] = Composite(self._data, right)
-            self._attack(planned, *(self._composites[key] for key in keys))
-        for (norm, name), composite in self._composites.items():
-            self._worst(norm, name, composite)
+            for group in (EVERYTHING, group_of(planned.view)):
+                if (planned.attack.norm, group) not in self._composites:
+                    self._composites[planned.attack.norm, group] = Composite(self._data, right)
+            self._attack(planned)
+        for (norm, group), composite in self._composites.items():
+            fewest = self._composites[norm, EVERYTHING].fewest
+            if composite.fewest is not None and fewest is not None:
+                radius = self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2
+                places = positions(self._drawn, self._subset(fewest))
+                self.records.append(self._combined(composite, places, WORST, group, (norm, radius), composite.seconds))
 
-    def known(self) -> dict[str, Tensor] | None:
+    def known(self) -> dict[str, Tensor]:
         """For the trust checks: of the images that all attacks in the L-inf ball share, which are right, bool, by attack."""
         total = self._composites.get(("linf", EVERYTHING))
         if total is None or total.fewest is None:
-            return None
+            return {}
         common = positions(self._drawn, self._subset(total.fewest))
         found = {
             group: composite.right[common]
             for (norm, group), composite in self._composites.items()
-            if norm == "linf" and group in ("white-box", "black-box", "transfer") and composite.attacks
+            if norm == "linf" and group in ("white-box", "black-box", "transfer") and composite.fewest is not None
         }
         # Attacks of a cascade are not made on the same images.
         for key, kind in () if self.settings.cascade else (("one-step", "fgsm"), ("iterative", "pgd")):
@@ -111,7 +152,7 @@ class Auditor:
 
     @property
     def averaged(self) -> bool:
-        """Did an attack average over the model's random numbers?"""
+        """Whether an attack averaged over the model's random numbers."""
         return any(planned.view == "eot" or getattr(planned.attack, "version", "") == "rand" for planned, _, _ in self._tried)
 
     def _plan(self) -> Iterator[_Planned]:
@@ -122,7 +163,7 @@ class Auditor:
                 continue
             if view == "bpda" and not self.differentiable:
                 names = tuple(dict.fromkeys((*settings.views.get("full", ()), *names)))
-            if view == "transfer":
+            if view == TRANSFER:
                 models = {f" on {name}": model for name, model in self.surrogates.items()}
             elif view == "eot":
                 models = {"": Expectation(defended if self.differentiable else VIEWS["bpda"](defended), settings.draws)}
@@ -136,84 +177,54 @@ class Auditor:
                 for suffix, model in models.items():
                     yield _Planned(view, shown + suffix, attack, model, count, slow=chosen in settings.limits)
 
-    def _attack(self, planned: _Planned, total: Composite, group: Composite) -> None:
-        evaluator, defended, name = self.evaluator, self.subject.defended, self.subject.name
-        watch = Stopwatch()
+    def _attack(self, planned: _Planned) -> None:
+        view, name, attack, watch = planned.view, planned.name, planned.attack, Stopwatch()
+        total, group = (self._composites[attack.norm, key] for key in (EVERYTHING, group_of(view)))
+        ball = (attack.norm, attack.epsilon)
         subset = positions(self._drawn, self._subset(planned.count))
         places = subset[group.right[subset]] if self.settings.cascade else subset
         found = Adversarial(to_float(self._data.images[:0]), {}, 0, 0.0)
-        noted: list[AttackWarning] = []
-        data = self._at(places) if len(places) else None
-        try:
-            if data is not None:
-                found, noted = evaluator.attack(name, planned.view, planned.model, planned.name, planned.attack, data)
-        except (AttackError, InputError) as error:
-            self.warnings.append(AttackWarning(view=planned.view, attack=planned.name, message=f"{name}: {LEFT_OUT}: {error}"))
-            return
-        self.warnings += [note.model_copy(update={"message": f"{name}: {note.message}"}) for note in noted]
-        ball = (planned.attack.norm, planned.attack.epsilon)
-        if data is not None:
-            record, right = evaluator.measure(
-                name, defended, data, planned.view, planned.name, ball, found, self._among(places)
-            )
-            self._tried.append((planned, places, right))
-            for composite in (total, group):
-                composite.add(places, found.images, right, planned.count, found.seconds)
+        if len(places):
+            try:
+                found, noted = self.evaluator.attack(self.subject.name, view, planned.model, name, attack, self._at(places))
+            except (AttackError, InputError) as error:
+                message = f"{self.subject.name}: {LEFT_OUT}: {error}"
+                self.warnings.append(AttackWarning(view=view, attack=name, message=message))
+                return
+            self.warnings += [one.model_copy(update={"message": f"{self.subject.name}: {one.message}"}) for one in noted]
+            record, right = self._measure(places, found, view, name, ball)
         else:
-            self._tried.append((planned, places, group.right[places]))
-            for composite in (total, group):
-                composite.add(places, found.images, composite.right[places], planned.count)
-            record = self._record_of(group, subset, planned.view, planned.name, ball, found.seconds)
+            record, right = self._combined(group, subset, view, name, ball, 0.0), group.right[places]
+        self._tried.append((planned, places, right))
+        for composite in (total, group):
+            composite.add(places, found.images, right, planned.count, found.seconds)
         if self.settings.cascade:
             record = _counted(record, group.right[subset]).model_copy(update={"attacked": len(places)})
         self.records.append(record)
-        detail(
-            f"{name}: {planned.name} ({planned.view}): {record.accuracy:.1%} of {record.n:,} images, {duration(watch.seconds)}"
-        )
+        result = f"{record.accuracy:.1%} of {record.n:,} images, {duration(watch.seconds)}"
+        detail(f"{self.subject.name}: {name} ({view}): {result}")
 
-    def _worst(self, norm: str, group: str, composite: Composite) -> None:
-        shared = self._composites[norm, EVERYTHING].fewest
-        if not composite.attacks or shared is None:
-            return
-        ball = (norm, self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2)
-        places = positions(self._drawn, self._subset(shared))
-        self.records.append(self._record_of(composite, places, WORST, group, ball, composite.seconds))
-
-    def _record_of(
-        self,
-        composite: Composite,
-        places: Tensor,
-        view: str,
-        attack: str,
-        ball: tuple[str, float | None],
-        seconds: float,
+    def _combined(
+        self, composite: Composite, places: Tensor, view: str, attack: str, ball: tuple[str, float | None], seconds: float
     ) -> Record:
-        attacked_images = Adversarial(composite.images[places.to(composite.images.device)], {}, 0, seconds)
-        record, _ = self.evaluator.measure(
-            self.subject.name,
-            self.subject.defended,
-            self._at(places),
-            view,
-            attack,
-            ball,
-            attacked_images,
-            self._among(places),
-        )
+        images = composite.images[places.to(composite.images.device)]
+        record, _ = self._measure(places, Adversarial(images, {}, 0, seconds), view, attack, ball)
         return _counted(record, composite.right[places])
 
-    def _among(self, places: Tensor) -> Among | None:
-        """For a random purifier, so that an image has one draw under all attacks."""
-        return (self._data, places) if self.random else None
+    def _measure(self, places: Tensor, found: Adversarial, view: str, attack: str, ball: tuple[str, float | None]) -> Measured:
+        # Of a random purifier an image gets one draw under all attacks.
+        among = (self._data, places) if self.random else None
+        subject, data = self.subject, self._at(places)
+        return self.evaluator.measure(subject.name, subject.defended, data, view, attack, ball, found, among)
 
     def _subset(self, count: int) -> Tensor:
-        data = self.evaluator.data
-        return data.drawn(count, seed_for(self.evaluator.seed, "limit"))
+        return self.evaluator.data.drawn(count, seed_for(self.evaluator.seed, "limit"))
 
     def _at(self, places: Tensor) -> ImageSet:
         return self._data.subset(places.to(self._data.images.device))
 
 
 def _counted(record: Record, right: Tensor) -> Record:
-    """``record`` with the accuracy over these images, of which ``right``, bool (N,), has withstood everything."""
+    """``record`` with the accuracy over the images that ``right``, bool (N,), is about."""
     n, count = len(right), int(right.sum())
     return record.model_copy(update={"n": n, "accuracy": count / n, "ci95": metrics.wilson_interval(count, n)})

@@ -1,9 +1,9 @@
-"""What the command line audits: runs, and purifiers by name or folder, with the recipe's baselines and companions."""
+"""Open runs, and purifiers by name or folder, for an audit, with the recipe's baselines and companions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -19,25 +19,34 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import CONFIG_FILE
 from purifiers.runs import Run, is_run, open_defended, own_classifier
 from purifiers.seeds import seed_for
-from purifiers.training.baselines import prepare_baselines
 
 
 @dataclass
 class Opened:
-    """What is to be audited together.
+    """Everything that is audited together.
 
     Attributes:
-        run: the first; it gives the images, the settings, the baselines and the companions.
+        run: the first run; its images, settings, baselines and companions are used.
         subjects: the defended models.
-        surrogates: what is attacked in their place under ``transfer``.
+        surrogates: models that are attacked in their place under ``transfer``.
     """
 
     run: Run
     subjects: list[Subject] = field(default_factory=list)
     surrogates: dict[str, nn.Module] = field(default_factory=dict)
 
+    def add(self, name: str, purifier: Purifier, run: Run) -> None:
+        """Audit ``purifier`` too, in front of the run's classifier; SOAP in front of its own."""
+        classifier, title = own_classifier(name, purifier) or (run.classifier, run.classifier_name)
+        self.subjects.append(Subject(name, PurifiedClassifier(purifier, classifier), title))
+
+    def add_baselines(self) -> None:
+        """Audit the run's baselines too, those that are ready."""
+        for title, purifier in self.run.baselines.items():
+            self.add(title, purifier, self.run)
+
     def audit(self, cache: Path) -> Audit:
-        """Audit them, keeping what is finished in ``cache``; raises as :func:`purifiers.evaluation.audit.run.audit` does."""
+        """Audit them, keeping finished work in ``cache``; raises as :func:`purifiers.evaluation.audit.run.audit` does."""
         recipe = self.run.recipe
         unchanged = watch({f"the classifier behind {one.name}": one.defended.classifier for one in self.subjects})
         found = audit_all(
@@ -59,7 +68,6 @@ def open_audited(
     folder: Path,
     *,
     recipe: str | None = None,
-    baselines: Literal["all", "ready", "none"] = "none",
     device: str = "auto",
 ) -> Opened:
     """Open everything that is to be audited.
@@ -68,44 +76,36 @@ def open_audited(
         whats: folders of runs, names of shipped purifiers or folders of saved ones.
         load, recipe: see :func:`purifiers.runs.open_defended`; ``recipe`` is for those that are no runs.
         folder: where baselines of a purifier that is no run are trained.
-        baselines: the first recipe's other purifiers: all, trained where they are not yet; those that are ready; or none.
         device: see :func:`purifiers.device.find_device`.
 
     Raises:
         ConfigError: other images than the first's, the same purifier or title of a surrogate twice, or see the parts.
         MissingFileError, CheckpointError: see :func:`purifiers.runs.open_defended`.
     """
+    if duplicates := [what for what in whats if whats.count(what) > 1]:
+        raise ConfigError(f"duplicate purifier: {duplicates[0]}")
     runs = {what: open_defended(what, load, folder, None if is_run(what) else recipe, device) for what in whats}
-    if len(runs) < len(whats):
-        raise ConfigError(f"each purifier once, please; got {', '.join(whats)}")
     run = next(iter(runs.values()))
     opened = Opened(run)
     names = _names(list(runs))
     for what, one in runs.items():
         if _images_of(one) != _images_of(run):
             raise ConfigError(
-                f"{what} is of other images ({one.recipe.data.name}) than {whats[0]} ({run.recipe.data.name}): audit them apart"
+                f"{what} uses other images ({one.recipe.data.name}) than {whats[0]} ({run.recipe.data.name}): audit them apart"
             )
-        purifier = one.purifiers["student"]
-        # SOAP that was saved comes with the classifier that it needs.
-        classifier, name = own_classifier(names[what], purifier) or (one.classifier, one.classifier_name)
-        opened.subjects.append(Subject(names[what], PurifiedClassifier(purifier, classifier), name))
-    if baselines != "none":
-        prepare_baselines(run, train=baselines == "all")
-        for title, purifier in run.baselines.items():
-            classifier, name = own_classifier(title, purifier) or (run.classifier, run.classifier_name)
-            opened.subjects.append(Subject(title, PurifiedClassifier(purifier, classifier), name))
-    limited, known = run.recipe.audit, {subject.name for subject in opened.subjects} | run.recipe.baselines.keys()
-    if unknown := [f"'{name}'" for name in limited.limits if name not in known | limited.attacks.keys()]:
+        opened.add(names[what], one.purifiers["student"], one)
+    settings = run.recipe.audit
+    known = {*names.values(), *run.recipe.baselines, *settings.attacks}
+    if unknown := [f"'{name}'" for name in settings.limits if name not in known]:
         say(f"warning: audit.limits: no attack or purifier is called {', '.join(unknown)}")
     opened.surrogates = _surrogates(run)
-    if not opened.surrogates and run.recipe.audit.views.get("transfer"):
+    if not opened.surrogates and settings.views.get("transfer"):
         say("transfer is left out: no companions, and no audit.surrogates")
     return opened
 
 
 def _names(whats: Sequence[str]) -> dict[str, str]:
-    """Short names for the table: the last part of a folder where that tells them apart."""
+    """Short names for the table: the last part of each folder, if these differ."""
     last = {what: Path(what).resolve().name if what not in weights.NAMES else what for what in whats}
     return last if len(set(last.values())) == len(last) else {what: what for what in whats}
 
@@ -115,20 +115,18 @@ def _title(source: str) -> str:
 
 
 def _images_of(run: Run) -> tuple[Any, ...]:
-    # What decides the test images; CIFAR-10 is the same wherever it lies.
+    # CIFAR-10 is the same in every folder.
     data = run.recipe.data
     return data.name, data.size, data.path if data.name == "folder" else None
 
 
 def _surrogates(run: Run) -> dict[str, nn.Module]:
-    """The recipe's companions, where they are trained or ship, and those that ``audit.surrogates`` names."""
+    """The recipe's companions, if they are trained or ship, and those that ``audit.surrogates`` names."""
     found: dict[str, nn.Module] = {}
 
     def add(title: str, model: nn.Module) -> None:
         if title in found:
-            raise ConfigError(
-                f"two surrogates are called '{title}', as companions and audit.surrogates are: rename one, or drop it"
-            )
+            raise ConfigError(f"two surrogates, of companions and audit.surrogates, are called '{title}': rename or drop one")
         found[title] = model
 
     for stage, config in run.recipe.classifiers().items():

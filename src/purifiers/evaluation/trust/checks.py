@@ -1,19 +1,28 @@
-"""The trust checks: each reads the evidence and says passed, failed or not applicable, with one sentence and its figures.
+"""The trust checks: each reads the evidence and passes, fails or does not apply, with a sentence and its figures.
 
 Most are in "On Evaluating Adversarial Robustness" (Carlini et al. 2019, arXiv 1902.06705), named here by the heading they
 stand under, or among the six indicators I1 to I6 of "Indicators of Attack Failure" (Pintor et al. 2022).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Literal
 
+import torch
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from purifiers.classifiers.probes import RANDOM
-from purifiers.evaluation.trust.check import SIGNIFICANT, Check, decided, exceeds, not_applicable, of, share, weaker
-from purifiers.evaluation.trust.evidence import FACTORS, LONG, SHORT, STARTS, UNBOUNDED_STEPS, Evidence
+from purifiers.data import ImageSet
+from purifiers.errors import InputError, nearest
+from purifiers.evaluation.metrics import wilson_interval
+from purifiers.evaluation.records import Result
+from purifiers.evaluation.trust.evidence import FACTORS, LONG, SHORT, STARTS, UNBOUNDED_STEPS, Evidence, gather
+from purifiers.purifier import PurifiedClassifier
 
+SIGNIFICANT = 0.01
+"""A stronger attack counts as weaker than a weaker one if, of the images on which the two differ, so many more fall to the
+weaker one that a fair coin would do that less often than this. With 17 checks a sound model rarely fails one by chance."""
 LITTLE = 0.05
 """Share of images that may change between two attacks that should agree: random starts, twice the steps, another loss.
 Pintor et al. give the loss of a finished attack the same 5 %."""
@@ -36,6 +45,58 @@ FALLS = 0.5
 less than 0.1; on a shattered loss nearly all is lost."""
 KNOWN = ("white-box", "black-box", "transfer", "iterative", "one-step")
 """Attacks whose results may be known already."""
+
+
+class Check(Result):
+    """The result of one check: its name and status, a sentence, and the figures that it rests on."""
+
+    name: str
+    status: Literal["passed", "failed", "not applicable"]
+    sentence: str
+    figures: dict[str, FiniteFloat] = Field(default_factory=dict)
+
+
+def trust_checks(
+    defended: PurifiedClassifier,
+    data: ImageSet,
+    *,
+    epsilon: float,
+    norm: Literal["linf", "l2"] = "linf",
+    seed: int = 0,
+    batch_size: int = 100,
+    known: Mapping[str, Tensor] | None = None,
+    eot: bool = False,
+    advance: Callable[[int], None] = lambda images: None,
+) -> list[Check]:
+    """Run all checks, at the cost of ``PASSES`` forward and backward passes of the data.
+
+    Args:
+        defended: the model whose robust accuracy is in question, attacked with full knowledge (view ``full``).
+        data: images on its device, about a hundred; few images show only gross failures.
+        epsilon, norm: of the attack whose result is in question, in [0,1] units.
+        seed: decides every random choice.
+        batch_size: images at once.
+        known: results of attacks by ``white-box``, ``black-box``, ``transfer``, ``iterative`` or ``one-step``: which images are
+            right after it, bool (M,), the same M images for all, on the CPU; without ``white-box``, those of ``data``.
+            Results that are missing are measured if that is cheap.
+        eot: whether the attack in question averaged over the model's randomness.
+        advance: called after each pass, with numbers of images that add up to ``len(data)``.
+
+    Raises:
+        InputError: an epsilon out of range, an unknown name in ``known``, or other results than M booleans.
+    """
+    known = {} if known is None else known
+    if not 0 < epsilon < float("inf") or (norm == "linf" and epsilon > 1):
+        raise InputError(f"trust checks need an epsilon above 0, in [0,1] units; got {epsilon:g}; write 8/255, not 8")
+    for name, right in known.items():
+        if name not in KNOWN:
+            raise InputError(f"the trust checks compare no attack '{name}'{nearest(name, KNOWN)}")
+        if not isinstance(right, Tensor) or right.dtype != torch.bool or right.ndim != 1:
+            raise InputError(f"known '{name}' must hold for each image whether it is right, bool (M,)")
+    if len({len(right) for right in known.values()}) > 1:
+        raise InputError(f"known results must be of the same images; got { ({name: len(known[name]) for name in known}) }")
+    evidence = gather(defended, data, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch_size, advance=advance)
+    return judge(evidence, norm, known, eot)
 
 
 def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, Tensor], eot: bool) -> list[Check]:
@@ -61,31 +122,61 @@ def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, T
     ]
 
 
+def share(images: Tensor) -> float:
+    """The share of images for which ``images``, bool (N,), is true."""
+    return images.float().mean().item()
+
+
+def exceeds(number: int | Tensor, count: int, limit: float) -> bool:
+    """Whether the share of ``number`` images in ``count`` is above ``limit``, at the low end of its 95 % interval."""
+    return wilson_interval(max(int(number), 0), count)[0] > limit
+
+
+def weaker(strong: Tensor, weak: Tensor) -> float:
+    """The chance that two equal attacks differ so much against ``strong``, by a sign test; both bool (N,): right after it."""
+    from scipy.stats import binomtest  # takes a second to import
+
+    against, favour = int((strong & ~weak).sum()), int((~strong & weak).sum())
+    return float(binomtest(against, against + favour, alternative="greater").pvalue) if against + favour else 1.0
+
+
+def _check(name: str, bad: bool, sentence: str, advice: str = "", **figures: float) -> Check:
+    """A check that failed if ``bad``; then ``advice`` follows the sentence."""
+    text = f"{sentence} {advice}" if bad and advice else sentence
+    return Check(name=name, status="failed" if bad else "passed", sentence=text, figures=figures)
+
+
+def _not_applicable(name: str, sentence: str) -> Check:
+    return Check(name=name, status="not applicable", sentence=sentence)
+
+
+def _of(images: Tensor) -> str:
+    return f"{int(images.sum())} of {len(images)}"
+
+
 def _outputs_are_logits(evidence: Evidence) -> Check:
     """AutoAttack's checks.py: probabilities hide the gradient behind one more softmax."""
     bad = bool(evidence.probabilities.all())
-    said = (
+    sentence = (
         "All outputs lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes; attack the logits."
         if bad
         else "The outputs are logits, not probabilities."
     )
-    return decided("outputs are logits", not bad, said, probabilities=share(evidence.probabilities))
+    return _check("outputs are logits", bad, sentence, probabilities=share(evidence.probabilities))
 
 
 def _deterministic(evidence: Evidence, eot: bool) -> Check:
     """Carlini et al., "Properly ensemble over randomness"; AutoAttack's checks.py."""
     largest = evidence.difference.nan_to_num(0).max().item()
     random = largest > RANDOM
+    differ = f"Two passes of the same images differ by {largest:.2g} of the largest logit"
     if not random:
-        said = "Two passes of the same images agree."
+        sentence = "Two passes of the same images agree."
     elif eot:
-        said = f"Two passes of the same images differ by {largest:.2g} of the largest logit, and the attack averaged (EOT)."
+        sentence = f"{differ}, and the attack averaged (EOT)."
     else:
-        said = (
-            f"Two passes of the same images differ by {largest:.2g} of the largest logit: the model is random, and an attack "
-            "that averages over its randomness (EOT) may break what this one could not."
-        )
-    return decided("deterministic, or EOT used", eot or not random, said, difference=largest)
+        sentence = f"{differ}: the model is random, and an attack that averages over its randomness (EOT) may break more."
+    return _check("deterministic, or EOT used", random and not eot, sentence, difference=largest)
 
 
 def _gradients_exist(evidence: Evidence, norm: str) -> Check:
@@ -93,50 +184,51 @@ def _gradients_exist(evidence: Evidence, norm: str) -> Check:
     broken = ~evidence.gradient_finite
     absent = evidence.gradient_finite & (evidence.gradient_length <= SMALLEST[norm])
     bad = exceeds((broken | absent).sum(), evidence.images, NO_GRADIENT)
-    said = f"The loss has a gradient on {of(~(broken | absent))} images."
+    sentence = f"The loss has a gradient on {_of(~(broken | absent))} images."
     if bad:
-        said = (
-            f"The loss has a gradient of zero on {of(absent)} images and one that is not finite on {int(broken.sum())}: "
-            "attacks by gradients cannot see what to do there; attack by queries and transfer."
+        sentence = (
+            f"The loss has a gradient of zero on {_of(absent)} images and one that is not finite on {int(broken.sum())}: "
+            "attacks by gradients are blind there; attack by queries and transfer."
         )
-    return decided("gradients exist", not bad, said, zero=share(absent), not_finite=share(broken))
+    return _check("gradients exist", bad, sentence, zero=share(absent), not_finite=share(broken))
+
+
+def _with_gradient(evidence: Evidence) -> Tensor:
+    """Which images have a gradient whose direction can be judged, bool (N,)."""
+    return evidence.predicted.isfinite().all(0) & (evidence.predicted.abs().amin(0) > 0)
 
 
 def _gradients_are_true(evidence: Evidence) -> Check:
     """For small steps the loss must rise by what the gradient says; one that is made up (BPDA, straight-through, detached
-    parts) does not tell what the model does (Athalye et al. 2018, obfuscated gradients)."""
-    name = "gradients are true"
-    has = evidence.predicted.isfinite().all(0) & (evidence.predicted.abs().amin(0) > 0)
+    parts) does not show what the model does (Athalye et al. 2018, obfuscated gradients)."""
+    name, has = "gradients are true", _with_gradient(evidence)
     if not has.any():
-        return not_applicable(name, "There is no gradient that could be true or false.")
+        return _not_applicable(name, "There is no gradient that could be true or false.")
     ratios = evidence.observed[:, has] / evidence.predicted[:, has]
-    error, nearest = (ratios - 1).abs().nan_to_num(1, posinf=1e6).min(0)
+    error, closest = (ratios - 1).abs().nan_to_num(1, posinf=1e6).min(0)
     wrong = error > TRUE_WITHIN
-    ratio = ratios.gather(0, nearest[None]).nan_to_num(0).median().item()
+    ratio = ratios.gather(0, closest[None]).nan_to_num(0).median().item()
     bad = exceeds(wrong.sum(), len(wrong), FALSE)
-    said = f"Small steps along the gradient change the loss by what the gradient says on {of(~wrong)} images."
+    sentence = f"Small steps along the gradient change the loss by what the gradient says on {_of(~wrong)} images."
     if bad:
-        said = (
+        sentence = (
             f"The gradient is not that of the model: small steps along it change the loss by {ratio:.2g} of what it says, in "
             "the median. A part of the model rounds, is detached or passes on another gradient (BPDA), or the loss bends "
-            "within thousandths of a grey level, so what attacks by this gradient leave is an upper bound on robustness; "
+            "within thousandths of a grey level, so robust accuracy under attacks by this gradient is an upper bound; "
             "attack by queries and transfer too."
         )
-    return decided(name, not bad, said, false=share(wrong), ratio=ratio)
+    return _check(name, bad, sentence, false=share(wrong), ratio=ratio)
 
 
 def _gradients_are_steady(evidence: Evidence) -> Check:
     """Shattered gradients (Athalye et al. 2018): true at a point and worthless beside it; Pintor et al., I2."""
-    name = "gradients are steady"
-    has = evidence.predicted.isfinite().all(0) & (evidence.predicted.abs().amin(0) > 0)
+    name, has = "gradients are steady", _with_gradient(evidence)
     if not has.any():
-        return not_applicable(name, "There is no gradient that could be steady.")
+        return _not_applicable(name, "There is no gradient that could be steady.")
     cosine = evidence.cosine[has].nan_to_num(0).median().item()
-    bad = cosine < STEADY
-    said = f"Gradients a quarter of a grey level apart have a cosine of {cosine:.2g}, in the median."
-    if bad:
-        said += " They are noise to an attack that takes steps; attack a smoothed loss, or by queries and transfer."
-    return decided(name, not bad, said, cosine=cosine)
+    sentence = f"Gradients a quarter of a grey level apart have a cosine of {cosine:.2g}, in the median."
+    advice = "They are noise to an attack that takes steps; attack a smoothed loss, or by queries and transfer."
+    return _check(name, cosine < STEADY, sentence, advice, cosine=cosine)
 
 
 def _another_loss_changes_little(evidence: Evidence) -> Check:
@@ -144,53 +236,45 @@ def _another_loss_changes_little(evidence: Evidence) -> Check:
     margin of the logits does neither."""
     missed = evidence.starts[0] & ~evidence.margin
     bad = exceeds(missed.sum(), evidence.images, LITTLE)
-    said = f"The margin of the logits as a loss breaks {of(missed)} images that the cross-entropy leaves."
-    if bad:
-        flat = missed & evidence.saturated
-        said += f" Of {of(flat)} the true class has a probability that rounds to 1, where the cross-entropy is flat."
-        said += " Attack the margin (CW, DLR)."
+    sentence = f"The margin of the logits as a loss breaks {_of(missed)} images that the cross-entropy does not."
+    flat = _of(missed & evidence.saturated)
+    advice = f"Of {flat} the true class has a probability that rounds to 1, where the cross-entropy is flat. "
+    advice += "Attack the margin (CW, DLR)."
     figures = {"saturated": share(evidence.saturated), "missed": share(missed)}
-    return decided("another loss changes little", not bad, said, **figures)
+    return _check("another loss changes little", bad, sentence, advice, **figures)
 
 
 def _loss_rises(evidence: Evidence) -> Check:
-    """Pintor et al. in their first version (arXiv 2106.09947v1), "increasing loss": who climbs noise finds things by chance."""
+    """Pintor et al. in their first version (arXiv 2106.09947v1), "increasing loss": an attack on noise succeeds by chance."""
     steps = evidence.losses.nan_to_num(0).diff(dim=0)
     rises, falls = steps.clamp_min(0).sum(0), (-steps).clamp_min(0).sum(0)
     still = rises == 0
     lost = (falls / rises.clamp_min(1e-30)).clamp_max(1).nan_to_num(1).where(~still, 1).median().item()
-    bad = lost > FALLS
-    said = f"Along the attack the loss falls by {lost:.2g} of what it rises, in the median image."
-    if bad:
-        said = (
-            f"The loss does not rise along the attack on {of(still)} images, and falls by {lost:.2g} of what it rises in the "
-            "median one: the attack does not climb; smooth the loss or take other step sizes."
-        )
-    return decided("the loss rises along the attack", not bad, said, lost=lost, still=share(still))
+    sentence = f"Along the attack the loss falls by {lost:.2g} of what it rises, in the median image."
+    advice = f"On {_of(still)} images it does not rise: the attack does not climb; smooth the loss or take other step sizes."
+    return _check("the loss rises along the attack", lost > FALLS, sentence, advice, lost=lost, still=share(still))
 
 
 def _own_gradient_beats_the_identitys(evidence: Evidence) -> Check:
     """Athalye et al. 2018 (BPDA); Carlini et al., "Approximate non-differentiable layers": a purifier's output is close to its
-    input, so whoever takes it for the identity on the way back has a poor gradient; only a hidden one is poorer."""
+    input, so the identity's gradient is a poor one; only a hidden gradient is poorer."""
     name = "the purifier's gradient beats the identity's"
     if evidence.same.all():
-        return not_applicable(name, "What the purifier passes on is the identity's gradient: both attacks are one.")
+        return _not_applicable(name, "The purifier passes on the identity's gradient: both attacks are one.")
     missed = evidence.right[LONG] & ~evidence.bpda
     bad = exceeds(missed.sum(), evidence.images, LITTLE)
-    said = f"The identity's gradient in place of the purifier's (BPDA) breaks {of(missed)} images more."
-    if bad:
-        said += " The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
-    return decided(name, not bad, said, missed=share(missed))
+    sentence = f"The identity's gradient in place of the purifier's (BPDA) breaks {_of(missed)} images more."
+    advice = "The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
+    return _check(name, bad, sentence, advice, missed=share(missed))
 
 
 def _keeps_what_it_finds(evidence: Evidence) -> Check:
-    """Pintor et al., I3, "silent success": the last step is what counts, though an earlier one broke the image."""
+    """Pintor et al., I3, "silent success": the last step counts, though an earlier one broke the image."""
     lost = evidence.right[-1] & ~evidence.right.all(0)
     bad = exceeds(lost.sum(), evidence.images, LITTLE)
-    said = f"{of(lost)} images were broken along the attack and are right again at its end."
-    if bad:
-        said += " Count an image as broken if any step breaks it."
-    return decided("the attack keeps what it finds", not bad, said, lost=share(lost))
+    sentence = f"{_of(lost)} images were broken along the attack and are right again at its end."
+    advice = "Count an image as broken if any step breaks it."
+    return _check("the attack keeps what it finds", bad, sentence, advice, lost=share(lost))
 
 
 def _more_steps_do_not_hurt(evidence: Evidence) -> Check:
@@ -202,44 +286,38 @@ def _has_converged(evidence: Evidence) -> Check:
     """Carlini et al., "Ensure doubling attack iterations does not increase attack success rate"; Pintor et al., I4."""
     late = evidence.right[SHORT] & ~evidence.right[LONG]
     bad = exceeds(late.sum(), evidence.images, LITTLE)
-    said = f"Doubling the steps from {SHORT} to {LONG} breaks {of(late)} images more."
-    if bad:
-        said += " The attack has not finished; give it more steps."
-    return decided("more steps no longer help", not bad, said, late=share(late))
+    sentence = f"Doubling the steps from {SHORT} to {LONG} breaks {_of(late)} images more."
+    advice = "The attack has not converged; give it more steps."
+    return _check("more steps no longer help", bad, sentence, advice, late=share(late))
 
 
 def _restarts_change_little(evidence: Evidence) -> Check:
     """Carlini et al., "Start search from random offsets"."""
-    one, all_starts = evidence.starts.float().mean().item(), share(evidence.starts.all(0))
-    bad = exceeds(round((one - all_starts) * evidence.images), evidence.images, LITTLE)
-    said = f"One random start leaves {one:.1%} robust accuracy, the worst of {STARTS} starts {all_starts:.1%}."
-    if bad:
-        said += " What an attack finds depends on where it starts, a mark of hidden gradients; use many restarts."
-    return decided("random restarts change little", not bad, said, one=one, worst=all_starts)
+    one, worst = evidence.starts.float().mean().item(), share(evidence.starts.all(0))
+    bad = exceeds(round((one - worst) * evidence.images), evidence.images, LITTLE)
+    sentence = f"Robust accuracy is {one:.1%} with one random start, {worst:.1%} with the worst of {STARTS}."
+    advice = "The result depends on the start, a sign of hidden gradients; use many restarts."
+    return _check("random restarts change little", bad, sentence, advice, one=one, worst=worst)
 
 
 def _larger_epsilons_are_stronger(evidence: Evidence) -> Check:
     """Carlini et al., "Perform basic sanity tests": more room can only help."""
     curve = dict(zip(FACTORS, evidence.epsilons, strict=True)) | {1.0: evidence.starts[0]}
     factors = sorted(curve)
-    pairs = pairwise(factors)
-    bad = [(small, large) for small, large in pairs if weaker(curve[large], curve[small]) < SIGNIFICANT]
-    told = ", ".join(f"{share(curve[factor]):.1%} at {factor:g}" for factor in factors)
-    said = f"Robust accuracy by multiples of epsilon: {told}."
-    if bad:
-        small, large = bad[0]
-        said += f" It rises from {small:g} to {large:g}, where the attacker may do more: the attack gets lost."
+    rising = [pair for pair in pairwise(factors) if weaker(curve[pair[1]], curve[pair[0]]) < SIGNIFICANT]
+    shares = ", ".join(f"{share(curve[factor]):.1%} at {factor:g}" for factor in factors)
+    advice = "".join(f"It rises from {small:g} to {large:g}: more room misleads the attack." for small, large in rising[:1])
     figures = {f"epsilon x {factor:g}": share(curve[factor]) for factor in factors}
-    return decided("larger epsilons are stronger", not bad, said, **figures)
+    sentence = f"Robust accuracy by multiples of epsilon: {shares}."
+    return _check("larger epsilons are stronger", bool(rising), sentence, advice, **figures)
 
 
 def _unbounded_breaks_all(evidence: Evidence) -> Check:
-    """Carlini et al., "Perform basic sanity tests"; Pintor et al., I6: who may change everything can turn any image."""
+    """Carlini et al., "Perform basic sanity tests"; Pintor et al., I6: an attacker without a bound can turn any image."""
     bad = exceeds(evidence.unbounded.sum(), evidence.images, UNBOUNDED)
-    said = f"{of(evidence.unbounded)} images withstand {UNBOUNDED_STEPS} steps that may change every pixel to any value."
-    if bad:
-        said += " Nothing can withstand that, so the attack is led astray, and robust accuracy is not what it says."
-    return decided("an unbounded attack reaches 0 %", not bad, said, robust_accuracy=share(evidence.unbounded))
+    sentence = f"{_of(evidence.unbounded)} images withstand {UNBOUNDED_STEPS} steps that may change every pixel to any value."
+    advice = "Nothing can withstand that: the attack is misled, and robust accuracy is too high."
+    return _check("an unbounded attack reaches 0 %", bad, sentence, advice, robust_accuracy=share(evidence.unbounded))
 
 
 def _iterative_beats_one_step(evidence: Evidence, known: Mapping[str, Tensor]) -> Check:
@@ -251,21 +329,20 @@ def _iterative_beats_one_step(evidence: Evidence, known: Mapping[str, Tensor]) -
 
 
 def _white_box_beats(other: str, evidence: Evidence, known: Mapping[str, Tensor]) -> Check:
-    """Carlini et al., "Apply gradient-free attacks", "Perform a transferability analysis": who knows more breaks more."""
+    """Carlini et al., "Apply gradient-free attacks", "Perform a transferability analysis": more knowledge breaks more."""
     name = f"white-box beats {other}"
     if other not in known:
-        return not_applicable(name, f"No {other} attack was measured.")
+        return _not_applicable(name, f"No {other} attack was measured.")
     white = known.get("white-box", evidence.right[LONG].cpu())
     if len(white) != len(known[other]):
-        return not_applicable(name, f"No white-box attack was measured on the images of the {other} attack.")
+        return _not_applicable(name, f"No white-box attack was measured on the images of the {other} attack.")
     return _stronger(name, known[other], white, f"the {other} attack", "the white-box attack")
 
 
 def _stronger(name: str, weak: Tensor, strong: Tensor, weak_name: str, strong_name: str) -> Check:
     """Two attacks on the same images, (N,) each; the second must not be weaker beyond chance."""
     chance = weaker(strong, weak)
-    bad = chance < SIGNIFICANT
-    said = f"Robust accuracy is {share(weak):.1%} after {weak_name}, {share(strong):.1%} after {strong_name}."
-    if bad:
-        said += " The second knows or does more and breaks fewer: it is misled, and its number is too high."
-    return decided(name, not bad, said, weaker=share(weak), stronger=share(strong), chance=chance)
+    sentence = f"Robust accuracy is {share(weak):.1%} after {weak_name}, {share(strong):.1%} after {strong_name}."
+    advice = "The second knows or does more and breaks fewer: it is misled, and its number is too high."
+    figures = {"weaker": share(weak), "stronger": share(strong), "chance": chance}
+    return _check(name, chance < SIGNIFICANT, sentence, advice, **figures)

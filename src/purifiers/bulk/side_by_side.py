@@ -1,7 +1,7 @@
 """Pictures that show what a purifier changes."""
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 AMPLIFY = 10
 SMALLEST, LARGEST = 192, 1024
@@ -10,7 +10,7 @@ GAP, BAND = 4, 16
 
 
 def side_by_side(original: Image.Image, purified: Image.Image) -> Image.Image:
-    """The original, what became of it, and the difference around grey, amplified, with the factor written above.
+    """The original, the purified image, and their amplified difference around grey, with titles.
 
     Args:
         original, purified: RGB, 8 bits, of one size.
@@ -29,9 +29,6 @@ def side_by_side(original: Image.Image, purified: Image.Image) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    longer = max(image.size)
-    if longer > LARGEST:
-        width, height = (max(1, round(side * LARGEST / longer)) for side in image.size)
-        return image.resize((width, height), Image.Resampling.BOX)
-    factor = max(1, SMALLEST // longer)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if max(image.size) > LARGEST:
+        return ImageOps.contain(image, (LARGEST, LARGEST), Image.Resampling.BOX)
+    return ImageOps.scale(image, max(1, SMALLEST // max(image.size)), Image.Resampling.NEAREST)

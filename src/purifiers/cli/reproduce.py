@@ -1,0 +1,113 @@
+"""``purifiers reproduce``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from purifiers.cli import options
+from purifiers.cli.common import changes, evaluation_changes, refuse_file, report
+from purifiers.errors import ConfigError
+
+
+def _tables(text: str) -> tuple[int, ...]:
+    chosen = tuple(int(part) for part in text.split(","))
+    if not set(chosen) <= {1, 2, 3}:
+        raise ValueError
+    return chosen
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    chosen = tuple(int(part) for part in text.split(","))
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise ValueError
+    return chosen
+
+
+def reproduce(
+    recipe: Annotated[str, options.recipe()] = "paper",
+    from_weights: Annotated[
+        bool, typer.Option("--from-weights", help="Measure the shipped weights of the recipe (Table 1) instead of training.")
+    ] = False,
+    tables: Annotated[
+        Sequence[int] | None,
+        typer.Option(
+            metavar="1,2,3",
+            parser=options.reader(_tables, "numbers of tables (1 to 3) separated by commas"),
+            help="Tables to train for; Table 1 always is one of them. Default: all.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        Sequence[int] | None,
+        typer.Option(
+            metavar="0,1,2",
+            parser=options.reader(_seeds, "several different seeds separated by commas, such as 0,1,2"),
+            help="Train and measure once with each seed, each in a folder of its own, and average Table 2 over them.",
+        ),
+    ] = None,
+    baselines: Annotated[options.Which | None, options.baselines("all; ready with --from-weights or --seeds")] = None,
+    classifier: options.Classifier = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shipped_classifiers: options.ShippedClassifiers = False,
+    data_dir: options.DataDir = None,
+    output: Annotated[Path | None, options.output("runs/RECIPE; runs/RECIPE-weights with --from-weights")] = None,
+    settings: options.Settings = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    minutes: options.Minutes = None,
+    restart: options.Restart = False,
+) -> None:
+    """Reproduce the paper's tables, from training or shipped weights.
+
+    Train everything and measure it; on CIFAR-10 the paper's numbers stand beside ours. Table 1: the purifier, and others',
+    against every attack. Table 2: the effect of each teacher (three more students). Table 3: the effect of each ingredient,
+    if the recipe names variants. What is finished in the output folder is reused.
+    """
+    from purifiers.console import Deadline, Stopwatch, duration, say, show_table
+    from purifiers.recipes.load import changed, load_recipe, with_shipped_classifiers
+    from purifiers.reports.run_report import write_seeds
+    from purifiers.run_baselines import prepare_baselines
+    from purifiers.runs import RECIPE_FILE, open_weights
+    from purifiers.training.pipeline import train_recipe, train_variants
+
+    wanted = tables or (1, 2, 3)
+    if seeds and (from_weights or 2 not in wanted or seed is not None):
+        raise ConfigError("--seeds is for Table 2, which is trained: not with --from-weights, --seed, or --tables without 2")
+    if from_weights and (seed is not None or restart or tables not in (None, (1,))):
+        raise ConfigError("--from-weights takes the weights as they are: not with --seed, --restart, or --tables other than 1")
+    if from_weights and minutes is not None and baselines != "all":
+        raise ConfigError("--minutes limits training, and --from-weights trains nothing without --baselines all")
+    change = evaluation_changes if from_weights else changes
+    chosen = load_recipe(recipe, change(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir, seed=seed))
+    if shipped_classifiers:
+        chosen = with_shipped_classifiers(chosen)
+    folder = output or Path("runs") / (chosen.name + ("-weights" if from_weights else ""))
+    refuse_file(folder)
+    if from_weights and (folder / RECIPE_FILE).is_file():
+        raise ConfigError(f"{folder} is a run that was trained, whose results would be replaced; choose another --output")
+    if baselines is None:
+        baselines = "ready" if from_weights or seeds or 1 not in wanted else "all"
+    runs, deadline = [], Deadline(minutes)  # one for all seeds together; all are trained before the first is measured
+    for one in seeds or (seed,):
+        watch, place = Stopwatch(), folder
+        if seeds:
+            say(f"\nseed {one}")
+            chosen, place = changed(chosen, {"seed": one}), folder / f"seed-{one}"
+        if from_weights:
+            run = open_weights(chosen, load_recipe(recipe), place, device)
+            run.deadline = deadline
+        else:
+            run = train_recipe(chosen, place, device=device, ablation=2 in wanted, restart=restart, deadline=deadline)
+        if baselines != "none":
+            prepare_baselines(run, train=baselines == "all")
+        if 3 in wanted and not from_weights:
+            train_variants(run, device)
+        say(f"trained in {duration(watch.seconds)}")
+        runs.append(run)
+    results = [report(run, run.folder) for run in runs]
+    if seeds:
+        table = write_seeds(results, folder)
+        show_table(table.title, table.header, table.rows)
+        say(table.caption)

@@ -1,0 +1,80 @@
+"""A queue that processes images in batches, in one thread."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purifiers.errors import InputError
+
+Function = Callable[[Tensor], Sequence[Any]]
+"""Images of one size, uint8 (N, 3, H, W), on the CPU -> N results."""
+
+logger = logging.getLogger(__name__)
+
+
+class Batcher:
+    """Collects images that arrive within a short time, and passes those of one size to their function together.
+
+    Args:
+        max_size: images of a batch.
+        timeout: seconds that the first image of a batch waits for others.
+        observe: called with the size of each batch.
+    """
+
+    def __init__(self, max_size: int, timeout: float, observe: Callable[[int], object]) -> None:
+        self.max_size = max_size
+        self.timeout = timeout
+        self.observe = observe
+        self.queue: asyncio.Queue[tuple[Function, np.ndarray, asyncio.Future[Any]]] = asyncio.Queue()
+
+    async def submit(self, function: Function, image: np.ndarray) -> Any:
+        """The result of ``function`` for an image, uint8 (3, H, W).
+
+        Raises:
+            InputError: the function fails on this image.
+        """
+        result = asyncio.get_running_loop().create_future()
+        self.queue.put_nowait((function, image, result))
+        return await result
+
+    async def run(self) -> None:
+        """Process the queue until cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as thread:
+            while True:
+                batch = [await self.queue.get()]
+                try:
+                    async with asyncio.timeout(self.timeout):
+                        while len(batch) < self.max_size:
+                            batch.append(await self.queue.get())
+                except TimeoutError:
+                    pass
+                groups = defaultdict(list)
+                for function, image, result in batch:
+                    if not result.done():  # its request timed out while it waited
+                        groups[function, image.shape].append((image, result))
+                self.observe(sum(map(len, groups.values())))
+                for (function, _), group in groups.items():
+                    outputs = await loop.run_in_executor(thread, _apply, function, [image for image, _ in group])
+                    for (_, result), output in zip(group, outputs, strict=True):
+                        if not result.done():
+                            result.set_exception(output) if isinstance(output, InputError) else result.set_result(output)
+
+
+def _apply(function: Function, images: list[np.ndarray]) -> list[Any]:
+    """The results for images of one size, with an InputError for each image on which ``function`` fails."""
+    try:
+        return list(function(torch.from_numpy(np.stack(images))))
+    except Exception:  # of any type: classifiers are the user's code
+        if len(images) > 1:
+            return [result for image in images for result in _apply(function, [image])]
+        _, height, width = images[0].shape
+        logger.exception("an image of %d x %d failed", width, height)
+        return [InputError(f"the purifier or the classifier cannot take an image of {width} x {height}")]

@@ -1,0 +1,113 @@
+"""Before training starts: the purifiers that stages start from, the folder, and a look at the classifier."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from purifiers.classifiers.load import accuracy
+from purifiers.console import say
+from purifiers.data import ImageSet
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, nearest
+from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
+from purifiers.recipes.schema import STARTS, Recipe
+from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, describe, load_network, place
+from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
+from purifiers.seeds import seed_for
+from purifiers.weights import HUB, PURIFIERS, locate
+
+SAMPLE = 1000
+"""Images on which the classifier's accuracy is measured before it is defended."""
+
+
+def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
+    """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``.
+
+    Raises:
+        MissingFileError: there is no such purifier.
+        ConfigError: it is not of the recipe's structure.
+        CheckpointError: it is damaged.
+    """
+    expected = describe(build_network(recipe.purifier.network, recipe.purifier.arguments))
+    networks = {}
+    for stage, start in _starts(recipe).items():
+        if not (locate(start) / CONFIG_FILE).is_file():
+            hint = nearest(start, [*PURIFIERS, *(STARTS if stage == "student" else ())])
+            raise MissingFileError(
+                f"{stage}.start: there is no purifier at '{start}'{hint} (or give the --output of 'purifiers train')"
+            )
+        network = load_network(locate(start))
+        if (found := describe(network)) != expected:
+            raise ConfigError(f"{stage}.start: '{start}' does not have the structure of the purifier: {found}, not {expected}")
+        networks[stage] = place(network, device).requires_grad_(False)
+    return networks
+
+
+def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
+    """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there.
+
+    Raises:
+        CheckpointError: it holds another training.
+        ConfigError: it holds a network that was not trained there, or nothing that a run made; or something that the recipe
+            needs would be discarded.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder")
+    if restart:
+        _discard(recipe, folder)
+    elif (folder / RECIPE_FILE).is_file():
+        _refuse_other_training(recipe, folder)
+    elif found := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
+        raise ConfigError(f"{folder} holds a network that was not trained there ({found}): give another --output")
+
+
+def report_accuracy(run: Run, data: ImageSet) -> None:
+    """Print the classifier's accuracy; one that guesses hints at another order of classes, or at normalisation."""
+    sample = data.limited(SAMPLE, seed_for(run.recipe.seed, "glance"))
+    share = accuracy(run.classifier, sample, run.recipe.evaluation.batch_size)
+    say(f"{'classifier':<16} {share:.1%} right on {len(sample):,} training images")
+    if share < 2 / len(data.classes) and share < 0.5:
+        advice = "train it on more images or for longer (classifier.training.epochs)"
+        if run.recipe.classifier.source is not None:
+            advice = "was it trained with the classes in this order (folders: alphabetical) and with images in [0,1]?"
+        say(f"warning: the classifier is hardly better than guessing; {advice}")
+
+
+def _starts(recipe: Recipe) -> dict[str, str]:
+    """Names or folders of the purifiers that stages start from, by stage."""
+    starts = {} if recipe.teacher_at.start is None else {"teacher_at": recipe.teacher_at.start}
+    return starts if recipe.student.start in STARTS else starts | {"student": recipe.student.start}
+
+
+def _places(recipe: Recipe) -> Iterator[str]:
+    """All weights that a run of ``recipe`` reads, those of its variants and surrogates too."""
+    for one in (recipe, *variant_recipes(recipe).values()):
+        yield from (config.source for config in one.classifiers().values() if config.source is not None)
+        yield from _starts(one).values()
+    for surrogate in recipe.audit.surrogates:
+        yield from surrogate.split("+")
+
+
+def _discard(recipe: Recipe, folder: Path) -> None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / RECIPE_FILE).is_file():
+        raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): --restart discards nothing there")
+    paths = [folder / name for name in RUN_FILES]
+    for name in _places(recipe):
+        needed = locate(name.removeprefix(HUB)).resolve()
+        if needed == folder.resolve() or any(needed.is_relative_to(path.resolve()) for path in paths):
+            raise ConfigError(f"--restart would discard {name}, which the recipe needs: copy it out of {folder} first")
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
+    if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
+        listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
+        listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise CheckpointError(
+            f"{folder} was made with another recipe: {listed}; give another --output, or --restart to discard what is there"
+        )

@@ -1,0 +1,14 @@
+"""What the tests of the command line share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from purifiers.runs import Run
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Path:
+    """A copy of the tiny run, in which a test may write."""
+    return Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))

@@ -1,0 +1,72 @@
+"""purify, export, serve and app; more of each stands with the tests of what they call."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from purifiers.cli import main
+from purifiers.runs import Run
+
+CPU = ["--device", "cpu"]
+
+
+def test_purify_resumes_and_lists_what_fails(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target, compared = tmp_path / "in", tmp_path / "out", tmp_path / "compared"
+    source.mkdir()
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(source / "a.png")
+    command = ["purify", str(source), str(target), "--purifier", str(tiny_run.folder), *CPU]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("1 purified, 0 there already, 0 failed")
+    for i in range(22):
+        (source / f"bad [{i}] :bug:.png").write_text("x")
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(source / "large.png")
+    assert main([*command, "--max-pixels", "300"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("0 purified, 1 there already, 23 failed")
+    assert "bad [0] :bug:.png" in captured.err
+    assert "and 3 more" in captured.err
+    assert len((target / "failed.txt").read_text().splitlines()) == 23
+    assert (
+        main([*command[:1], str(source / "a.png"), f"{target}/", *command[3:], "--overwrite", "--compare", str(compared)]) == 0
+    )
+    assert capsys.readouterr().out.startswith("1 purified")
+    assert Image.open(target / "a.png").size == (9, 9)
+    assert list(compared.rglob("*.png"))
+
+
+def test_export_writes_a_program(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "p.pt2"
+    assert main(["export", str(tiny_run.folder), str(target), "--format", "torch", "--size", "16"]) == 0
+    assert "(batch, 3, 16, 16)" in capsys.readouterr().out
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(torch.export.load(target).module()(images), tiny_run.purifiers["student"](images).detach())
+
+
+def test_options_of_serve_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setattr("purifiers.serve.server.serve", lambda *given, **options: calls.append((given, options)))
+    run = str(tiny_run.folder)
+    words = ["--host", "0.0.0.0", "--port", "9000", "--max-batch-size", "4", "--batch-timeout", "0.5", "--max-bytes", "100"]
+    words += ["--max-pixels", "50", "--max-queue", "3", "--classifier", "cifar10-resnet20", "--set", "data.size=16"]
+    assert main(["serve", run, *words, *CPU]) == 0
+    assert main(["serve", "cifar10", *CPU]) == 0
+    assert capsys.readouterr().out == "stopped\nstopped\n"
+    (given, options), (_, defaults) = calls
+    limits, recipe = options["limits"], options["recipe"]
+    assert (given, options["host"], options["port"]) == ((run,), "0.0.0.0", 9000)
+    assert (options["max_batch_size"], options["batch_timeout"]) == (4, 0.5)
+    assert (limits.max_bytes, limits.max_pixels, limits.max_queue) == (100, 50, 3)
+    assert (recipe.classifier.source, recipe.data.size) == ("cifar10-resnet20", 16)
+    assert (defaults["recipe"], defaults["port"], defaults["limits"].max_pixels) == (None, 8000, 4_000_000)
+
+
+def test_options_of_app_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("purifiers.app.page.serve_page", lambda *given: calls.append(given))
+    assert main(["app", str(tiny_run.folder), "--host", "0.0.0.0", "--port", "0", *CPU]) == 0
+    defence, host, port, _ = calls[0]
+    assert (defence.name, host, port) == ("run", "0.0.0.0", 0)

@@ -1,0 +1,87 @@
+"""``purifiers.train``: a purifier for a module and images in memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import purifiers
+from purifiers import Purifier
+from purifiers.errors import CheckpointError, ConfigError, DataError, InputError
+from purifiers.recipes.load import load_recipe
+from purifiers.registry import fingerprint
+from purifiers.runs import open_run
+
+STAGE = {"epochs": 1, "batch_size": 8}
+SMALL = {
+    "companions": [],
+    "purifier": {"network": "cae", "widths": [3], "blocks": [1]},
+    "training_attacks": {"FGSM": {"kind": "fgsm", "epsilon": 0.1}},
+    "teacher_nt": STAGE,
+    "teacher_at": STAGE,
+    "student": STAGE,
+}
+IMAGES = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(16) % 3
+
+
+class Own(nn.Module):
+    """Behaves differently in training mode, and holds gradients and a frozen part."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(channels, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(36, 4)
+        self.conv.requires_grad_(False)
+        self.norm.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(images)).relu().flatten(1))
+
+
+def state(module: nn.Module) -> tuple[object, ...]:
+    modes = [part.training for part in module.modules()]
+    return fingerprint(module), modes, [parameter.requires_grad for parameter in module.parameters()]
+
+
+def test_tensors_then_the_same_again_from_a_loader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier, output = Own(), tmp_path / "mine"
+    before = state(classifier)
+    trained = purifiers.train(classifier, IMAGES, LABELS, output=output, settings=SMALL, seed=3)
+    assert state(classifier) == before
+    loaded = Purifier.from_pretrained(output)
+    assert torch.equal(trained(IMAGES), loaded(IMAGES))
+    assert load_recipe(output / "recipe.yaml").seed == 3
+    capsys.readouterr()
+    batches = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=5)
+    again = purifiers.train(classifier, batches, output=output, settings=SMALL, seed=3)
+    assert capsys.readouterr().out.count("is trained already") == 3
+    assert fingerprint(again) == fingerprint(trained)
+    with pytest.raises(CheckpointError):
+        purifiers.train(classifier, IMAGES.flip(0), LABELS, output=output, settings=SMALL, seed=3)
+    with pytest.raises(DataError, match="Python"):
+        open_run(load_recipe(output / "recipe.yaml"), output, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        ({"classifier": "resnet"}, InputError, "Module"),
+        ({"classifier": Own(2)}, ConfigError, "Own"),
+        ({"labels": None}, InputError, "labels"),
+        ({"labels": LABELS + 2}, InputError, "from 0 to 3"),
+        ({"settings": {"student.epoch": 1}}, ConfigError, "did you mean 'epochs'"),
+        ({"device": "cuda:99"}, ConfigError, "device"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(
+    change: dict[str, object], error: type[Exception], word: str, tmp_path: Path
+) -> None:
+    arguments = {"classifier": Own(), "images": IMAGES, "labels": LABELS, "settings": SMALL, **change}
+    with pytest.raises(error, match=word):
+        purifiers.train(**arguments, output=tmp_path / "mine")  # type: ignore[arg-type]
+    assert not (tmp_path / "mine").exists()
