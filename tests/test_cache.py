@@ -73,24 +73,46 @@ def test_everything_else_decides_too() -> None:
     assert key(model, PGD()) == key(model, PGD(epsilon=8 / 255))
 
 
-def test_a_key_is_the_same_in_every_process() -> None:
+KNOWN = """
+import torch
+from functools import partial
+from torch import nn
+
+from purifiers.cache import Cache
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.names = {"a", "b", "c", "d", "e"}
+        self.function = partial(torch.mul, 2.0)
+        self.register_forward_hook(lambda module, inputs, output: output)
+
+    def forward(self, images):
+        return self.function(images).flatten(1)
+
+def key():
+    return Cache("unused").key(Net(), torch.zeros(2, 3, 1, 1, dtype=torch.uint8), {"seed": 3})
+"""
+
+
+def test_a_key_is_the_same_in_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one has another seed of hashes, and so another order of sets."""
-    code = "from tests.test_cache import *; print(key(known(), PGD()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == key(known(), PGD())
+    (tmp_path / "known_module.py").write_text(KNOWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import known_module  # type: ignore[import-not-found]
 
-
-def known() -> nn.Module:
-    return Switch(True, names={"a", "b", "c", "d", "e"}, function=partial(scaled, 1.0))
+    known_module.Net()  # its hook takes a number
+    code = "import known_module; print(known_module.key())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == known_module.key()
 
 
 def test_a_changed_source_file_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As mended between two runs: in another process, here by another module of the same name."""
-    monkeypatch.syspath_prepend(tmp_path)
     keys = []
     for version in ("return x.flatten(1)[:, :2]", "return x.flatten(1)[:, :2].where(x.amax() < 2, 0)"):
         monkeypatch.delitem(sys.modules, "mended_module", raising=False)
-        file = tmp_path / version[-2:].strip(")") / "mended_module.py"
+        file = tmp_path / str(len(version)) / "mended_module.py"
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"from torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n        {version}\n")
         monkeypatch.syspath_prepend(file.parent)

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a progress bar on a terminal, one line for each finished piece otherwise."""
+"""Progress and results for the user: a progress bar on a terminal, else a line per finished piece of work."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ from rich.text import Text
 from purifiers.errors import OutOfTime
 
 console = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-"""Where results and messages for the user go: standard output. Logs are wide enough for every table."""
+"""Standard output. Logs are wide enough for every table."""
 
 
 class _Rate(ProgressColumn):
@@ -25,11 +25,8 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress of ``total`` images; yields a function to call with the number of images just done.
-
-    On a terminal a bar with rate and time left, which is gone at the end; nothing otherwise.
-    """
-    name = TextColumn("{task.description}", markup=False)  # which may hold what rich takes for markup
+    """On a terminal, a bar with rate and time left of ``total`` images; yields a function to call with the number just done."""
+    name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
@@ -37,19 +34,19 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def say(message: str = "", style: str | None = None) -> None:
-    """One line to standard output, at once, also when it is a pipe; ``style`` is a colour of rich's, for terminals."""
+    """Print a line at once, also into a pipe; ``style`` is a colour of rich's, for terminals."""
     console.print(message, markup=False, style=style)
     sys.stdout.flush()
 
 
 def detail(message: str) -> None:
-    """A line for logs: printed where there is no terminal, and so no bar that says the same."""
+    """Print a line where there is no terminal, and so no progress bar."""
     if not console.is_terminal:
         say(message)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``48 s``, ``3 min 05 s``, ``2 h 10 min``."""
+    """Seconds in words: ``48 s``, ``3 min 05 s``, ``2 h 10 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -59,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the seconds since it was created."""
 
     def __init__(self) -> None:
         self._begun = time.perf_counter()
@@ -71,11 +68,7 @@ class Stopwatch:
 
 
 class Deadline:
-    """A time limit for a piece of a long work; None for no limit.
-
-    Args:
-        minutes: from now.
-    """
+    """A time limit, in minutes from now; None for no limit."""
 
     def __init__(self, minutes: float | None = None) -> None:
         self._watch = Stopwatch()
@@ -83,28 +76,22 @@ class Deadline:
         self._advanced = False
 
     def check(self, done: str, next_seconds: float = 0.0, *, finished: bool = True) -> None:
-        """Stop here if the next piece, which will take ``next_seconds``, would not fit.
-
-        The first piece is begun even where it would not, as otherwise one longer than the limit would never be done.
+        """Raise OutOfTime if the next piece of work would not fit. The first always may start, else a long one never would.
 
         Args:
-            done: the last thing that was finished, for people.
+            done: the piece that was finished last, for the message.
             next_seconds: what the next piece is likely to take.
             finished: ``done`` was finished within this limit, and not by an earlier call.
-
-        Raises:
-            OutOfTime: with ``done`` in its message.
         """
         self._advanced = self._advanced or finished
         if self._limit is not None and self._watch.seconds + (next_seconds if self._advanced else 0) > self._limit:
             limit = duration(self._limit)
-            raise OutOfTime(
-                f"stopped for the time limit of {limit} after {done}; the same command (without --restart) goes on from there"
-            )
+            advice = "run the same command (without --restart) to resume"
+            raise OutOfTime(f"stopped at the time limit of {limit} after {done}; {advice}")
 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """A table on standard output, numbers to the right; of cells that are ``Text`` with their style."""
+    """Print a table, numbers to the right; cells that are ``Text`` keep their style."""
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")

@@ -29,8 +29,10 @@ FEW = (
 SETTINGS = [part for setting in FEW for part in ("--set", setting)]
 
 
+@pytest.mark.usefixtures("quick")
 def test_evaluate_compares_with_the_baselines_that_it_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = [*CPU, "--set", "data.test_limit=4", "--set", "evaluation.views=[blind]", "--set", "baselines.SOAP.test_limit=2"]
+    few += ["--set", "evaluation.attacks={FGSM: {kind: fgsm, epsilon: 0.1}}", "--set", "evaluation.adaptive_attacks=[]"]
 
     def compared(*words: str) -> set[str]:
         assert main(["evaluate", str(run), *few, *words]) == 0
@@ -47,6 +49,7 @@ def test_evaluate_compares_with_the_baselines_that_it_is_told(run: Path, capsys:
     assert compared("--baselines", "ready") == {"JPEG", "NRP", "SOAP"}
 
 
+@pytest.mark.usefixtures("quick")
 def test_evaluate_writes_elsewhere_and_in_front_of_another_classifier(run: Path, tmp_path: Path) -> None:
     other, classifier = tmp_path / "other", tmp_path / "net.safetensors"
     save_tensors(classifier, ResNet(20, width=4).state_dict())

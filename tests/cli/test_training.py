@@ -56,6 +56,7 @@ def test_options_of_training_reach_it(calls: list[tuple[Any, ...]], tmp_path: Pa
     assert of_demo["deadline"]._limit is None
 
 
+@pytest.mark.usefixtures("quick")
 def test_own_classifier_and_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frozen classifier from a function, images from a folder."""
     random = np.random.default_rng(0)
@@ -153,10 +154,12 @@ def test_the_demo_writes_all_tables_and_a_report(run: Path, capsys: pytest.Captu
     assert Purifier.from_pretrained(run)
 
 
+@pytest.mark.usefixtures("quick")
 def test_table_2_over_seeds(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "seeds"
     shutil.copytree(run, folder / "seed-0")  # is trained already
     few = ["--set", "data.test_limit=4", "--set", "evaluation.views=[blind]", "--baselines", "none"]
+    few += ["--set", "evaluation.attacks={FGSM: {kind: fgsm, epsilon: 0.1}}", "--set", "evaluation.adaptive_attacks=[]"]
     command = ["reproduce", "--recipe", "digits", "--output", str(folder), "--device", "cpu", *SETTINGS, *few]
     assert main([*command, "--seeds", "0,1", "--tables", "2"]) == 0
     out = capsys.readouterr().out
@@ -168,6 +171,7 @@ def test_table_2_over_seeds(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert weights[0] == (run / "model.safetensors").read_bytes() != weights[1]
 
 
+@pytest.mark.usefixtures("quick")
 def test_weights_are_measured_without_training(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe |= {"name": "mine", "weights": {"student": str(run), "classifier": str(run / "checkpoints" / "classifier")}}
@@ -186,6 +190,7 @@ def test_weights_are_measured_without_training(run: Path, tmp_path: Path, capsys
 
 @needs_cifar10
 @needs_reference
+@pytest.mark.usefixtures("quick")
 def test_the_papers_numbers_stand_beside_those_on_cifar10(tmp_path: Path) -> None:
     settings = [
         "data.limit=16", "data.test_limit=2", "training_attacks.PGD.num_steps=1", "purifier.widths=[4,6,8]", "teacher_at.epochs=1",

@@ -29,12 +29,13 @@ def test_purify_resumes_and_lists_what_fails(tiny_run: Run, tmp_path: Path, caps
     assert captured.out.startswith("0 purified, 1 there already, 23 failed")
     assert "bad [0] :bug:.png" in captured.err
     assert "and 3 more" in captured.err
-    assert len((target / "failed.txt").read_text().splitlines()) == 23
+    assert (target / "failed.txt").read_text().count("bad [") == 22
     assert (
         main([*command[:1], str(source / "a.png"), f"{target}/", *command[3:], "--overwrite", "--compare", str(compared)]) == 0
     )
     assert capsys.readouterr().out.startswith("1 purified")
-    assert Image.open(target / "a.png").size == (9, 9)
+    with Image.open(target / "a.png") as image:
+        assert image.size == (9, 9)
     assert list(compared.rglob("*.png"))
 
 

@@ -20,7 +20,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture
 def example(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The example that the test names, which trains with the test's overrides besides its own, and tests on 100 images."""
+    """The example that the test names, which trains with the test's overrides besides its own, and tests on 50 images."""
     name, *overrides = request.param
 
     def smaller_recipe(recipe: str, own: list[str]) -> Recipe:
@@ -28,7 +28,7 @@ def example(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
     def fewer_images(dataset: str, split: str, **options: int) -> ImageSet:
         images = load_images(dataset, split, **options)
-        return images.limited(100, seed=0) if split == "test" else images
+        return images.limited(50, seed=0) if split == "test" else images
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -54,7 +54,9 @@ def test_there_is_a_test_for_each() -> None:
     ]
 
 
-@pytest.mark.parametrize("example", [("protect_my_classifier", "training_attacks.PGD.num_steps=5")], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "example", [("protect_my_classifier", "training_attacks.PGD.num_steps=5", "data.limit=1000")], indirect=True, ids=str
+)
 def test_a_purifier_for_a_classifier_of_ones_own(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     example.main()
     printed = "\n".join(capsys.readouterr().out.splitlines()[-5:])
@@ -77,14 +79,14 @@ def test_a_defence_that_only_seems_one(tmp_path: Path) -> None:
     assert "do not believe what gradients alone say. gradients exist" in done.stdout
 
 
-SMALL_RESNET = "classifier.network={network: resnet, depth: 20, width: 8}"
+SMALL = ("data.limit=800", "classifier.network={network: resnet, depth: 20, width: 8}")
 
 
-@pytest.mark.parametrize("example", [("what_the_attacker_knows", SMALL_RESNET)], indirect=True, ids=str)
+@pytest.mark.parametrize("example", [("what_the_attacker_knows", *SMALL)], indirect=True)
 def test_the_more_an_attacker_knows_the_less_is_left(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(example, "EPSILONS", (0.05, 0.1))
+    monkeypatch.setattr(example, "EPSILONS", (0.1,))
     example.main()
     printed = capsys.readouterr().out
     left = {view: sum(shares(printed, f"{view}: ")) for view in ("blind", "bpda", "full")}

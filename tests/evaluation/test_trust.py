@@ -394,7 +394,7 @@ def test_the_model_is_left_as_it_was(classifier: Linear, data: ImageSet) -> None
         ({"epsilon": 0.0}, "epsilon above 0"),
         ({"epsilon": 8}, "write 8/255"),
         ({"epsilon": EPSILON, "known": {"whitebox": NONE}}, "did you mean 'white-box'"),
-        ({"epsilon": EPSILON, "known": {"white-box": 0.45}}, "of each image whether it is right"),
+        ({"epsilon": EPSILON, "known": {"white-box": 0.45}}, "for each image"),
         ({"epsilon": EPSILON, "known": {"white-box": NONE, "transfer": NONE[:9]}}, "must be of the same images"),
     ],
 )

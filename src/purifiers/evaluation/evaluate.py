@@ -17,7 +17,7 @@ from purifiers.classifiers.load import watch
 from purifiers.console import Stopwatch
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
-from purifiers.errors import InputError, nearest
+from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.evaluation.cost import measure_cost, peak_flops
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
@@ -108,6 +108,8 @@ def _attacks(attacks: Mapping[str, Attack | str] | None, views: Sequence[str]) -
         chosen = _ATTACKS.validate_python({key: {"kind": one} if isinstance(one, str) else one for key, one in given.items()})
         for view in views:
             refuse_gradients(view, chosen)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise InputError(f"attacks: {error}") from error
     return chosen
