@@ -38,19 +38,32 @@ LATENT = ("latent_encoder", "latent_decoder")
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "student": ("AT", "NT"),
+    "student_paper": ("AT", "NT"),
     "student_at": ("AT",),
     "student_nt": ("NT",),
     "student_other": ("AT", "NT"),
 }
-"""The students and their teachers. All but the first are for Table 2; the last has the other reading of equation 5."""
+"""The students and their teachers. All but the first are for Table 2, with the paper's losses; the last has the other reading
+of equation 5."""
+PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0) | dict.fromkeys(
+    ("strength_low", "strength_high"), 1.0
+)
 
 
-def student_config(config: Student, name: str) -> Student:
-    """The training of one of ``STUDENTS``: the recipe's, for ``student_other`` with the other ``nt_teacher_input``."""
-    if name != "student_other":
-        return config
-    other: Literal["adversarial", "clean"] = "clean" if config.nt_teacher_input == "adversarial" else "adversarial"
-    return config.model_copy(update={"nt_teacher_input": other})
+def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
+    """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths.
+
+    A recipe without these has no ``student_paper``: its student is that.
+    """
+    if not ablation:
+        return {"student": student}
+    paper = student.model_copy(update=PAPERS_LOSSES)
+    other: Literal["adversarial", "clean"] = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
+    configs = dict.fromkeys(STUDENTS, paper) | {"student": student}
+    configs["student_other"] = paper.model_copy(update={"nt_teacher_input": other})
+    if paper == student:
+        del configs["student_paper"]
+    return configs
 
 
 @dataclass

@@ -22,7 +22,7 @@ from purifiers.recipes.load import changed, load_recipe, recipe_text, variant_re
 from purifiers.recipes.parts import Optimisation
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import build_network, save_network
-from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_config
+from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_configs
 from purifiers.storage import write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.latent import train_latent
@@ -190,13 +190,11 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
-    for name, chosen in STUDENTS.items():
-        if name == "student" or ablation:
-            config = student_config(recipe.student, name)
-            distilled = student_losses(config, {teacher: outputs[teacher] for teacher in chosen}, panel)
-            start = at if config.start == "teacher_at" else starts.get("student")
-            parents = [*panel.classifiers, *(teachers[teacher] for teacher in chosen)]
-            _train_purifier(run, name, config, pairs, data.labels, distilled, parents, start)
+    for name, student in student_configs(recipe.student, ablation).items():
+        distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
+        start = at if student.start == "teacher_at" else starts.get("student")
+        parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
+        _train_purifier(run, name, student, pairs, data.labels, distilled, parents, start)
     unchanged()
     write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
     save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
