@@ -261,9 +261,9 @@ class _Bulk:
 
     def fail(self, job: _Job, error: Exception, doing: str = "") -> None:
         """Report that a file failed, and where."""
-        known = str(error) if str(job.original) in str(error) and not isinstance(error, OSError) else None
+        named = isinstance(error, DataError) and str(job.original) in str(error)
         reason = getattr(error, "strerror", None) or first_line(error)
-        self.result.fail(known or f"{job.original}: {doing}{reason}")
+        self.result.fail(str(error) if named else f"{job.original}: {doing}{reason}")
         self.advance(1)
 
 
