@@ -13,7 +13,7 @@ from purifiers.recipes.baseline_settings import BaselineSOAP, TrainedBaseline, U
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.runs import STATE_FILE, Run
 from purifiers.seeds import seed_for
-from purifiers.storage import load_state, write_text
+from purifiers.storage import load_state, locked, write_text
 
 SETTINGS_FILE = "baseline.json"
 """In the folder of a trained baseline: its settings."""
@@ -39,7 +39,8 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
             network = build_network(config.network.network, config.network.arguments)
         elif train:
             data = run.images("train").limited(config.limit, seed_for(run.recipe.seed, "baselines", "limit"))
-            network = resolve(config.trainer, "trainer")(run, title, config, data)
+            with locked(run.folder):
+                network = resolve(config.trainer, "trainer")(run, title, config, data)
             write_text(run.checkpoint(folder_of(title)) / SETTINGS_FILE, config.model_dump_json(indent=1))
         else:
             network = _trained(run, title, config)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from purifiers.errors import CheckpointError, MissingFileError
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, TrainingError
 
 
 @contextmanager
@@ -35,6 +35,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and keep others from training in it; the lock ends with the process, and is no file.
+
+    Raises:
+        ConfigError: ``folder`` is a file.
+        TrainingError: another process holds it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no locks for folders
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another process trains in {folder}: wait for it, or give another --output") from error
+        except OSError:  # some network file systems have none
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -92,9 +121,9 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise MissingFileError(f"no weights file at {path}")
     try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (it is no mapping)
+        content = path.read_bytes()  # at once: another process may replace the file
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         metadata = json.loads(header.get("metadata", "{}"))
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         found = lfs_hint(path) or f"damaged or not a safetensors file ({error}); delete it or copy it again"

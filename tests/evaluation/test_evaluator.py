@@ -67,6 +67,24 @@ def test_every_number_of_a_record_is_what_it_says(data: ImageSet) -> None:
     assert attacked.n == 4
 
 
+class InPlace(Brightness):
+    """The same logits; its first step changes the images that it gets."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.25) + 0.25)
+
+
+def test_a_classifier_that_works_in_place_spoils_no_number(data: ImageSet) -> None:
+    attacks = {"FGSM": FGSM(epsilon=0.1)}
+    for purifier in (Purifier(Shift(-0.1)), nn.Identity()):
+        usual, other = (
+            Evaluator(classifier, "x", data).evaluate("x", purifier, lambda view: attacks, ("blind", "full"))[0]
+            for classifier in (Brightness(), InPlace())
+        )
+        for one, same in zip(usual, other, strict=True):
+            assert same == one.model_copy(update={"seconds": same.seconds})
+
+
 def test_agreement_and_accuracy_are_different_things(data: ImageSet) -> None:
     """A purifier that makes everything bright is right on the mislabelled image alone, and agrees on nothing."""
     evaluator = Evaluator(Brightness(), "brightness", data)

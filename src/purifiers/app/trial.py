@@ -78,7 +78,7 @@ def attack_image(defended: PurifiedClassifier, image: Tensor, attack: Attack, vi
     images = image[None]
 
     def predict(images: Tensor) -> Prediction:
-        return Prediction(images[0], defended.classifier(images)[0].softmax(0))
+        return Prediction(images[0], defended.classifier(images.clone())[0].softmax(0))
 
     with reproducible(seed, image.device), frozen(defended):
         with torch.no_grad():

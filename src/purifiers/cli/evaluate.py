@@ -45,4 +45,5 @@ def evaluate(
     opened = open_run(recipe, run, device)
     if baselines != "none":
         prepare_baselines(opened, train=baselines == "all")
+    opened.cache = (output or run) / "cache"
     report(opened, output or run)

@@ -149,7 +149,7 @@ class Student(OnAttacked):
 
 
 class Evaluation(Group):
-    """Attacks by the names that the tables show, and the views under which each is run.
+    """Attacks by the names that the tables show (null removes one), and the views under which each is run.
 
     ``views``: always with ``blind``, Table 1's; the others run the attacks in ``adaptive_attacks`` (all if empty).
     ``limits``: an attack's name -> the number of random test images it is run on, where it is too slow for all; the name
@@ -161,6 +161,17 @@ class Evaluation(Group):
     adaptive_attacks: tuple[str, ...] = ()
     limits: dict[str, Positive] = Field(default_factory=dict)
     batch_size: Positive = 250
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, content: Any) -> Any:
+        attacks, limits = (content.get(key) if isinstance(content, Mapping) else None for key in ("attacks", "limits"))
+        if not isinstance(attacks, Mapping):
+            return content
+        kept = {name: attack for name, attack in attacks.items() if attack is not None}
+        if isinstance(limits, Mapping):
+            limits = {name: limit for name, limit in limits.items() if name in kept or name not in attacks}
+        return {**content, "attacks": kept, **({} if limits is None else {"limits": limits})}
 
     @field_validator("views", "adaptive_attacks", mode="before")
     @classmethod

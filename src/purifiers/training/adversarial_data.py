@@ -1,6 +1,8 @@
 """The classifiers that a purifier is trained against, and the adversarial examples on them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from purifiers.attacks.generate import Adversarial, generate
 from purifiers.console import progress, say
 from purifiers.data import ImageSet
 from purifiers.device import Precision, autocast
+from purifiers.errors import TrainingError
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
@@ -38,12 +41,19 @@ class Panel(nn.Module):
     Args:
         classifiers: in evaluation mode; at least one.
         precision: of their passes.
+
+    Attributes:
+        failed: bool (), whether a logit of finite images was ever not finite; on the classifiers' device.
     """
+
+    failed: Tensor
 
     def __init__(self, classifiers: Iterable[nn.Module], precision: Precision = "32-true") -> None:
         super().__init__()
         self.classifiers = nn.ModuleList(classifiers)
         self.precision = precision
+        device = next((tensor.device for tensor in chain(self.parameters(), self.buffers())), None)
+        self.register_buffer("failed", torch.zeros((), dtype=torch.bool, device=device), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
@@ -53,8 +63,29 @@ class Panel(nn.Module):
         """
         with autocast(images.device, self.precision):
             shares = images.chunk(len(self.classifiers))
-            parts = [classifier(share) for classifier, share in zip(self.classifiers, shares, strict=False)]
-        return torch.cat(parts).float()
+            # A classifier may change its images in place.
+            parts = [classifier(share.clone()) for classifier, share in zip(self.classifiers, shares, strict=False)]
+        logits = torch.cat(parts).float()
+        self.failed |= images.isfinite().all() & ~logits.isfinite().all()
+        return logits
+
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A loss that is not finite because of a classifier is reported as that classifier's fault.
+
+        Raises:
+            TrainingError: of the training within; it names the classifier if a classifier is the cause.
+        """
+        try:
+            yield
+        except TrainingError as error:
+            if self.failed:
+                raise TrainingError(
+                    "a classifier returned NaN or infinite logits for attacked or purified images, so that a loss is not finite: "
+                    "look for a division, logarithm or overflow in its forward"
+                ) from error
+            raise
 
 
 def attack_for_training(

@@ -23,7 +23,7 @@ from purifiers.recipes.parts import Optimisation
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import build_network, save_network
 from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_config
-from purifiers.storage import write_text
+from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.latent import train_latent
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
@@ -124,7 +124,7 @@ def train_recipe(
         OutOfTime: the time is up and not everything is trained.
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
         ConfigError: the folder holds a network that no run made there, or a restart would discard what the recipe needs.
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, or another process trains in ``folder``.
         InputError: a classifier changed while it was used.
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
@@ -168,17 +168,26 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
     starts = load_starts(recipe, run.device)
-    prepare_folder(recipe, folder, restart)
-    if not (folder / RECIPE_FILE).is_file():
-        write_text(folder / RECIPE_FILE, recipe_text(recipe))
+    with locked(folder):
+        prepare_folder(recipe, folder, restart)
+        if not (folder / RECIPE_FILE).is_file():
+            write_text(folder / RECIPE_FILE, recipe_text(recipe))
+        for name in recipe.classifiers():
+            run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name, data)
+        run.classifier = run.classifiers["classifier"]
+        unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
+        report_accuracy(run, data)
+        panel = Panel(run.classifiers.values(), recipe.precision)
+        with panel.watched():
+            _train_purifiers(run, panel, starts, ablation)
+        unchanged()
+        write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
+        save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
 
-    for name in recipe.classifiers():
-        run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name, data)
-    run.classifier = run.classifiers["classifier"]
-    unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
-    report_accuracy(run, data)
 
-    panel = Panel(run.classifiers.values(), recipe.precision)
+def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
+    """The teachers, from ``starts`` if they name one, and the students."""
+    recipe, data = run.recipe, run.images("train")
     clean = data.images
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
@@ -197,10 +206,6 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
             start = at if config.start == "teacher_at" else starts.get("student")
             parents = [*panel.classifiers, *(teachers[teacher] for teacher in chosen)]
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents, start)
-    unchanged()
-    write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
-    save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
-
 
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
     config = run.recipe.classifiers()[name]

@@ -53,8 +53,6 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
         ConfigError: it holds a network that was not trained there, or nothing that a run made; or something that the recipe
             needs would be discarded.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder")
     if restart:
         _discard(recipe, folder)
     elif (folder / RECIPE_FILE).is_file():
