@@ -218,7 +218,7 @@ def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
 
 def open_defended(
     what: str,
-    load: Callable[[str | Path, Sequence[tuple[str, Any]]], Recipe],
+    overrides: Sequence[str | tuple[str, Any]],
     folder: Path,
     recipe: str | None = None,
     device: str = "auto",
@@ -229,7 +229,7 @@ def open_defended(
     Args:
         what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
             shipped one, of the recipe that trained it: a run with nothing but the student.
-        load: reads a recipe, by name or file, with further values by dotted key.
+        overrides: of the recipe; see :func:`purifiers.recipes.load.load_recipe`.
         folder: of the run of a purifier without one.
         recipe: the data set and classifier of a purifier without a run.
         device: see :func:`find_device`.
@@ -244,7 +244,7 @@ def open_defended(
     name = recipe_of(what, recipe)
     hint = nearest(what, weights.PURIFIERS)
     if is_run(what):
-        own = load(place / RECIPE_FILE, ())
+        own = load_recipe(place / RECIPE_FILE, overrides)
         return open_run(own, place, device, images and images(own))
     if not (place / CONFIG_FILE).is_file():
         raise MissingFileError(f"there is neither a run (the --output of 'purifiers train') nor a purifier at '{what}'{hint}")
@@ -253,7 +253,7 @@ def open_defended(
     if name is None:
         raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
     student = what if what in weights.NAMES else str(place.resolve())
-    opened = load(name, [("weights.student", student)])
+    opened = load_recipe(name, [*overrides, ("weights.student", student)])
     if opened.classifier.source is None and "classifier" not in opened.weights:
         raise ConfigError(f"the classifier of the recipe '{name}' does not come with the library; give yours with --classifier")
     return open_weights(opened, load_recipe(name), folder, device, images and images(opened))
