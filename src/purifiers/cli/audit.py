@@ -40,8 +40,7 @@ def audit(
     from purifiers.evaluation.records import Results
     from purifiers.reports.audit_report import doubted, overview, sentences, write_audit
     from purifiers.reports.run_report import write_card
-    from purifiers.run_baselines import prepare_baselines
-    from purifiers.runs import RECIPE_FILE, is_run
+    from purifiers.runs import RECIPE_FILE, is_run, prepare_baselines
 
     changed = evaluation_changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir)
     changed += [("audit.images", images)] if images else []

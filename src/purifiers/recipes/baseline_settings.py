@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from torch import nn
 
 from purifiers.attacks import SSP
 from purifiers.baselines.classical import Nothing, Transformation
@@ -48,6 +49,10 @@ class Baseline(Kind):
 
     network: NetworkConfig
     test_limit: Positive | None = None
+
+    def build(self, classes: int) -> nn.Module:
+        """Its network, untrained, for data of so many ``classes``."""
+        return self.network.build()
 
 
 class TrainedBaseline(Baseline):
@@ -136,6 +141,9 @@ class BaselineSOAP(TrainedBaseline):
         if network.arguments.get("classifier") is None:
             raise ValueError("SOAP trains its own classifier: give network.classifier, such as {network: resnet, depth: 20}")
         return network
+
+    def build(self, classes: int) -> nn.Module:
+        return self.network.build(classifier={**self.network.arguments["classifier"], "num_classes": classes})
 
 
 def _ready(name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import nn
 
 from purifiers.attacks.base import parse_fraction
 from purifiers.data import DATASETS
@@ -78,6 +79,10 @@ class NetworkConfig(BaseModel):
     def arguments(self) -> Mapping[str, Any]:
         """The constructor's arguments."""
         return self.model_extra or {}
+
+    def build(self, **others: Any) -> nn.Module:
+        """The network, untrained; with ``others`` in place of, or beside, its arguments."""
+        return build_network(self.network, {**self.arguments, **others})
 
     @model_validator(mode="after")
     def _buildable(self) -> "NetworkConfig":

@@ -15,28 +15,11 @@ from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
 
 
-class InPrecision(nn.Module):
-    """``network`` in the training's precision, with float32 images and outputs, as in an attack."""
-
-    def __init__(self, network: nn.Module, precision: Precision) -> None:
-        super().__init__()
-        self.network = network
-        self.precision = precision
-
-    def extra_repr(self) -> str:
-        return self.precision  # a part of the fingerprint that cached adversarial examples are found by
-
-    def forward(self, images: Tensor) -> Tensor:
-        with autocast(images.device, self.precision):
-            outputs: Tensor = self.network(images)
-        return outputs.float()
-
-
 class Panel(nn.Module):
-    """Frozen classifiers, each on its share of a batch, in the training's precision.
+    """Networks, usually frozen classifiers, each on its share of a batch, in the training's precision.
 
     Args:
-        classifiers: in evaluation mode; at least one.
+        classifiers: at least one.
         precision: of their passes.
     """
 
@@ -45,11 +28,13 @@ class Panel(nn.Module):
         self.classifiers = nn.ModuleList(classifiers)
         self.precision = precision
 
+    def extra_repr(self) -> str:
+        return self.precision  # a part of the fingerprint that cached adversarial examples are found by
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
 
-        Batches are shuffled, so that every classifier sees every image in time; an image, its adversarial example and its
-        purified image are seen by the same one.
+        Batches are shuffled, so that every classifier sees every image in time.
         """
         with autocast(images.device, self.precision):
             shares = images.chunk(len(self.classifiers))
@@ -60,15 +45,9 @@ class Panel(nn.Module):
 def attack_for_training(
     run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None]
 ) -> Adversarial:
-    """Adversarial examples of all of ``data`` as uint8, in the training's precision, cached, within the run's time limit.
-
-    Args:
-        run: gives precision, batch size, cache and time limit.
-        attack, model, data, seed, advance: see :func:`purifiers.attacks.generate.generate`.
-    """
+    """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
-        model = InPrecision(model, run.recipe.precision)
-
+        model = Panel([model], run.recipe.precision)
     return generate(
         attack,
         model,
@@ -99,12 +78,11 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
         for turn in range(recipe.attack_rounds):
             adversarial = torch.empty_like(data.images)
             for job, ((attack, model), chosen) in enumerate(zip(jobs, _shares(recipe, turn, len(jobs), data), strict=True)):
-                if not len(chosen):
-                    continue
-                seed = seed_for(recipe.seed, "training attack", turn, job)
-                found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
-                adversarial[chosen] = found.images
-                seconds += found.seconds
+                if len(chosen):
+                    seed = seed_for(recipe.seed, "training attack", turn, job)
+                    found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
+                    adversarial[chosen] = found.images
+                    seconds += found.seconds
             rounds.append(adversarial)
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
     return torch.cat(rounds, dim=1)

@@ -13,7 +13,7 @@ from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, nearest
 from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
 from purifiers.recipes.schema import STARTS, Recipe
-from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, describe, load_network, place
+from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
 from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
 from purifiers.weights import HUB, PURIFIERS, locate
@@ -23,14 +23,8 @@ SAMPLE = 1000
 
 
 def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
-    """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``.
-
-    Raises:
-        MissingFileError: there is no such purifier.
-        ConfigError: it is not of the recipe's structure.
-        CheckpointError: it is damaged.
-    """
-    expected = describe(build_network(recipe.purifier.network, recipe.purifier.arguments))
+    """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``."""
+    expected = describe(recipe.purifier.build())
     networks = {}
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
@@ -46,13 +40,7 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
 
 
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
-    """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there.
-
-    Raises:
-        CheckpointError: it holds another training.
-        ConfigError: it holds a network that was not trained there, or nothing that a run made; or something that the recipe
-            needs would be discarded.
-    """
+    """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     if restart:
