@@ -56,9 +56,7 @@ class Baseline(Kind):
 
 
 class TrainedBaseline(Baseline):
-    """A baseline that is trained on the recipe's images.
-
-    ``limit``: the number of random images it is trained on.
+    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them.
 
     Attributes:
         trainer: ``module:function`` that trains it: (run, title, these settings, training images) -> the network.
@@ -147,16 +145,14 @@ class BaselineSOAP(TrainedBaseline):
 
 
 def _ready(name: str) -> bool:
-    """Does the network ``name`` purify without training, alone or around another?"""
+    """Whether the network ``name`` purifies without training, alone or around another."""
     return issubclass(NETWORKS[name], (Transformation, Nothing, Wrapper))
 
 
 def _not_ready(base: Any) -> str | None:
     """The part of a wrapper's ``base`` that needs training, or is no network."""
-    if base is None:
-        return None
     if not isinstance(base, Mapping):
-        return repr(base)
+        return None if base is None else repr(base)
     name = base.get("network")
     return _not_ready(base.get("base")) if name in NETWORKS and _ready(str(name)) else f"'{name}'"
 

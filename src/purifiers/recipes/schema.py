@@ -64,9 +64,9 @@ class Classifier(Group):
         mean, std = self.mean, self.std
         if self.source is None and self.training is None:
             raise ValueError("needs either a source or a group 'training'")
-        if mean is None and std is None:
-            return self
         if mean is None or std is None:
+            if mean is std:
+                return self
             raise ValueError("mean and std go together: one of them is missing")
         if self.source is None:
             raise ValueError("mean and std belong to a source; of a network that is trained here, set network.mean and .std")
@@ -195,8 +195,8 @@ class Evaluation(Group):
 
     def limit_of(self, view: str, attack: str) -> int | None:
         """On how many test images ``attack`` is run under ``view``; None for all."""
-        limits = [self.limits.get(attack), None if view == "blind" else self.limits.get(ADAPTIVE)]
-        return min((limit for limit in limits if limit is not None), default=None)
+        names = [attack] if view == "blind" else [attack, ADAPTIVE]
+        return min((self.limits[name] for name in names if name in self.limits), default=None)
 
 
 class Recipe(Group):

@@ -61,14 +61,8 @@ class Stage:
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
-    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Only losses that attack wait for
-    the device within an epoch.
-
-    Args:
-        stage: what to train, on what, and how.
-        fabric: device and precision.
-        checkpoint: the file of the training's state.
-        deadline: checked after every epoch: does another one fit?
+    A resumed training gives the same weights, bit for bit, as one that was never interrupted. ``deadline`` is checked after
+    every epoch: does another one fit?
 
     Returns:
         The history: for each epoch its mean losses, the learning rate at its end, images/s, floating-point operations of
@@ -133,29 +127,13 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
                 advance(len(chosen))
             means = _mean_losses(records, stage.name, epoch)
             _check_weights(stage, epoch)
-            history.append(
-                {
-                    "epoch": epoch,
-                    **means,
-                    "learning_rate": float(scheduler.get_last_lr()[0]),
-                    "images_per_second": per_epoch / watch.seconds,
-                    "flops_per_image": flops,
-                    "seconds": watch.seconds,
-                }
-            )
-            save_state(
-                checkpoint,
-                {
-                    "fingerprint": stage.fingerprint,
-                    "network": stage.network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                    "generator": generator.get_state(),
-                    "device": device.type,
-                    "threads": torch.get_num_threads(),
-                    "history": history,
-                },
-            )
+            record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
+            speed = {"images_per_second": per_epoch / watch.seconds, "flops_per_image": flops, "seconds": watch.seconds}
+            history.append(record | speed)
+            parts = {"network": stage.network, "optimizer": optimizer, "scheduler": scheduler}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"generator": generator.get_state(), "device": device.type, "threads": torch.get_num_threads()}
+            save_state(checkpoint, {"fingerprint": stage.fingerprint, **state, "history": history})
             values = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
             rate = f"{per_epoch / watch.seconds:,.0f} images/s"
             detail(f"{stage.name:<16} epoch {epoch}/{optimisation.epochs}  {values}  {rate}")
@@ -221,18 +199,14 @@ def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -
     weights, decay = list(network.parameters()), optimisation.weight_decay
     # A learning rate that is a number would be captured with the step.
     rate = torch.tensor(optimisation.learning_rate, device=weights[0].device) if captured else optimisation.learning_rate
-    match optimisation.optimizer:
-        case "adam":
-            return torch.optim.Adam(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
-        case "adamw":
-            return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
-        case "sgd":
-            return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=captured or None)
+    if optimisation.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=captured or None)
+    kind = torch.optim.Adam if optimisation.optimizer == "adam" else torch.optim.AdamW
+    return kind(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
 
 
 def _to_device(optimizer: torch.optim.Optimizer) -> None:
-    """Move a loaded state: a learning rate that is a tensor to the parameters' device, moments to their memory layout, which
-    fused kernels assume."""
+    """Move a loaded learning rate to the parameters' device, and moments to their memory layout, which fused kernels assume."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].to(group["params"][0].device)
