@@ -169,7 +169,11 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
-    run.variants = _load_purifiers({title: run.variant(title) for title in _trained_variants(run)}, run)
+    files = {title: run.variant(title) / RECIPE_FILE for title in recipe.variants}
+    there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
+    expected = variant_recipes(run.trained.model_copy(update={"variants": recipe.variants})) if there else {}
+    same = [title for title, found in there.items() if not training_differences(found, expected[title])]
+    run.variants = _load_purifiers({title: run.variant(title) for title in same}, run)
     companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]
     for stage in ("classifier", *companions, *LATENT, *run.purifiers):
         state = run.checkpoint(stage) / STATE_FILE
@@ -181,15 +185,6 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
 def _refuse_another_network(recipe: Recipe, trained: Recipe) -> None:
     if recipe.classifier.source is None and recipe.classifier.network != trained.classifier.network:
         raise ConfigError("classifier.network describes the weights of a classifier.source: the trained one keeps its own")
-
-
-def _trained_variants(run: Run) -> list[str]:
-    """The titles of the variants that are trained with the recipe's settings."""
-    assert run.trained is not None
-    files = {title: run.variant(title) / RECIPE_FILE for title in run.recipe.variants}
-    there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
-    expected = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants})) if there else {}
-    return [title for title, recipe in there.items() if not training_differences(recipe, expected[title])]
 
 
 def is_run(what: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
@@ -84,7 +84,7 @@ class AuditSettings(Group):
     images: Positive = 1000
     limits: dict[str, Positive]
     draws: int = Field(default=20, ge=2)
-    surrogates: tuple[str, ...] = ()
+    surrogates: tuple[Annotated[str, AfterValidator(lambda pair: "+".join(map(anywhere, pair.split("+"))))], ...] = ()
     cascade: bool = False
     check_images: int = Field(default=100, ge=0)
 
@@ -127,11 +127,6 @@ class AuditSettings(Group):
             views[view] = tuple(name for name in listed if name not in removed)
         limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in removed}
         return {**content, "attacks": attacks, "views": views, "limits": limits}
-
-    @field_validator("surrogates")
-    @classmethod
-    def _absolute(cls, surrogates: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple("+".join(map(anywhere, one.split("+"))) for one in surrogates)
 
     @field_validator("attacks")
     @classmethod

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.errors import nearest
@@ -15,6 +15,7 @@ from purifiers.recipes.parts import Data, NetworkConfig, OnPerturbed, Optimisati
 from purifiers.registry import NETWORKS
 from purifiers.weights import absolute, anywhere
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
 STARTS = ("scratch", "teacher_at")
 """A student's start, besides the name or folder of a purifier."""
 PLACES: Mapping[str, Callable[[str], str]] = {
@@ -157,15 +158,10 @@ class Evaluation(Group):
     """
 
     attacks: dict[str, AnyAttack] = Field(min_length=1)
-    views: tuple[str, ...] = Field(default=("blind",), min_length=1)
-    adaptive_attacks: tuple[str, ...] = ()
+    views: Names = Field(default=("blind",), min_length=1)
+    adaptive_attacks: Names = ()
     limits: dict[str, Positive] = Field(default_factory=dict)
     batch_size: Positive = 250
-
-    @field_validator("views", "adaptive_attacks", mode="before")
-    @classmethod
-    def _one_is_a_list_too(cls, names: Any) -> Any:
-        return (names,) if isinstance(names, str) else names
 
     @field_validator("views")
     @classmethod

@@ -1,6 +1,6 @@
 """The classifiers that a purifier is trained against, and the adversarial examples on them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from purifiers.attacks.generate import Adversarial, generate
 from purifiers.console import progress, say
 from purifiers.data import ImageSet
 from purifiers.device import Precision, autocast
-from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
 
@@ -77,8 +76,10 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     with progress("attacking training images", count) as advance:
         for turn in range(recipe.attack_rounds):
             adversarial = torch.empty_like(data.images)
-            for job, ((attack, model), chosen) in enumerate(zip(jobs, _shares(recipe, turn, len(jobs), data), strict=True)):
-                if len(chosen):
+            generator = generator_for(recipe.seed, "who attacks what", turn)
+            job_of = torch.randperm(len(data), generator=generator).to(data.images.device) % len(jobs)
+            for job, (attack, model) in enumerate(jobs):
+                if len(chosen := (job_of == job).nonzero().flatten()):
                     seed = seed_for(recipe.seed, "training attack", turn, job)
                     found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
                     adversarial[chosen] = found.images
@@ -86,12 +87,3 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
             rounds.append(adversarial)
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
     return torch.cat(rounds, dim=1)
-
-
-def _shares(recipe: Recipe, turn: int, jobs: int, data: ImageSet) -> Sequence[Tensor]:
-    """The images that each job attacks in this round: disjoint index tensors, some empty where images are few."""
-    if jobs == 1:
-        return [torch.arange(len(data), device=data.images.device)]
-    generator = generator_for(recipe.seed, "who attacks what", turn)
-    job_of = torch.randperm(len(data), generator=generator).to(data.images.device) % jobs
-    return [(job_of == job).nonzero().flatten() for job in range(jobs)]

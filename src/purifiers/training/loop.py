@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from purifiers.console import Deadline, Stopwatch, detail, duration, progress, say
@@ -88,8 +89,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         state = _load(checkpoint, stage)
         stage.network.load_state_dict(state["network"])
         history = state["history"]
-        if len(history) < optimisation.epochs:  # any machine may read a finished one
-            _check_device(state, device, checkpoint)
+        if len(history) < optimisation.epochs:
             optimizer.load_state_dict(state["optimizer"])
             _to_device(optimizer)
             scheduler.load_state_dict(state["scheduler"])
@@ -157,16 +157,14 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
             f"{checkpoint} was trained with another recipe, seed or data; "
             f"give another --output, delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
-    return state
-
-
-def _check_device(state: dict[str, Any], device: torch.device, checkpoint: Path) -> None:
-    # Generators of different devices draw different numbers.
-    if state["device"] != device.type:
+    # Any machine may read a finished one, but generators of different devices draw different numbers.
+    started, here = state["device"], stage.images.device.type
+    if len(state["history"]) < stage.optimisation.epochs and started != here:
         raise CheckpointError(
-            f"{checkpoint} was started on {state['device']} and cannot resume on {device.type}: give --device "
-            f"{state['device']}, delete {checkpoint.parent} to train this part again, or --restart to discard all"
+            f"{checkpoint} was started on {started} and cannot resume on {here}: give --device {started}, "
+            f"delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
+    return state
 
 
 def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, float]:
@@ -216,11 +214,8 @@ def _to_device(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _scheduler(
-    optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _scheduler(optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     if optimisation.schedule == "constant":
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, optimisation.learning_rate, total_steps=max(1, steps * optimisation.epochs), cycle_momentum=False
-    )
+        return LambdaLR(optimizer, lambda step: 1.0)
+    total = max(1, steps * optimisation.epochs)
+    return OneCycleLR(optimizer, optimisation.learning_rate, total_steps=total, cycle_momentum=False)

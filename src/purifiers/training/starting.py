@@ -46,7 +46,11 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
     if restart:
         _discard(recipe, folder)
     elif (folder / RECIPE_FILE).is_file():
-        _refuse_other_training(recipe, folder)
+        if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
+            listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
+            listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
+            hint = "give another --output, or --restart to discard what is there"
+            raise CheckpointError(f"{folder} was made with another recipe: {listed}; {hint}")
     elif found := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
         raise ConfigError(f"{folder} holds a network that was not trained there ({found}): give another --output")
 
@@ -90,12 +94,3 @@ def _discard(recipe: Recipe, folder: Path) -> None:
             raise ConfigError(f"--restart would discard {name}, which the recipe needs: copy it out of {folder} first")
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
-    if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
-        listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
-        listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise CheckpointError(
-            f"{folder} was made with another recipe: {listed}; give another --output, or --restart to discard what is there"
-        )
