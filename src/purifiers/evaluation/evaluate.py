@@ -22,7 +22,7 @@ from purifiers.evaluation.cost import measure_cost, peak_flops
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
 from purifiers.evaluation.models import as_data, check_defended
-from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, versions
+from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import refuse_gradients
 from purifiers.recipes.schema import Evaluation
@@ -98,7 +98,7 @@ def evaluate(
             parameters=_count(purifier),
             classifier_sha256=fingerprint(classifier),
             records=records,
-            warnings=warnings,
+            warnings=warnings + not_finite(records),
         )
 
 
@@ -177,7 +177,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         costs=costs,
         classifier_sha256=fingerprint(run.classifier),
         records=records,
-        warnings=warnings,
+        warnings=warnings + not_finite(records),
     )
     return results, examples
 

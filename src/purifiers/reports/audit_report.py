@@ -1,6 +1,5 @@
 """The report of an audit: a table of all purifiers, one of all attacks, and a summary. Reads records, computes nothing."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -38,7 +37,8 @@ def overview(audit: Audit) -> Table:
         )
     caption = text("overview", cleans=cleans, settings=audit.settings)
     header = ["purifier", "images", "clean", "PSNR (dB)", *GROUPS, *WORST_CASES.values(), VERDICT]
-    return Table("Every purifier under every threat model", caption, header, rows, details=("images", "PSNR (dB)"))
+    red = {name: doubted(audit, name) for name in audit.purifiers}
+    return Table("Every purifier under every threat model", caption, header, rows, ("images", "PSNR (dB)"), red)
 
 
 def attacks(audit: Audit) -> Table:
@@ -100,8 +100,7 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
 
 def audit_page(audit: Audit) -> str:
     """The report in Markdown; its figure is at ``FIGURE``."""
-    red = {name: doubted(audit, name) for name in audit.purifiers}
-    tables = [replace(overview(audit), doubted=red), attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
+    tables = [overview(audit), attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
     first, *others = [Markup(table.markdown()) for table in tables]
     return page(
         "audit.md.j2",

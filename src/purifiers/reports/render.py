@@ -9,9 +9,10 @@ from typing import Any
 import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
+from rich.text import Text
 
 from purifiers.attacks import VIEWS, show_fraction
-from purifiers.console import duration
+from purifiers.console import duration, say, show_table
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.reports.paper import CLEAN_UNDEFENDED
 from purifiers.storage import write_text
@@ -44,6 +45,17 @@ class Table:
         kept = [i for i, name in enumerate(self.header) if name not in self.details]
         rows = [[row[i] for i in kept] for row in self.rows]
         return replace(self, header=[self.header[i] for i in kept], rows=rows, details=())
+
+    def show(self, *, caption: bool = False) -> None:
+        """Print the table without its details, doubted cells red."""
+        table = self.compact()
+        rows = []
+        for row in table.rows:
+            red = self.doubted.get(row[0], ())
+            rows.append([Text(cell, "red" if name in red else "") for name, cell in zip(table.header, row, strict=True)])
+        show_table(table.title, table.header, rows)
+        if caption:
+            say(table.caption)
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown, numbers to the right."""
