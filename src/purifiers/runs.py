@@ -140,7 +140,6 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
         recipe: its ``classifier.source`` may name another classifier to protect.
         trained: the same as it is in the library.
         folder: for adversarial examples and results.
-        device: see :func:`find_device`.
         images: instead of the recipe's test images, which then need not be on disk; of their size and classes.
 
     Raises:
@@ -187,10 +186,8 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     expected = variant_recipes(run.trained.model_copy(update={"variants": recipe.variants})) if there else {}
     same = [title for title, found in there.items() if not training_differences(found, expected[title])]
     run.variants = _load_purifiers({title: run.variant(title) for title in same}, run)
-    companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]
-    for stage in ("classifier", *companions, *LATENT, *run.purifiers):
-        state = run.checkpoint(stage) / STATE_FILE
-        if state.is_file():
+    for stage in (*recipe.classifiers(), *LATENT, *run.purifiers):
+        if (state := run.checkpoint(stage) / STATE_FILE).is_file():
             run.histories[stage] = load_state(state)["history"]
     return run
 

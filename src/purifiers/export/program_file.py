@@ -161,7 +161,7 @@ def _tracing(size: int | None) -> Iterator[None]:
         except (ConfigError, OSError):
             raise
         except Exception as error:  # torch raises errors of many types
-            cause: BaseException = error
+            cause: Any = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             hint = "" if size else "; if the classifier takes one size of images only, give it with --size"

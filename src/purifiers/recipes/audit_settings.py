@@ -170,4 +170,4 @@ class AuditSettings(Group):
 
     def limit_of(self, attack: str, purifier: str) -> int:
         """The number of images that ``attack`` is run on for ``purifier``."""
-        return min(self.images, *(self.limits[name] for name in (attack, purifier) if name in self.limits))
+        return min([self.images, *(self.limits[name] for name in (attack, purifier) if name in self.limits)])

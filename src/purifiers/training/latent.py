@@ -59,8 +59,7 @@ def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_fro
     probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
     losses, attack = encoder_losses(config.attack, panel), [config.attack.model_dump()]
     fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), attack, purifier)
-    alone = DecoderAlone(purifier)
+    alone, losses = DecoderAlone(purifier), at_losses(config.decoder, panel)
     parents: list[nn.Module] = [*panel.classifiers, purifier.encoder]
-    losses = at_losses(config.decoder, panel)
     fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, made_from, purifier)
     return purifier.requires_grad_(True)

@@ -41,7 +41,6 @@ class Stage:
         images: uint8 (N, C, H, W), on the device; an image and its adversarial example are stacked along C.
         labels: int64 (N,).
         losses: (network, float images, labels, source of randomness on the device) -> losses.
-        optimisation: epochs, batch size, optimiser, schedule, augmentation.
         seed: decides order and augmentation: stages of one seed see the same batches.
         compiled: run the network through ``torch.compile``, after a first step without it.
         captured: on a GPU, replay the step as a CUDA graph instead; for losses that never wait for the device.
