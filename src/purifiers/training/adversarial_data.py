@@ -65,7 +65,7 @@ class Panel(nn.Module):
         except TrainingError as error:
             if self.failed:
                 raise TrainingError(
-                    "a classifier returned NaN or infinite logits for attacked or purified images, so that a loss is not finite: "
+                    "a classifier returned NaN or infinite logits for attacked or purified images, so a loss is not finite: "
                     "look for a division, logarithm or overflow in its forward"
                 ) from error
             raise
