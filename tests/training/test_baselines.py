@@ -22,8 +22,7 @@ from purifiers.recipes.baseline_settings import TrainingNRP, TrainingSOAP
 from purifiers.recipes.load import changed, load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import describe, load_network
-from purifiers.run_baselines import prepare_baselines
-from purifiers.runs import Run, open_run
+from purifiers.runs import Run, open_run, prepare_baselines
 from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, soap_losses
 from purifiers.training.pipeline import train_recipe
 from tests.conftest import Shared

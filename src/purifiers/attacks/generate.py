@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.autoattack import LOGGER
-from purifiers.attacks.base import Attack
+from purifiers.attacks.base import Attack, show_fraction
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, slices, to_float
+from purifiers.errors import AttackError
 from purifiers.seeds import reproducible, seed_for
 
 SHARD = 1000
@@ -67,7 +68,7 @@ def generate(
 
     Raises:
         InputError: a label is not one of the model's classes, or see :class:`Attack`.
-        AttackError: the attack left its threat model.
+        AttackError: the attack left its threat model, or less than half of a perturbation is left when it is quantised.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     shards = []
@@ -118,17 +119,21 @@ def _attack_shard(
             batch_seed = seed_for(seed, batch.start)
             with reproducible(batch_seed, images.device):  # for models that draw random numbers
                 adversarial = attack(model, to_float(images[batch]), labels[batch], seed=batch_seed)
-            bounded = attack.epsilon is not None
-            results.append(_quantize(images[batch], adversarial, bounded) if quantized else adversarial.contiguous())
+            results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
             advance(len(adversarial))
     return Adversarial(torch.cat(results), warnings, len(results), time.perf_counter() - begun)
 
 
-def _quantize(images: Tensor, adversarial: Tensor, bounded: bool) -> Tensor:
+def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
     levels = adversarial * 255 - images
     # Of an attack that looks for the smallest perturbation, hardly anything would be left if all were made smaller.
     # A perturbation of exactly 8 levels may stand as 7.9999: the slack is far above rounding and far below a level.
-    whole = (levels + 1e-3 * levels.sign()).trunc_() if bounded else levels.round_()
+    whole = levels.round() if attack.epsilon is None else (levels + 1e-3 * levels.sign()).trunc_()
+    if whole.norm() < levels.norm() / 2:
+        raise AttackError(
+            f"{attack.kind}: most of the perturbation is below one grey level, and images to train on have 8 bits: take a larger "
+            f"epsilon than {show_fraction(attack.epsilon)}, or an attack in every step (teacher_at.attack, student.attack)"
+        )
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 
 

@@ -36,8 +36,7 @@ def audit(
     from purifiers.recipes.load import load_recipe
     from purifiers.reports.audit_report import overview, sentences, write_audit
     from purifiers.reports.run_report import write_card
-    from purifiers.run_baselines import prepare_baselines
-    from purifiers.runs import RECIPE_FILE, is_run
+    from purifiers.runs import RECIPE_FILE, is_run, prepare_baselines
 
     overrides = changes.overrides(trained=True)
     overrides += [("audit.images", images)] if images else []

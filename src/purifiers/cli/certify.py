@@ -57,6 +57,7 @@ def certify(
     folder = output or own or Path("runs") / f"{name}-certificate"
     refuse_other_run(folder, own)
     run = open_defended(purifier, overrides, folder, recipe, device)
+    run.cache = folder / "cache"
     if sigma is None and not run.recipe.student.noise:
         raise ConfigError("this purifier was not trained on Gaussian noise (student.noise): give --sigma")
     smoothing = Smoothing(run.recipe.student.noise if sigma is None else sigma, n0, n, alpha)

@@ -24,8 +24,7 @@ def evaluate(
     """
     from purifiers import weights
     from purifiers.recipes.load import load_recipe
-    from purifiers.run_baselines import prepare_baselines
-    from purifiers.runs import RECIPE_FILE, open_run, recipe_of
+    from purifiers.runs import RECIPE_FILE, open_run, prepare_baselines, recipe_of
 
     if not (run / RECIPE_FILE).is_file():
         if str(run) in weights.PURIFIERS:
@@ -41,4 +40,5 @@ def evaluate(
     opened = open_run(recipe, run, device)
     if baselines != "none":
         prepare_baselines(opened, train=baselines == "all")
+    opened.cache = (output or run) / "cache"
     report(opened, output or run)

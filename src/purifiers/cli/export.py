@@ -125,7 +125,7 @@ def _classifier(recipe: "Recipe", size: int | None) -> "nn.Module":
 
     assert recipe.classifier.source is not None
     data = recipe.data.model_copy(update={"size": size}) if size else recipe.data
-    return load_classifier(recipe.classifier.source, placeholder(**data.place()), **recipe.classifier.options())
+    return load_classifier(recipe.classifier.source, placeholder(data.name, **data.source()), **recipe.classifier.options())
 
 
 def _judge(recipe: "Recipe", purifier: str, test: "ImageSet") -> tuple["nn.Module | None", str]:

@@ -59,8 +59,7 @@ def reproduce(
     from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import changed, load_recipe, with_shipped_classifiers
     from purifiers.reports.run_report import write_seeds
-    from purifiers.run_baselines import prepare_baselines
-    from purifiers.runs import RECIPE_FILE, open_weights
+    from purifiers.runs import RECIPE_FILE, open_weights, prepare_baselines
     from purifiers.training.pipeline import train_recipe, train_variants
 
     wanted = tables or (1, 2, 3)

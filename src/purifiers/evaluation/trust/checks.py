@@ -22,7 +22,7 @@ from purifiers.purifier import PurifiedClassifier
 
 SIGNIFICANT = 0.01
 """A stronger attack counts as weaker than a weaker one if, of the images on which the two differ, so many more fall to the
-weaker one that a fair coin would do that less often than this. With 17 checks a sound model rarely fails one by chance."""
+weaker one that a fair coin would do that less often than this. With 18 checks a sound model rarely fails one by chance."""
 LITTLE = 0.05
 """Share of images that may change between two attacks that should agree: random starts, twice the steps, another loss.
 Pintor et al. give the loss of a finished attack the same 5 %."""
@@ -65,6 +65,7 @@ def trust_checks(
     seed: int = 0,
     batch_size: int = 100,
     known: Mapping[str, Tensor] | None = None,
+    reported: Tensor | None = None,
     eot: bool = False,
     advance: Callable[[int], None] = lambda images: None,
 ) -> list[Check]:
@@ -79,6 +80,8 @@ def trust_checks(
         known: results of attacks by ``white-box``, ``black-box``, ``transfer``, ``iterative`` or ``one-step``: which images are
             right after it, bool (M,), the same M images for all, on the CPU; without ``white-box``, those of ``data``.
             Results that are missing are measured if that is cheap.
+        reported: which images of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not
+            run.
         eot: whether the attack in question averaged over the model's randomness.
         advance: called after each pass, with numbers of images that add up to ``len(data)``.
 
@@ -96,10 +99,12 @@ def trust_checks(
     if len({len(right) for right in known.values()}) > 1:
         raise InputError(f"known results must be of the same images; got { ({name: len(known[name]) for name in known}) }")
     evidence = gather(defended, data, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch_size, advance=advance)
-    return judge(evidence, norm, known, eot)
+    return judge(evidence, norm, known, eot, reported)
 
 
-def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, Tensor], eot: bool) -> list[Check]:
+def judge(
+    evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, Tensor], eot: bool, reported: Tensor | None = None
+) -> list[Check]:
     """All checks, in the order in which a report shows them: the model, its gradient, the attack, attacks side by side."""
     return [
         _outputs_are_logits(evidence),
@@ -119,6 +124,7 @@ def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, T
         _iterative_beats_one_step(evidence, known),
         _white_box_beats("black-box", evidence, known),
         _white_box_beats("transfer", evidence, known),
+        _reported_is_strongest(evidence, reported),
     ]
 
 
@@ -337,6 +343,18 @@ def _white_box_beats(other: str, evidence: Evidence, known: Mapping[str, Tensor]
     if len(white) != len(known[other]):
         return _not_applicable(name, f"No white-box attack was measured on the images of the {other} attack.")
     return _stronger(name, known[other], white, f"the {other} attack", "the white-box attack")
+
+
+def _reported_is_strongest(evidence: Evidence, reported: Tensor | None) -> Check:
+    """Carlini et al., "Report the strongest attack": a reported attack must not leave what the checks' own attack breaks."""
+    name = "the reported attack is the strongest"
+    if reported is None or evidence.difference.nan_to_num(0).max() > RANDOM:  # one draw, held still, is easier to break
+        return _not_applicable(name, "No white-box attack on a deterministic model was reported.")
+    missed = reported & ~evidence.right[LONG].cpu()
+    bad = exceeds(missed.sum(), evidence.images, LITTLE)
+    sentence = f"{LONG} steps of the checks' own attack break {_of(missed)} images that the reported attacks do not."
+    advice = "Report a stronger attack: more steps, larger ones, or AutoAttack."
+    return _check(name, bad, sentence, advice, missed=share(missed))
 
 
 def _stronger(name: str, weak: Tensor, strong: Tensor, weak_name: str, strong_name: str) -> Check:
