@@ -113,12 +113,9 @@ def claim_applies(results: Results) -> bool:
 
 
 def claim(runs: Sequence[Results]) -> str:
-    """Whether the paper's claim holds, from the mean over all attacks of each run's Table 2.
+    """Whether the paper's claim holds, from the mean over all attacks of Table 2 of ``runs`` with different seeds.
 
     A difference counts if it exceeds, with every seed, the 95 % interval of a single number of the table.
-
-    Args:
-        runs: of one recipe with different seeds, each with all rows of Table 2.
     """
     rows = table_2_rows(runs[0])
     width = max(half_width(select(results, stage).values()) for results in runs for _, stage in rows.values())
