@@ -43,7 +43,7 @@ def evaluate(
     labels: Tensor | None = None,
     *,
     attacks: Mapping[str, Attack | str] | None = None,
-    views: Sequence[str] = ("blind",),
+    views: Sequence[str] | str = ("blind",),
     limits: Mapping[str, int] | None = None,
     name: str = "purifier",
     classifier_name: str = "classifier",
@@ -80,6 +80,7 @@ def evaluate(
         stopwatch = Stopwatch()
         defended = PurifiedClassifier(purifier, classifier)
         data = as_data(defended, images, labels, batch_size)
+        views = (views,) if isinstance(views, str) else views
         chosen = _attacks(attacks, views)
         counts = limits or {}
         if unknown := [key for key in counts if key not in chosen]:
@@ -103,13 +104,18 @@ def evaluate(
 
 
 def _attacks(attacks: Mapping[str, Attack | str] | None, views: Sequence[str]) -> dict[str, Attack]:
-    given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else attacks
+    if not isinstance(attacks, Mapping | None):
+        raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
     try:
-        chosen = _ATTACKS.validate_python({key: {"kind": one} if isinstance(one, str) else one for key, one in given.items()})
+        chosen = _ATTACKS.validate_python(
+            {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
+        )
         for view in views:
             refuse_gradients(view, chosen)
     except ConfigError:
         raise
+    except ValidationError as error:
+        raise InputError("\n  ".join(["these attacks cannot be used:", *faults(error, "attacks")])) from error
     except ValueError as error:
         raise InputError(f"attacks: {error}") from error
     return chosen
