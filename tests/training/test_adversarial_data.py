@@ -54,7 +54,9 @@ def test_a_classifier_may_work_in_place() -> None:
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize(("images", "word"), [(torch.rand(2, *SHAPE), "classifier"), (torch.full((2, *SHAPE), torch.nan), "rate")])
+@pytest.mark.parametrize(
+    ("images", "word"), [(torch.rand(2, *SHAPE), "classifier"), (torch.full((2, *SHAPE), torch.nan), "rate")]
+)
 def test_a_loss_is_not_finite_by_the_classifier_or_by_the_purifier(images: torch.Tensor, word: str) -> None:
     class Divides(Linear):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -192,7 +192,7 @@ def test_networks_that_a_run_did_not_make_are_never_replaced(
     assert all((folder / "model.safetensors").is_file() for folder in (classifier, student, run_copy))
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        prepare_folder(tiny_recipe(), tmp_path / "file", restart=False)
+        train_recipe(tiny_recipe(), tmp_path / "file", device="cpu")
 
 
 def test_other_images_are_another_run_and_moved_ones_are_not(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

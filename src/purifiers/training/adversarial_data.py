@@ -69,7 +69,6 @@ class Panel(nn.Module):
         self.failed |= images.isfinite().all() & ~logits.isfinite().all()
         return logits
 
-
     @contextmanager
     def watched(self) -> Iterator[None]:
         """A loss that is not finite because of a classifier is reported as that classifier's fault.
@@ -82,7 +81,7 @@ class Panel(nn.Module):
         except TrainingError as error:
             if self.failed:
                 raise TrainingError(
-                    "a classifier returned NaN or infinite logits for attacked or purified images, so that a loss is not finite: "
+                    "a classifier returned NaN or infinite logits for attacked or purified images, which spoils the loss: "
                     "look for a division, logarithm or overflow in its forward"
                 ) from error
             raise

@@ -207,6 +207,7 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
             parents = [*panel.classifiers, *(teachers[teacher] for teacher in chosen)]
             _train_purifier(run, name, config, pairs, data.labels, distilled, parents, start)
 
+
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
     config = run.recipe.classifiers()[name]
     assert config.training is not None  # the schema asks for a source or a training

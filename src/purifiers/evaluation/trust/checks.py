@@ -102,7 +102,9 @@ def trust_checks(
     return judge(evidence, norm, known, eot, reported)
 
 
-def judge(evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, Tensor], eot: bool, reported: Tensor | None = None) -> list[Check]:
+def judge(
+    evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, Tensor], eot: bool, reported: Tensor | None = None
+) -> list[Check]:
     """All checks, in the order in which a report shows them: the model, its gradient, the attack, attacks side by side."""
     return [
         _outputs_are_logits(evidence),
