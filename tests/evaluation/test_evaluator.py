@@ -17,8 +17,7 @@ from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import find_examples
 from purifiers.evaluation.records import Record, Results
-from purifiers.run_baselines import prepare_baselines
-from purifiers.runs import Run
+from purifiers.runs import Run, prepare_baselines
 
 
 class Brightness(nn.Module):

@@ -38,11 +38,10 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass
 class BulkResult:
-    """Counts of files.
+    """Counts of files, and the failures.
 
     Attributes:
-        purified: how many were purified.
-        replaced: how many of these had been made by another purifier before.
+        replaced: how many of the purified had been made by another purifier before.
         skipped: how many were there already.
         animated: of how many only the first of several frames was purified.
         dark: how many are 16-bit grey that uses 12 bits at most.
@@ -88,7 +87,6 @@ def purify_files(
     ``target``.
 
     Args:
-        purifier: on its device.
         source: a file (png, jpg, webp, bmp, gif, tif) or a folder; linked folders in it are not entered.
         target: a .png or .jpg file or a folder for a file, a folder for a folder; made if missing.
         overwrite: purify again what is there already, and replace files of the same names that were not made here.

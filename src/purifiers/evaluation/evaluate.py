@@ -27,7 +27,7 @@ from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import refuse_gradients
 from purifiers.recipes.schema import Evaluation
 from purifiers.registry import fingerprint
-from purifiers.runs import STATE_FILE, STUDENTS, Run, own_classifier
+from purifiers.runs import STATE_FILE, Run, own_classifier, student_configs
 from purifiers.seeds import seed_for
 from purifiers.storage import load_state
 
@@ -134,7 +134,8 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     # Teachers and the other students are for Table 2, which takes all of them.
-    measured = run.purifiers if run.purifiers.keys() >= STUDENTS.keys() else {"student": run.purifiers["student"]}
+    complete = run.purifiers.keys() >= student_configs(run.recipe.student, ablation=True).keys()
+    measured = run.purifiers if complete else {"student": run.purifiers["student"]}
     for name, purifier in measured.items():
         views = config.views if name == "student" else ("blind",)
         found, noted = evaluator.evaluate(name, purifier, config.attacks_under, views, config.limit_of)

@@ -69,11 +69,8 @@ class Service:
     """A purifier, and a classifier behind it, with their queue and metrics.
 
     Args:
-        purifier: on its device.
-        classifier: on the same device; None: no ``/classify``.
-        device: that one.
+        purifier, classifier: both on ``device``; without a classifier there is no ``/classify``.
         names: of the classes.
-        limits: of requests.
         batch_size: images that are processed together, at most.
         batch_timeout: seconds that the first image of a batch waits for others.
     """
