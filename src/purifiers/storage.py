@@ -39,12 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and keep others from training in it; the lock ends with the process, and is no file.
-
-    Raises:
-        ConfigError: ``folder`` is a file.
-        TrainingError: another process holds it.
-    """
+    """Make ``folder`` and keep others from training in it, or raise; the lock ends with the process, and is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)

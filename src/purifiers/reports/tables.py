@@ -80,7 +80,8 @@ def has_table_2(results: Results) -> bool:
 
 def table_2(results: Results) -> Table:
     """The paper's Table 2: what each teacher brings. The paper's numbers follow in brackets on CIFAR-10."""
-    comparable, rows, shown = comparable_attacks(results), [], []
+    comparable, rows = comparable_attacks(results), []
+    shown: list[Record] = []
     for name, (title, stage) in table_2_rows(results).items():
         theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(name, {}).items() if attack in comparable}
         ours = select(results, stage)

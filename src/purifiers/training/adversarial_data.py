@@ -55,20 +55,14 @@ class Panel(nn.Module):
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A loss that is not finite because of a classifier is reported as that classifier's fault.
-
-        Raises:
-            TrainingError: of the training within; it names the classifier if a classifier is the cause.
-        """
+        """Report a TrainingError of the training within as a classifier's fault, where one is the cause."""
         try:
             yield
         except TrainingError as error:
-            if self.failed:
-                raise TrainingError(
-                    "a classifier returned NaN or infinite logits for attacked or purified images, so that a loss is not finite: "
-                    "look for a division, logarithm or overflow in its forward"
-                ) from error
-            raise
+            if not self.failed:
+                raise
+            cause = "a classifier returned NaN or infinite logits for attacked or purified images, so that a loss is not finite"
+            raise TrainingError(f"{cause}: look for a division, logarithm or overflow in its forward") from error
 
 
 def attack_for_training(

@@ -40,13 +40,7 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
 
 
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
-    """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there.
-
-    Raises:
-        CheckpointError: it holds another training.
-        ConfigError: it holds a network that was not trained there, or nothing that a run made; or something that the recipe
-            needs would be discarded.
-    """
+    """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there."""
     if restart:
         _discard(recipe, folder)
     elif (folder / RECIPE_FILE).is_file():
