@@ -114,11 +114,10 @@ class Purifier(nn.Module):
 
         Args:
             save_directory: the folder. A card that is there already is kept, unless its numbers are of other weights.
-            card: the card, in Markdown with the hub's front matter. By default the one that it was loaded with, if its weights
-                are still those, else a simple one.
+            card: in Markdown with the hub's front matter; by default that of :attr:`card`, else a simple one.
 
         Raises:
-            InputError: its network is not one of the library's, so that it could not be loaded again.
+            InputError: its network does not keep its constructor's arguments, so that it could not be loaded again.
         """
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
@@ -178,8 +177,7 @@ class PurifiedClassifier(nn.Module):
 
     Args:
         purifier: images -> images.
-        classifier: images in [0,1] -> logits (N, classes), with its normalisation inside. Its parameters are left as they
-            are: give an optimiser those of the purifier alone.
+        classifier: images in [0,1] -> logits (N, classes), with its normalisation inside. Its parameters stay as they are.
 
     Raises:
         InputError: one of them is not a module, or they are in the wrong order.

@@ -1,4 +1,4 @@
-"""The command line: a table of typed functions, one module each. They parse, call what Python users call, and print.
+"""The command line: a table of typed functions. They parse, call what Python users call, and print.
 
 A function's parameters are its options, its docstring is its help. What it needs is imported in it, so that --help is quick.
 """

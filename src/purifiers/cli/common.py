@@ -41,9 +41,7 @@ def refuse_foreign_baselines(run: Path, recipe: "Recipe") -> None:
     from purifiers.runs import RECIPE_FILE
 
     if recipe.classifier != load_recipe(run / RECIPE_FILE).classifier:
-        raise ConfigError(
-            f"--baselines all trains them into {run}, which is a run of another classifier: leave one of them out"
-        )
+        raise ConfigError(f"--baselines all trains into {run}, which is a run of another classifier: leave one of them out")
 
 
 def report(run: "Run", folder: Path) -> "Results":

@@ -28,10 +28,8 @@ def evaluate(
 
     if not (run / RECIPE_FILE).is_file():
         if str(run) in weights.PURIFIERS:
-            raise ConfigError(
-                f"'{run}' ships with the library and is not a run. To attack it in every way: 'purifiers audit {run}'; to "
-                f"measure it: 'purifiers reproduce --recipe {recipe_of(str(run))} --from-weights'"
-            )
+            advice = f"use 'purifiers audit {run}', or 'purifiers reproduce --recipe {recipe_of(str(run))} --from-weights'"
+            raise ConfigError(f"'{run}' ships with the library and is not a run: {advice}")
         raise MissingFileError(f"{run} has no {RECIPE_FILE}: expected the --output of 'purifiers train'")
     recipe = load_recipe(run / RECIPE_FILE, changes.overrides(trained=True))
     if baselines == "all":

@@ -11,8 +11,6 @@ from purifiers.cli.common import recipe_behind
 from purifiers.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from purifiers.data import ImageSet
     from purifiers.recipes.schema import Recipe
 
@@ -50,10 +48,14 @@ def export(
     (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is compared
     with PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.
     """
+    from purifiers import weights
+    from purifiers.classifiers.load import load_classifier
     from purifiers.console import say
+    from purifiers.data import placeholder
     from purifiers.export.program_file import about, export_onnx, export_torch, exportable
     from purifiers.export.quantise import quantisation_loss, quantise
     from purifiers.purifier import Purifier
+    from purifiers.runs import is_run
 
     ending = {"onnx": ".onnx", "torch": ".pt2"}[format]
     if target.suffix != ending or target.is_dir():
@@ -69,11 +71,15 @@ def export(
     overrides += [("data.size", size)] if images and size else []
     known = recipe_behind(purifier, recipe, overrides)
     if int8 and known.data.name == "folder" and known.data.path is None:
-        raise ConfigError(
-            f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: give --images DIR, with one subfolder "
-            "per class"
+        advice = "give --images DIR, with one subfolder per class"
+        raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: {advice}")
+    behind = None
+    if classifier:
+        data = known.data.model_copy(update={"size": size}) if size else known.data
+        behind = load_classifier(
+            str(known.classifier.source), placeholder(data.name, **data.source()), **known.classifier.options()
         )
-    model = exportable(loaded, _classifier(known, size) if classifier else None)
+    model = exportable(loaded, behind)
     channels = getattr(loaded.network, "config", {}).get("channels", 3)
     metadata = about(Path(purifier).resolve().name, loaded, classifier)
     loss = None
@@ -83,7 +89,11 @@ def export(
         exported = export_onnx(model, target, metadata, opset=opset, size=size, channels=channels)
     else:
         calibration, test = _images(known, "train", CALIBRATION), _images(known, "test", MEASURED)
-        judge, judge_name = (None, classifier) if classifier or images else _judge(known, purifier, test)
+        own = weights.locate(purifier) / "checkpoints" / "classifier"
+        trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
+        judge = None
+        if trained_for and not (classifier or images):
+            judge = load_classifier(trained_for, test, **known.classifier.options())
         with TemporaryDirectory() as folder:
             whole = Path(folder) / "float.onnx"
             exported = export_onnx(model, whole, metadata, opset=opset, size=size, channels=channels)
@@ -102,10 +112,8 @@ def export(
     if loss.psnr is not None:
         say(f"purified images: {loss.psnr:.1f} dB PSNR to float's")
     if loss.accuracy is not None and loss.agreement is not None:
-        before, after = loss.accuracy
-        say(
-            f"accuracy with {judge_name}: {before:.2%} in float, {after:.2%} in 8 bits; the same class for {loss.agreement:.2%}"
-        )
+        shares = "{:.2%} in float, {:.2%} in 8 bits".format(*loss.accuracy)
+        say(f"accuracy with {classifier or Path(str(trained_for)).name}: {shares}; the same class for {loss.agreement:.2%}")
 
 
 def _images(recipe: "Recipe", split: Literal["train", "test"], limit: int) -> "ImageSet":
@@ -116,27 +124,6 @@ def _images(recipe: "Recipe", split: Literal["train", "test"], limit: int) -> "I
     data = load_images(config.name, split, **config.source())
     own = config.limit if split == "train" else config.test_limit
     return data.limited(min(limit, own or limit), seed_for(recipe.seed, split, "export"))
-
-
-def _classifier(recipe: "Recipe", size: int | None) -> "nn.Module":
-    """The classifier to put behind the purifier."""
-    from purifiers.classifiers.load import load_classifier
-    from purifiers.data import placeholder
-
-    assert recipe.classifier.source is not None
-    data = recipe.data.model_copy(update={"size": size}) if size else recipe.data
-    return load_classifier(recipe.classifier.source, placeholder(data.name, **data.source()), **recipe.classifier.options())
-
-
-def _judge(recipe: "Recipe", purifier: str, test: "ImageSet") -> tuple["nn.Module | None", str]:
-    """The classifier that the purifier was trained for, and its name; None where it is unknown."""
-    from purifiers import weights
-    from purifiers.classifiers.load import load_classifier
-    from purifiers.runs import is_run
-
-    own = weights.locate(purifier) / "checkpoints" / "classifier"
-    source = recipe.classifier.source or (str(own) if is_run(purifier) else recipe.weights.get("classifier"))
-    return (None, "") if source is None else (load_classifier(source, test, **recipe.classifier.options()), Path(source).name)
 
 
 def _megabytes(path: Path) -> str:

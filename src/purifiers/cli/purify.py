@@ -43,9 +43,8 @@ def purify(
 
     loaded = Purifier.from_pretrained(purifier).to(find_device(device))
     if getattr(loaded.network, "redraws", False):
-        typer.echo(
-            f"purifiers: warning: the output of '{purifier}' is made for its classifier and is not human-readable", err=True
-        )
+        warning = f"warning: the output of '{purifier}' is made for its classifier and is not human-readable"
+        typer.echo(f"purifiers: {warning}", err=True)
     place = Path(target)
     if target.endswith(("/", os.sep)) and source.is_file():
         place /= f"{source.stem}.png"

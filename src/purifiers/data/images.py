@@ -16,14 +16,9 @@ TOLERANCE = 1e-4
 
 
 def check_images(images: Tensor, *, values: bool = True) -> None:
-    """Refuse a tensor that is not a batch of images: float32 (or half, for a half model), (N, C, H, W), in [0,1].
+    """Refuse, with InputError, a tensor that is not a batch of images: float32 (or half), (N, C, H, W), in [0,1].
 
-    Args:
-        images: the user's.
-        values: check the values too (range, NaN, infinity); this waits for the device.
-
-    Raises:
-        InputError: the type, shape, dtype, range or a NaN is wrong; the message says how to mend it.
+    ``values``: check these too (range, NaN, infinity), which waits for the device.
     """
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a torch.Tensor; got {type(images).__name__}")
@@ -129,7 +124,7 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: i
 
     Args:
         images: uint8 (N, C, H, W).
-        generator: source of the randomness, on the images' device.
+        generator: on the images' device.
         flip: mirror each image with probability one half.
         crop: padding on each side before a crop of the original size; 0 for none.
     """

@@ -72,7 +72,7 @@ def accuracy_figure(results: Results) -> Figure:
 
 @_CHART
 def certificate_figure(certificate: Certificate) -> Figure:
-    """Certified accuracy against radius, a step for each image: the purifier with the classifier, and the classifier alone."""
+    """Certified accuracy against radius, a step for each image, with the purifier and without."""
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for model, colour in zip(certificate.models, (BLUE, GREY), strict=True):
         radii = sorted(image.radius for image in model.images if image.predicted == image.label)
