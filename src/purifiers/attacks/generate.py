@@ -131,8 +131,8 @@ def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
     whole = levels.round() if attack.epsilon is None else (levels + 1e-3 * levels.sign()).trunc_()
     if whole.norm() < levels.norm() / 2:
         raise AttackError(
-            f"{attack.kind}: most of the perturbation is below one grey level, and images to train on have 8 bits: take an "
-            f"epsilon above {show_fraction(attack.epsilon)}, or an attack in every step (teacher_at.attack, student.attack)"
+            f"{attack.kind}: most of the perturbation is below one grey level, and training images have 8 bits: take a larger "
+            f"epsilon than {show_fraction(attack.epsilon)}, or an attack in every step (teacher_at.attack, student.attack)"
         )
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 

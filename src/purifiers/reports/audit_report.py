@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import yaml
-from markupsafe import Markup
-
 from purifiers.evaluation.audit.result import GROUPS, NORMS, WORST, Audit, group_of
 from purifiers.evaluation.records import CLEAN
 from purifiers.reports.figures import audit_figure, save_figure
@@ -100,17 +97,8 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
 
 def audit_page(audit: Audit) -> str:
     """The report in Markdown; its figure is at ``FIGURE``."""
-    tables = [overview(audit), attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
-    first, *others = [Markup(table.markdown()) for table in tables]
-    return page(
-        "audit.md.j2",
-        audit=audit,
-        overview=first,
-        figure=FIGURE,
-        sentences=sentences(audit),
-        tables=others,
-        settings=Markup(yaml.safe_dump(audit.settings, sort_keys=False)),
-    )
+    others = [attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
+    return page("audit.md.j2", audit=audit, overview=overview(audit), tables=others, figure=FIGURE, sentences=sentences(audit))
 
 
 def write_audit(audit: Audit, folder: Path) -> Path:

@@ -80,7 +80,8 @@ def has_table_2(results: Results) -> bool:
 
 def table_2(results: Results) -> Table:
     """The paper's Table 2: what each teacher brings. The paper's numbers follow in brackets on CIFAR-10."""
-    comparable, rows, shown = comparable_attacks(results), [], []
+    comparable, rows = comparable_attacks(results), []
+    shown: list[Record] = []
     for name, (title, stage) in table_2_rows(results).items():
         theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(name, {}).items() if attack in comparable}
         ours = select(results, stage)
@@ -112,12 +113,9 @@ def claim_applies(results: Results) -> bool:
 
 
 def claim(runs: Sequence[Results]) -> str:
-    """Whether the paper's claim holds, from the mean over all attacks of each run's Table 2.
+    """Whether the paper's claim holds, from the mean over all attacks of Table 2 of ``runs`` with different seeds.
 
     A difference counts if it exceeds, with every seed, the 95 % interval of a single number of the table.
-
-    Args:
-        runs: of one recipe with different seeds, each with all rows of Table 2.
     """
     rows = table_2_rows(runs[0])
     width = max(half_width(select(results, stage).values()) for results in runs for _, stage in rows.values())
