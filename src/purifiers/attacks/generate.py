@@ -83,7 +83,17 @@ def generate(
         key = cache.key(model, images, attack, labels, seed, shard.start, batch_size, quantized)
         found = cache.load("adversarial", key, checked)
         if found is None:
-            found = _attack_shard(attack, model, images, labels, seed_for(seed, shard.start), batch_size, quantized, advance)
+            results: list[Tensor] = []
+            begun = time.perf_counter()
+            with _collected() as noted:
+                for batch in slices(len(images), batch_size):
+                    own_seed = seed_for(seed_for(seed, shard.start), batch.start)
+                    with reproducible(own_seed, images.device):  # for models that draw random numbers
+                        adversarial = attack(model, to_float(images[batch]), labels[batch], seed=own_seed)
+                    bounded = attack.epsilon is not None
+                    results.append(_quantize(images[batch], adversarial, bounded) if quantized else adversarial.contiguous())
+                    advance(len(adversarial))
+            found = Adversarial(torch.cat(results), noted, len(results), time.perf_counter() - begun)
             cache.save("adversarial", key, vars(found))
             saved()
         else:
@@ -93,35 +103,8 @@ def generate(
     for found in shards:
         for text, times in found.warnings.items():
             _count(warnings, text, times)
-    return Adversarial(
-        torch.cat([found.images for found in shards]),
-        warnings,
-        sum(found.batches for found in shards),
-        sum(found.seconds for found in shards),
-    )
-
-
-def _attack_shard(
-    attack: Attack,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    seed: int,
-    batch_size: int,
-    quantized: bool,
-    advance: Callable[[int], None],
-) -> Adversarial:
-    results: list[Tensor] = []
-    begun = time.perf_counter()
-    with _collected() as warnings:
-        for batch in slices(len(images), batch_size):
-            batch_seed = seed_for(seed, batch.start)
-            with reproducible(batch_seed, images.device):  # for models that draw random numbers
-                adversarial = attack(model, to_float(images[batch]), labels[batch], seed=batch_seed)
-            bounded = attack.epsilon is not None
-            results.append(_quantize(images[batch], adversarial, bounded) if quantized else adversarial.contiguous())
-            advance(len(adversarial))
-    return Adversarial(torch.cat(results), warnings, len(results), time.perf_counter() - begun)
+    images = torch.cat([found.images for found in shards])
+    return Adversarial(images, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
 
 
 def _quantize(images: Tensor, adversarial: Tensor, bounded: bool) -> Tensor:
