@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,20 +23,12 @@ SHARD = 1000
 
 @dataclass(frozen=True)
 class Adversarial:
-    """Adversarial examples of a whole data set.
+    """Adversarial examples of a whole data set."""
 
-    Attributes:
-        images: (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 if ``quantized``.
-        warnings: what the attack's library reports against the result -> in how many batches. Numbers in the text are those of
-            the first such batch.
-        batches: the number of batches.
-        seconds: time of the attack when it was run, also if the result came from the cache.
-    """
-
-    images: Tensor
-    warnings: Mapping[str, int]
+    images: Tensor  # (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 if ``quantized``
+    warnings: Mapping[str, int]  # from the attack's library, with the figures of the first batch -> in how many batches
     batches: int
-    seconds: float
+    seconds: float  # time of the attack when it was run, also if the result came from the cache
 
 
 def generate(
@@ -53,9 +46,7 @@ def generate(
     """Attack ``model`` on every image of ``data``.
 
     Args:
-        attack: any attack.
-        model: what the attacker differentiates.
-        data: the images, on the model's device.
+        attack, model, data: any attack, what the attacker differentiates, and the images, on the model's device.
         seed: decides every random choice, together with the place of a batch in the data.
         batch_size: images attacked at once.
         cache: where finished shards are kept, or its folder; None keeps nothing.
@@ -117,10 +108,7 @@ def _quantize(images: Tensor, adversarial: Tensor, bounded: bool) -> Tensor:
 
 def _count(warnings: dict[str, int], text: str, times: int) -> None:
     """Add to a warning's count; warnings that differ in their figures only are one."""
-
-    def pattern(message: str) -> str:
-        return re.sub(r"[\d.]+", "#", message)
-
+    pattern = partial(re.sub, r"[\d.]+", "#")
     known = next((other for other in warnings if pattern(other) == pattern(text)), text)
     warnings[known] = warnings.get(known, 0) + times
 

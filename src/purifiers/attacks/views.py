@@ -130,11 +130,7 @@ class Expectation(nn.Module):
 
 
 class Queries(nn.Module):
-    """A model without gradients: images -> logits (N, classes).
-
-    Raises:
-        InputError: when called for a gradient.
-    """
+    """A model without gradients: images -> logits (N, classes); an InputError when called for one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

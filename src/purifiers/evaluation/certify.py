@@ -37,12 +37,19 @@ ABSTAIN = -1
 
 @dataclass(frozen=True)
 class Smoothing:
-    """The numbers of a smoothed classifier; an InputError if one is out of range, or ``n`` too small to certify anything."""
+    """The numbers of a smoothed classifier; an InputError if one is out of range, or ``n`` too small to certify anything.
 
-    sigma: float  # standard deviation of the noise, in [0,1] units
-    n0: int = 100  # noisy copies of an image from which a class is selected
-    n: int = 1000  # noisy copies from which that class's probability is bounded; 100,000 in the paper
-    alpha: float = 0.001  # probability, at most, with which an image's answer is wrong
+    Attributes:
+        sigma: standard deviation of the noise, in [0,1] units.
+        n0: noisy copies of an image from which a class is selected.
+        n: noisy copies from which that class's probability is bounded; 100,000 in the paper.
+        alpha: probability, at most, with which an image's answer is wrong.
+    """
+
+    sigma: float
+    n0: int = 100
+    n: int = 1000
+    alpha: float = 0.001
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf:

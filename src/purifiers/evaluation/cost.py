@@ -16,6 +16,11 @@ PRODUCT_SECONDS = 2.0
 """As long as a product may take: a processor without bf16 needs a minute for one of full size."""
 
 
+def count_parameters(module: nn.Module) -> int:
+    """The number of ``module``'s parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def measure_cost(module: nn.Module, images: Tensor) -> Cost:
     """Count and time ``module`` on ``images`` (N, C, H, W); a first pass does not count, unless it takes long.
 
@@ -31,7 +36,7 @@ def measure_cost(module: nn.Module, images: Tensor) -> Cost:
         while seconds < LEAST_SECONDS:
             seconds, passes = seconds + _time(module, images), passes + 1
     return Cost(
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=count_parameters(module),
         flops=counter.get_total_flops(),
         images_per_second=passes * len(images) / seconds,
         batch_size=len(images),

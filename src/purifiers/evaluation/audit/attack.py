@@ -27,7 +27,7 @@ PROBE = 4
 
 @dataclass(frozen=True)
 class Subject:
-    """A defended model to audit: its name and that of its classifier, for the records, and the model."""
+    """A defended model to audit, with its name and that of its classifier for the records."""
 
     name: str
     defended: PurifiedClassifier
@@ -72,18 +72,11 @@ def positions(within: Tensor, chosen: Tensor) -> Tensor:
 
 
 class Auditor:
-    """Attacks one defended model, and keeps the worst case.
+    """Attacks one defended model, in evaluation mode, and keeps the worst case.
 
     Args:
-        subject: the defended model, in evaluation mode.
-        evaluator: of its classifier, with the images.
-        settings: the attacks.
-        surrogates: models that are attacked in its place under ``transfer``, by name.
-
-    Attributes:
-        random: whether it draws random numbers.
-        differentiable: whether it passes a gradient to its images that is not zero.
-        records, warnings: filled by :meth:`run`.
+        subject, evaluator: the defended model; of its classifier, with the images.
+        settings, surrogates: the attacks; models that are attacked in its place under ``transfer``, by name.
     """
 
     def __init__(
@@ -91,8 +84,8 @@ class Auditor:
     ) -> None:
         self.subject, self.evaluator, self.settings, self.surrogates = subject, evaluator, settings, surrogates
         few = to_float(evaluator.data.images[:PROBE])
-        self.random = is_random(subject.defended, few)
-        self.differentiable = bool(gradient_at(subject.defended, few).nan_to_num(1).any())
+        self.random = is_random(subject.defended, few)  # it draws random numbers
+        self.differentiable = bool(gradient_at(subject.defended, few).nan_to_num(1).any())  # its gradient is not zero
         self._drawn = self._subset(settings.limit_of("", subject.name))
         self._data = evaluator.data.subset(self._drawn)
         self.records: list[Record] = []

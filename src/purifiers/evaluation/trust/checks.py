@@ -77,15 +77,14 @@ def trust_checks(
         seed: decides every random choice.
         batch_size: images at once.
         known: results of attacks by ``white-box``, ``black-box``, ``transfer``, ``iterative`` or ``one-step``: which images are
-            right after it, bool (M,), the same M images for all, on the CPU; without ``white-box``, those of ``data``.
-            Results that are missing are measured if that is cheap.
+            right after it, bool (M,), the same M for all, on the CPU; without ``white-box``, those of ``data``.
         eot: whether the attack in question averaged over the model's randomness.
         advance: called after each pass, with numbers of images that add up to ``len(data)``.
 
     Raises:
         InputError: an epsilon out of range, an unknown name in ``known``, or other results than M booleans.
     """
-    known = {} if known is None else known
+    known = known or {}
     if not 0 < epsilon < float("inf") or (norm == "linf" and epsilon > 1):
         raise InputError(f"trust checks need an epsilon above 0, in [0,1] units; got {epsilon:g}; write 8/255, not 8")
     for name, right in known.items():
@@ -209,9 +208,8 @@ def _of_its_gradient(evidence: Evidence, norm: str) -> Iterator[Check]:
         advice = "They are noise to an attack that takes steps; attack a smoothed loss, or by queries and transfer."
         yield _check("gradients are steady", cosine < STEADY, sentence, advice, cosine=cosine)
     else:
-        for quality in ("true", "steady"):
-            sentence = f"There is no gradient that could be {quality}{' or false' if quality == 'true' else ''}."
-            yield _check(f"gradients are {quality}", None, sentence)
+        yield _check("gradients are true", None, "There is no gradient that could be true or false.")
+        yield _check("gradients are steady", None, "There is no gradient that could be steady.")
 
     # Athalye et al. 2018 (BPDA); Carlini et al., "Approximate non-differentiable layers": a purifier's output is close to its
     # input, so the identity's gradient is a poor one; only a hidden gradient is poorer.
@@ -274,10 +272,10 @@ def _side_by_side(evidence: Evidence, known: Mapping[str, Tensor]) -> Iterator[C
     curve = dict(zip(FACTORS, evidence.epsilons, strict=True)) | {1.0: evidence.starts[0]}
     factors = sorted(curve)
     rising = [pair for pair in pairwise(factors) if weaker(curve[pair[1]], curve[pair[0]]) < SIGNIFICANT]
-    sentence = ", ".join(f"{share(curve[factor]):.1%} at {factor:g}" for factor in factors)
+    shares = ", ".join(f"{share(curve[factor]):.1%} at {factor:g}" for factor in factors)
     advice = "".join(f"It rises from {small:g} to {large:g}: more room misleads the attack." for small, large in rising[:1])
     figures = {f"epsilon x {factor:g}": share(curve[factor]) for factor in factors}
-    sentence = f"Robust accuracy by multiples of epsilon: {sentence}."
+    sentence = f"Robust accuracy by multiples of epsilon: {shares}."
     yield _check("larger epsilons are stronger", bool(rising), sentence, advice, **figures)
 
     # Carlini et al., "Perform basic sanity tests"; Pintor et al., I6: an attacker without a bound can turn any image.
