@@ -25,7 +25,6 @@ ORDER = [
     "export",
     "reports",
     "evaluation",
-    "run_baselines",
     "runs",
     "recipes",
     "attacks",

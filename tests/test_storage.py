@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,6 +87,25 @@ def test_every_damage_to_a_tensor_file_is_noticed(tmp_path: Path) -> None:
             load_tensors(path)
     with pytest.raises(MissingFileError, match="no weights file"):
         load_tensors(tmp_path / "none.safetensors")
+
+
+def test_a_reader_sees_the_old_or_the_new_tensors(tmp_path: Path) -> None:
+    path, done = tmp_path / "t.safetensors", threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            for number in (0.0, 1.0):
+                save_tensors(path, {"a": torch.full((1000,), number)})
+
+    save_tensors(path, {"a": torch.zeros(1000)})
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert load_tensors(path)[0]["a"].unique().numel() == 1
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_files_from_elsewhere_load_without_a_checksum(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class Deadline:
 
         Args:
             done: the piece that was finished last, for the message.
-            next_seconds: what the next piece is likely to take.
+            next_seconds: the likely time of the next.
             finished: ``done`` was finished within this limit, and not by an earlier call.
         """
         self._advanced = self._advanced or finished

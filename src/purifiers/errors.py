@@ -79,11 +79,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 @contextmanager
 def explain_missing() -> Iterator[None]:
-    """Turn the ``ModuleNotFoundError`` of a package in :data:`EXTRAS` into an error that names the extra to install.
-
-    Raises:
-        ConfigError: such a package is not installed. Other errors pass unchanged.
-    """
+    """Turn the ``ModuleNotFoundError`` of a package in :data:`EXTRAS` into a ConfigError that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -95,10 +91,6 @@ def explain_missing() -> Iterator[None]:
 
 
 def require(module: str) -> ModuleType:
-    """Import ``module``, dotted, of a package in :data:`EXTRAS`.
-
-    Raises:
-        ConfigError: the package is not installed; the message names the extra to install.
-    """
+    """Import ``module``, dotted, of a package in :data:`EXTRAS`; raises as :func:`explain_missing` does."""
     with explain_missing():
         return import_module(module)

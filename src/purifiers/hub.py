@@ -33,11 +33,9 @@ def is_repository(name: str | Path) -> bool:
 
 
 def download(repo_id: str, **options: Any) -> Path:
-    """The folder in the local cache with the files of ``repo_id``, fetched if they are not there yet.
+    """The folder in the local cache with the files of ``repo_id``, ``owner/name``, fetched if they are not there yet.
 
-    Args:
-        repo_id: ``owner/name``.
-        options: of ``huggingface_hub.snapshot_download``: revision, cache_dir, force_download, local_files_only, token.
+    ``options`` are those of ``huggingface_hub.snapshot_download``.
 
     Raises:
         ConfigError: huggingface_hub is not installed.
@@ -47,36 +45,25 @@ def download(repo_id: str, **options: Any) -> Path:
         library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
     except ConfigError as error:
         raise ConfigError(f"there is no folder '{repo_id}'; if that is a name on the Hugging Face hub, {error}") from error
-    said = f"there is no folder '{repo_id}', and"
+    remote, local = f"'{repo_id}' on the Hugging Face hub", f"there is no folder '{repo_id}', and"
+    reasons = {  # by the error, derived ones first
+        errors.GatedRepoError: f"{remote} is a gated repository: request access, then run 'hf auth login'",
+        errors.RepositoryNotFoundError: f"{local} no such repository on the Hugging Face hub; if it is private, log in with "
+        "'hf auth login'",
+        errors.RevisionNotFoundError: f"{remote} has no revision '{options.get('revision')}'",
+        errors.LocalEntryNotFoundError: f"{local} the Hugging Face hub cannot be reached (offline?); it is not in its cache",
+    }
     try:
         return Path(library.snapshot_download(repo_id, allow_patterns=list(FILES), **options))
-    except errors.GatedRepoError as error:
-        raise MissingFileError(
-            f"'{repo_id}' on the Hugging Face hub is a gated repository: request access, then run 'hf auth login'"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise MissingFileError(
-            f"{said} no such repository on the Hugging Face hub; if it is private, log in with 'hf auth login'"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise MissingFileError(f"'{repo_id}' on the Hugging Face hub has no revision '{options.get('revision')}'") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise MissingFileError(
-            f"{said} the Hugging Face hub cannot be reached (offline?); '{repo_id}' is not in its cache"
-        ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise MissingFileError(f"{said} the Hugging Face hub refused: {first_line(error)}") from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError) as error:
+        refused = f"{local} the Hugging Face hub refused: {first_line(error)}"
+        raise MissingFileError(next((text for kind, text in reasons.items() if isinstance(error, kind)), refused)) from error
 
 
 def upload(folder: Path, repo_id: str, private: bool | None, token: str | bool | None, **options: Any) -> str:
     """Send ``folder``'s files to ``repo_id``, which is made if missing, in one commit; returns the commit's URL.
 
-    Args:
-        folder: with :data:`FILES`.
-        repo_id: ``owner/name``.
-        private: whether a new repository is.
-        token: that may write.
-        options: of ``huggingface_hub.HfApi.upload_folder``.
+    The arguments are those of :meth:`purifiers.Purifier.push_to_hub`.
 
     Raises:
         ConfigError: huggingface_hub is not installed.
@@ -121,13 +108,7 @@ defended = PurifiedClassifier(Purifier.from_pretrained("{location}"), classifier
 
 
 def simple_card(name: str, network: Mapping[str, Any], parameters: int) -> str:
-    """The card of a purifier of which no measurement is known.
-
-    Args:
-        name: of the purifier.
-        network: its description, from :func:`purifiers.registry.describe`.
-        parameters: how many it has.
-    """
+    """The card of a purifier of which no measurement is known; ``network`` is of :func:`purifiers.registry.describe`."""
     arguments = ", ".join(f"{key}={value}" for key, value in network.items() if key != "network") or "no arguments"
     return f"""---
 {yaml.safe_dump(METADATA, sort_keys=False)}---

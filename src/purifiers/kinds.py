@@ -17,14 +17,9 @@ class Group(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, content: Any) -> Any:
-        if isinstance(content, Mapping):
-            unknown = [
-                f"there is no key '{key}'{nearest(str(key), cls.model_fields)}"
-                for key in content
-                if key not in cls.model_fields
-            ]
-            if unknown:
-                raise ValueError("; ".join(unknown))
+        unknown = [key for key in content if key not in cls.model_fields] if isinstance(content, Mapping) else []
+        if unknown:
+            raise ValueError("; ".join(f"there is no key '{key}'{nearest(str(key), cls.model_fields)}" for key in unknown))
         return content
 
 
@@ -54,16 +49,13 @@ class Kind(Group):
         """An instance of the class that ``content``, a mapping, names under ``kind``; an instance as it is.
 
         Raises:
-            ValueError: no ``kind``, an unknown one, or one of another sort; pydantic's error names the faults of the other
-                keys.
+            ValueError: no ``kind``, an unknown one, one of another sort, or faults of the other keys.
         """
         if isinstance(content, cls):
             return content
         what = cls.registry.kind
         if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
-            raise ValueError(
-                f"there is no such {what} in the recipe; a new one needs a kind ({', '.join(sorted(cls.registry))})"
-            )
+            raise ValueError(f"there is no such {what}; a new one needs a kind ({', '.join(sorted(cls.registry))})")
         try:
             chosen = cls.registry[content["kind"]]
         except ConfigError as error:

@@ -23,10 +23,8 @@ class Purifier(nn.Module):
     In evaluation mode from the start; differentiable; moves with ``.to(device)`` like any module.
 
     Args:
-        network: any module that maps images in [0,1] to images in [0,1]. One of :class:`purifiers.networks.Network` can be
-            saved.
-        validate: check the values of each batch (range, NaN), which waits for the device. Type, shape, dtype and device are
-            always checked.
+        network: any module that maps images in [0,1] to such; a :class:`purifiers.networks.Network` can be saved.
+        validate: check the values of each batch (range, NaN) too, which waits for the device.
     """
 
     def __init__(self, network: nn.Module, *, validate: bool = True) -> None:
@@ -37,11 +35,7 @@ class Purifier(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify a batch.
-
-        Raises:
-            InputError: ``images`` have the wrong type, shape, dtype, number of channels, range or device, or hold NaN.
-        """
+        """Purify a batch; raises InputError for the wrong type, shape, dtype, number of channels, range or device, or NaN."""
         check_images(images, values=False)
         channels = channels_of(self.network)
         if channels is not None and images.shape[1] != channels:
@@ -88,8 +82,7 @@ class Purifier(nn.Module):
             device: where to put it.
             dtype: of its weights, and of the images that it then takes.
             validate: see :class:`Purifier`.
-            download: for one on the hub, options of ``huggingface_hub.snapshot_download``: ``revision`` (a branch, tag or
-                commit), ``cache_dir``, ``force_download``, ``local_files_only``, ``token``.
+            download: for the hub, such as ``revision``; see ``huggingface_hub.snapshot_download``.
 
         Raises:
             MissingFileError: neither such a name nor such a folder, and nothing on the hub or no way there.
@@ -101,17 +94,13 @@ class Purifier(nn.Module):
         if hub.is_repository(name):
             folder = hub.download(str(name), **download)
         if not (folder / CONFIG_FILE).is_file():
-            raise MissingFileError(
-                f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)}: give a name "
-                f"({', '.join(weights.PURIFIERS)}), a folder that holds {CONFIG_FILE} and model.safetensors, for example "
-                "the --output of 'purifiers train', or owner/name on the Hugging Face hub"
+            forms = (
+                f"a name ({', '.join(weights.PURIFIERS)}), a folder such as the --output of 'purifiers train', or owner/name"
             )
+            raise MissingFileError(f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)}: give {forms} on the hub")
         network = load_network(folder)
         if getattr(network, "output", "images") != "images":
-            kind = type(network).__name__
-            raise CheckpointError(
-                f"{folder} holds a {kind}, a classifier; expected a purifier, as a run's teachers and student are"
-            )
+            raise CheckpointError(f"{folder} holds a {type(network).__name__}, a classifier; expected a purifier")
         purifier = cls(network, validate=validate)
         if (card := hub.card_in(folder)) is not None:
             purifier._card = (fingerprint(network), card)
@@ -130,15 +119,13 @@ class Purifier(nn.Module):
         """
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
-        kept = (
-            card is None and there.is_file() and ("model-index" not in hub.metadata(there.read_text()) or self._is_in(folder))
-        )
+        kept = card is None and there.is_file()
+        kept = kept and ("model-index" not in hub.metadata(there.read_text()) or self._is_in(folder))
         save_network(folder, self.network)
         if not kept:
             write_text(there, card or self.card or self._simple_card(folder.resolve().name))
 
     def _is_in(self, folder: Path) -> bool:
-        """Does ``folder`` hold these weights?"""
         try:
             return fingerprint(load_network(folder)) == fingerprint(self.network)
         except PurifiersError:
@@ -160,9 +147,8 @@ class Purifier(nn.Module):
             repo_id: ``owner/name``; made if missing.
             card: see :meth:`save_pretrained`.
             private: whether a new repository is.
-            token: that may write; by default that of ``hf auth login``.
-            commit_message: of the one commit.
-            create_pr: as a pull request.
+            token: by default that of ``hf auth login``.
+            commit_message, create_pr: of the one commit, which may be a pull request.
 
         Returns:
             The commit's URL.
@@ -171,11 +157,10 @@ class Purifier(nn.Module):
             ConfigError: huggingface_hub is not installed (``pip install 'purifiers[hub]'``).
             InputError: the hub refused it, for example without a token; or see :meth:`save_pretrained`.
         """
-        with TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            own = self.card
-            self.save_pretrained(folder, card=card or (hub.addressed(own, repo_id) if own else self._simple_card(repo_id)))
-            return hub.upload(folder, repo_id, private, token, commit_message=commit_message, create_pr=create_pr)
+        card = card or (hub.addressed(self.card, repo_id) if self.card else self._simple_card(repo_id))
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=card)
+            return hub.upload(Path(folder), repo_id, private, token, commit_message=commit_message, create_pr=create_pr)
 
     def _simple_card(self, name: str) -> str:
         return hub.simple_card(name, describe(self.network), sum(parameter.numel() for parameter in self.parameters()))

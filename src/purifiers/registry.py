@@ -35,7 +35,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         kind: the kind, for messages.
-        packages: of the library, whose modules register theirs; imported when a name is first looked up.
+        packages: whose modules register theirs; imported when a name is first looked up.
         make: makes the entry from a registered thing and the further arguments of :meth:`register`; by default the thing.
     """
 
@@ -109,10 +109,8 @@ def resolve(place: str, what: str) -> Any:
         with working_directory_importable():
             module = import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"cannot import the {what} '{place}' ({error}); run the command in the folder that holds the module, or add that "
-            "folder to PYTHONPATH"
-        ) from error
+        advice = "run the command in the folder that holds the module, or add that folder to PYTHONPATH"
+        raise ConfigError(f"cannot import the {what} '{place}' ({error}); {advice}") from error
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(f"importing the {what} '{place}' failed: {located(error)}") from error
     if not hasattr(module, name):
@@ -160,13 +158,11 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     for argument in arguments:
         if argument not in valid:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
+    built = dict(arguments)
     try:
-        built = {
-            key: build_network(value["network"], {k: v for k, v in value.items() if k != "network"})
-            if isinstance(value, Mapping) and "network" in value
-            else value
-            for key, value in arguments.items()
-        }
+        for key, value in arguments.items():
+            if isinstance(value, Mapping) and "network" in value:
+                built[key] = build_network(value["network"], {k: v for k, v in value.items() if k != "network"})
         return network(**built)
     except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build the network '{name}': {error}") from error
@@ -185,22 +181,15 @@ def place(network: Module, device: torch.device | str) -> Module:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 (hex) of everything that decides a module's outputs: structure, parameters and all buffers.
-
-    Buffers that are not saved, such as a normalisation, count too: without them two different functions of the same
-    weights would share cached adversarial examples. Plain attributes of foreign modules are not seen.
-    """
+    """SHA-256 (hex) of everything that decides a module's outputs: structure, parameters and all buffers, also those that are
+    not saved, such as a normalisation. Plain attributes of foreign modules are not seen."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     configs = [getattr(part, "config", None) for part in module.modules() if type(part) in NETWORKS.values()]
     return digest(repr(module), configs, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file into ``network``.
-
-    Raises:
-        MissingFileError, CheckpointError: no such file; a damaged one; or weights of another network.
-    """
+    """Load a safetensors file into ``network``; raises MissingFileError, or CheckpointError if it does not fit."""
     tensors, _ = load_tensors(path)
     try:
         network.load_state_dict(tensors)
@@ -221,24 +210,17 @@ def describe(network: nn.Module) -> dict[str, Any]:
     """
     config = getattr(network, "config", None)
     if not isinstance(config, dict):
-        raise InputError(
-            f"cannot save a {type(network).__name__}: derive it from purifiers.networks.Network, which keeps the constructor's "
-            "arguments that building it again needs"
-        )
+        advice = "derive it from purifiers.networks.Network, which keeps its constructor's arguments"
+        raise InputError(f"cannot save a {type(network).__name__}: {advice}")
     arguments = {key: describe(value) if isinstance(value, nn.Module) else value for key, value in config.items()}
     return {"network": NETWORKS.name_of(type(network)), **arguments}
 
 
 def save_network(folder: Path, network: nn.Module) -> None:
-    """Write ``network`` to ``folder`` as model.safetensors and config.json.
-
-    Raises:
-        InputError: see :func:`describe`.
-    """
+    """Write ``network`` to ``folder`` as model.safetensors and config.json; raises as :func:`describe` does."""
     arguments = describe(network)
-    name = arguments.pop("network")
-    output = getattr(network, "output", "images")
-    config = {"format": FORMAT, "version": __version__, "output": output, "network": name, "arguments": arguments}
+    config = {"format": FORMAT, "version": __version__, "output": getattr(network, "output", "images")}
+    config |= {"network": arguments.pop("network"), "arguments": arguments}
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
@@ -247,14 +229,12 @@ def load_network(folder: Path) -> nn.Module:
     """Load what :func:`save_network` wrote, in evaluation mode, on the CPU.
 
     Raises:
-        MissingFileError: the folder, its config.json or its model.safetensors is missing.
-        CheckpointError: one of them is damaged, of a newer format, or they do not belong together.
+        MissingFileError: one of the files is missing.
+        CheckpointError: one is damaged or of a newer format, or they do not belong together.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise MissingFileError(
-            f"{folder} holds no {CONFIG_FILE}; a saved network is a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
+        raise MissingFileError(f"{folder} holds no {CONFIG_FILE}; a saved network has that and {WEIGHTS_FILE}")
     try:
         config = json.loads(path.read_text())
         version, name, arguments = config["format"], str(config["network"]), dict(config["arguments"])
@@ -267,8 +247,7 @@ def load_network(folder: Path) -> nn.Module:
         network = build_network(name, arguments)
     except ConfigError as error:
         writer = f"purifiers {config['version']} wrote it" if "version" in config else "if a newer version wrote it"
-        raise CheckpointError(
-            f"{path} describes a network that cannot be built here: {error} ({writer}, this is {__version__})"
-        ) from error
+        found = f"{path} describes a network that cannot be built here"
+        raise CheckpointError(f"{found}: {error} ({writer}, this is {__version__})") from error
     load_weights(network, folder / WEIGHTS_FILE)
     return network.eval()

@@ -11,21 +11,24 @@ from torch import nn
 from purifiers import weights
 from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
 from purifiers.classifiers.load import load_classifier
-from purifiers.console import Deadline
+from purifiers.console import Deadline, say
 from purifiers.data import ImageSet, load_images
-from purifiers.device import find_device
+from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.purifier import Purifier
+from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import NAMES, load_recipe, training_differences, variant_recipes
 from purifiers.recipes.parts import folder_name
 from purifiers.recipes.schema import Recipe, Student
-from purifiers.registry import CONFIG_FILE, load_network
+from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
-from purifiers.storage import load_state
+from purifiers.storage import load_state, locked, write_text
 from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
+SETTINGS_FILE = "baseline.json"
+"""In the folder of a trained baseline: its settings."""
 RUN_FILES = (
     *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
@@ -38,19 +41,32 @@ LATENT = ("latent_encoder", "latent_decoder")
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "student": ("AT", "NT"),
+    "student_paper": ("AT", "NT"),
     "student_at": ("AT",),
     "student_nt": ("NT",),
     "student_other": ("AT", "NT"),
 }
-"""The students and their teachers. All but the first are for Table 2; the last has the other reading of equation 5."""
+"""The students and their teachers. All but the first are for Table 2, with the paper's losses; the last has the other reading
+of equation 5."""
+PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0) | dict.fromkeys(
+    ("strength_low", "strength_high"), 1.0
+)
 
 
-def student_config(config: Student, name: str) -> Student:
-    """The training of one of ``STUDENTS``: the recipe's, for ``student_other`` with the other ``nt_teacher_input``."""
-    if name != "student_other":
-        return config
-    other: Literal["adversarial", "clean"] = "clean" if config.nt_teacher_input == "adversarial" else "adversarial"
-    return config.model_copy(update={"nt_teacher_input": other})
+def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
+    """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths.
+
+    A recipe without these has no ``student_paper``: its student is that.
+    """
+    if not ablation:
+        return {"student": student}
+    paper = student.model_copy(update=PAPERS_LOSSES)
+    other: Literal["adversarial", "clean"] = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
+    configs = dict.fromkeys(STUDENTS, paper) | {"student": student}
+    configs["student_other"] = paper.model_copy(update={"nt_teacher_input": other})
+    if paper == student:
+        del configs["student_paper"]
+    return configs
 
 
 @dataclass
@@ -58,16 +74,14 @@ class Run:
     """A run's folder, and everything that is trained so far.
 
     Attributes:
-        recipe: the recipe.
         folder: where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained.
-        device: where everything is computed.
         cache: the folder of cached adversarial examples.
         deadline: the time limit of this call.
         trained: the recipe that the weights were trained with, where ``recipe`` may have other attacks or another classifier.
         classifier: frozen, in evaluation mode; set by the first stage.
         classifiers: the same and the companions, by stage, where training needed them.
         purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
-        baselines: purifiers to compare with, by title; see :func:`purifiers.run_baselines.prepare_baselines`.
+        baselines: purifiers to compare with, by title; see :func:`prepare_baselines`.
         variants: the students of the recipe's variants, by title.
         histories: stage -> one record for each epoch.
         splits: the images that were read so far; use :meth:`images`.
@@ -126,7 +140,6 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
         recipe: its ``classifier.source`` may name another classifier to protect.
         trained: the same as it is in the library.
         folder: for adversarial examples and results.
-        device: see :func:`find_device`.
         images: instead of the recipe's test images, which then need not be on disk; of their size and classes.
 
     Raises:
@@ -150,14 +163,11 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
 
     Args:
         recipe: usually ``folder``'s own; its ``classifier.source`` may name another classifier to protect.
-        folder: the run's folder.
-        device: see :func:`find_device`.
         images: see :func:`open_weights`.
 
     Raises:
         MissingFileError: the folder holds no trained student, or no classifier.
-        CheckpointError, ConfigError: a damaged file, or another network than that of the classifier that was trained; see
-            :func:`load_classifier`.
+        CheckpointError, ConfigError: a damaged file, or another network than that of the trained classifier.
     """
     run = Run(recipe, folder, find_device(device), folder / "cache")
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
@@ -171,29 +181,20 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     source = recipe.classifier.source or str(run.checkpoint("classifier"))
     run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
-    run.variants = _load_purifiers({title: run.variant(title) for title in _trained_variants(run)}, run)
-    companions = [f"companion_{i}" for i in range(1, len(recipe.companions) + 1)]
-    for stage in ("classifier", *companions, *LATENT, *run.purifiers):
-        state = run.checkpoint(stage) / STATE_FILE
-        if state.is_file():
+    files = {title: run.variant(title) / RECIPE_FILE for title in recipe.variants}
+    there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
+    expected = variant_recipes(run.trained.model_copy(update={"variants": recipe.variants})) if there else {}
+    same = [title for title, found in there.items() if not training_differences(found, expected[title])]
+    run.variants = _load_purifiers({title: run.variant(title) for title in same}, run)
+    for stage in (*recipe.classifiers(), *LATENT, *run.purifiers):
+        if (state := run.checkpoint(stage) / STATE_FILE).is_file():
             run.histories[stage] = load_state(state)["history"]
     return run
 
 
 def _refuse_another_network(recipe: Recipe, trained: Recipe) -> None:
     if recipe.classifier.source is None and recipe.classifier.network != trained.classifier.network:
-        raise ConfigError(
-            "classifier.network describes the weights of a classifier.source: the trained classifier keeps its own"
-        )
-
-
-def _trained_variants(run: Run) -> list[str]:
-    """The titles of the variants that are trained with the recipe's settings."""
-    assert run.trained is not None
-    files = {title: run.variant(title) / RECIPE_FILE for title in run.recipe.variants}
-    there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
-    expected = variant_recipes(run.trained.model_copy(update={"variants": run.recipe.variants})) if there else {}
-    return [title for title, recipe in there.items() if not training_differences(recipe, expected[title])]
+        raise ConfigError("classifier.network describes the weights of a classifier.source: the trained one keeps its own")
 
 
 def is_run(what: str) -> bool:
@@ -218,7 +219,7 @@ def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
 
 def open_defended(
     what: str,
-    load: Callable[[str | Path, Sequence[tuple[str, Any]]], Recipe],
+    overrides: Sequence[str | tuple[str, Any]],
     folder: Path,
     recipe: str | None = None,
     device: str = "auto",
@@ -229,22 +230,20 @@ def open_defended(
     Args:
         what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
             shipped one, of the recipe that trained it: a run with nothing but the student.
-        load: reads a recipe, by name or file, with further values by dotted key.
+        overrides: of the recipe; see :func:`purifiers.recipes.load.load_recipe`.
         folder: of the run of a purifier without one.
         recipe: the data set and classifier of a purifier without a run.
-        device: see :func:`find_device`.
-        images: recipe -> images to use instead of its test images; see :func:`open_weights`.
+        images: recipe -> images to use instead of its test images.
 
     Raises:
-        ConfigError, MissingFileError: no such purifier, or its recipe is not known; see :func:`open_run` and
-            :func:`open_weights`.
+        ConfigError, MissingFileError: no such purifier, or its recipe is not known.
         CheckpointError: damaged files.
     """
     place = weights.locate(what)
     name = recipe_of(what, recipe)
     hint = nearest(what, weights.PURIFIERS)
     if is_run(what):
-        own = load(place / RECIPE_FILE, ())
+        own = load_recipe(place / RECIPE_FILE, overrides)
         return open_run(own, place, device, images and images(own))
     if not (place / CONFIG_FILE).is_file():
         raise MissingFileError(f"there is neither a run (the --output of 'purifiers train') nor a purifier at '{what}'{hint}")
@@ -253,18 +252,15 @@ def open_defended(
     if name is None:
         raise ConfigError(f"'{what}' is a purifier without a run: name the recipe of its data set and classifier with --recipe")
     student = what if what in weights.NAMES else str(place.resolve())
-    opened = load(name, [("weights.student", student)])
+    opened = load_recipe(name, [*overrides, ("weights.student", student)])
     if opened.classifier.source is None and "classifier" not in opened.weights:
         raise ConfigError(f"the classifier of the recipe '{name}' does not come with the library; give yours with --classifier")
     return open_weights(opened, load_recipe(name), folder, device, images and images(opened))
 
 
 def _load_purifiers(folders: Mapping[str, Path], run: Run) -> dict[str, Purifier]:
-    return {
-        name: Purifier(load_network(folder)).placed(run.device)
-        for name, folder in folders.items()
-        if (folder / CONFIG_FILE).is_file()
-    }
+    found = {name: folder for name, folder in folders.items() if (folder / CONFIG_FILE).is_file()}
+    return {name: Purifier(load_network(folder)).placed(run.device) for name, folder in found.items()}
 
 
 def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | None:
@@ -275,3 +271,72 @@ def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | No
     if not isinstance(network, SOAP):
         return None
     return network.classifier, f"resnet{network.classifier.config['depth']} of {title}"
+
+
+@repeatable()
+def prepare_baselines(run: Run, train: bool = True) -> None:
+    """Build, read or train the recipe's baselines into ``run.baselines``.
+
+    Args:
+        run: with a classifier and a student.
+        train: train those that are not trained yet; False leaves them out, with those that wrap them.
+
+    Raises:
+        OutOfTime, TrainingError, CheckpointError: see :func:`purifiers.training.loop.fit`.
+        ConfigError: the classifier has no such layer, or images do not suit the baseline.
+    """
+    for title, config in run.recipe.baselines.items():
+        network: nn.Module | None
+        if isinstance(config, Untrained):
+            network = _untrained(run, config)
+        elif not isinstance(config, TrainedBaseline):
+            network = config.build(len(run.images("test").classes))
+        elif train:
+            data = run.images("train").limited(config.limit, seed_for(run.recipe.seed, "baselines", "limit"))
+            with locked(run.folder):
+                network = resolve(config.trainer, "trainer")(run, title, config, data)
+            write_text(run.checkpoint(folder_of(title)) / SETTINGS_FILE, config.model_dump_json(indent=1))
+        else:
+            network = _trained(run, title, config)
+        if network is None:
+            say(f"{title:<16} is left out: not trained as the recipe says (--baselines all trains it)")
+        else:
+            run.baselines[title] = Purifier(network).placed(run.device)
+
+
+def _trained(run: Run, title: str, config: TrainedBaseline) -> nn.Module | None:
+    """The finished network of a baseline, if it was trained with these settings; ``test_limit`` is of the evaluation."""
+    folder = run.checkpoint(folder_of(title))
+    if not (folder / CONFIG_FILE).is_file() or not (folder / STATE_FILE).is_file():
+        return None
+    network, history = load_network(folder), load_state(folder / STATE_FILE)["history"]
+    try:
+        settings = type(config).model_validate_json((folder / SETTINGS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    same = settings.model_copy(update={"test_limit": config.test_limit}) == config
+    if not same or describe(network) != describe(config.build(len(run.images("test").classes))):
+        return None
+    run.histories[folder.name] = history
+    return network
+
+
+def _untrained(run: Run, config: Untrained) -> nn.Module | None:
+    if config.around is None:
+        return config.network.build()
+    inner = run.purifiers["student"] if config.around == "student" else run.baselines.get(config.around)
+    if inner is None:
+        return None
+    described = describe(inner.network)
+    if config.network.network != "soap":
+        outer = config.network.build(base=described)
+        outer.get_submodule("base").load_state_dict(inner.network.state_dict())
+        return outer
+    if described.pop("network") != "soap":
+        raise ConfigError(f"baselines: a network 'soap' goes around a trained SOAP only; '{config.around}' is not one")
+    other = build_network("soap", {**described, **config.network.arguments})
+    try:
+        other.load_state_dict(inner.network.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"baselines: the weights of '{config.around}' do not fit these arguments: {error}") from error
+    return other

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from purifiers.errors import CheckpointError, MissingFileError
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError, TrainingError
 
 
 @contextmanager
@@ -37,6 +37,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and keep others from training in it, or raise; the lock ends with the process, and is no file."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no locks for folders
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another process trains in {folder}: wait for it, or give another --output") from error
+        except OSError:  # some network file systems have none
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file atomically."""
     with atomic_path(path) as temporary:
@@ -55,10 +79,10 @@ def digest(*parts: Any) -> str:
     """
     sha = hashlib.sha256()
     for part in parts:
-        if isinstance(part, torch.Tensor):
+        if isinstance(part, Tensor):
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(_tensor_bytes(part))
-        elif isinstance(part, Mapping) and any(isinstance(value, torch.Tensor) for value in part.values()):
+            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, Mapping) and any(isinstance(value, Tensor) for value in part.values()):
             for key in sorted(part):
                 sha.update(digest(key, part[key]).encode())
         else:
@@ -67,11 +91,7 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()
 
 
-def _tensor_bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside.
 
     The same tensors give the same bytes; with metadata its header comes in random order."""
@@ -80,10 +100,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     write_bytes(path, safetensors.torch.save(flat, header))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a safetensors file; returns its tensors and metadata.
-
-    The checksum is verified where the file holds one (ours do; files from elsewhere load without).
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a safetensors file; its checksum is verified where it holds one, as ours do.
 
     Raises:
         MissingFileError: there is no such file.
@@ -92,9 +110,9 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise MissingFileError(f"no weights file at {path}")
     try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (it is no mapping)
+        content = path.read_bytes()  # at once: another process may replace the file
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
         metadata = json.loads(header.get("metadata", "{}"))
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         found = lfs_hint(path) or f"damaged or not a safetensors file ({error}); delete it or copy it again"
@@ -107,33 +125,25 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def lfs_hint(source: Path | bytes) -> str:
     """What to do about a file, or its content, that is only Git LFS's pointer to the real one; empty if it is none."""
     mark = b"version https://git-lfs"
-    if isinstance(source, bytes):
-        head = source[: len(mark)]
-    else:
+    if isinstance(source, Path):
         with source.open("rb") as handle:
-            head = handle.read(len(mark))
-    return "a pointer of Git LFS and not the file itself: run 'git lfs pull'" if head == mark else ""
+            source = handle.read(len(mark))
+    return "a pointer of Git LFS and not the file itself: run 'git lfs pull'" if source.startswith(mark) else ""
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` atomically: tensors as safetensors, everything else as a JSON tree with their names."""
     tensors: dict[str, Tensor] = {}
-    tree = _strip(state, tensors, "state")
-    save_tensors(path, tensors, {"state": tree})
+    save_tensors(path, tensors, {"state": _strip(state, tensors, "state")})
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote, tensors on the CPU.
-
-    Raises:
-        MissingFileError, CheckpointError: no such file; it is damaged, or is not a training state.
-    """
+    """Read what :func:`save_state` wrote, tensors on the CPU; raises as :func:`load_tensors` does."""
     tensors, metadata = load_tensors(path)
     try:
-        state = _restore(metadata["state"], tensors)
+        return dict(_restore(metadata["state"], tensors))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a training state of this library") from error
-    return dict(state)
 
 
 # In the tree, containers and tensors are marked: JSON has neither integer keys nor tensors.

@@ -9,7 +9,7 @@ from purifiers.attacks import BIM, FGSM, PGD, VIEWS, Attack
 from purifiers.attacks import generate as module
 from purifiers.attacks.generate import generate
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import InputError
+from purifiers.errors import AttackError, InputError
 from purifiers.networks import CAE, ResNet
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.storage import load_state, save_state
@@ -170,6 +170,13 @@ def test_quantised_examples_stay_within_epsilon_and_keep_whole_levels(data: Imag
         assert moved.max() == int(levels)
         exact = generate(attack, model, data).images
         assert (quantised / 255 - exact).abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("attack", [FGSM(epsilon=0.9 / 255), FGSM(epsilon=3 / 255, norm="l2")])
+def test_a_perturbation_that_eight_bits_cannot_hold_is_refused(data: ImageSet, attack: Attack) -> None:
+    """In L2 as well: spread over 48 values, 3 levels are less than half of one each."""
+    with pytest.raises(AttackError, match="8 bits"):
+        generate(attack, Linear(2, SHAPE), data, quantized=True)
 
 
 def test_of_an_attack_without_an_epsilon_whole_levels_are_the_nearest(data: ImageSet) -> None:

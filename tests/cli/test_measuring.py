@@ -66,12 +66,13 @@ def test_evaluate_writes_elsewhere_and_in_front_of_another_classifier(run: Path,
         "none",
     ]
     few = ["--set", "data.test_limit=4", "--set", "evaluation.views=[blind]"]
+    before = sorted(run.rglob("*"))
     assert main(["evaluate", str(run), *CPU, *own, *few, "--output", str(other)]) == 0
+    assert sorted(run.rglob("*")) == before
     results = json.loads((other / "results.json").read_text())
     assert {record["classifier"] for record in results["records"]} == {"net"}
     assert results["recipe"]["classifier"]["mean"] == [0.5]
     assert "\n# run\n" in (other / "card.md").read_text()  # of the purifier that is in the run
-    assert not (run / "results.json").exists()
 
 
 def test_evaluation_changes_nothing_that_training_used(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +197,9 @@ def test_a_run_is_certified(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     # The purifier alone, in front of a given classifier.
     saved, classifier = tmp_path / "saved", str(run / "checkpoints" / "classifier")
     Purifier.from_pretrained(run).save_pretrained(saved)
+    before = sorted(run.rglob("*"))
+    assert main([*certify, "--sigma", "64/255", "--output", str(tmp_path / "elsewhere")]) == 0
+    assert sorted(run.rglob("*")) == before
     alone = ["certify", str(saved), *certify[2:], "--sigma", "0.1", "--output", str(tmp_path / "out")]
     assert main(alone) == 1
     assert "--recipe" in capsys.readouterr().err

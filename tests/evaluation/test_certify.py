@@ -259,6 +259,7 @@ def test_whatever_decides_the_counts_has_counts_of_its_own(tmp_path: Path) -> No
         ({"sigma": -0.25}, "sigma must be above 0"),
         ({"sigma": math.nan}, "sigma must be above 0"),
         ({"sigma": math.inf}, "sigma must be above 0"),
+        ({"sigma": 64.0}, "64/255"),
         ({"n0": 0}, "n0, .* must be at least 1; got 0"),
         ({"n": 0}, "n, .* must be at least 1; got 0"),
         ({"alpha": 0.0}, "alpha, .* between 0 and 1; got 0"),

@@ -17,8 +17,7 @@ from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import find_examples
 from purifiers.evaluation.records import Record, Results
-from purifiers.run_baselines import prepare_baselines
-from purifiers.runs import Run
+from purifiers.runs import Run, prepare_baselines
 
 
 class Brightness(nn.Module):
@@ -65,6 +64,24 @@ def test_every_number_of_a_record_is_what_it_says(data: ImageSet) -> None:
     assert attacked.l2 == pytest.approx(0.1 * (3 * 144) ** 0.5, rel=1e-4)
     assert attacked.ci95[0] < 0.75 < attacked.ci95[1]
     assert attacked.n == 4
+
+
+class InPlace(Brightness):
+    """The same logits; its first step changes the images that it gets."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.25) + 0.25)
+
+
+def test_a_classifier_that_works_in_place_spoils_no_number(data: ImageSet) -> None:
+    attacks = {"FGSM": FGSM(epsilon=0.1)}
+    for purifier in (Purifier(Shift(-0.1)), nn.Identity()):
+        usual, other = (
+            Evaluator(classifier, "x", data).evaluate("x", purifier, lambda view: attacks, ("blind", "full"))[0]
+            for classifier in (Brightness(), InPlace())
+        )
+        for one, same in zip(usual, other, strict=True):
+            assert same == one.model_copy(update={"seconds": same.seconds})
 
 
 def test_agreement_and_accuracy_are_different_things(data: ImageSet) -> None:

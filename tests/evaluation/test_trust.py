@@ -23,7 +23,7 @@ from tests.conftest import Linear
 
 SHAPE = (3, 8, 8)
 EPSILON = 0.03
-OPTIONAL = {"white-box beats black-box", "white-box beats transfer"}
+OPTIONAL = {"white-box beats black-box", "white-box beats transfer", "the reported attack is the strongest"}
 """Checks that need numbers which only an audit has."""
 
 
@@ -78,7 +78,7 @@ def assert_sound(checks: list[Check], *, identity: bool = False) -> None:
 def test_a_linear_model_passes(classifier: Linear, data: ImageSet, norm: str, epsilon: float) -> None:
     checks = trust_checks(PurifiedClassifier(Purifier(Nothing()), classifier), data, epsilon=epsilon, norm=norm)
     assert_sound(checks, identity=True)
-    assert len({check.name for check in checks}) == len(checks) == 17
+    assert len({check.name for check in checks}) == len(checks) == 18
     assert all(check.sentence.endswith(".") for check in checks)
 
 
@@ -313,7 +313,16 @@ def test_what_the_audit_knows_is_compared_image_by_image(known: dict[str, Tensor
     checks = judge(evidence(), "linf", known, eot=False)
     assert failed(checks) == expected
     missing = {f"white-box beats {other}" for other in ("black-box", "transfer") if other not in known}
+    missing |= {"the reported attack is the strongest"}
     assert {check.name for check in checks if check.status == "not applicable"} == missing
+
+
+def test_a_reported_attack_is_compared_with_the_checks_own() -> None:
+    """The checks' own attack leaves half. Of a random model it knows the draw, and proves nothing."""
+    random = replace(evidence(), difference=torch.full((100,), 1e-3))
+    for reported, about, caught in ((SPARED, evidence(), False), (~NONE, evidence(), True), (~NONE, random, False)):
+        checks = judge(about, "linf", {}, eot=True, reported=reported)
+        assert ("the reported attack is the strongest" in failed(checks)) == caught
 
 
 def test_other_images_are_not_compared() -> None:

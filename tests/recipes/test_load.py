@@ -252,3 +252,12 @@ def test_lengths_of_networks_may_be_fractions_too() -> None:
     arguments = recipe.baselines["X"].network.arguments
     assert arguments["epsilon"] == 16 / 255 and arguments["base"]["epsilon"] == 8 / 255
     assert parse_recipe(yaml.safe_load(recipe_text(recipe))) == recipe
+
+
+def test_an_attack_of_the_evaluation_is_removed_by_null() -> None:
+    overrides = ["evaluation.attacks.PGD=null", "evaluation.limits={PGD: 3, CW: 4}", "evaluation.adaptive_attacks=[]"]
+    evaluation, usual = load_recipe("digits", overrides).evaluation, load_recipe("digits").evaluation
+    assert evaluation.attacks.keys() == usual.attacks.keys() - {"PGD"}
+    assert evaluation.limits == {"CW": 4}
+    with pytest.raises(ConfigError, match="adaptive_attacks"):
+        load_recipe("digits", ["evaluation.attacks.PGD=null", "evaluation.adaptive_attacks=[PGD]"])

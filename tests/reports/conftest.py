@@ -8,8 +8,8 @@ import torch
 from purifiers.evaluation.examples import Examples, Row
 from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes.load import load_recipe
-from purifiers.reports.tables import TABLE_2_ROWS
 
+STAGES = ("teacher_at", "student_at", "student_nt", "student", "student_other")
 ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
 
 
@@ -23,7 +23,7 @@ def record(purifier: str, view: str, attack: str, accuracy: float, dataset: str)
 
 @pytest.fixture
 def make_results() -> Callable[..., Results]:
-    def make(dataset: str = "cifar10", stages: tuple[str, ...] = tuple(TABLE_2_ROWS), full: bool = True) -> Results:
+    def make(dataset: str = "cifar10", stages: tuple[str, ...] = STAGES, full: bool = True) -> Results:
         records = [
             record(stage, "blind", attack, 0.6 + 0.01 * i + 0.1 * j, dataset)
             for i, stage in enumerate(stages)

@@ -66,6 +66,16 @@ def test_every_purifier_has_a_row_and_the_papers_stand_beside() -> None:
     assert len({len(row) for row in [table.header, *table.rows]}) == 1
 
 
+def test_ours_with_the_papers_losses_alone_has_a_row_and_no_part_in_the_sentence() -> None:
+    alone = results()
+    both = alone.model_copy(update={"records": [*alone.records, *records("student_paper", 0.65)]})
+    rows = {row[0]: row[1:3] for row in table_1_for_all(both).rows}
+    assert list(rows)[1:3] == ["ours", "ours, the paper's losses"]
+    assert rows["ours, the paper's losses"] == ["65.00", "55.00"]
+    assert sentence(both) == sentence(alone)
+    assert len(table_of_baselines(both).rows) == 3
+
+
 def test_the_size_that_was_used_stands_beside_the_papers() -> None:
     rows = {row[0]: row for row in table_of_baselines(results()).rows}
     assert "blocks 2" in rows["NRP"][1] and "23 blocks" in rows["NRP"][2]

@@ -137,8 +137,10 @@ def test_all_ways_to_send_an_image(client: TestClient, networks: tuple[Purifier,
         read = np.array(opened)
     response = client.post("/purify", content=jpeg, headers={"Content-Type": "image/jpeg"})
     assert np.array_equal(decoded(response.content), purified(networks[0], read))
-    webp = client.post("/purify", content=encoded(pixels, "WEBP"), headers={"Content-Type": "image/webp"})
-    assert webp.status_code == 200
+    for form in ("WEBP", "GIF", "BMP", "TIFF"):
+        assert client.post("/purify", files={"image": encoded(pixels, form)}).status_code == 200
+    for headers in ({}, {"Content-Type": "application/octet-stream"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        assert client.post("/purify", content=encoded(pixels), headers=headers).content == content
 
 
 def test_scores_are_the_defended_classifiers_with_the_class_names(
@@ -169,12 +171,11 @@ GOOD = encoded(image(0))
     [
         ({"content": b""}, 400, "empty", "no_image"),
         ({"content": b"hello"}, 400, "not an image", "no_image"),
-        ({"content": encoded(image(0), "GIF")}, 400, "not an image", "no_image"),
+        ({"content": b"%!PS-Adobe-3.0 EPSF-3.0", "headers": {"Content-Type": "image/png"}}, 400, "not an image", "no_image"),
         ({"content": GOOD[:100]}, 400, "damaged", "no_image"),
         ({"content": bomb(10_000)}, 413, "--max-pixels", "too_many_pixels"),
         ({"content": b"\0" * 20_001}, 413, "--max-bytes", "too_many_bytes"),
         ({"content": (b"\0" * 5_000 for _ in range(9))}, 413, "--max-bytes", "too_many_bytes"),  # of undeclared length
-        ({"content": GOOD, "headers": {"Content-Type": "text/plain"}}, 415, "text/plain", "media_type"),
         ({"files": {"picture": GOOD}, "headers": {}}, 400, "'image'", "missing_field"),
         ({"files": {"other": b""}, "data": {"image": "text"}, "headers": {}}, 400, "'image'", "missing_field"),
         ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, 400, "boundary", "malformed"),
@@ -311,9 +312,9 @@ def test_health_metrics_and_the_schema(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/purify", "/classify", "/health", "/metrics"}
     purify = paths["/purify"]["post"]
-    assert set(purify["requestBody"]["content"]) == {"image/png", "image/jpeg", "image/webp", "multipart/form-data"}
+    assert set(purify["requestBody"]["content"]) == {"image/*", "multipart/form-data"}
     assert list(purify["responses"]["200"]["content"]) == ["image/png"]
-    assert {"400", "413", "415", "503"} <= set(purify["responses"])
+    assert {"400", "413", "503"} <= set(purify["responses"])
     assert client.get("/docs").status_code == 200
 
 
@@ -324,6 +325,6 @@ def test_a_key_protects_every_route_but_the_documentation() -> None:
                 response = client.request(method, path, headers=headers)
                 assert (response.status_code, list(response.json())) == (401, ["error"])
             response = client.request(method, path, headers={"X-API-Key": "sésame".encode()})
-            assert response.status_code == (200 if method == "GET" else 415)
+            assert response.status_code == (200 if method == "GET" else 400)
         assert client.get("/openapi.json").status_code == client.get("/docs").status_code == 200
         assert client.post("/classify").status_code == 404, "without a classifier"

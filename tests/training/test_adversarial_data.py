@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from purifiers.data import ImageSet
+from purifiers.errors import TrainingError
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
@@ -39,6 +41,31 @@ def test_each_classifier_judges_its_share_of_a_batch() -> None:
     for classifier, part in zip(three.classifiers, (slice(0, 3), slice(3, 6), slice(6, 7)), strict=True):
         torch.testing.assert_close(judged[part], classifier(images[part]))
     assert three(images[:2]).shape == (2, 5)  # fewer images than classifiers
+
+
+def test_a_classifier_may_work_in_place() -> None:
+    images = torch.rand(4, *SHAPE, requires_grad=True)
+    before = images.detach().clone()
+    logits = Panel([nn.Sequential(nn.ReLU(inplace=True), Linear(5, SHAPE, seed)) for seed in range(2)])(images * 1)
+    logits.sum().backward()
+    assert torch.equal(images, before) and images.grad is not None
+    with torch.no_grad():
+        Panel([nn.Sequential(nn.Threshold(2, 0, inplace=True), Linear(5, SHAPE))])(images)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(
+    ("images", "word"), [(torch.rand(2, *SHAPE), "classifier"), (torch.full((2, *SHAPE), torch.nan), "rate")]
+)
+def test_a_loss_is_not_finite_by_the_classifier_or_by_the_purifier(images: torch.Tensor, word: str) -> None:
+    class Divides(Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) / 0
+
+    panel = Panel([Divides(5, SHAPE)])
+    with pytest.raises(TrainingError, match=word), panel.watched():
+        panel(images)
+        raise TrainingError("try a smaller learning rate")
 
 
 def test_every_image_is_attacked_once_in_each_round_by_one_attack_on_one_classifier(data: ImageSet, tmp_path: Path) -> None:

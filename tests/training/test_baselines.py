@@ -22,8 +22,7 @@ from purifiers.recipes.baseline_settings import TrainingNRP, TrainingSOAP
 from purifiers.recipes.load import changed, load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import describe, load_network
-from purifiers.run_baselines import prepare_baselines
-from purifiers.runs import Run, open_run
+from purifiers.runs import Run, open_run, prepare_baselines
 from purifiers.training.baselines import JointTraining, NRPGame, nrp_losses, soap_losses
 from purifiers.training.pipeline import train_recipe
 from tests.conftest import Shared
@@ -154,8 +153,9 @@ def test_features_are_those_of_the_layer() -> None:
 
 
 SMALL_SOAP = (
-    "{{network: soap, task: {task}, classifier: {{network: resnet, depth: 20, width: 8}}, mirrored: false, "
-    "step_size: 0.05, epsilon_step: 0.05}}"
+    "{{kind: soap, test_limit: 90, network: {{network: soap, task: {task}, classifier: {{network: resnet, depth: 20, width: 8}}, "
+    "mirrored: false, step_size: 0.05, epsilon_step: 0.05}}, training: {{epochs: {epochs}, batch_size: 64, optimizer: adamw, "
+    "learning_rate: 0.01, weight_decay: 0.01, schedule: one_cycle, crop: 1, alpha: 1, noise: {noise}}}}}"
 )
 
 
@@ -175,14 +175,10 @@ def digits(shared: Shared) -> Run:
         "baselines.NRP.limit=500",
         "baselines.NRP.attack.num_steps=5",
         "baselines.NRP.training.epochs=6",
-        "baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}",
     ]
-    for task, epochs in (("reconstruction", 8), ("rotation", 10), ("consistency", 5)):
-        overrides += [
-            f"baselines.SOAP, {task}.network={SMALL_SOAP.format(task=task)}",
-            f"baselines.SOAP, {task}.training.epochs={epochs}",
-            f"baselines.SOAP, {task}.training.batch_size=64",
-        ]
+    for task, epochs, noise in (("reconstruction", 8, 0.5), ("rotation", 10, 0), ("consistency", 5, 0.1)):
+        overrides.append(f"baselines.SOAP, {task}={SMALL_SOAP.format(task=task, epochs=epochs, noise=noise)}")
+    overrides.append("baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}")
     with shared("digits") as folder:
         run = train_recipe(load_recipe("digits", overrides), folder, device="cpu")
         prepare_baselines(run)

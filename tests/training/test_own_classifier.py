@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from purifiers import PurifiedClassifier, Purifier
-from purifiers.cli.common import changes
+from purifiers.cli.options import Changes
 from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.recipes.load import load_recipe, recipe_text
@@ -127,7 +127,7 @@ def test_a_normalisation_is_of_its_classifier(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe_text(load_recipe("folder", given)))
 
     def classifier(*settings: str, **options: Any) -> tuple[str | None, tuple[float, ...] | None, tuple[float, ...] | None]:
-        found = load_recipe(tmp_path / "recipe.yaml", changes(settings, **options)).classifier
+        found = load_recipe(tmp_path / "recipe.yaml", Changes(settings=list(settings), **options).overrides()).classifier
         return found.source, found.mean, found.std
 
     assert classifier() == ("a:b", (0.5,), (0.5,))

@@ -20,7 +20,7 @@ from purifiers.networks import ResNet
 from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
-from purifiers.runs import STATE_FILE, Run, open_run, student_config
+from purifiers.runs import STATE_FILE, Run, open_run, student_configs
 from purifiers.storage import load_state, save_state
 from purifiers.training.pipeline import train_recipe
 from purifiers.training.starting import load_starts, prepare_folder, report_accuracy
@@ -30,7 +30,7 @@ from tests.conftest import TINY
 def test_a_run_leaves_what_the_design_says(tiny_run: Run) -> None:
     folder = tiny_run.folder
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
-    stages = ["classifier", "teacher_nt", "teacher_at", "student", "student_at", "student_nt", "student_other"]
+    stages = ["classifier", "teacher_nt", "teacher_at", "student", "student_paper", "student_at", "student_nt", "student_other"]
     files = ["config.json", "model.safetensors", "state.safetensors"]
     expected = {"recipe.yaml", "config.json", "model.safetensors"}
     assert names == expected | {f"checkpoints/{stage}/{file}" for stage in stages for file in files}
@@ -42,16 +42,22 @@ def test_a_run_leaves_what_the_design_says(tiny_run: Run) -> None:
 
 
 def test_students_of_the_ablation_start_alike_and_end_apart(tiny_run: Run) -> None:
-    first_losses = {tiny_run.histories[name][0]["mse"] for name in ("student", "student_at", "student_nt")}
+    first_losses = {tiny_run.histories[name][0]["mse"] for name in ("student_paper", "student_at", "student_nt")}
     assert max(first_losses) - min(first_losses) < 0.01
     prints = {fingerprint(purifier) for purifier in tiny_run.purifiers.values()}
-    assert len(prints) == len(tiny_run.purifiers) == 6
+    assert len(prints) == len(tiny_run.purifiers) == 7
 
 
-def test_the_other_reading_of_equation_5(tiny_recipe: Callable[..., Recipe]) -> None:
-    recipe = tiny_recipe("student.nt_teacher_input=clean")
-    assert student_config(recipe.student, "student").nt_teacher_input == "clean"
-    assert student_config(recipe.student, "student_other").nt_teacher_input == "adversarial"
+def test_students_of_table_2_have_the_papers_losses(tiny_recipe: Callable[..., Recipe]) -> None:
+    student = tiny_recipe("student.nt_teacher_input=clean", "student.logits_weight=0.5", "student.strength_low=0.5").student
+    assert student_configs(student, ablation=False) == {"student": student}
+    configs = student_configs(student, ablation=True)
+    assert configs["student"] == student
+    assert {name: (one.logits_weight, one.strength_low) for name, one in configs.items() if name != "student"} == dict.fromkeys(
+        ("student_paper", "student_at", "student_nt", "student_other"), (0, 1)
+    )
+    assert {name for name, one in configs.items() if one.nt_teacher_input == "adversarial"} == {"student_other"}
+    assert "student_paper" not in student_configs(load_recipe("paper").student, ablation=True)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
@@ -192,7 +198,7 @@ def test_networks_that_a_run_did_not_make_are_never_replaced(
     assert all((folder / "model.safetensors").is_file() for folder in (classifier, student, run_copy))
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        prepare_folder(tiny_recipe(), tmp_path / "file", restart=False)
+        train_recipe(tiny_recipe(), tmp_path / "file", device="cpu")
 
 
 def test_other_images_are_another_run_and_moved_ones_are_not(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import purifiers
 from purifiers import Purifier
-from purifiers.errors import CheckpointError, ConfigError, DataError, InputError
+from purifiers.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from purifiers.recipes.load import load_recipe
 from purifiers.registry import fingerprint
 from purifiers.runs import open_run
+from purifiers.storage import locked
 
 STAGE = {"epochs": 1, "batch_size": 8}
 SMALL = {
@@ -85,3 +86,11 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     with pytest.raises(error, match=word):
         purifiers.train(**arguments, output=tmp_path / "mine")  # type: ignore[arg-type]
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_second_training_in_a_folder_is_refused_while_one_is_at_work(tmp_path: Path) -> None:
+    with locked(tmp_path / "mine"), pytest.raises(TrainingError, match="another"):
+        purifiers.train(Own(), IMAGES, LABELS, output=tmp_path / "mine", settings=SMALL)
+    assert not [*(tmp_path / "mine").iterdir()]
+    with locked(tmp_path / "mine"), locked(tmp_path / "other"):
+        pass

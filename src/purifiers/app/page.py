@@ -42,8 +42,7 @@ class Defence:
     """What the page shows.
 
     Attributes:
-        defended: the purifier and the classifier behind it.
-        name, classifier: their names.
+        name, classifier: the names of the purifier and of the classifier behind it.
         samples: images to begin with, on the device of ``defended``; their size and classes are the classifier's.
         robustness: what was measured of the purifier, in a sentence.
         epsilon: the attack's strength at first, in [0,1] units.
@@ -61,7 +60,6 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
     """Serve the page until Ctrl-C.
 
     Args:
-        defence: what it shows.
         host: an address of this machine; ``127.0.0.1`` for this machine alone.
         port: 0 for any free one.
         ready: called with the page's URL as soon as it can be opened.
@@ -159,7 +157,7 @@ def make_page(defence: Defence) -> Any:
 
 
 def trial_html(trial: Trial, name: str, attack: Attack, classes: Sequence[str]) -> str:
-    """The result of ``attack``, which is called ``name``: pictures, scores and sentences. Class names are escaped."""
+    """The result of ``attack``, called ``name``: pictures, scores and sentences. Class names are escaped."""
     return str(_HTML.trial(trial, name, show_fraction(attack.epsilon), classes))
 
 

@@ -23,6 +23,10 @@ LARGEST = 50_000_000
 MOST = 10
 """Samples of a data set, at most; each is of another class."""
 _OWN = "The samples are test images of the data set that the purifier was trained on."
+_PHOTOGRAPHS = (
+    "The cat was photographed by Stefan van der Walt, the horse drawn by Andreas Preuss; both pictures are CC0, and come with "
+    "scikit-image, not from CIFAR-10."
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,7 @@ def samples_for(recipe: Recipe) -> Samples:
     """Samples for a purifier that ``recipe`` trained. Nothing is downloaded, and no image of CIFAR-10 is needed or shown.
 
     Raises:
-        ConfigError, MissingFileError, DataError: the recipe's folder of images, which names the classes, is missing or not
-            usable.
+        ConfigError, MissingFileError, DataError: the recipe's folder of images is missing or not usable.
     """
     if recipe.data.name == "cifar10":
         return _photographs()
@@ -74,7 +77,7 @@ def read_picture(file: Path, height: int, width: int) -> Tensor:
         raise InputError(f"'{file.name}' is damaged or not an image. Drop a {kinds} file.") from error
     if max(image.size) > LONGEST * min(image.size):
         raise InputError(f"'{file.name}' is too narrow, {image.width} by {image.height} pixels: crop it first.")
-    return _pixels(cover(image, height, width))
+    return _covering(image, height, width)
 
 
 def _from_folder(config: Data) -> Samples:
@@ -84,7 +87,7 @@ def _from_folder(config: Data) -> Samples:
     firsts = [(label, of_class[0]) for label, of_class in enumerate(files.values()) if of_class][:MOST]
     images = [(label, read_rgb(file)) for label, file in firsts]
     width, height = (config.size, config.size) if config.size else images[0][1].size
-    return Samples(_image_set(Path(config.path).name, images, (height, width), tuple(files)), _OWN)
+    return _samples(Path(config.path).name, images, (height, width), tuple(files), _OWN)
 
 
 def _photographs() -> Samples:
@@ -94,19 +97,15 @@ def _photographs() -> Samples:
     horse = Image.fromarray(np.where(data.horse(), 255, 0).astype(np.uint8)).convert("RGB")
     pictures = [("cat", cat), ("cat", cat.crop((130, 30, 330, 230))), ("horse", horse)]
     labelled = [(CLASSES.index(name), picture) for name, picture in pictures]
-    return Samples(
-        _image_set("pictures", labelled, (32, 32), CLASSES),
-        "The cat was photographed by Stefan van der Walt, the horse drawn by Andreas Preuss; both pictures are CC0, and come "
-        "with scikit-image, not from CIFAR-10.",
-    )
+    return _samples("pictures", labelled, (32, 32), CLASSES, _PHOTOGRAPHS)
 
 
-def _image_set(
-    name: str, labelled: list[tuple[int, Image.Image]], shape: tuple[int, int], classes: tuple[str, ...]
-) -> ImageSet:
-    images = torch.stack([_pixels(cover(image, *shape)) for _, image in labelled])
-    return ImageSet(name, images, torch.tensor([label for label, _ in labelled]), classes)
+def _samples(
+    name: str, labelled: list[tuple[int, Image.Image]], shape: tuple[int, int], classes: tuple[str, ...], credit: str
+) -> Samples:
+    images = torch.stack([_covering(image, *shape) for _, image in labelled])
+    return Samples(ImageSet(name, images, torch.tensor([label for label, _ in labelled]), classes), credit)
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def _covering(image: Image.Image, height: int, width: int) -> Tensor:
+    return torch.from_numpy(np.array(cover(image, height, width))).permute(2, 0, 1)

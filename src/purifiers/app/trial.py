@@ -40,7 +40,6 @@ class Trial:
 
     Attributes:
         view: the attacker's knowledge, a key of :data:`purifiers.attacks.VIEWS`.
-        original: the image.
         attacked: its adversarial version, without a purifier.
         purified: the adversarial version, purified.
         unattacked: the original image, purified.
@@ -65,8 +64,7 @@ def attack_image(defended: PurifiedClassifier, image: Tensor, attack: Attack, vi
     """Attack an image away from its predicted class, and purify the result.
 
     Args:
-        defended: the purifier and the classifier behind it, on one device.
-        image: float32 (C, H, W), in [0,1], on that device.
+        image: float32 (C, H, W), in [0,1], on the device of ``defended``.
         attack: ``ATTACKS`` has some that are fast enough for a page.
         view: a key of :data:`purifiers.attacks.VIEWS`.
         seed: of every random choice, of the attack and of the purifier.
@@ -78,7 +76,7 @@ def attack_image(defended: PurifiedClassifier, image: Tensor, attack: Attack, vi
     images = image[None]
 
     def predict(images: Tensor) -> Prediction:
-        return Prediction(images[0], defended.classifier(images)[0].softmax(0))
+        return Prediction(images[0], defended.classifier(images.clone())[0].softmax(0))
 
     with reproducible(seed, image.device), frozen(defended):
         with torch.no_grad():

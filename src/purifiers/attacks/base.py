@@ -196,7 +196,9 @@ class Attack(Kind, ABC):
             largest = distances(images, adversarial, self.norm).max().item()
             allowed = self.epsilon + (ROUNDING if self.norm == "linf" else 10 * ROUNDING)
             if not largest <= allowed:
-                raise AttackError(f"{self.kind} moved images by {largest:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}")
+                raise AttackError(
+                    f"{self.kind} moved an image by {largest:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}"
+                )
 
 
 class _Dense(nn.Module):

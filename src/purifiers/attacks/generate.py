@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.autoattack import LOGGER
-from purifiers.attacks.base import Attack
+from purifiers.attacks.base import Attack, show_fraction
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, slices, to_float
+from purifiers.errors import AttackError
 from purifiers.seeds import reproducible, seed_for
 
 SHARD = 1000
@@ -58,7 +59,7 @@ def generate(
 
     Raises:
         InputError: a label is not one of the model's classes, or see :class:`Attack`.
-        AttackError: the attack left its threat model.
+        AttackError: the attack left its threat model, or less than half of a perturbation is left when it is quantised.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     shards = []
@@ -81,8 +82,7 @@ def generate(
                     own_seed = seed_for(seed_for(seed, shard.start), batch.start)
                     with reproducible(own_seed, images.device):  # for models that draw random numbers
                         adversarial = attack(model, to_float(images[batch]), labels[batch], seed=own_seed)
-                    bounded = attack.epsilon is not None
-                    results.append(_quantize(images[batch], adversarial, bounded) if quantized else adversarial.contiguous())
+                    results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
                     advance(len(adversarial))
             found = Adversarial(torch.cat(results), noted, len(results), time.perf_counter() - begun)
             cache.save("adversarial", key, vars(found))
@@ -98,11 +98,16 @@ def generate(
     return Adversarial(images, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
 
 
-def _quantize(images: Tensor, adversarial: Tensor, bounded: bool) -> Tensor:
+def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
     levels = adversarial * 255 - images
     # Of an attack that looks for the smallest perturbation, hardly anything would be left if all were made smaller.
     # A perturbation of exactly 8 levels may stand as 7.9999: the slack is far above rounding and far below a level.
-    whole = (levels + 1e-3 * levels.sign()).trunc_() if bounded else levels.round_()
+    whole = levels.round() if attack.epsilon is None else (levels + 1e-3 * levels.sign()).trunc_()
+    if whole.norm() < levels.norm() / 2:
+        raise AttackError(
+            f"{attack.kind}: most of the perturbation is below one grey level, and training images have 8 bits: take a larger "
+            f"epsilon than {show_fraction(attack.epsilon)}, or an attack in every step (teacher_at.attack, student.attack)"
+        )
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 
 

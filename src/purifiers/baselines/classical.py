@@ -39,9 +39,6 @@ class JPEG(Transformation):
 
     Args:
         quality: 1 to 95.
-
-    Raises:
-        InputError: another quality; when called, images of other than 3 channels.
     """
 
     channels = 3
@@ -71,9 +68,6 @@ class BitDepth(Transformation):
 
     Args:
         bits: 1 to 8 for each channel.
-
-    Raises:
-        InputError: another number of bits.
     """
 
     def __init__(self, bits: int = 4) -> None:
@@ -92,9 +86,6 @@ class Median(Transformation):
 
     Args:
         size: side of the square in pixels.
-
-    Raises:
-        InputError: a size below 2.
     """
 
     not_exportable = "it computes with SciPy"
@@ -117,9 +108,6 @@ class TotalVariation(Transformation):
 
     Args:
         weight: how smooth; 0.1 is scikit-image's own.
-
-    Raises:
-        InputError: a weight of 0 or less.
     """
 
     not_exportable = "it computes with scikit-image"

@@ -27,10 +27,8 @@ def relativistic_loss(leading: Tensor, trailing: Tensor) -> Tensor:
     """The relativistic average loss (Jolicoeur-Martineau 2019; equation 2 of NRP): ``leading`` should score above
     ``trailing``, each against the other's mean.
 
-    The critic's is ``relativistic_loss(of clean, of purified)``; the purifier's has the two the other way round.
-
-    Args:
-        leading, trailing: the critic's scores, (N,).
+    Of the critic's scores, (N,): its own loss is ``relativistic_loss(of clean, of purified)``, the purifier's the other way
+    round.
     """
     above = F.softplus(-(leading - trailing.mean())).mean()
     below = F.softplus(trailing - leading.mean()).mean()
@@ -92,9 +90,6 @@ class NRP(Network):
         blocks: how many; 23 in both of the original.
         features: channels between blocks; 64.
         growth: channels that each convolution of a dense block adds; 32.
-
-    Raises:
-        InputError: another block, or a number below 1.
     """
 
     channels = 3
@@ -102,10 +97,8 @@ class NRP(Network):
     def __init__(self, block: Block = "dense", blocks: int = 23, features: int = 64, growth: int = 32) -> None:
         super().__init__()
         if block not in get_args(Block) or min(blocks, features, growth) < 1:
-            raise InputError(
-                f"NRP has {' or '.join(get_args(Block))} blocks, and sizes of at least 1; got block='{block}', "
-                f"blocks={blocks}, features={features}, growth={growth}"
-            )
+            got = f"got block='{block}', blocks={blocks}, features={features}, growth={growth}"
+            raise InputError(f"NRP has {' or '.join(get_args(Block))} blocks, and sizes of at least 1; {got}")
         self.first = nn.Conv2d(3, features, 3, padding=1)
         self.blocks = nn.Sequential(
             *(_RRDB(features, growth) if block == "dense" else _ResidualBlock(features) for _ in range(blocks))
@@ -119,7 +112,6 @@ class NRP(Network):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify ``images`` (N, 3, H, W), float, in [0,1]."""
         output = self.last(self.blocks(self.first(images)))
         return output if self.training else output.clamp(0, 1)
 
@@ -144,5 +136,4 @@ class Critic(nn.Module):
         self.last = nn.Linear(widths[-1], 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores (N,) of ``images`` (N, 3, H, W)."""
         return self.last(self.layers(images).mean(dim=(2, 3))).squeeze(1)

@@ -61,9 +61,6 @@ class SOAP(Network):
         mirrored: the views of ``consistency`` are mirror images too (not where left and right mean something).
         held: at test time the other view of ``consistency`` is a constant in each step, a variant of ours; as published, the
             gradient moves both.
-
-    Raises:
-        InputError: another classifier or task, or a number that makes no sense.
     """
 
     channels = 3
@@ -86,10 +83,8 @@ class SOAP(Network):
         if task not in get_args(Task):
             raise InputError(f"SOAP has the tasks {', '.join(get_args(Task))}; got '{task}'")
         if min(num_steps, num_epsilons) < 1 or min(step_size, epsilon_step) <= 0:
-            raise InputError(
-                "SOAP needs at least one step and one epsilon, both above 0; got "
-                f"num_steps={num_steps}, num_epsilons={num_epsilons}, step_size={step_size}, epsilon_step={epsilon_step}"
-            )
+            got = f"num_steps={num_steps}, num_epsilons={num_epsilons}, step_size={step_size}, epsilon_step={epsilon_step}"
+            raise InputError(f"SOAP needs at least one step and one epsilon, both above 0; got {got}")
         self.classifier = classifier
         self.task: Task = task
         self.num_steps = num_steps
@@ -143,11 +138,8 @@ class SOAP(Network):
     def view(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A view of label consistency: a part of the image, from 24 of 32 pixels on, zoomed to the whole, and mirrored.
 
-        Args:
-            images: (N, 3, H, W), float.
-            generator: draws for each image how large a part, which and whether mirrored, for training;
-                without one it is the middle 24 of 32, mirrored, as the authors' code has it: the one that an image is
-                compared with at test time.
+        For training, ``generator`` draws for each image how large a part, which and whether mirrored. Without one it is the
+        middle 24 of 32, mirrored, as in the authors' code: the view that an image is compared with at test time.
         """
         count, device = len(images), images.device
         if generator is None:
@@ -165,13 +157,13 @@ class SOAP(Network):
         return F.grid_sample(images, grid, mode="nearest", padding_mode="border", align_corners=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify ``images`` (N, 3, H, W), float, in [0,1]; same shape, dtype and range."""
+        measured = torch.no_grad()(self.error)
         # Gradients are needed whatever the caller's mode.
         with torch.inference_mode(False), torch.enable_grad():
             best = images.detach().clone()
-            lowest = self._error_now(best)
+            lowest = measured(best)
             for candidate in self._descents(best):
-                error = self._error_now(candidate)
+                error = measured(candidate)
                 better = error < lowest
                 best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
                 lowest = torch.where(better, error, lowest)
@@ -195,7 +187,3 @@ class SOAP(Network):
                     apart[i] = project(moved[0], start, epsilon)
             together = project(moved[0], start, epsilons[-1])
         return [apart.get(i, together) for i in range(len(epsilons))]
-
-    def _error_now(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.error(images)

@@ -12,7 +12,7 @@ from purifiers.registry import NETWORKS
 
 
 class Wrapper(Network):
-    """Base of wrappers around the network of a purifier."""
+    """Base of wrappers around the network of a purifier: images (N, C, H, W), float, in [0,1] -> the same."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -33,9 +33,6 @@ class Adaptive(Wrapper):
         base: a purifier's network.
         num_steps, step_size: of the descent, in [0,1] units.
         epsilon: the ball, L-inf, in [0,1] units.
-
-    Raises:
-        InputError: a number that makes no sense.
     """
 
     not_exportable = "it follows gradients of its own"
@@ -52,7 +49,6 @@ class Adaptive(Wrapper):
         self.epsilon = epsilon
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
         with torch.inference_mode(False), torch.enable_grad():
             moved = pgd(
                 lambda candidate: -(self.base(candidate) - candidate).square().flatten(1).mean(1).sum(),
@@ -75,9 +71,6 @@ class Noisy(Wrapper):
         base: a purifier's network; :class:`purifiers.baselines.Nothing` makes it the baseline of noise alone.
         sigma: standard deviation, in [0,1] units; 0.05 in NRP.
         epsilon: the ball, L-inf, in [0,1] units; 16/255 in NRP.
-
-    Raises:
-        InputError: a number that makes no sense.
     """
 
     not_exportable = "it draws random numbers, so that its file could not be checked; export its base"
@@ -90,7 +83,6 @@ class Noisy(Wrapper):
         self.epsilon = epsilon
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
         noise = (self.sigma * torch.randn_like(images)).clamp_(-self.epsilon, self.epsilon)
         return self.base((images + noise).clamp(0, 1))
 
@@ -105,9 +97,6 @@ class Blend(Wrapper):
     Args:
         base: a purifier's network.
         share: in [0,1].
-
-    Raises:
-        InputError: a share outside [0,1].
     """
 
     def __init__(self, base: nn.Module, share: float) -> None:
@@ -120,5 +109,4 @@ class Blend(Wrapper):
         self.redraws = self.redraws and not share
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
         return torch.lerp(self.base(images), images, self.share)

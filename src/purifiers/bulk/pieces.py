@@ -18,11 +18,7 @@ SMALLEST_STEP = 256
 
 
 def refuse_other_channels(purifier: Purifier) -> None:
-    """Refuse a purifier that does not take RGB, as which files are read.
-
-    Raises:
-        ConfigError: it takes another number of channels.
-    """
+    """Raise ConfigError for a purifier that does not take RGB, as which files are read."""
     channels = channels_of(purifier.network)
     if channels not in (None, 3):
         raise ConfigError(f"this purifier takes images of {channels} channels; files are read as RGB, which has 3")
@@ -35,12 +31,8 @@ def purify_pixels(purifier: Purifier, images: Tensor, dtype: torch.dtype = torch
     is that of the whole image except for the rounding of float32.
 
     Args:
-        purifier: on its device.
         images: uint8 (N, 3, H, W), on the CPU.
-        dtype: of the result: uint8 0..255, or float32 [0,1].
-
-    Returns:
-        The same shape, on the CPU.
+        dtype: of the result, of the same shape on the CPU: uint8 0..255, or float32 [0,1].
 
     Raises:
         InputError: the images are too large for one pass, and the network's reach is not known.

@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
 from purifiers.bulk.side_by_side import side_by_side
 from purifiers.console import progress
-from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, png_text, read_image
+from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, is_whole, read_image, text_under
 from purifiers.errors import ConfigError, DataError, MissingFileError, first_line
 from purifiers.purifier import Purifier
 from purifiers.registry import fingerprint
@@ -26,7 +26,8 @@ from purifiers.storage import atomic_path, write_text
 MAX_PIXELS = 50_000_000
 """Of an image, by default."""
 MARK = "purifiers"
-"""The PNG text with the purifier that made a file, and the state of its source."""
+"""The PNG text, or JPEG comment, with the purifier that made a file, and the state of its source."""
+JPEG = (".jpg", ".jpeg")
 FAILED_FILE = "failed.txt"
 FAILED_TITLE = "# Images that 'purifiers purify' could not clean, and why\n"
 AHEAD = 2
@@ -37,13 +38,13 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass
 class BulkResult:
-    """Counts of files.
+    """Counts of files, and the failures.
 
     Attributes:
-        purified: how many were purified.
-        replaced: how many of these had been made by another purifier before.
+        replaced: how many of the purified had been made by another purifier before.
         skipped: how many were there already.
         animated: of how many only the first of several frames was purified.
+        dark: how many are 16-bit grey that uses 12 bits at most.
         failed: which failed, and why.
     """
 
@@ -51,11 +52,12 @@ class BulkResult:
     replaced: int = 0
     skipped: int = 0
     animated: int = 0
+    dark: int = 0
     failed: list[str] = field(default_factory=list)
 
     def fail(self, *reasons: str) -> None:
-        """Add failures; names that are not UTF-8 are made printable."""
-        self.failed += [reason.encode("utf-8", "backslashreplace").decode() for reason in reasons]
+        """Add failures, a line each: what cannot be printed, in names, is escaped."""
+        self.failed += ["".join(one if one.isprintable() else repr(one)[1:-1] for one in reason) for reason in reasons]
 
 
 @dataclass
@@ -76,7 +78,8 @@ def purify_files(
     max_pixels: int = MAX_PIXELS,
     compare: Path | None = None,
 ) -> BulkResult:
-    """Purify an image file, or every image below a folder, into PNG files (lossless) of the same names and tree.
+    """Purify an image file, or every image below a folder, into PNG files (lossless) of the same names and tree; a single one
+    also into a JPEG.
 
     Images of equal size are purified together; memory stays bounded, whatever their number and sizes. Files that this
     purifier made already from the same state of their source are skipped, so the same call resumes after an interruption.
@@ -84,9 +87,8 @@ def purify_files(
     ``target``.
 
     Args:
-        purifier: on its device.
         source: a file (png, jpg, webp, bmp, gif, tif) or a folder; linked folders in it are not entered.
-        target: a .png file or a folder for a file, a folder for a folder; made if missing.
+        target: a .png or .jpg file or a folder for a file, a folder for a folder; made if missing.
         overwrite: purify again what is there already, and replace files of the same names that were not made here.
         max_pixels: width times height; larger images are refused before they are decoded.
         compare: a folder for pictures of the original, the purified image and their difference, side by side.
@@ -120,8 +122,8 @@ def purify_files(
 def _one_job(source: Path, target: Path, compare: Path | None, _: BulkResult) -> list[_Job]:
     if source.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"{source} is no image that can be read here ({', '.join(SUFFIXES)})")
-    if not target.is_dir() and target.suffix.lower() != ".png":
-        raise ConfigError(f"{target} must end in .png, or be an existing folder: files are written as PNG")
+    if not target.is_dir() and target.suffix.lower() not in (".png", *JPEG):
+        raise ConfigError(f"{target} must end in .png or .jpg, or be an existing folder")
     purified = target / f"{source.stem}.png" if target.is_dir() else target
     comparison = compare and compare / purified.name
     paths = [path.resolve() for path in (source, purified, comparison) if path is not None]
@@ -204,11 +206,12 @@ class _Bulk:
         job.mark = f"{self.made_by} {about.st_size} {about.st_mtime_ns}"
         if self.overwrite or not os.path.lexists(job.purified):
             return False
-        mark = png_text(job.purified, MARK)
+        mark = text_under(job.purified, MARK)
         if not mark:
             raise DataError(f"{job.purified} is there already and was not made by 'purifiers purify'; --overwrite replaces it")
         job.replaces = mark.split()[0] != self.made_by
-        return mark == job.mark and (job.comparison is None or job.comparison.exists())
+        # One that was cut off since, on a disk that was full or failed, counts as missing.
+        return mark == job.mark and is_whole(job.purified) and (job.comparison is None or is_whole(job.comparison))
 
     def purify(self, batch: Sequence[tuple[_Job, Future[Picture]]]) -> None:
         """Purify a batch that is being decoded, and start to write it."""
@@ -220,6 +223,7 @@ class _Bulk:
                 self.fail(job, error)
             else:
                 self.result.animated += picture.animated
+                self.result.dark += picture.dark
                 groups[picture.colours.size].append((job, picture))
         for group in groups.values():
             done = self.purify_group(group)
@@ -255,8 +259,9 @@ class _Bulk:
 
     def fail(self, job: _Job, error: Exception, doing: str = "") -> None:
         """Report that a file failed, and where."""
+        named = isinstance(error, DataError) and str(job.original) in str(error)
         reason = getattr(error, "strerror", None) or first_line(error)
-        self.result.fail(reason if str(job.original) in reason else f"{job.original}: {doing}{reason}")
+        self.result.fail(str(error) if named else f"{job.original}: {doing}{reason}")
         self.advance(1)
 
 
@@ -265,11 +270,15 @@ def _write(job: _Job, picture: Picture, pixels: np.ndarray) -> None:
     if job.comparison is not None:
         with atomic_path(job.comparison) as temporary:
             side_by_side(picture.colours, purified).save(temporary)
-    if picture.alpha is not None:
-        purified.putalpha(picture.alpha)
-    text = PngImagePlugin.PngInfo()
-    for key, value in {**picture.text, MARK: job.mark}.items():
-        text.add_text(key, value)
     about: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
+    if job.purified.suffix.lower() in JPEG:
+        purified = replace(picture, colours=purified).over_white()
+        about |= {"quality": 95, "comment": f"{MARK}: {job.mark}"}
+    else:
+        if picture.alpha is not None:
+            purified.putalpha(picture.alpha)
+        about["pnginfo"] = text = PngImagePlugin.PngInfo()
+        for key, value in {**picture.text, MARK: job.mark}.items():
+            text.add_text(key, value)
     with atomic_path(job.purified) as temporary:
-        purified.save(temporary, pnginfo=text, **{key: value for key, value in about.items() if value is not None})
+        purified.save(temporary, **{key: value for key, value in about.items() if value is not None})

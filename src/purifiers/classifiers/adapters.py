@@ -17,12 +17,8 @@ becomes what it was, and no perturbation grows in L-inf."""
 class Normalized(nn.Module):
     """A classifier behind a normalisation: images (N, C, H, W) in [0,1] -> ``network((images - mean) / std)``.
 
-    Args:
-        network: what takes normalised images.
-        mean, std: one number for each channel, or one for all, in [0,1] units.
-
-    Raises:
-        InputError: when called, if the images have another number of channels.
+    ``mean`` and ``std`` are in [0,1] units, one number for each channel or one for all; for images of another number of
+    channels it raises InputError.
     """
 
     mean: Tensor
@@ -31,8 +27,8 @@ class Normalized(nn.Module):
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.mean.shape[1] not in (1, images.shape[1]):
@@ -75,11 +71,9 @@ class Resized(nn.Module):
 
 
 class Fixed(nn.Module):
-    """A network of one mode, such as an exported program, which refuses ``eval()`` and ``train()``.
+    """A ``network`` of one mode, such as an exported program, which refuses ``eval()`` and ``train()``.
 
-    Args:
-        network: the same in every mode.
-        about: distinguishes it from others of the same weights; a part of the fingerprint.
+    ``about`` distinguishes it from others of the same weights; it is a part of the fingerprint.
     """
 
     def __init__(self, network: nn.Module, about: str = "") -> None:
@@ -91,7 +85,6 @@ class Fixed(nn.Module):
         return self.about
 
     def train(self, mode: bool = True) -> Self:
-        """Change nothing within."""
         self.training = mode
         return self
 

@@ -32,8 +32,7 @@ def load_exported(path: Path) -> nn.Module:
     Such a file is code: torch evaluates expressions in it. Pickled objects are refused, but open only files that you would run.
 
     Raises:
-        MissingFileError: no such file.
-        CheckpointError: it is damaged, of another kind or of another version of torch, or holds pickled objects.
+        MissingFileError, CheckpointError: no such file; a damaged one, or one with pickled objects.
         ConfigError: it takes something else than images, or batches of some sizes only.
     """
     if not path.is_file():
@@ -48,10 +47,8 @@ def load_exported(path: Path) -> nn.Module:
         with _without_pickle():
             program = torch.export.load(io.BytesIO(content))
     except Exception as error:  # of many kinds, as it fails wherever the damage is
-        raise CheckpointError(
-            f"{path} is damaged, or was not written by torch.export.save of a version like this one's ({torch.__version__}): "
-            f"{first_line(error)}; {HOW}"
-        ) from error
+        expected = f"torch.export.save of a version like this one's ({torch.__version__})"
+        raise CheckpointError(f"{path} is damaged, or was not written by {expected}: {first_line(error)}; {HOW}") from error
     _refuse_other_inputs(program, path)
     # Nothing that shows in Python tells one graph from another.
     return Fixed(program.module(), hashlib.sha256(content).hexdigest())
@@ -68,9 +65,8 @@ def _without_pickle() -> Iterator[None]:
         yield
     finally:
         logging.disable(disabled)
-        if before is None:
-            del os.environ[name]
-        else:
+        del os.environ[name]
+        if before is not None:
             os.environ[name] = before
 
 
@@ -80,8 +76,7 @@ def _refuse_other_inputs(program: ExportedProgram, path: Path) -> None:
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise ConfigError(f"{path} takes {len(names)} inputs; a classifier takes images (N, C, H, W) alone: {HOW}")
     batch = shapes[0][0]
-    if isinstance(batch, int):
-        raise ConfigError(f"{path} was exported for batches of exactly {batch}, and all sizes are needed: {HOW}")
-    allowed = program.range_constraints.get(batch.node.expr)
-    if allowed is not None and bool(allowed.upper < LARGEST):
-        raise ConfigError(f"{path} was exported for batches of at most {allowed.upper}, and all sizes are needed: {HOW}")
+    allowed = None if isinstance(batch, int) else program.range_constraints.get(batch.node.expr)
+    if isinstance(batch, int) or (allowed is not None and bool(allowed.upper < LARGEST)):
+        sizes = f"at most {allowed.upper}" if allowed else f"exactly {batch}"
+        raise ConfigError(f"{path} was exported for batches of {sizes}, and all sizes are needed: {HOW}")

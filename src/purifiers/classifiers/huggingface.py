@@ -1,7 +1,7 @@
 """Image classifiers of Hugging Face transformers, by folder or by name on the hub, as plain modules: images -> logits."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,8 @@ def load_transformers(
     file has are resized in it. Where its labels are the data's classes in another order, its logits are put in the data's.
 
     Raises:
-        ConfigError: transformers is not installed; it is no image classifier or a multi-label one, or needs code of its own,
-            or something of its preprocessing cannot be done here; neither a file nor the call gives a normalisation.
-        MissingFileError: no such folder, no weights as safetensors, or the hub cannot be reached or has no such model.
-        CheckpointError: its weights are damaged or not complete.
+        ConfigError: transformers is missing; it is no such classifier or needs code of its own, or no normalisation is known.
+        MissingFileError, CheckpointError: no such model, or no weights as safetensors; they are damaged or not complete.
     """
     local = _is_folder(where)
     network = _load(where, local)
@@ -46,10 +44,8 @@ def load_transformers(
     size, height, width = _size(settings), *data.images.shape[-2:]
     if size is not None and size != (height, width):
         other = "the network takes that size too" if _runs(classifier, data) else "the network takes no other size"
-        say(
-            f"{'':<16} images of {height} x {width} are resized to {size[0]} x {size[1]} inside it, as its {PREPROCESSOR} "
-            f"asks ({other})"
-        )
+        sizes = f"{height} x {width} are resized to {size[0]} x {size[1]}"
+        say(f"{'':<16} images of {sizes} inside it, as its {PREPROCESSOR} asks ({other})")
     elif size is None and not _runs(classifier, data):
         wanted = getattr(network.config, "image_size", None)
         if isinstance(wanted, int) and (height, width) != (wanted, wanted):
@@ -80,7 +76,7 @@ class _Logits(nn.Module):
 
 
 def _is_folder(where: str) -> bool:
-    """Is it a folder, rather than a name on the hub? What can be missing in one is told here."""
+    """Whether it is a folder, and not a name on the hub; what a folder must hold is checked."""
     folder = Path(where)
     if not folder.is_dir():
         if where.count("/") > 1 or where.startswith((".", "/", "~")):
@@ -114,10 +110,8 @@ def _load(where: str, local: bool) -> Any:
             raise MissingFileError(_NO_SAFETENSORS.format(where=where)) from error
         if local:
             raise CheckpointError(f"{Path(where) / CONFIG_FILE} is damaged ({first_line(error)})") from error
-        raise MissingFileError(
-            f"cannot get '{where}' from the Hugging Face hub: {first_line(error)} Without a network pass the folder of a "
-            "downloaded model"
-        ) from error
+        advice = "Without a network pass the folder of a downloaded model"
+        raise MissingFileError(f"cannot get '{where}' from the Hugging Face hub: {first_line(error)} {advice}") from error
     except (ValueError, RuntimeError, ImportError, KeyError) as error:
         if "for this kind of AutoModel" in str(error):
             kind = transformers.AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False).model_type
@@ -125,14 +119,12 @@ def _load(where: str, local: bool) -> Any:
         raise ConfigError(f"transformers cannot load '{where}': {first_line(error)}") from error
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     if missing:
+        names = ", ".join(missing[:4]) + (" and others" if len(missing) > 4 else "")
         raise CheckpointError(
-            f"'{where}' holds no weights for {', '.join(missing[:4])}{' and others' if len(missing) > 4 else ''}, which "
-            "would be drawn at random: is it a model without a trained classifier on top?"
+            f"'{where}' holds no weights for {names}, which would be drawn at random: has it no trained head?"
         )
     if network.config.problem_type == "multi_label_classification":
-        raise ConfigError(
-            f"'{where}' is a multi-label classifier, whose classes do not exclude each other; one class an image is needed"
-        )
+        raise ConfigError(f"'{where}' is a multi-label classifier; one class an image is needed")
     return network.float()  # some are stored in half precision, in which attacks lose their epsilon
 
 
@@ -157,9 +149,8 @@ def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
     processors = require("transformers").AutoImageProcessor
     try:
         with _quiet(local):
-            settings: dict[str, Any] = processors.from_pretrained(
-                where, local_files_only=local, trust_remote_code=False
-            ).to_dict()
+            found = processors.from_pretrained(where, local_files_only=local, trust_remote_code=False)
+            settings: dict[str, Any] = found.to_dict()
     except (OSError, ValueError, ImportError) as error:
         if local and (Path(where) / PREPROCESSOR).exists():
             raise CheckpointError(f"{Path(where) / PREPROCESSOR} cannot be read: {first_line(error)}") from error
@@ -174,10 +165,10 @@ def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float]
     wanted = settings.get("do_normalize")
     if not settings or (wanted and not (settings.get("image_mean") and settings.get("image_std"))):
         raise ConfigError(
-            f"no {PREPROCESSOR} of '{where}' says how its images are normalised: give --mean and --std, in [0,1] units "
-            "(0 and 1 for not at all)"
+            f"'{where}' has no normalisation in a {PREPROCESSOR}: give --mean and --std in [0,1] units (0 and 1: none)"
         )
-    means, stds = (_list(settings[key]) for key in ("image_mean", "image_std")) if wanted else ([0.0], [1.0])
+    found = (settings[key] if wanted else none for key, none in (("image_mean", 0.0), ("image_std", 1.0)))
+    means, stds = ([float(one) for one in (value if isinstance(value, list | tuple) else [value])] for value in found)
     if len(means) != len(stds) or min(stds) <= 0:
         raise ConfigError(f"the {PREPROCESSOR} of '{where}' has image_mean {means} and image_std {stds}, which cannot be")
     scale = 255 * float(settings["rescale_factor"] if settings.get("do_rescale") else 1)
@@ -189,10 +180,6 @@ def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float]
 
 def _numbers(values: Sequence[float]) -> str:
     return ",".join(f"{value:.4g}" for value in values)
-
-
-def _list(value: Any) -> list[float]:
-    return [float(one) for one in value] if isinstance(value, list | tuple) else [float(value)]
 
 
 def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -218,14 +205,10 @@ def _order(names: Mapping[int, str], classes: Sequence[str]) -> list[int] | None
 
 
 def _runs(classifier: nn.Module, data: ImageSet) -> bool:
-    """Does it take the data's images as they are?"""
     classifier.eval()
     images = to_float(data.images[:1]).cpu()
     for channels in (3, 1):  # grey is seen to later
-        try:
-            with torch.no_grad():
-                classifier(images[:, :channels])
-        except Exception:  # whatever a foreign network raises
-            continue
-        return True
+        with suppress(Exception), torch.no_grad():  # whatever a foreign network raises
+            classifier(images[:, :channels])
+            return True
     return False

@@ -40,21 +40,22 @@ def load_classifier(
 
     Args:
         source: one of :data:`purifiers.classifiers.CLASSIFIER_FORMS`, for example ``cifar10-resnet56``.
-        data: images that it must be able to classify, on whose device it is put; where their classes are not known, into any
-            number of classes. None: it is checked when it is first used.
-        mean, std: the normalisation that it expects, in [0,1] units: a number for each channel, or one for all. None: it is
-            inside.
+        data: images that it must be able to classify, on whose device it is put. None: it is checked when it is first used.
+        mean, std: the normalisation that it expects, in [0,1] units, one number or one per channel. None: it is inside.
         network: for a file of weights alone, the network: its name under ``network``, its arguments beside it.
         device: where there is no ``data``.
 
     Raises:
-        ConfigError: not one of these forms; a module or function that cannot be imported or called; a classifier that
-            does not return finite logits (N, classes) for the data's images and classes, has no input gradient, is random,
-            changes when it is called, or mixes the images of a batch.
+        ConfigError: not one of these forms; a module or function that fails; a classifier that does not return finite logits
+            for the data's classes, has no input gradient, is random, changes when it is called, or mixes images of a batch.
         MissingFileError, CheckpointError: see ``load_network``, ``load_exported``, ``load_transformers``.
     """
-    opened = open_source(source, data or NOISE, mean, std, network)
-    classifier = _ready(opened, device if data is None else data.images.device)
+    classifier = place(open_source(source, data or NOISE, mean, std, network), device if data is None else data.images.device)
+    try:
+        classifier.eval()
+    except NotImplementedError:  # an exported program, or one with such a part
+        classifier = Fixed(classifier)
+    classifier.requires_grad_(False)
     if data is None:
         try:
             return _for_channels(classifier, source, to_float(NOISE.images).to(device))
@@ -72,15 +73,6 @@ def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.M
     return classifier
 
 
-def _ready(classifier: nn.Module, device: torch.device | str) -> nn.Module:
-    classifier = place(classifier, device)
-    try:
-        classifier.eval()
-    except NotImplementedError:  # an exported program, or one with such a part
-        classifier = Fixed(classifier)
-    return classifier.requires_grad_(False)
-
-
 def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
     """Remember what ``classifiers`` are; the function that this returns compares.
 
@@ -92,10 +84,7 @@ def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
     def compare() -> None:
         for name, classifier in classifiers.items():
             if fingerprint(classifier) != before[name]:
-                raise InputError(
-                    f"the weights or statistics of {name} changed while it was used; a classifier is only read: does its "
-                    "forward change it? All that was measured with it is invalid"
-                )
+                raise InputError(f"the weights or statistics of {name} changed while it was used: all results are invalid")
 
     return compare
 
@@ -118,25 +107,18 @@ def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Modu
 
 
 def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
+    shape = tuple(images.shape)
     try:
         logits = classifier(images.clone())  # which it may change in place
     except Exception as error:
         hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
-        raise ConfigError(f"the classifier '{source}' fails on images {tuple(images.shape)}: {located(error)}{hint}") from error
+        raise ConfigError(f"the classifier '{source}' fails on images {shape}: {located(error)}{hint}") from error
     if not isinstance(logits, Tensor):
-        hint = (
-            "pass the folder or hub name of a transformers model, or return .logits"
-            if hasattr(logits, "logits")
-            else "return the logits alone"
-        )
-        raise ConfigError(
-            f"the classifier '{source}' returns a {type(logits).__name__}; it must return a tensor of logits: {hint}"
-        )
+        transformers = "pass the folder or hub name of a transformers model, or return .logits"
+        hint = transformers if hasattr(logits, "logits") else "return the logits alone"
+        raise ConfigError(f"the classifier '{source}' returns a {type(logits).__name__}, not a tensor of logits: {hint}")
     if logits.ndim != 2 or len(logits) != len(images):
-        raise ConfigError(
-            f"the classifier '{source}' must return logits (N, classes); for {len(images)} images they have shape "
-            f"{tuple(logits.shape)}"
-        )
+        raise ConfigError(f"the classifier '{source}' must return logits (N, classes); got {tuple(logits.shape)} for {shape}")
     return logits
 
 
@@ -145,7 +127,7 @@ def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes
 
     Args:
         classifier: in evaluation mode.
-        source: what to call it in messages.
+        source: its name in messages.
         images: float32 (N, 3, H, W), in [0,1], two or more.
         classes: their class names; empty where they are not known.
 
@@ -155,49 +137,42 @@ def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes
     before = fingerprint(classifier)
     with torch.no_grad():
         logits, alone = (_logits(classifier, source, batch) for batch in (images, images[:1]))
-    if classes and logits.shape[1] != len(classes):
-        named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-        raise ConfigError(
-            f"the classifier '{source}' has {logits.shape[1]} classes, and the images have {len(classes)} ({named}): they need "
-            "the same classes, in the same order"
-        )
-    if not logits.isfinite().all():
-        raise ConfigError(f"the classifier '{source}' must return finite logits; those of the first images are not")
     if are_probabilities(logits).all():
         say(
             f"warning: the outputs of the classifier '{source}' lie in [0,1] and sum to 1: they are probabilities, whose "
             "gradient vanishes, so that attacks look weaker than they are; return the logits, from before the softmax"
         )
     random = is_random(classifier, images)
-    if fingerprint(classifier) != before:
-        raise ConfigError(
-            f"the classifier '{source}' changes when it is called, as BatchNorm in training mode does; it has to stay as it "
-            "is: let nothing call train() in its forward, and export it after eval()"
+    if classes and logits.shape[1] != len(classes):
+        named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        fault = f"has {logits.shape[1]} classes, and the images have {len(classes)} ({named}): they need the same, in one order"
+    elif not logits.isfinite().all():
+        fault = "must return finite logits; those of the first images are not"
+    elif fingerprint(classifier) != before:
+        fault = (
+            "changes when it is called, as BatchNorm in training mode does: call no train() in it, or export it after eval()"
         )
-    if random:
-        raise ConfigError(
-            f"the classifier '{source}' returns different logits for the same images; it has to be deterministic: is there "
-            "dropout or noise that evaluation mode does not switch off?"
-        )
-    if (relative_difference(logits[:1], alone) > ALONE).any():
-        raise ConfigError(
-            f"the classifier '{source}' returns different logits for an image alone and in a batch: is there BatchNorm that "
-            "evaluation mode does not switch to its running statistics?"
-        )
-    _check_gradient(classifier, source, images, logits)
+    elif random:
+        fault = "returns different logits for the same images; it must be deterministic: is there dropout or noise in it?"
+    elif (relative_difference(logits[:1], alone) > ALONE).any():
+        fault = "returns different logits for an image alone and in a batch: does its BatchNorm ignore evaluation mode?"
+    else:
+        fault = _gradient_fault(classifier, images, logits)
+    if fault:
+        raise ConfigError(f"the classifier '{source}' {fault}")
 
 
-def _check_gradient(classifier: nn.Module, source: str, images: Tensor, logits: Tensor) -> None:
-    without = f"the classifier '{source}' passes no gradient to its input; it cannot be attacked or trained against"
+def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> str:
+    without = "passes no gradient to its input; it cannot be attacked or trained against"
     try:
         gradient = gradient_at(classifier, images)
     except RuntimeError as error:
-        raise ConfigError(f"{without} ({error})") from error
+        return f"{without} ({error})"
     if not gradient.isfinite().all():
-        raise ConfigError(f"the gradient of the classifier '{source}' is not finite")
+        return "has a gradient that is not finite"
     # One with the same logits for all images has no gradient either; its accuracy shows that.
-    if not gradient.any() and not torch.equal(logits[0], logits[-1]):
-        raise ConfigError(f"{without}: does it detach, round or threshold its images?")
+    lost = not gradient.any() and not torch.equal(logits[0], logits[-1])
+    return f"{without}: does it detach, round or threshold its images?" if lost else ""
 
 
 def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:

@@ -47,8 +47,7 @@ def open_source(
 ) -> nn.Module:
     """The classifier that ``source`` names, on the CPU, unchecked; see :func:`purifiers.classifiers.load.load_classifier`.
 
-    ``mean`` and ``std`` are built into it: they replace those of ``network`` or of a Hugging Face model's files, and go before
-    anything else.
+    ``mean`` and ``std`` replace those of ``network`` or of a Hugging Face model's files, and go before anything else.
     """
     path = weights.locate(source)
     if source.startswith(HUB) or is_transformers(path):
@@ -59,10 +58,8 @@ def open_source(
         if is_transformers(path.parent):
             raise ConfigError(f"{path} belongs to a Hugging Face model: give its folder, {path.parent}")
         if not data.classes or network is None:
-            raise ConfigError(
-                f"{path} holds weights alone, and their network or its classes are not known: name the recipe of its images "
-                "with --recipe or their folder with --data-dir, or give a saved network's folder (in Python: data=, network=)"
-            )
+            advice = "give --recipe or --data-dir, or a saved network's folder (in Python: data=, network=)"
+            raise ConfigError(f"{path} holds weights alone, and their network or its classes are not known: {advice}")
         classifier = build_classifier(network, len(data.classes), mean, std)
         load_weights(classifier, path)
         return classifier
@@ -76,7 +73,12 @@ def open_source(
     if path.suffix == ".pt2":
         classifier = load_exported(path)
     elif path.suffix in PICKLES:
-        raise ConfigError(_pickled(path))
+        raise ConfigError(
+            f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: where it holds "
+            f"weights of the recipe's network, write them anew with  safetensors.torch.save_file(torch.load('{path.name}', "
+            f"weights_only=True), '{path.stem}.safetensors')  and give that file; else load it in a function of your own that "
+            "returns the classifier, and give module:function"
+        )
     elif ":" in source:
         classifier = _call(source)
     else:
@@ -105,17 +107,8 @@ def _call(source: str) -> nn.Module:
         raise ConfigError(f"calling the classifier '{source}' failed: {located(error)}") from error
     if isinstance(classifier, torch.jit.ScriptModule):
         raise ConfigError(
-            f"'{source}' returned a TorchScript module, which cannot be frozen: return the module that it was made of, or {HOW}"
+            f"'{source}' returned a TorchScript module, which cannot be frozen: return its source module, or {HOW}"
         )
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
     return classifier
-
-
-def _pickled(path: Path) -> str:
-    return (
-        f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: where it holds weights "
-        f"of the recipe's network, write them anew with  safetensors.torch.save_file(torch.load('{path.name}', "
-        f"weights_only=True), '{path.stem}.safetensors')  and give that file; else load it in a function of your own that "
-        "returns the classifier, and give module:function"
-    )

@@ -5,29 +5,48 @@ A function's parameters are its options, its docstring is its help. What it need
 
 import errno
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Signature, signature
+from typing import Annotated, Any
 
 import typer
 
 from purifiers.cli.app import app
 from purifiers.cli.audit import audit
 from purifiers.cli.certify import certify
-from purifiers.cli.demo import demo
 from purifiers.cli.evaluate import evaluate
 from purifiers.cli.export import export
 from purifiers.cli.purify import purify
-from purifiers.cli.reproduce import reproduce
+from purifiers.cli.reproduce import demo, reproduce
 from purifiers.cli.serve import serve
 from purifiers.cli.train import train
 from purifiers.errors import OutOfTime, PurifiersError, explain_missing
 from purifiers.version import __version__
 from purifiers.weights import CLASSIFIERS, PURIFIERS
 
+
+def _flat(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` for typer: the fields of its parameter ``changes`` become parameters."""
+    own = dict(signature(command).parameters)
+    if "changes" not in own:
+        return command
+    group = own.pop("changes").annotation
+    shared = signature(group).parameters
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(changes=group(**{name: values.pop(name) for name in shared}), **values)
+
+    every = [one.replace(kind=one.KEYWORD_ONLY) for one in (*own.values(), *shared.values())]
+    run.__signature__ = Signature(every)  # type: ignore[attr-defined]
+    return run
+
+
 # Plain text: rich would read names such as [1] or :bug: as markup, and its boxes cut paths.
 cli = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 for _command in (demo, train, evaluate, reproduce, audit, certify, export, purify, serve, app):
-    cli.command()(_command)
+    cli.command()(_flat(_command))
 
 
 def _print_version(wanted: bool) -> None:

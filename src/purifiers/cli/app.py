@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import changes, changing
 
 if TYPE_CHECKING:
     from purifiers.data import ImageSet
@@ -18,12 +17,9 @@ if TYPE_CHECKING:
 
 def app(
     purifier: options.What = "cifar10",
+    *,
+    changes: options.Changes,
     recipe: options.BehindRecipe = None,
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    data_dir: options.DataDir = None,
-    settings: options.Settings = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
@@ -50,8 +46,7 @@ def app(
         samples.append(samples_for(recipe))
         return samples[0].data
 
-    load = changing(changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir))
-    run = open_defended(purifier, load, Path(os.devnull), recipe, device, images)  # nothing is written
+    run = open_defended(purifier, changes.overrides(), Path(os.devnull), recipe, device, images)  # nothing is written
     place = weights.locate(purifier)
     name = purifier if purifier in weights.NAMES else place.resolve().name
     student = run.purifiers["student"]
@@ -62,7 +57,7 @@ def app(
         name,
         behind_name,
         replace(samples[0], data=run.images("test")),
-        robustness_summary(place, behind_name if classifier or recipe else None),
+        robustness_summary(place, behind_name if changes.classifier or recipe else None),
         next((attack.epsilon for attack in attacks if attack.norm == "linf" and attack.epsilon), 8 / 255),
     )
     with suppress(KeyboardInterrupt):

@@ -7,24 +7,21 @@ from typing import Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import changing, evaluation_changes, refuse_foreign_baselines, refuse_other_run
+from purifiers.cli.common import refuse_foreign_baselines, refuse_other_run
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 
 
 def audit(
     purifiers: Annotated[list[str], typer.Argument(metavar="RUN|NAME...", help=f"{options.PURIFIERS}.")],
+    *,
+    changes: options.EvaluationChanges,
     recipe: options.BehindRecipe = None,
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    data_dir: options.DataDir = None,
     images: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack at most N images.")] = None,
     no_checks: Annotated[
         bool, typer.Option("--no-checks", help="Skip the checks of how far the attacks can be trusted.")
     ] = False,
     baselines: Annotated[options.Which, options.baselines()] = "none",
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/audit")] = None,
-    settings: options.EvaluationSettings = None,
     device: options.Device = "auto",
 ) -> None:
     """Attack defended models under every threat model.
@@ -33,29 +30,26 @@ def audit(
     can only send queries. The number to quote is the worst case over all attacks, image by image. Writes audit.json, audit.md
     and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --images 50 gives a first impression.
     """
-    from rich.text import Text
-
-    from purifiers.console import duration, say, show_table
+    from purifiers.console import duration, say
     from purifiers.evaluation.audit.open import open_audited
     from purifiers.evaluation.records import Results
-    from purifiers.reports.audit_report import doubted, overview, sentences, write_audit
+    from purifiers.recipes.load import load_recipe
+    from purifiers.reports.audit_report import overview, sentences, write_audit
     from purifiers.reports.run_report import write_card
-    from purifiers.run_baselines import prepare_baselines
-    from purifiers.runs import RECIPE_FILE, is_run
+    from purifiers.runs import RECIPE_FILE, is_run, prepare_baselines
 
-    changed = evaluation_changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir)
-    changed += [("audit.images", images)] if images else []
-    changed += [("audit.check_images", 0)] if no_checks else []
-    load = changing(changed)
+    overrides = changes.overrides(trained=True)
+    overrides += [("audit.images", images)] if images else []
+    overrides += [("audit.check_images", 0)] if no_checks else []
     runs = [Path(name) for name in purifiers if is_run(name)]
     if recipe and len(runs) == len(purifiers):
         raise ConfigError("--recipe is for purifiers that have no run; a run has its own recipe")
     if baselines == "all" and is_run(purifiers[0]):
-        refuse_foreign_baselines(runs[0], load(runs[0] / RECIPE_FILE, ()))
+        refuse_foreign_baselines(runs[0], load_recipe(runs[0] / RECIPE_FILE, overrides))
     own = runs[0] if len(runs) == len(purifiers) == 1 else None
     folder = output or own or Path("runs/audit")
     refuse_other_run(folder, runs[0] if len(runs) == 1 else None)
-    opened = open_audited(purifiers, load, folder, recipe=recipe, device=device)
+    opened = open_audited(purifiers, overrides, folder, recipe=recipe, device=device)
     if baselines != "none":
         prepare_baselines(opened.run, train=baselines == "all")
         opened.add_baselines()
@@ -64,14 +58,7 @@ def audit(
     if own and folder.resolve() == own.resolve():
         with suppress(MissingFileError, CheckpointError):  # the run may not have been measured
             write_card(folder, Results.read(folder))
-    table = overview(found).compact()
-    red = {row[0]: doubted(found, row[0]) for row in table.rows}
-    rows = [
-        [Text(cell, "red") if column in red[row[0]] else cell for column, cell in zip(table.header, row, strict=True)]
-        for row in table.rows
-    ]
-    show_table(table.title, table.header, rows)
-    say(table.caption)
+    overview(found).show(caption=True)
     for sentence, red_one in sentences(found):
         say(sentence, style="red" if red_one else None)
     for warning in found.warnings:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import changing, evaluation_changes, refuse_other_run
+from purifiers.cli.common import refuse_other_run
 from purifiers.errors import ConfigError
 
 
@@ -18,11 +18,9 @@ def _fraction(text: str) -> float:
 
 def certify(
     purifier: options.What,
+    *,
+    changes: options.EvaluationChanges,
     recipe: options.BehindRecipe = None,
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    data_dir: options.DataDir = None,
     sigma: Annotated[
         float | None,
         typer.Option(
@@ -39,7 +37,6 @@ def certify(
     alpha: Annotated[float, typer.Option(metavar="P", help="Probability that a certificate is wrong, at most.")] = 0.001,
     images: Annotated[int, typer.Option(metavar="N", min=1, help="Certify N random test images.")] = 100,
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/NAME-certificate")] = None,
-    settings: options.EvaluationSettings = None,
     device: options.Device = "auto",
 ) -> None:
     """Prove how large a perturbation must be to change a class.
@@ -49,23 +46,23 @@ def certify(
     smooth-cpu. Writes certificate.json, certificate.md and a figure. If interrupted, the same command resumes.
     """
     from purifiers import weights
-    from purifiers.console import say, show_table
+    from purifiers.console import say
     from purifiers.evaluation.certify import Smoothing, certify_run
     from purifiers.reports.certificate_report import certificate_tables, write_certificate
     from purifiers.runs import is_run, open_defended
 
-    changed = evaluation_changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir)
+    overrides = changes.overrides(trained=True)
     own = weights.locate(purifier) if is_run(purifier) else None
     name = purifier if purifier in weights.NAMES else Path(purifier).resolve().name
     folder = output or own or Path("runs") / f"{name}-certificate"
     refuse_other_run(folder, own)
-    run = open_defended(purifier, changing(changed), folder, recipe, device)
+    run = open_defended(purifier, overrides, folder, recipe, device)
+    run.cache = folder / "cache"
     if sigma is None and not run.recipe.student.noise:
         raise ConfigError("this purifier was not trained on Gaussian noise (student.noise): give --sigma")
     smoothing = Smoothing(run.recipe.student.noise if sigma is None else sigma, n0, n, alpha)
     certificate = certify_run(run, name, smoothing, images)
     page = write_certificate(certificate, folder)
-    for table in (table.compact() for table in certificate_tables(certificate)):
-        show_table(table.title, table.header, table.rows)
-        say(table.caption)
+    for table in certificate_tables(certificate):
+        table.show(caption=True)
     say(f"\nopen {page}")

@@ -6,19 +6,16 @@ from typing import Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import evaluation_changes, refuse_foreign_baselines, refuse_other_run, report
+from purifiers.cli.common import refuse_foreign_baselines, refuse_other_run, report
 from purifiers.errors import ConfigError, MissingFileError
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The --output of 'purifiers train'.")],
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    data_dir: options.DataDir = None,
+    *,
+    changes: options.EvaluationChanges,
     baselines: Annotated[options.Which, options.baselines()] = "ready",
     output: Annotated[Path | None, options.output("RUN itself")] = None,
-    settings: options.EvaluationSettings = None,
     device: options.Device = "auto",
 ) -> None:
     """Attack and measure a purifier that 'train' made.
@@ -27,8 +24,7 @@ def evaluate(
     """
     from purifiers import weights
     from purifiers.recipes.load import load_recipe
-    from purifiers.run_baselines import prepare_baselines
-    from purifiers.runs import RECIPE_FILE, open_run, recipe_of
+    from purifiers.runs import RECIPE_FILE, open_run, prepare_baselines, recipe_of
 
     if not (run / RECIPE_FILE).is_file():
         if str(run) in weights.PURIFIERS:
@@ -37,12 +33,12 @@ def evaluate(
                 f"measure it: 'purifiers reproduce --recipe {recipe_of(str(run))} --from-weights'"
             )
         raise MissingFileError(f"{run} has no {RECIPE_FILE}: expected the --output of 'purifiers train'")
-    changed = evaluation_changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir)
-    recipe = load_recipe(run / RECIPE_FILE, changed)
+    recipe = load_recipe(run / RECIPE_FILE, changes.overrides(trained=True))
     if baselines == "all":
         refuse_foreign_baselines(run, recipe)
     refuse_other_run(output or run, run)
     opened = open_run(recipe, run, device)
     if baselines != "none":
         prepare_baselines(opened, train=baselines == "all")
+    opened.cache = (output or run) / "cache"
     report(opened, output or run)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import changes, recipe_behind, refuse_unused
+from purifiers.cli.common import recipe_behind
 from purifiers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,14 +25,11 @@ MEASURED = 1000
 def export(
     purifier: options.WhatOrHub,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .onnx, or .pt2 with --format torch.")],
+    *,
+    changes: options.Changes,
     format: Annotated[Literal["onnx", "torch"], typer.Option(help="ONNX, or a program of torch.export.")] = "onnx",
     opset: Annotated[int, typer.Option(metavar="N", help="Version of ONNX's operators.")] = 18,
     recipe: options.BehindRecipe = None,
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    data_dir: options.DataDir = None,
-    settings: options.Settings = None,
     size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Take images of N by N pixels only, as some classifiers do.")
     ] = None,
@@ -63,21 +60,14 @@ def export(
         raise ConfigError(f"{target}: expected a file that ends in {ending} (--format {format})")
     if format == "torch" and int8:
         raise ConfigError("--int8 is for ONNX: not with --format torch")
+    classifier = changes.classifier
     if not (int8 or classifier):
-        unused = {
-            "--recipe": recipe,
-            "--mean": mean,
-            "--std": std,
-            "--data-dir": data_dir,
-            "--images": images,
-            "--set": settings,
-        }
-        refuse_unused(unused, "--int8 or a --classifier")
+        changes.refuse_unused("--int8 or a --classifier", recipe=recipe, images=images)
     loaded = Purifier.from_pretrained(purifier)
     exportable(loaded)  # before data are read
-    changed = changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir, images=images)
-    changed += [("data.size", size)] if images and size else []
-    known = recipe_behind(purifier, recipe, changed)
+    overrides = changes.overrides(images=images)
+    overrides += [("data.size", size)] if images and size else []
+    known = recipe_behind(purifier, recipe, overrides)
     if int8 and known.data.name == "folder" and known.data.path is None:
         raise ConfigError(
             f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: give --images DIR, with one subfolder "
@@ -135,7 +125,7 @@ def _classifier(recipe: "Recipe", size: int | None) -> "nn.Module":
 
     assert recipe.classifier.source is not None
     data = recipe.data.model_copy(update={"size": size}) if size else recipe.data
-    return load_classifier(recipe.classifier.source, placeholder(**data.place()), **recipe.classifier.options())
+    return load_classifier(recipe.classifier.source, placeholder(data.name, **data.source()), **recipe.classifier.options())
 
 
 def _judge(recipe: "Recipe", purifier: str, test: "ImageSet") -> tuple["nn.Module | None", str]:

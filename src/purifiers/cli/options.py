@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from purifiers.classifiers import CLASSIFIER_FORMS
+from purifiers.errors import ConfigError
+
+Overrides = list[str | tuple[str, Any]]
+"""Changes of a recipe: ``student.epochs=5`` or ``("student.epochs", 5)``; the last one of a key wins."""
 
 _CLASSIFIER_KEYS = ("classifier.source", "classifier.mean", "classifier.std", "classifier.network")
 EVALUATION_ONLY = ("evaluation", "audit", "baselines", "data.path", "data.size", "data.test_limit", *_CLASSIFIER_KEYS)
@@ -17,29 +23,24 @@ PURIFIERS = "The --output of 'purifiers train', a shipped purifier (such as cifa
 _RECIPES = ", ".join(sorted(path.stem for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")))
 
 
-def reader(read: Callable[[str], Any], form: str) -> Callable[[str], Any]:
-    """``read``, whose ``ValueError`` becomes a message that names the expected ``form``."""
+def reader(read: Callable[[str], Any], form: str, valid: Callable[[Any], bool] = lambda value: True) -> Callable[[str], Any]:
+    """``read``, with a message that names the expected ``form`` where it raises ValueError or its result is not ``valid``."""
 
     def parse(text: str) -> Any:
-        try:
-            return read(text)
-        except ValueError:
-            raise typer.BadParameter(f"expected {form}; got '{text}'") from None
+        with suppress(ValueError):
+            if valid(value := read(text)):
+                return value
+        raise typer.BadParameter(f"expected {form}; got '{text}'")
 
     return parse
 
 
-def _minutes(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
-        raise ValueError
-    return value
-
-
-def _numbers(text: str) -> list[float]:
+def numbers(text: str) -> list[float]:
+    """The numbers in a list with commas."""
     return [float(part) for part in text.split(",")]
 
 
-_channels = reader(_numbers, "numbers separated by commas, such as 0.485,0.456,0.406")
+_channels = reader(numbers, "numbers separated by commas, such as 0.485,0.456,0.406")
 
 
 def recipe(default: bool | str = True) -> Any:
@@ -75,47 +76,88 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, e.g. student.epochs=5. Can be repeated."),
 ]
-EvaluationSettings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a value of the recipe, e.g. data.test_limit=100. Can be repeated. Training is over, so only these can be "
-        f"changed: {', '.join(EVALUATION_ONLY)}.",
-    ),
-]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.", show_default="the recipe's")]
 Minutes = Annotated[
     float | None,
     typer.Option(
         metavar="N",
-        parser=reader(_minutes, "a number of minutes above 0"),
+        parser=reader(float, "a number of minutes above 0", lambda minutes: 0 < minutes < math.inf),
         help="Stop, with exit status 3, before an epoch that would not fit into N minutes. The same command resumes.",
     ),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="First delete what an earlier run wrote into the output folder.")]
-Classifier = Annotated[
-    str | None, typer.Option(metavar="SOURCE", help=f"The classifier to protect, which is never changed: {CLASSIFIER_FORMS}.")
-]
-Mean = Annotated[
-    Sequence[float] | None,
-    typer.Option(
-        metavar="R,G,B",
-        parser=_channels,
-        help="Mean that the classifier's images are normalised with, one number or one per channel, in [0,1] units: "
-        "0.485,0.456,0.406.",
-    ),
-]
-Std = Annotated[
-    Sequence[float] | None,
-    typer.Option(metavar="R,G,B", parser=_channels, help="Standard deviation, likewise: 0.229,0.224,0.225."),
-]
-DataDir = Annotated[
-    str | None, typer.Option(metavar="DIR", help="Folder of the data set: CIFAR-10's batches, or your own images.")
-]
 ShippedClassifiers = Annotated[
     bool, typer.Option("--shipped-classifiers", help="Use the recipe's classifiers that ship instead of training them.")
 ]
 Which = Literal["all", "ready", "none"]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels before they are decoded.")]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The options that change a recipe; a command that has a parameter of this class has all of them."""
+
+    classifier: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help=f"The classifier to protect, which is never changed: {CLASSIFIER_FORMS}."),
+    ] = None
+    mean: Annotated[
+        Sequence[float] | None,
+        typer.Option(
+            metavar="R,G,B",
+            parser=_channels,
+            help="Mean that the classifier's images are normalised with, one number or one per channel, in [0,1] units: "
+            "0.485,0.456,0.406.",
+        ),
+    ] = None
+    std: Annotated[
+        Sequence[float] | None,
+        typer.Option(metavar="R,G,B", parser=_channels, help="Standard deviation, likewise: 0.229,0.224,0.225."),
+    ] = None
+    data_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the data set: CIFAR-10's batches, or your own images.")
+    ] = None
+    settings: Settings = None
+
+    def overrides(self, *, trained: bool = False, images: str | None = None, seed: int | None = None) -> Overrides:
+        """The changes, for :func:`purifiers.recipes.load.load_recipe`.
+
+        Raises:
+            ConfigError: two folders of images, or, for a purifier that is ``trained``, a setting that training used.
+        """
+        settings = self.settings or []
+        if trained and (used := [setting for setting in settings if not setting.startswith(EVALUATION_ONLY)]):
+            raise ConfigError(f"--set {used[0]}: training is over; only {', '.join(EVALUATION_ONLY)} can be changed")
+        if images and self.data_dir:
+            raise ConfigError("--images and --data-dir both name the folder of the data set: give one of them")
+        named = {
+            "data.name": images and "folder",
+            "data.path": images or self.data_dir,
+            "classifier.source": self.classifier,
+            "classifier.mean": self.mean,
+            "classifier.std": self.std,
+            "seed": seed,
+        }
+        return [*settings, *((key, value) for key, value in named.items() if value is not None)]
+
+    def refuse_unused(self, without: str, **others: object) -> None:
+        """Refuse these options and ``others``, which would have no effect ``without`` another one."""
+        if unused := [name for name, value in {**others, **vars(self)}.items() if value]:
+            option = "set" if unused[0] == "settings" else unused[0].replace("_", "-")
+            raise ConfigError(f"--{option} has no effect without {without}")
+
+
+@dataclass(frozen=True)
+class EvaluationChanges(Changes):
+    """The same after training."""
+
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a value of the recipe, e.g. data.test_limit=100. Can be repeated. Training is over, so only these can "
+            f"be changed: {', '.join(EVALUATION_ONLY)}.",
+        ),
+    ] = None

@@ -55,6 +55,8 @@ def purify(
         say(f"{result.replaced} were written by another purifier, and were replaced")
     if result.animated:
         say(f"{result.animated} have several frames or pages: the first was purified")
+    if result.dark:
+        say(f"{result.dark} are 16-bit grey that uses 12 bits at most, and so nearly black: scale them to 16 bits first")
     for failure in result.failed[:LISTED]:
         typer.echo(f"purifiers: {failure}", err=True)
     if len(result.failed) > LISTED:

@@ -1,4 +1,4 @@
-"""``purifiers reproduce``."""
+"""``purifiers reproduce``, and ``purifiers demo``: the same on a small data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,26 +7,18 @@ from typing import Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import changes, evaluation_changes, refuse_file, report
+from purifiers.cli.common import refuse_file, report
 from purifiers.errors import ConfigError
 
 
-def _tables(text: str) -> tuple[int, ...]:
-    chosen = tuple(int(part) for part in text.split(","))
-    if not set(chosen) <= {1, 2, 3}:
-        raise ValueError
-    return chosen
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    chosen = tuple(int(part) for part in text.split(","))
-    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
-        raise ValueError
-    return chosen
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def reproduce(
     recipe: Annotated[str, options.recipe()] = "paper",
+    *,
+    changes: options.Changes,
     from_weights: Annotated[
         bool, typer.Option("--from-weights", help="Measure the shipped weights of the recipe (Table 1) instead of training.")
     ] = False,
@@ -34,7 +26,7 @@ def reproduce(
         Sequence[int] | None,
         typer.Option(
             metavar="1,2,3",
-            parser=options.reader(_tables, "numbers of tables (1 to 3) separated by commas"),
+            parser=options.reader(_integers, "numbers of tables (1 to 3) separated by commas", {1, 2, 3}.issuperset),
             help="Tables to train for; Table 1 always is one of them. Default: all.",
         ),
     ] = None,
@@ -42,18 +34,17 @@ def reproduce(
         Sequence[int] | None,
         typer.Option(
             metavar="0,1,2",
-            parser=options.reader(_seeds, "several different seeds separated by commas, such as 0,1,2"),
+            parser=options.reader(
+                _integers,
+                "several different seeds separated by commas, such as 0,1,2",
+                lambda seeds: 1 < len(seeds) == len(set(seeds)),
+            ),
             help="Train and measure once with each seed, each in a folder of its own, and average Table 2 over them.",
         ),
     ] = None,
     baselines: Annotated[options.Which | None, options.baselines("all; ready with --from-weights or --seeds")] = None,
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     shipped_classifiers: options.ShippedClassifiers = False,
-    data_dir: options.DataDir = None,
     output: Annotated[Path | None, options.output("runs/RECIPE; runs/RECIPE-weights with --from-weights")] = None,
-    settings: options.Settings = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
     minutes: options.Minutes = None,
@@ -65,11 +56,10 @@ def reproduce(
     against every attack. Table 2: the effect of each teacher (three more students). Table 3: the effect of each ingredient,
     if the recipe names variants. What is finished in the output folder is reused.
     """
-    from purifiers.console import Deadline, Stopwatch, duration, say, show_table
+    from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import changed, load_recipe, with_shipped_classifiers
     from purifiers.reports.run_report import write_seeds
-    from purifiers.run_baselines import prepare_baselines
-    from purifiers.runs import RECIPE_FILE, open_weights
+    from purifiers.runs import RECIPE_FILE, open_weights, prepare_baselines
     from purifiers.training.pipeline import train_recipe, train_variants
 
     wanted = tables or (1, 2, 3)
@@ -79,8 +69,7 @@ def reproduce(
         raise ConfigError("--from-weights takes the weights as they are: not with --seed, --restart, or --tables other than 1")
     if from_weights and minutes is not None and baselines != "all":
         raise ConfigError("--minutes limits training, and --from-weights trains nothing without --baselines all")
-    change = evaluation_changes if from_weights else changes
-    chosen = load_recipe(recipe, change(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir, seed=seed))
+    chosen = load_recipe(recipe, changes.overrides(trained=from_weights, seed=seed))
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / (chosen.name + ("-weights" if from_weights else ""))
@@ -108,6 +97,25 @@ def reproduce(
         runs.append(run)
     results = [report(run, run.folder) for run in runs]
     if seeds:
-        table = write_seeds(results, folder)
-        show_table(table.title, table.header, table.rows)
-        say(table.caption)
+        write_seeds(results, folder).show(caption=True)
+
+
+def demo(
+    recipe: Annotated[str, options.recipe()] = "digits",
+    output: Annotated[Path, options.output()] = Path("runs/demo"),
+    settings: options.Settings = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    minutes: options.Minutes = None,
+    restart: options.Restart = False,
+    baselines: Annotated[options.Which, options.baselines()] = "all",
+) -> None:
+    """Run the paper's whole pipeline on a small data set, in minutes.
+
+    Train a classifier, the two teachers and the students on scikit-learn's digits, attack them in six ways, and write both
+    tables of the paper, its figure and an HTML report. Needs neither a download nor a GPU.
+    """
+    changes = options.Changes(settings=settings)
+    reproduce(
+        recipe, changes=changes, output=output, device=device, seed=seed, minutes=minutes, restart=restart, baselines=baselines
+    )

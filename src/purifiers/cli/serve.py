@@ -5,17 +5,14 @@ from typing import Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import changes, recipe_behind, refuse_unused
+from purifiers.cli.common import recipe_behind
 
 
 def serve(
     purifier: options.WhatOrHub,
+    *,
+    changes: options.Changes,
     recipe: options.BehindRecipe = None,
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    data_dir: options.DataDir = None,
-    settings: options.Settings = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen: 127.0.0.1 is this machine alone; 0.0.0.0 or :: is all.")
     ] = "127.0.0.1",
@@ -42,13 +39,11 @@ def serve(
     from purifiers.serve import server
     from purifiers.serve.endpoints import Limits
 
-    if not classifier:
-        unused = {"--recipe": recipe, "--mean": mean, "--std": std, "--data-dir": data_dir, "--set": settings}
-        refuse_unused(unused, "a --classifier")
-    changed = changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir)
+    if not changes.classifier:
+        changes.refuse_unused("a --classifier", recipe=recipe)
     server.serve(
         purifier,
-        recipe=recipe_behind(purifier, recipe, changed) if classifier else None,
+        recipe=recipe_behind(purifier, recipe, changes.overrides()) if changes.classifier else None,
         host=host,
         port=port,
         max_batch_size=max_batch_size,

@@ -6,19 +6,16 @@ from typing import Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import changes, refuse_file
+from purifiers.cli.common import refuse_file
 
 
 def train(
+    *,
+    changes: options.Changes,
     recipe: Annotated[str | None, options.recipe("digits; folder with --images")] = None,
     images: Annotated[str | None, typer.Option(metavar="DIR", help="Your images, one subfolder per class.")] = None,
-    classifier: options.Classifier = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
     shipped_classifiers: options.ShippedClassifiers = False,
-    data_dir: options.DataDir = None,
     output: Annotated[Path | None, options.output("runs/RECIPE")] = None,
-    settings: options.Settings = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
     minutes: options.Minutes = None,
@@ -35,8 +32,7 @@ def train(
     from purifiers.weights import NAMES
 
     watch = Stopwatch()
-    changed = changes(settings, classifier=classifier, mean=mean, std=std, data_dir=data_dir, images=images, seed=seed)
-    chosen = load_recipe(recipe or ("folder" if images else "digits"), changed)
+    chosen = load_recipe(recipe or ("folder" if images else "digits"), changes.overrides(images=images, seed=seed))
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / chosen.name

@@ -33,8 +33,8 @@ def load_cifar10(split: Literal["train", "test"], path: str | None = None) -> Im
 
     Args:
         split: which of the two.
-        path: the folder ``cifar-10-batches-py`` or the one that holds it; by default ``$PURIFIERS_DATA``, and without
-            that the original archive (170 MB) is downloaded once into the user's cache.
+        path: the folder ``cifar-10-batches-py`` or the one that holds it; by default ``$PURIFIERS_DATA``, else the user's
+            cache, into which the original archive (170 MB) is downloaded once.
 
     Raises:
         MissingFileError: a named folder does not hold the batches, or the download failed.
@@ -43,12 +43,8 @@ def load_cifar10(split: Literal["train", "test"], path: str | None = None) -> Im
     folder = _find(path or os.environ.get("PURIFIERS_DATA"))
     names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
     batches = [_read_batch(folder / name) for name in names]
-    return ImageSet(
-        name="cifar10",
-        images=torch.from_numpy(np.concatenate([pixels for pixels, _ in batches])),
-        labels=torch.from_numpy(np.concatenate([labels for _, labels in batches])),
-        classes=CLASSES,
-    )
+    images, labels = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*batches, strict=True))
+    return ImageSet("cifar10", images, labels, CLASSES)
 
 
 def _find(path: str | None) -> Path:
@@ -57,29 +53,23 @@ def _find(path: str | None) -> Path:
     for folder in (Path(path), Path(path) / FOLDER):
         if (folder / "test_batch").is_file():
             return folder
-    raise MissingFileError(
-        f"no CIFAR-10 batches in {path}: give --data-dir (or $PURIFIERS_DATA) the folder {FOLDER} or the one that "
-        "holds it, or leave both out to download the data"
-    )
+    advice = f"give --data-dir (or $PURIFIERS_DATA) the folder {FOLDER} or the one that holds it, or neither to download it"
+    raise MissingFileError(f"no CIFAR-10 batches in {path}: {advice}")
 
 
 def _download() -> Path:
-    pooch = require("pooch")
-    requests = require("requests")
-    cache = pooch.os_cache("purifiers")
+    pooch, requests = require("pooch"), require("requests")
     try:
         files = pooch.retrieve(
             ARCHIVE_URL,
             known_hash=f"md5:{ARCHIVE_MD5}",
-            path=cache,
+            path=pooch.os_cache("purifiers"),
             processor=pooch.Untar(members=[f"{FOLDER}/{name}" for name in BATCH_MD5]),
             progressbar=True,
         )
     except (requests.RequestException, OSError, ValueError) as error:
-        raise MissingFileError(
-            f"CIFAR-10 could not be downloaded ({error}); fetch {ARCHIVE_URL} by hand, unpack it, and give the folder "
-            "with --data-dir or $PURIFIERS_DATA"
-        ) from error
+        advice = f"fetch {ARCHIVE_URL} by hand, unpack it, and give the folder with --data-dir or $PURIFIERS_DATA"
+        raise MissingFileError(f"CIFAR-10 could not be downloaded ({error}); {advice}") from error
     return Path(files[0]).parent
 
 

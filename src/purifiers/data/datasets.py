@@ -18,8 +18,8 @@ class DataSet:
 
     Attributes:
         load: (split, ...) -> ImageSet; may take ``path`` and ``size``.
-        classes: the class names, or (path) -> these, or None where they are not known.
-        size: height and width of the images where no size is given, or (path) -> (height, width) or None.
+        classes: the class names, or (path) -> these; None where they are not known.
+        size: of the images where none is given, or (path) -> (height, width); None where it is not known.
     """
 
     load: Callable[..., ImageSet]
@@ -59,8 +59,7 @@ def load_images(name: str, split: Literal["train", "test"], **options: Any) -> I
 
 
 def placeholder(name: str, path: str | None = None, size: int | None = None) -> ImageSet | None:
-    """Two images of noise, of the size and with the classes of a data set that need not be here; None where its size is not
-    known."""
+    """Two images of noise, of the size and classes of a data set that need not be here; None where its size is not known."""
     data = DATASETS[name]
     shape = data.shape(path, size)
     if shape is None:

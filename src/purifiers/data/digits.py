@@ -27,12 +27,8 @@ def load_digits(split: Literal["train", "test"], size: int = SIZES[0]) -> ImageS
         raise ConfigError(f"the digits come in sizes {' and '.join(map(str, SIZES))}; got data.size={size}")
     pixels, labels = sklearn_digits(return_X_y=True)
     parts = train_test_split(pixels, labels, test_size=360, stratify=labels, random_state=0)
-    chosen_pixels, chosen_labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    chosen_pixels, chosen_labels = parts[split == "test" :: 2]
     grey = torch.tensor(chosen_pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     large = F.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
-    return ImageSet(
-        name="digits",
-        images=to_uint8(large).expand(-1, 3, -1, -1).contiguous(),
-        labels=torch.tensor(chosen_labels, dtype=torch.int64),
-        classes=CLASSES,
-    )
+    images = to_uint8(large).expand(-1, 3, -1, -1).contiguous()
+    return ImageSet("digits", images, torch.tensor(chosen_labels, dtype=torch.int64), CLASSES)

@@ -36,6 +36,7 @@ class Picture:
         colours: RGB, 8 bits, upright; also under transparent pixels.
         alpha: its opacity, 8 bits, of the same size; None if it has none.
         animated: it holds more frames or pages; this is the first.
+        dark: 16-bit grey of which no pixel uses more than 12 bits, as of many cameras: hardly more than black.
         icc: the colour profile, if it is one of RGB.
         exif: EXIF without the orientation, as that has been applied, and without the thumbnail; None if there is none.
         dpi: pixels per inch, across and down.
@@ -45,6 +46,7 @@ class Picture:
     colours: Image.Image
     alpha: Image.Image | None = None
     animated: bool = False
+    dark: bool = False
     icc: bytes | None = None
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
@@ -85,12 +87,26 @@ def image_size(file: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return _read(file, lambda image: image.size, max_pixels)
 
 
-def png_text(file: Path, key: str) -> str:
-    """The text of a PNG file of any size under ``key``, from its header; empty if there is none, or if it is no such file."""
+def text_under(file: Path, key: str) -> str:
+    """The text of a PNG file under ``key``, or the comment of a JPEG that begins with it, from the header; empty if there is
+    none."""
+
+    def text(image: Image.Image) -> str:
+        name, _, comment = image.info.get("comment", b"").decode(errors="replace").partition(": ")
+        return str(image.info.get(key, comment if name == key else ""))
+
     try:
-        return _read(file, lambda image: str(image.info.get(key, "")), sys.maxsize, ("PNG",))
+        return _read(file, text, sys.maxsize, ("PNG", "JPEG"))
     except DataError:
         return ""
+
+
+def is_whole(file: Path) -> bool:
+    """Whether all of an image file, of any size, can be decoded."""
+    try:
+        return _read(file, lambda image: image.load() is not None, sys.maxsize)
+    except DataError:
+        return False
 
 
 def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Picture:
@@ -142,6 +158,7 @@ def decoded(opened: Image.Image) -> Picture:
         levels = np.asarray(image).astype(np.int64)
         if levels.min(initial=0) < 0 or levels.max(initial=0) > 65535:
             raise DataError("32-bit grey, of which nothing says what is white; convert it to 16 or 8 bits")
+        about["dark"] = 0 < levels.max(initial=0) < 2**12
         if isinstance(clear := info.get("transparency"), int):  # the one grey level that a PNG calls transparent
             about["alpha"] = Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
         if getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds up to 8 bits

@@ -1,6 +1,7 @@
 """A folder of images, one sub-folder for each class."""
 
-from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -22,18 +23,16 @@ NAMED = 20
 
 
 def folder_classes(path: str | None) -> tuple[str, ...] | None:
-    """The class names of such a folder, or None if it is not here or not laid out so."""
+    """The class names of such a folder; None if it is not here or not laid out so."""
     return tuple(_training_files(path)) or None
 
 
 def folder_shape(path: str | None) -> tuple[int, int] | None:
     """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
-    try:
+    with suppress(DataError):
         for files in _training_files(path).values():
             first = read_rgb(files[0])
             return first.height, first.width
-    except DataError:
-        pass
     return None
 
 
@@ -48,11 +47,10 @@ def _training_files(path: str | None) -> dict[str, list[Path]]:
 def load_folder(split: Literal["train", "test"], path: str | None = None, size: int | None = None) -> ImageSet:
     """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``).
 
-    Without folders of its own for the two splits, about a fifth of every class is the test split. Each file's name
-    decides for itself, so that files added later move no image from one split to the other. The exception is the one
-    image that keeps a split of a very small class from being empty: it is given back when the split has another.
-    Classes are numbered in the alphabetical order of their folders, hidden ones left out, or in numeric order where all their
-    names are numbers; see :func:`read_rgb` for what becomes of pixels.
+    Without folders for the two splits, about a fifth of every class is the test split, drawn by each file's name, so that files
+    added later move no image to the other split (but for the one that keeps a split of a very small class from being empty).
+    Classes are numbered in the alphabetical order of their folders, or in numeric order where all their names are numbers;
+    hidden ones are left out. Pixels: see :func:`read_rgb`.
 
     Args:
         split: which of the two.
@@ -62,18 +60,16 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
         MissingFileError: no such folder, or fewer than two class folders.
-        DataError: files that cannot be read, the first 20 named; a class folder without images; train and test folders with
-            different classes.
+        DataError: unreadable files; a class folder without images; train and test folders with different classes.
     """
     if path is None:
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one sub-folder per class")
     files = class_files(Path(path), split)
     if list(files) != sorted(files):
         say(f"{'classes':<16} numbered as numbers: 10 after 9, and not after 1 as in alphabetical order (torchvision's)")
-    images, unreadable = _read_all((file for of_class in files.values() for file in of_class), size)
+    images, unreadable = _read_all(files, size)
     if unreadable:
-        other = class_files(Path(path), "test" if split == "train" else "train")
-        more, also = _read_all((file for of_class in other.values() for file in of_class), size)
+        more, also = _read_all(class_files(Path(path), "test" if split == "train" else "train"), size)
         unreadable += also
         listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
         count = len(images) + len(more) + len(unreadable)
@@ -81,16 +77,10 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     shapes = sorted({image.shape[:2] for image in images})
     if len(shapes) > 1:
         shorter = sorted(min(image.shape[:2]) for image in images)
-        raise ConfigError(
-            f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; give one, that of the "
-            f"classifier's own training if you know it: --set data.size={shorter[len(shorter) // 2]}"
-        )
-    return ImageSet(
-        name=Path(path).name,
-        images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.tensor([label for label, of_class in enumerate(files.values()) for _ in of_class], dtype=torch.int64),
-        classes=tuple(files),
-    )
+        advice = f"give one, that of the classifier's own training if known: --set data.size={shorter[len(shorter) // 2]}"
+        raise ConfigError(f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; {advice}")
+    labels = torch.tensor([label for label, of_class in enumerate(files.values()) for _ in of_class], dtype=torch.int64)
+    return ImageSet(Path(path).name, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels, tuple(files))
 
 
 def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[Path]]:
@@ -112,10 +102,8 @@ def _layout(root: Path, split: str) -> tuple[dict[str, list[Path]], bool]:
     if not (train or test or val):
         return _classes(root), False
     if not (train and (test or val)):
-        raise DataError(
-            f"{root} has a folder {'train' if train else 'test' if test else 'val'} of its own; it needs both train and "
-            f"{' or '.join(TEST_FOLDERS)}"
-        )
+        found = "train" if train else "test" if test else "val"
+        raise DataError(f"{root} has a folder {found} of its own; it needs both train and {' or '.join(TEST_FOLDERS)}")
     own = {"train": root / "train", "test": root / ("test" if test else "val")}
     classes = {name: _classes(folder) for name, folder in own.items()}
     if list(classes["train"]) != list(classes["test"]):
@@ -152,10 +140,10 @@ def _drawn(folder: Path, files: list[Path], split: str) -> list[Path]:
     return [file for file in files if (file in tests) == (split == "test")]
 
 
-def _read_all(files: Iterable[Path], size: int | None) -> tuple[list[np.ndarray], list[str]]:
-    """The images of ``files``, uint8 (H, W, 3), and what is wrong with those that cannot be read."""
+def _read_all(files: dict[str, list[Path]], size: int | None) -> tuple[list[np.ndarray], list[str]]:
+    """The images of ``files``, uint8 (H, W, 3), and the faults of those that cannot be read."""
     images, unreadable = [], []
-    for file in files:
+    for file in chain.from_iterable(files.values()):
         try:
             image = read_rgb(file)
             images.append(np.asarray(image if size is None else cover(image, size, size)))

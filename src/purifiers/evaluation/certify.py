@@ -40,7 +40,7 @@ class Smoothing:
     """The numbers of a smoothed classifier; an InputError if one is out of range, or ``n`` too small to certify anything.
 
     Attributes:
-        sigma: standard deviation of the noise, in [0,1] units.
+        sigma: standard deviation of the noise, in [0,1] units; at most 1.
         n0: noisy copies of an image from which a class is selected.
         n: noisy copies from which that class's probability is bounded; 100,000 in the paper.
         alpha: probability, at most, with which an image's answer is wrong.
@@ -52,8 +52,8 @@ class Smoothing:
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise InputError(f"sigma must be above 0, in [0,1] units such as 0.25; got {self.sigma:g}")
+        if not 0 < self.sigma <= 1:
+            raise InputError(f"sigma must be above 0 and at most 1, in [0,1] units: 0.25 or 64/255, not 64; got {self.sigma:g}")
         for name, count in (("n0", self.n0), ("n", self.n)):
             if count < 1:
                 raise InputError(f"{name}, a number of noisy copies of each image, must be at least 1; got {count}")

@@ -29,7 +29,7 @@ def measure_cost(module: nn.Module, images: Tensor) -> Cost:
     """
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
-            module(images[:1])
+            module(images[:1].clone())
         seconds, passes = _time(module, images), 1
         if seconds < LEAST_SECONDS:  # a short pass is warmed up and repeated
             seconds, passes = 0.0, 0
@@ -44,6 +44,7 @@ def measure_cost(module: nn.Module, images: Tensor) -> Cost:
 
 
 def _time(module: nn.Module, images: Tensor) -> float:
+    images = images.clone()  # which the module may change in place
     watch = Stopwatch()
     module(images).sum().item()  # waits for the device
     return watch.seconds

@@ -22,12 +22,12 @@ from purifiers.evaluation.cost import count_parameters, measure_cost, peak_flops
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
 from purifiers.evaluation.models import as_data, check_defended
-from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, versions
+from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import refuse_gradients
 from purifiers.recipes.schema import Evaluation
 from purifiers.registry import fingerprint
-from purifiers.runs import STATE_FILE, STUDENTS, Run, own_classifier
+from purifiers.runs import STATE_FILE, Run, own_classifier, student_configs
 from purifiers.seeds import seed_for
 from purifiers.storage import load_state
 
@@ -97,7 +97,7 @@ def evaluate(
             parameters=count_parameters(purifier),
             classifier_sha256=fingerprint(classifier),
             records=records,
-            warnings=warnings,
+            warnings=warnings + not_finite(records),
         )
 
 
@@ -127,7 +127,8 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     # Teachers and the other students are for Table 2, which takes all of them.
-    measured = run.purifiers if run.purifiers.keys() >= STUDENTS.keys() else {"student": run.purifiers["student"]}
+    complete = run.purifiers.keys() >= student_configs(run.recipe.student, ablation=True).keys()
+    measured = run.purifiers if complete else {"student": run.purifiers["student"]}
     for name, purifier in measured.items():
         views = config.views if name == "student" else ("blind",)
         found, noted = evaluator.evaluate(name, purifier, config.attacks_under, views, config.limit_of)
@@ -167,7 +168,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         costs=costs,
         classifier_sha256=fingerprint(run.classifier),
         records=records,
-        warnings=warnings,
+        warnings=warnings + not_finite(records),
     )
     return results, examples
 

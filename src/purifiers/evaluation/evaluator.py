@@ -127,7 +127,7 @@ class Evaluator:
         predictions, psnrs, ssims, l2 = [], [], [], []
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
             for images, adversarial, purified in self._purified(defended, attacked, data, among):
-                predictions.append(metrics.classes(defended.classifier(purified)))
+                predictions.append(metrics.classes(defended.classifier(purified.clone())))
                 psnrs.append(metrics.psnr(purified, images))
                 ssims.append(metrics.ssim(purified, images))
                 l2.append(distances(images, adversarial, "l2"))
@@ -142,6 +142,7 @@ class Evaluator:
             "psnr": torch.cat(psnrs).mean().item(),
             "ssim": torch.cat(similarities).mean().item() if similarities else None,
             "l2": torch.cat(l2).median().item(),
+            "not_finite": int((predicted < 0).sum()),
             "right": (predicted == data.labels).cpu(),
         }
 

@@ -55,7 +55,7 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
         purified = defended.purifier(adversarial)
 
         def row(shown: Tensor) -> Row:
-            predicted = metrics.classes(defended.classifier(shown))
+            predicted = metrics.classes(defended.classifier(shown.clone()))
             psnr = None if shown is images else metrics.psnr(shown, images).tolist()
             names = [data.classes[i] if i >= 0 else "none" for i in predicted.tolist()]
             return Row(shown.cpu(), names, (predicted == labels).tolist(), psnr)

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -84,6 +85,7 @@ class Record(Result):
         attacked: on how many of the images the attack was run, in an audit's cascade, where images that an earlier attack
             broke are not attacked again and count as broken; None: on all. ``accuracy`` and ``ci95`` are of all ``n``, the
             other numbers of those that were attacked (if none was left, of the versions that broke them).
+        not_finite: for how many images a logit after purification is NaN or infinite; they count as wrong.
     """
 
     dataset: str
@@ -103,14 +105,28 @@ class Record(Result):
     l2: float
     seconds: float
     attacked: int | None = None
+    not_finite: int = 0
 
 
 class AttackWarning(Result):
-    """What an attack's library reports against a number."""
+    """What speaks against a number: reports of the attack's library, or logits that are not finite."""
 
     view: str
     attack: str
     message: str
+
+
+def not_finite(records: Sequence[Record]) -> list[AttackWarning]:
+    """A warning for each of ``records`` with logits that are not finite."""
+    return [
+        AttackWarning(
+            view=one.view,
+            attack=one.attack,
+            message=f"{one.purifier}: logits are NaN or infinite for {one.not_finite} of {one.attacked or one.n} images",
+        )
+        for one in records
+        if one.not_finite
+    ]
 
 
 class Cost(Result):

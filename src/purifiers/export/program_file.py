@@ -28,12 +28,9 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and checked against the model.
+    """A file that was checked against the model on random images of ``shapes``.
 
-    Attributes:
-        path: the file.
-        difference: the largest difference of an output from PyTorch's, see :data:`TOLERANCE`.
-        shapes: of the random images that it was checked with.
+    ``difference`` is the largest of an output from PyTorch's, see :data:`TOLERANCE`.
     """
 
     path: Path
@@ -77,16 +74,13 @@ def export_onnx(
     and width are too.
 
     Args:
-        model: see :func:`exportable`.
+        model, metadata: see :func:`exportable` and :func:`about`.
         path: ends in ``.onnx``.
-        metadata: see :func:`about`.
         opset: version of ONNX's operators, :data:`OPSET` or newer.
         size: height and width, for models that take one size only.
-        channels: of the images.
 
     Raises:
-        ConfigError: torch cannot export it, ONNX Runtime cannot run it, or its result differs; or the extra ``onnx`` is not
-            installed.
+        ConfigError: torch cannot export it, ONNX Runtime cannot run it, or its result differs.
     """
     onnx, _, _ = (require(module) for module in ("onnx", "onnxscript", "onnxruntime"))
     newest = onnx.defs.onnx_opset_version()
@@ -116,14 +110,9 @@ def export_onnx(
 
 
 def export_torch(model: nn.Module, path: Path, *, size: int | None = None, channels: int = 3) -> Exported:
-    """Write ``model`` as a program of torch.export and check it: ``torch.export.load(path).module()`` is a module again.
+    """Write ``model`` as a program of torch.export, a .pt2 file: ``torch.export.load(path).module()`` is a module again.
 
-    Args:
-        model, size, channels: see :func:`export_onnx`.
-        path: ends in ``.pt2``.
-
-    Raises:
-        ConfigError: torch cannot export it.
+    Arguments and errors are as in :func:`export_onnx`.
     """
     free = torch.export.Dim.DYNAMIC
     dynamic = {0: free} if size else {0: free, 2: free, 3: free}
@@ -189,11 +178,7 @@ def stamp(path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def open_onnx(path: Path) -> Any:
-    """An ONNX file in ONNX Runtime, on the CPU.
-
-    Raises:
-        ConfigError: it cannot be run there.
-    """
+    """An ONNX file in ONNX Runtime, on the CPU; raises ConfigError if it cannot be run there."""
     runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors only

@@ -46,13 +46,9 @@ def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str
     without VNNI instructions do not overflow, and have a scale for each channel.
 
     Args:
-        source: a float file.
-        target: the 8-bit one.
+        source, target: the float file and the 8-bit one.
         images: typical ones; some hundred will do.
-        metadata: for the file, see :func:`purifiers.export.program_file.about`.
-
-    Raises:
-        ConfigError: the extra ``onnx`` is not installed.
+        metadata: see :func:`purifiers.export.program_file.about`.
     """
     tool = require("onnxruntime.quantization")
     prepare = require("onnxruntime.quantization.shape_inference").quant_pre_process
@@ -80,13 +76,7 @@ def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str
 
 
 def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier: nn.Module | None = None) -> Loss:
-    """Compare an 8-bit file with its float file.
-
-    Args:
-        float_file, file: both.
-        images: with their true labels.
-        classifier: of the images that the files purify; not used if the files return logits.
-    """
+    """Compare an 8-bit file with its float file on ``images``, with ``classifier`` behind if the files return images."""
     sessions = open_onnx(float_file), open_onnx(file)
     largest, ratios, predictions = 0.0, [], []
     with torch.no_grad():

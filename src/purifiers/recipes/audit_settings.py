@@ -1,9 +1,10 @@
 """A recipe's settings of the audit: attacks under every threat model, all within one ball for each norm."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
@@ -83,7 +84,7 @@ class AuditSettings(Group):
     images: Positive = 1000
     limits: dict[str, Positive]
     draws: int = Field(default=20, ge=2)
-    surrogates: tuple[str, ...] = ()
+    surrogates: tuple[Annotated[str, AfterValidator(lambda pair: "+".join(map(anywhere, pair.split("+"))))], ...] = ()
     cascade: bool = False
     check_images: int = Field(default=100, ge=0)
 
@@ -92,27 +93,22 @@ class AuditSettings(Group):
     def _over_the_standard(cls, content: Any) -> Any:
         if not isinstance(content, Mapping):
             return content
-        fields = cls.model_fields
-        try:
-            radii = [float(parse_fraction(content.get(key, fields[key].default))) for key in ("epsilon", "epsilon_l2")]
-            usable = 0 < radii[0] <= 1 and radii[1] > 0
-        except (TypeError, ValueError):
-            usable = False
-        if not usable:  # the fields raise the error
-            radii = [fields[key].default for key in ("epsilon", "epsilon_l2")]
+        defaults = {key: cls.model_fields[key].default for key in ("epsilon", "epsilon_l2")}
+        radii = list(defaults.values())
+        with suppress(TypeError, ValueError):  # the fields raise the error
+            found = [float(parse_fraction(content.get(key, default))) for key, default in defaults.items()]
+            radii = found if 0 < found[0] <= 1 and found[1] > 0 else radii
         standard = standard_attacks(*radii)
         given = {key: content.get(key) or {} for key in ("attacks", "views", "limits")}
         for key, value in given.items():
             if not isinstance(value, Mapping):
                 raise ValueError(f"{key} is a group of values; got {value!r}")
-        attacks: dict[str, Any] = {}
-        for name in dict.fromkeys([*standard, *given["attacks"]]):
-            attack = given["attacks"].get(name, {})
+        attacks = {name: given["attacks"].get(name, {}) for name in {**standard, **given["attacks"]}}
+        removed = {name for name, attack in attacks.items() if attack is None}
+        attacks = {name: attack for name, attack in attacks.items() if attack is not None}
+        for name, attack in attacks.items():
             attack = attack.model_dump() if isinstance(attack, Attack) else attack
-            if attack is None:
-                continue
             if not isinstance(attack, Mapping):
-                attacks[name] = attack
                 continue
             # Another kind shares no numbers with the standard one.
             known = standard.get(name, {})
@@ -123,7 +119,6 @@ class AuditSettings(Group):
                 group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
                 raise ValueError(f"attacks.{name} has an epsilon of its own: all attacks of a norm share one, {group}")
             attacks[name] = filled if filled.get("kind") == "cw" else {**filled, "epsilon": radius}
-        removed = {*standard, *given["attacks"]} - attacks.keys()
         views: dict[str, Any] = {}
         for view, names in {**STANDARD_VIEWS, **given["views"]}.items():
             listed = (names,) if isinstance(names, str) else names or ()
@@ -132,11 +127,6 @@ class AuditSettings(Group):
             views[view] = tuple(name for name in listed if name not in removed)
         limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in removed}
         return {**content, "attacks": attacks, "views": views, "limits": limits}
-
-    @field_validator("surrogates")
-    @classmethod
-    def _absolute(cls, surrogates: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple("+".join(map(anywhere, one.split("+"))) for one in surrogates)
 
     @field_validator("attacks")
     @classmethod
@@ -164,11 +154,9 @@ class AuditSettings(Group):
         standard = standard_attacks(self.epsilon, self.epsilon_l2)
         written: dict[str, Any] = {name: None for name in standard if name not in attacks}
         for name, attack in attacks.items():
-            content = attack.model_dump(mode="json", exclude={"epsilon"})
             known = standard.get(name, {})
-            if attack.kind == known.get("kind") and getattr(attack, "step_size", None) == known.get("step_size"):
-                content.pop("step_size", None)
-            written[name] = content
+            usual = attack.kind == known.get("kind") and getattr(attack, "step_size", None) == known.get("step_size")
+            written[name] = attack.model_dump(mode="json", exclude={"epsilon", "step_size"} if usual else {"epsilon"})
         return written
 
     @field_serializer("limits")
@@ -182,5 +170,4 @@ class AuditSettings(Group):
 
     def limit_of(self, attack: str, purifier: str) -> int:
         """The number of images that ``attack`` is run on for ``purifier``."""
-        limits = [self.limits.get(attack), self.limits.get(purifier), self.images]
-        return min(limit for limit in limits if limit is not None)
+        return min([self.images, *(self.limits[name] for name in (attack, purifier) if name in self.limits)])

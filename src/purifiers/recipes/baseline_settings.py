@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from torch import nn
 
 from purifiers.attacks import SSP
 from purifiers.baselines.classical import Nothing, Transformation
@@ -49,11 +50,13 @@ class Baseline(Kind):
     network: NetworkConfig
     test_limit: Positive | None = None
 
+    def build(self, classes: int) -> nn.Module:
+        """Its network, untrained, for data of so many ``classes``."""
+        return self.network.build()
+
 
 class TrainedBaseline(Baseline):
-    """A baseline that is trained on the recipe's images.
-
-    ``limit``: the number of random images it is trained on.
+    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them.
 
     Attributes:
         trainer: ``module:function`` that trains it: (run, title, these settings, training images) -> the network.
@@ -137,18 +140,19 @@ class BaselineSOAP(TrainedBaseline):
             raise ValueError("SOAP trains its own classifier: give network.classifier, such as {network: resnet, depth: 20}")
         return network
 
+    def build(self, classes: int) -> nn.Module:
+        return self.network.build(classifier={**self.network.arguments["classifier"], "num_classes": classes})
+
 
 def _ready(name: str) -> bool:
-    """Does the network ``name`` purify without training, alone or around another?"""
+    """Whether the network ``name`` purifies without training, alone or around another."""
     return issubclass(NETWORKS[name], (Transformation, Nothing, Wrapper))
 
 
 def _not_ready(base: Any) -> str | None:
     """The part of a wrapper's ``base`` that needs training, or is no network."""
-    if base is None:
-        return None
     if not isinstance(base, Mapping):
-        return repr(base)
+        return None if base is None else repr(base)
     name = base.get("network")
     return _not_ready(base.get("base")) if name in NETWORKS and _ready(str(name)) else f"'{name}'"
 

@@ -77,23 +77,19 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
-    # CIFAR-10 is the same wherever it is; another folder holds other images.
-    free = (
-        *("evaluation", "audit", "data.test_limit", "name", "weights", "baselines", "variants"),
-        *(["data.path"] if now.data.name == "cifar10" else []),
-    )
+    free: tuple[str, ...] = ("evaluation", "audit", "data.test_limit", "name", "weights", "baselines", "variants")
+    if now.data.name == "cifar10":  # the same wherever it is
+        free += ("data.path",)
     # Training attacks are run in the batches of the evaluation, and drawn by them.
     bound = "evaluation.batch_size" if now.training_attacks else None
     found = {key: values for key, values in differences(there, now).items() if key == bound or not key.startswith(free)}
     # Of what was moved the path alone differs: a stage knows its images and the networks that it used by their content.
-    return {key: values for key, values in found.items() if not _was_moved(*values)}
+    return {key: (old, new) for key, (old, new) in found.items() if not (isinstance(new, str) and _is_gone(old))}
 
 
-def _was_moved(there: Any, now: Any) -> bool:
-    """Whether ``there`` is an absolute path where nothing is any more, and ``now`` is another path."""
-    if not isinstance(there, str) or not isinstance(now, str):
-        return False
-    path = Path(there.removeprefix(HUB))
+def _is_gone(place: Any) -> bool:
+    """Whether ``place`` is an absolute path where nothing is any more."""
+    path = Path(place.removeprefix(HUB) if isinstance(place, str) else "")
     return path.is_absolute() and not path.exists()
 
 
@@ -110,12 +106,9 @@ def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping | list):
-        return {prefix: tree}
+        return {prefix.removeprefix("."): tree}
     pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree, start=1)
-    flat: dict[str, Any] = {}
-    for key, value in pairs:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+    return {name: leaf for key, value in pairs for name, leaf in _flat(value, f"{prefix}.{key}").items()}
 
 
 def with_shipped_classifiers(recipe: Recipe) -> Recipe:
@@ -125,11 +118,8 @@ def with_shipped_classifiers(recipe: Recipe) -> Recipe:
         ConfigError: not all of its classifiers ship.
     """
     trained = [stage for stage, config in recipe.classifiers().items() if config.source is None]
-    missing = [stage for stage in trained if stage not in recipe.weights]
-    if missing:
-        raise ConfigError(
-            f"no weights for {', '.join(missing)} of the recipe '{recipe.name}' come with the library: train them"
-        )
+    if missing := ", ".join(stage for stage in trained if stage not in recipe.weights):
+        raise ConfigError(f"no weights for {missing} of the recipe '{recipe.name}' come with the library: train them")
     one, *others = [
         config.model_dump(mode="json") | ({"source": recipe.weights[stage]} if stage in trained else {})
         for stage, config in recipe.classifiers().items()

@@ -8,7 +8,8 @@ from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 
 from purifiers.attacks.base import parse_fraction
 from purifiers.data import DATASETS
@@ -35,27 +36,19 @@ def checked(registry: Registry[Any], name: str) -> str:
 class Data(Group):
     """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
 
-    name: str
+    name: Annotated[str, AfterValidator(lambda name: checked(DATASETS, name))]
     path: Annotated[str, AfterValidator(absolute)] | None = None
     size: Positive | None = None
     limit: Positive | None = None
     test_limit: Positive | None = None
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return checked(DATASETS, name)
-
-    def place(self) -> dict[str, Any]:
-        """The data set as :func:`purifiers.data.placeholder` takes it."""
-        return {"name": self.name, "path": self.path, "size": self.size}
-
     def source(self) -> dict[str, Any]:
-        """The options for :func:`purifiers.data.load_images`."""
+        """The options of :func:`purifiers.data.load_images` and :func:`purifiers.data.placeholder`."""
         return {"path": self.path, "size": self.size}
 
 
 def _with_fractions(content: Any) -> Any:
+    """Lengths as in attacks: 8/255 is a number."""
     if isinstance(content, Mapping):
         return {key: _with_fractions(value) for key, value in content.items()}
     return parse_fraction(content) if isinstance(content, str) and re.fullmatch(r"[\d. ]+/[\d. ]+", content) else content
@@ -68,16 +61,16 @@ class NetworkConfig(BaseModel):
 
     network: str
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fractions(cls, content: Any) -> Any:
-        """Lengths as in attacks: 8/255 is a number."""
-        return _with_fractions(content)
+    _fractions = model_validator(mode="before")(_with_fractions)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
         """The constructor's arguments."""
         return self.model_extra or {}
+
+    def build(self, **others: Any) -> nn.Module:
+        """The network, untrained; with ``others`` in place of, or beside, its arguments."""
+        return build_network(self.network, {**self.arguments, **others})
 
     @model_validator(mode="after")
     def _buildable(self) -> "NetworkConfig":

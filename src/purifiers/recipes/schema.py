@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.errors import nearest
@@ -15,6 +15,7 @@ from purifiers.recipes.parts import Data, NetworkConfig, OnPerturbed, Optimisati
 from purifiers.registry import NETWORKS
 from purifiers.weights import absolute, anywhere
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
 STARTS = ("scratch", "teacher_at")
 """A student's start, besides the name or folder of a purifier."""
 PLACES: Mapping[str, Callable[[str], str]] = {
@@ -64,9 +65,9 @@ class Classifier(Group):
         mean, std = self.mean, self.std
         if self.source is None and self.training is None:
             raise ValueError("needs either a source or a group 'training'")
-        if mean is None and std is None:
-            return self
         if mean is None or std is None:
+            if mean is std:
+                return self
             raise ValueError("mean and std go together: one of them is missing")
         if self.source is None:
             raise ValueError("mean and std belong to a source; of a network that is trained here, set network.mean and .std")
@@ -149,7 +150,7 @@ class Student(OnAttacked):
 
 
 class Evaluation(Group):
-    """Attacks by the names that the tables show, and the views under which each is run.
+    """Attacks by the names that the tables show (null removes one), and the views under which each is run.
 
     ``views``: always with ``blind``, Table 1's; the others run the attacks in ``adaptive_attacks`` (all if empty).
     ``limits``: an attack's name -> the number of random test images it is run on, where it is too slow for all; the name
@@ -157,15 +158,21 @@ class Evaluation(Group):
     """
 
     attacks: dict[str, AnyAttack] = Field(min_length=1)
-    views: tuple[str, ...] = Field(default=("blind",), min_length=1)
-    adaptive_attacks: tuple[str, ...] = ()
+    views: Names = Field(default=("blind",), min_length=1)
+    adaptive_attacks: Names = ()
     limits: dict[str, Positive] = Field(default_factory=dict)
     batch_size: Positive = 250
 
-    @field_validator("views", "adaptive_attacks", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _one_is_a_list_too(cls, names: Any) -> Any:
-        return (names,) if isinstance(names, str) else names
+    def _without_removed(cls, content: Any) -> Any:
+        attacks, limits = (content.get(key) if isinstance(content, Mapping) else None for key in ("attacks", "limits"))
+        if not isinstance(attacks, Mapping):
+            return content
+        kept = {name: attack for name, attack in attacks.items() if attack is not None}
+        if isinstance(limits, Mapping):
+            limits = {name: limit for name, limit in limits.items() if name in kept or name not in attacks}
+        return {**content, "attacks": kept, **({} if limits is None else {"limits": limits})}
 
     @field_validator("views")
     @classmethod
@@ -195,8 +202,8 @@ class Evaluation(Group):
 
     def limit_of(self, view: str, attack: str) -> int | None:
         """On how many test images ``attack`` is run under ``view``; None for all."""
-        limits = [self.limits.get(attack), None if view == "blind" else self.limits.get(ADAPTIVE)]
-        return min((limit for limit in limits if limit is not None), default=None)
+        names = [attack] if view == "blind" else [attack, ADAPTIVE]
+        return min((self.limits[name] for name in names if name in self.limits), default=None)
 
 
 class Recipe(Group):

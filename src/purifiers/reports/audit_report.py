@@ -1,10 +1,6 @@
 """The report of an audit: a table of all purifiers, one of all attacks, and a summary. Reads records, computes nothing."""
 
-from dataclasses import replace
 from pathlib import Path
-
-import yaml
-from markupsafe import Markup
 
 from purifiers.evaluation.audit.result import GROUPS, NORMS, WORST, Audit, group_of
 from purifiers.evaluation.records import CLEAN
@@ -38,7 +34,8 @@ def overview(audit: Audit) -> Table:
         )
     caption = text("overview", cleans=cleans, settings=audit.settings)
     header = ["purifier", "images", "clean", "PSNR (dB)", *GROUPS, *WORST_CASES.values(), VERDICT]
-    return Table("Every purifier under every threat model", caption, header, rows, details=("images", "PSNR (dB)"))
+    red = {name: doubted(audit, name) for name in audit.purifiers}
+    return Table("Every purifier under every threat model", caption, header, rows, ("images", "PSNR (dB)"), red)
 
 
 def attacks(audit: Audit) -> Table:
@@ -100,18 +97,8 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
 
 def audit_page(audit: Audit) -> str:
     """The report in Markdown; its figure is at ``FIGURE``."""
-    red = {name: doubted(audit, name) for name in audit.purifiers}
-    tables = [replace(overview(audit), doubted=red), attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
-    first, *others = [Markup(table.markdown()) for table in tables]
-    return page(
-        "audit.md.j2",
-        audit=audit,
-        overview=first,
-        figure=FIGURE,
-        sentences=sentences(audit),
-        tables=others,
-        settings=Markup(yaml.safe_dump(audit.settings, sort_keys=False)),
-    )
+    others = [attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
+    return page("audit.md.j2", audit=audit, overview=overview(audit), tables=others, figure=FIGURE, sentences=sentences(audit))
 
 
 def write_audit(audit: Audit, folder: Path) -> Path:

@@ -1,14 +1,12 @@
-"""Model cards: how a purifier or classifier was trained, what was measured, and its limits.
+"""Model cards: training, results and limits of a purifier or classifier.
 
-The numbers of a card are in its front matter, as the evaluation results that the Hugging Face hub reads; the tables are the
-same numbers for people.
+The numbers are in the front matter, as the evaluation results that the Hugging Face hub reads, and in tables for people.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from pydantic import ValidationError
 
 from purifiers import hub
@@ -53,9 +51,9 @@ def model_card(
 
     Args:
         name: of the purifier.
-        results: of the run that trained it, then of any others that measured the same purifier.
+        results: of the run that trained it, then of others that measured the same purifier.
         location: where ``from_pretrained`` finds it, if that is not the name.
-        audit: of that run alone: its worst cases are rows of the first table, in the norms in which it was attacked white-box.
+        audit: of that run alone: its white-box worst cases are rows of the first table.
         notes: paragraphs for the end, in Markdown.
     """
     recipe = results[0].trained or results[0].recipe
@@ -65,14 +63,14 @@ def model_card(
         "card.md.j2",
         metadata=_metadata(name, recipe["data"]["name"], (_measurement(record) for group in measured for record in group)),
         name=name,
-        example=Markup(hub.example(location or name)),
+        example=hub.example(location or name),
         results=results[0],
         recipe=recipe,
         starts=STARTS,
         baseline=folder_of(""),
         changed=_changed(recipe),
-        tables=[Markup(_table(group).markdown()) for group in measured],
-        notes=map(Markup, notes),
+        tables=map(_table, measured),
+        notes=notes,
     )
 
 
@@ -89,7 +87,7 @@ def classifier_card(name: str, trained: Mapping[str, Any], notes: Sequence[str] 
     about = {"pipeline_tag": "image-classification", "tags": ["image-classification"]}
     result = (trained["dataset"], float(percent(trained["accuracy"])), {"images": trained["images"]})
     metadata = _metadata(name, trained["dataset"], [result], about)
-    return page("classifier_card.md.j2", metadata=metadata, name=name, one=trained, notes=map(Markup, notes))
+    return page("classifier_card.md.j2", metadata=metadata, name=name, one=trained, notes=notes)
 
 
 def measurements(card: str | None) -> list[Measurement]:
@@ -111,17 +109,13 @@ def robustness_summary(folder: Path, other: str | None = None) -> str:
     Views are compared within one epsilon, if there is one in which both were measured.
 
     Args:
-        folder: of the purifier, with its card.
+        folder: of the purifier, with its card; without numbers in it, nothing is known.
         other: the classifier behind it, if it may differ from the card's, for a warning.
-
-    Returns:
-        The sentences, in plain text; without a card with numbers, that nothing is known.
     """
     found = measurements(hub.card_in(folder))
     own = [one for one in found if one.classifier == found[0].classifier]
     clean = next((one for one in own if one.view == CLEAN), None)
-    blind = [one for one in own if one.view == "blind"]
-    full = [one for one in own if one.view not in ("blind", CLEAN)]
+    blind, full = ([one for one in own if one.view != CLEAN and (one.view == "blind") == known] for known in (True, False))
     shared = {one.epsilon for one in blind} & {one.epsilon for one in full} - {"-"}
     within = [[one for one in view if one.epsilon in shared or not shared] for view in (blind, full)]
     strongest = [min(view, key=lambda one: one.accuracy, default=None) for view in within]
@@ -129,7 +123,7 @@ def robustness_summary(folder: Path, other: str | None = None) -> str:
 
 
 def _worst_cases(audit: Audit | None) -> list[Record]:
-    """The worst cases of an audit of one purifier, as records of an attack that is called so."""
+    """The worst cases of an audit of one purifier, as records of an attack of that name."""
     if audit is None:
         return []
     (name,) = audit.purifiers
@@ -140,7 +134,7 @@ def _worst_cases(audit: Audit | None) -> list[Record]:
 
 def _metadata(
     name: str, dataset: str, results: Iterable[tuple[str, float, dict[str, Any]]], about: Mapping[str, Any] = hub.METADATA
-) -> Markup:
+) -> str:
     """The front matter of a card: its results as data set, accuracy in %, and what else belongs to them."""
     library = require("huggingface_hub")
     found = []
@@ -149,14 +143,11 @@ def _metadata(
         value = ("image-classification", tested, tested, "accuracy", accuracy)
         found.append(library.EvalResult(*value, dataset_split="test", metric_name=metric, metric_args=args))
     about = {**hub.METADATA, **about, "datasets": [dataset]}
-    return Markup(library.ModelCardData(**about, model_name=name, eval_results=found).to_yaml().strip())
+    return str(library.ModelCardData(**about, model_name=name, eval_results=found).to_yaml().strip())
 
 
 def _measurement(record: Record) -> tuple[str, float, dict[str, Any]]:
-    args = {
-        "classifier": record.classifier,
-        "attack": record.attack,
-        "view": record.view,
+    args = record.model_dump(include={"classifier", "attack", "view"}) | {
         "epsilon": epsilon_of(record),
         "images": record.n,
         "interval": [float(percent(end)) for end in record.ci95],

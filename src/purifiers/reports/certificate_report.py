@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from markupsafe import Markup
-
 from purifiers.console import duration
 from purifiers.evaluation.certify import Certificate
 from purifiers.reports.figures import certificate_figure, save_figure
@@ -35,8 +33,7 @@ def certificate_tables(certificate: Certificate) -> list[Table]:
 
 def certificate_page(certificate: Certificate) -> str:
     """The page in Markdown; its figure is at ``FIGURE``."""
-    tables = [Markup(table.markdown()) for table in certificate_tables(certificate)]
-    return page("certificate.md.j2", one=certificate, figure=FIGURE, tables=tables)
+    return page("certificate.md.j2", one=certificate, figure=FIGURE, tables=certificate_tables(certificate))
 
 
 def write_certificate(certificate: Certificate, folder: Path) -> Path:

@@ -13,14 +13,19 @@ from purifiers.reports.render import Table, half_width, percent, text, title_of
 from purifiers.reports.tables import attacked_mean, comparable_attacks, select
 
 OURS = "ours"
+PAPERS = "ours, the paper's losses"
+
+
+def baselines_of(results: Results) -> dict[str, dict[str, Record]]:
+    """The records of every baseline under the view blind, by its title, then by attack."""
+    names = dict.fromkeys(record.purifier for record in results.records if record.purifier.startswith(BASELINE))
+    return {name.removeprefix(BASELINE): select(results, name) for name in names}
 
 
 def purifiers_of(results: Results) -> dict[str, dict[str, Record]]:
-    """The records of ours and of every baseline under the view blind, by the titles of their rows, then by attack; empty
-    where there are no baselines."""
-    names = dict.fromkeys(record.purifier for record in results.records if record.purifier.startswith(BASELINE))
-    baselines = {name.removeprefix(BASELINE): select(results, name) for name in names}
-    return {OURS: select(results), **baselines} if baselines else {}
+    """The same with ours first, and ours with the paper's losses alone if that is another; empty without baselines."""
+    baselines, papers = baselines_of(results), select(results, "student_paper")
+    return {OURS: select(results), **({PAPERS: papers} if papers else {}), **baselines} if baselines else {}
 
 
 def table_1_for_all(results: Results) -> Table:
@@ -29,7 +34,7 @@ def table_1_for_all(results: Results) -> Table:
     ours = purifiers[OURS]
     rows = [["no purifier", *(percent(record.accuracy_undefended) for record in ours.values()), *_cost(results, "classifier")]]
     for title, records in purifiers.items():
-        cost = _cost(results, "student" if title == OURS else BASELINE + title)
+        cost = _cost(results, "student" if title in (OURS, PAPERS) else BASELINE + title)
         rows.append([title, *(percent(records[attack].accuracy) for attack in ours), *cost])
     for title, column in paper.TABLE_1.items() if known else ():
         theirs = [f"{column[attack]:.2f}" if attack in known else "-" for attack in ours]
@@ -51,7 +56,7 @@ def table_1_for_all(results: Results) -> Table:
 def table_of_baselines(results: Results) -> Table:
     """The size of each baseline, and how it was trained."""
     recipe = parse_recipe(results.recipe)
-    compared = {title: recipe.baselines[title] for title in purifiers_of(results) if title != OURS}
+    compared = {title: recipe.baselines[title] for title in baselines_of(results)}
     rows = []
     for title, baseline in compared.items():
         size, original, trained, time = _size(baseline.network.network, baseline.network.arguments), "-", "-", "-"
@@ -71,10 +76,10 @@ def table_of_baselines(results: Results) -> Table:
 
 def sentence(results: Results) -> str:
     """Which purifier is best in the mean over the attacks, in a sentence; empty where nothing was compared."""
-    purifiers = purifiers_of(results)
-    ours = purifiers.pop(OURS, {})
+    ours = select(results)
     # A baseline around ours is another use of ours, and no rival.
-    rivals = [found for title, found in purifiers.items() if results.recipe["baselines"][title].get("around") != "student"]
+    settings = results.recipe["baselines"]
+    rivals = [found for title, found in baselines_of(results).items() if settings[title].get("around") != "student"]
     if not rivals or len(ours) < 2:
         return ""
     best = max(rivals, key=attacked_mean)

@@ -31,11 +31,8 @@ _NOT_LOSSES = ("epoch", "learning_rate", "images_per_second", "flops_per_image",
 
 def save_figures(results: Results, examples: Examples, folder: Path) -> list[Path]:
     """Draw every figure into ``folder`` as SVG charts and a PNG picture; returns the files in the report's order."""
-    figures = {
-        "examples.png": examples_figure(examples),
-        "accuracy.svg": accuracy_figure(results),
-        "training.svg": training_figure(results),
-    }
+    figures = {"examples.png": examples_figure(examples), "accuracy.svg": accuracy_figure(results)}
+    figures["training.svg"] = training_figure(results)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
     return [folder / name for name in figures]

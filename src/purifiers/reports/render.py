@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from markdown_it import MarkdownIt
 from markupsafe import Markup
+from rich.text import Text
 
 from purifiers.attacks import VIEWS, show_fraction
-from purifiers.console import duration
+from purifiers.console import duration, say, show_table
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.reports.paper import CLEAN_UNDEFENDED
 from purifiers.storage import write_text
@@ -45,19 +47,32 @@ class Table:
         rows = [[row[i] for i in kept] for row in self.rows]
         return replace(self, header=[self.header[i] for i in kept], rows=rows, details=())
 
+    def _with_doubts(self) -> list[tuple[list[str], list[bool]]]:
+        """Each row, and which of its cells are not reliable."""
+        return [(row, [name in self.doubted.get(row[0], ()) for name in self.header]) for row in self.rows]
+
+    def show(self, *, caption: bool = False) -> None:
+        """Print the table without its details, doubted cells red."""
+        table = self.compact()
+        red = table._with_doubts()
+        rows = [[Text(cell, "red" if bad else "") for cell, bad in zip(*pair, strict=True)] for pair in red]
+        show_table(table.title, table.header, rows)
+        if caption:
+            say(table.caption)
+
     def markdown(self) -> str:
         """The table in GitHub's Markdown, numbers to the right."""
         lines = [list(map(escape, self.header)), ["---"] + ["---:"] * (len(self.header) - 1)]
-        for row in self.rows:
-            bold = self.doubted.get(row[0], ())
-            cells = zip(self.header, map(escape, row), strict=True)
-            lines.append([f"**{cell}**" if column in bold else cell for column, cell in cells])
+        for row, bold in self._with_doubts():
+            lines.append([f"**{escape(cell)}**" if bad else escape(cell) for cell, bad in zip(row, bold, strict=True)])
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"### {escape(self.title)}\n\n{body}\n\n{escape(self.caption)}\n"
 
 
 def escape(value: object) -> str:
-    """``value`` as Markdown that shows it literally, on one line, also in a table; ``Markup`` stays as it is."""
+    """``value`` as Markdown that shows it literally, on one line, also in a table; tables and ``Markup`` as they are."""
+    if isinstance(value, Table):
+        return value.markdown()
     return value if isinstance(value, Markup) else str(value).translate(_MARKDOWN)
 
 
@@ -120,6 +135,7 @@ _PLAIN = jinja2.Environment(
     keep_trailing_newline=True,
 )
 _PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format, without_folder=_without_folder)
+_PLAIN.filters.update(yaml=lambda content: Markup(yaml.safe_dump(content, sort_keys=False)))
 _PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction, papers_clean=CLEAN_UNDEFENDED)
 _PAGES = _PLAIN.overlay(finalize=escape)
 
@@ -143,7 +159,7 @@ def page(template: str, **content: Any) -> str:
 def write_page(path: Path, markdown: str, title: str, figures: Iterable[Path]) -> Path:
     """Write ``markdown`` to ``path``, and beside it as one self-contained HTML file, whose path is returned.
 
-    HTML in ``markdown`` is shown as text; ``figures`` are the SVG and PNG files that it shows from ``figures/``.
+    HTML in it is shown as text; ``figures`` are the SVG and PNG files that it shows from ``figures/``.
     """
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")

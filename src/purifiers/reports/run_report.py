@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import yaml
-from markupsafe import Markup
-
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.examples import Examples
@@ -23,33 +20,19 @@ from purifiers.storage import write_text
 def write_report(results: Results, examples: Examples, folder: Path, run: Path | None = None) -> Path:
     """Write ``figures/``, ``report.md``, ``report.html`` and, for a training, the model card into ``folder``.
 
-    Args:
-        results: of the run.
-        examples: images for the picture.
-        folder: created if missing.
-        run: the folder of the run that was measured, if not ``folder``.
-
-    Returns:
-        The HTML page's path.
+    ``run`` is the folder of the run that was measured, if not ``folder``; returns the HTML page's path.
     """
     figures = save_figures(results, examples, folder / "figures")
     write_card(folder, results, run)
-    content = page(
-        "report.md.j2",
-        results=results,
-        headline=headline(results),
-        changed=examples.changed,
-        tables=[Markup(table.markdown()) for table in all_tables(results)],
-        recipe=Markup(yaml.safe_dump(results.recipe, sort_keys=False)),
-    )
+    about = {"headline": headline(results), "changed": examples.changed, "tables": all_tables(results)}
+    content = page("report.md.j2", results=results, **about)
     return write_page(folder / "report.md", content, f"purifiers: {results.recipe['name']}", figures)
 
 
 def write_card(folder: Path, results: Results, run: Path | None = None) -> None:
-    """Write the model card of a training into ``folder``.
+    """Write the model card of a training into ``folder``; nothing for results of shipped weights, which have one.
 
-    Its tables include the worst cases of the run's audit, if one can be read in ``folder`` or in ``run``, the training's own
-    folder. Nothing is written for results of shipped weights, which have a card.
+    Its tables include the worst cases of the run's audit, if one is in ``folder`` or in ``run``, the training's own folder.
     """
     if "student" not in results.training:
         return
@@ -66,13 +49,12 @@ def write_card(folder: Path, results: Results, run: Path | None = None) -> None:
 def all_tables(results: Results) -> list[Table]:
     """Every table that these results can fill."""
     compared = bool(comparison.purifiers_of(results))
-    varied = any(record.purifier.startswith(VARIANT) for record in results.records)
     choice = {
         comparison.table_1_for_all: compared,
         comparison.table_of_baselines: compared,
         tables.table_1: True,
         tables.table_2: tables.has_table_2(results),
-        tables.table_3: varied,
+        tables.table_3: any(record.purifier.startswith(VARIANT) for record in results.records),
         tables.threat_models: True,
         tables.training: bool(results.training),
     }

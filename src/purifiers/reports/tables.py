@@ -11,21 +11,13 @@ from purifiers.recipes.schema import STARTS
 from purifiers.reports import paper
 from purifiers.reports.render import Table, cells, half_width, percent, text, title_of
 
-TABLE_2_ROWS = {
-    "teacher_at": "AT, no distillation",
-    "student_at": "student of AT",
-    "student_nt": "student of NT",
-    "student": "student of AT and NT",
-    "student_other": "same, NT sees",
-}
-"""The purifiers of Table 2 in the paper's order, and a last one with the other reading of equation 5."""
 COMPARISONS = (
     ("student", "student_at"),
     ("student", "student_nt"),
     ("student_at", "teacher_at"),
     ("student_nt", "teacher_at"),
 )
-"""The better and the worse purifier of Table 2, as the paper claims."""
+"""The better and the worse purifier of Table 2, as the paper claims, with its losses."""
 _OTHER_INPUT = {"adversarial": "clean", "clean": "adversarial"}
 
 
@@ -64,21 +56,39 @@ def table_1(results: Results) -> Table:
     return Table(f"{title} against each attack (view blind)", caption, [*columns, *compared], rows, details)
 
 
+def table_2_rows(results: Results) -> dict[str, tuple[str, str]]:
+    """The rows of Table 2, by their names in the paper's: title and purifier.
+
+    Two are not in the paper: the other reading of equation 5, and a student that is trained beyond the paper's losses.
+    """
+    other = _OTHER_INPUT[results.recipe["student"]["nt_teacher_input"]]
+    own = "student_paper" if select(results, "student_paper") else "student"
+    rows = {
+        "teacher_at": ("AT, no distillation", "teacher_at"),
+        "student_at": ("student of AT", "student_at"),
+        "student_nt": ("student of NT", "student_nt"),
+        "student": ("student of AT and NT", own),
+        "student_other": (f"same, NT sees {other}", "student_other"),
+    }
+    return rows if own == "student" else rows | {"guided": ("student of AT and NT, guided", "student")}
+
+
 def has_table_2(results: Results) -> bool:
     """Whether all purifiers of Table 2 were measured."""
-    return all(select(results, stage) for stage in TABLE_2_ROWS)
+    return all(select(results, stage) for _, stage in table_2_rows(results).values())
 
 
 def table_2(results: Results) -> Table:
     """The paper's Table 2: what each teacher brings. The paper's numbers follow in brackets on CIFAR-10."""
     comparable, rows = comparable_attacks(results), []
-    for stage in TABLE_2_ROWS:
-        theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(stage, {}).items() if attack in comparable}
-        ours = select(results, stage).items()
-        rows.append([_row_title(results, stage), *(percent(one.accuracy) + theirs.get(attack, "") for attack, one in ours)])
+    shown: list[Record] = []
+    for name, (title, stage) in table_2_rows(results).items():
+        theirs = {attack: f" ({value:.2f})" for attack, value in paper.TABLE_2.get(name, {}).items() if attack in comparable}
+        ours = select(results, stage)
+        rows.append([title, *(percent(one.accuracy) + theirs.get(attack, "") for attack, one in ours.items())])
+        shown += ours.values()
     read = results.recipe["student"]["nt_teacher_input"]
-    shown = [record for stage in TABLE_2_ROWS for record in select(results, stage).values()]
-    caption = text("table_2", records=shown, read=read, other=_OTHER_INPUT[read], comparable=comparable)
+    caption = text("table_2", records=shown, read=read, other=_OTHER_INPUT[read], guided=len(rows) > 5, comparable=comparable)
     header = ["purifier", *map(title_of, select(results))]
     return Table("Table 2. What each teacher brings (view blind)", caption, header, rows)
 
@@ -86,10 +96,10 @@ def table_2(results: Results) -> Table:
 def table_2_over_seeds(runs: Sequence[Results]) -> Table:
     """Table 2 with the mean over several runs of one recipe that differ in their seeds, and the range."""
     attacks, rows = list(select(runs[0])), []
-    for stage in TABLE_2_ROWS:
+    for title, stage in table_2_rows(runs[0]).values():
         shares = [[select(results, stage)[attack].accuracy for results in runs] for attack in attacks]
         ranges = [f"{percent(mean(each))} ({percent(min(each))} to {percent(max(each))})" for each in shares]
-        rows.append([_row_title(runs[0], stage), *ranges])
+        rows.append([title, *ranges])
     seeds = [results.seed for results in runs]
     caption = text("table_2_over_seeds", records=select(runs[0]).values(), seeds=seeds, claim=claim(runs))
     return Table(f"Table 2 over {len(runs)} seeds (view blind)", caption, ["purifier", *map(title_of, attacks)], rows)
@@ -98,23 +108,22 @@ def table_2_over_seeds(runs: Sequence[Results]) -> Table:
 def claim_applies(results: Results) -> bool:
     """Whether Table 2 tests the paper's claim: the students differ in their teachers alone, as in the paper."""
     student, nt = results.recipe["student"], results.recipe["teacher_nt"]
-    guided = student["classification_weight"] or student["logits_weight"]
+    guided = not select(results, "student_paper") and (student["classification_weight"] or student["logits_weight"])
     return bool(has_table_2(results) and student["start"] == STARTS[0] and nt["epochs"] and not guided)
 
 
 def claim(runs: Sequence[Results]) -> str:
-    """Whether the paper's claim holds, from the mean over all attacks of each run's Table 2.
+    """Whether the paper's claim holds, from the mean over all attacks of Table 2 of ``runs`` with different seeds.
 
     A difference counts if it exceeds, with every seed, the 95 % interval of a single number of the table.
-
-    Args:
-        runs: of one recipe with different seeds, each with all rows of Table 2.
     """
-    width = max(half_width(select(results, stage).values()) for results in runs for stage in TABLE_2_ROWS)
+    rows = table_2_rows(runs[0])
+    width = max(half_width(select(results, stage).values()) for results in runs for _, stage in rows.values())
     gains = []
-    for better, worse in COMPARISONS:
-        by_seed = [100 * (attacked_mean(select(one, better)) - attacked_mean(select(one, worse))) for one in runs]
-        gains.append((TABLE_2_ROWS[better], TABLE_2_ROWS[worse], mean(by_seed), min(by_seed), max(by_seed)))
+    for (better, better_stage), (worse, worse_stage) in ((rows[one], rows[other]) for one, other in COMPARISONS):
+        means = [[attacked_mean(select(one, stage)) for stage in (better_stage, worse_stage)] for one in runs]
+        by_seed = [100 * (high - low) for high, low in means]
+        gains.append((better, worse, mean(by_seed), min(by_seed), max(by_seed)))
     return text("claim", lowest=min(low for *_, low, _ in gains), seeds=len(runs), width=width, gains=gains)
 
 
@@ -161,9 +170,3 @@ def threat_models(results: Results) -> Table:
     rows = [cells(one, *columns) for one in sorted(records, key=lambda r: (order.index(r.attack), r.view))]
     caption = text("threat_models", views={record.view for record in records})
     return Table("The same purifier under each threat model", caption, columns, rows)
-
-
-def _row_title(results: Results, stage: str) -> str:
-    """A stage's name in Table 2; the last row's ends in what its teacher NT sees."""
-    other = _OTHER_INPUT[results.recipe["student"]["nt_teacher_input"]]
-    return TABLE_2_ROWS[stage] + (f" {other}" if stage == "student_other" else "")

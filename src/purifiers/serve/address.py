@@ -7,11 +7,7 @@ from purifiers.errors import ConfigError
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address of this machine; connections are refused until it listens.
-
-    Raises:
-        ConfigError: there is no such address, it is in use, or it is not allowed.
-    """
+    """A socket bound to an address of this machine; it refuses connections until it listens. Raises ConfigError."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         if os.name == "posix":  # on Windows this would share the port with another server

@@ -35,11 +35,7 @@ class Batcher:
         self.queue: asyncio.Queue[tuple[Function, np.ndarray, asyncio.Future[Any]]] = asyncio.Queue()
 
     async def submit(self, function: Function, image: np.ndarray) -> Any:
-        """The result of ``function`` for an image, uint8 (3, H, W).
-
-        Raises:
-            InputError: the function fails on this image.
-        """
+        """The result of ``function`` for an image, uint8 (3, H, W); raises InputError where it fails on this image."""
         result = asyncio.get_running_loop().create_future()
         self.queue.put_nowait((function, image, result))
         return await result

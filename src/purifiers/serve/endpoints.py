@@ -35,8 +35,6 @@ with explain_missing():
 
 FIELD = "image"
 FORM = "multipart/form-data"
-MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
 RETRY_AFTER = 1
 """Seconds after which a client that found the queue full should retry."""
 
@@ -71,11 +69,8 @@ class Service:
     """A purifier, and a classifier behind it, with their queue and metrics.
 
     Args:
-        purifier: on its device.
-        classifier: on the same device; None: no ``/classify``.
-        device: that one.
+        purifier, classifier: both on ``device``; without a classifier there is no ``/classify``.
         names: of the classes.
-        limits: of requests.
         batch_size: images that are processed together, at most.
         batch_timeout: seconds that the first image of a batch waits for others.
     """
@@ -164,11 +159,8 @@ class Service:
             self.seconds.labels(route).observe(time.perf_counter() - begun)
 
     async def content(self, request: Request) -> bytes:
-        """The image file of a request: its body, or a field of its form."""
+        """The image file of a request: a field of its form, or else its body, whatever type that is called."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type not in (*MEDIA_TYPES, FORM):
-            takes = f"{', '.join(MEDIA_TYPES)}, or {FORM} with a field '{FIELD}'"
-            raise Refusal(415, "media_type", f"the Content-Type is '{media_type}'; send {takes}")
         message = f"the body is longer than {self.limits.max_bytes} bytes (--max-bytes)"
         too_long = Refusal(413, "too_many_bytes", message, {"Connection": "close"})
         length = request.headers.get("content-length", "")
@@ -199,7 +191,7 @@ class Service:
     def decoded(self, content: bytes) -> np.ndarray:
         """uint8 (3, H, W)."""
         try:
-            image = read_rgb(content, max_pixels=self.limits.max_pixels, formats=FORMATS)
+            image = read_rgb(content, max_pixels=self.limits.max_pixels)
         except ImageTooLargeError as error:
             raise Refusal(413, "too_many_pixels", str(error)) from error
         except DataError as error:
@@ -225,10 +217,10 @@ def make_app(service: Service, key: str | None = None) -> FastAPI:
     app = FastAPI(title="purifiers", version=__version__, lifespan=lifespan, dependencies=protected)
     file = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {FIELD: file}, "required": [FIELD]}
-    body = {FORM: {"schema": form}, **{media_type: {"schema": file} for media_type in MEDIA_TYPES}}
+    body = {FORM: {"schema": form}, "image/*": {"schema": file}}
     error = {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}
     post: dict[str, Any] = {
-        "responses": {status: {"content": error} for status in (400, 408, 413, 415, 422, 503, 504)},
+        "responses": {status: {"content": error} for status in (400, 408, 413, 422, 503, 504)},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
     app.post("/purify", response_class=_PNG, **post)(service.purify)

@@ -48,9 +48,7 @@ def serve(
         what: a run's folder, a shipped purifier's name, or a saved one's folder.
         recipe: its ``classifier``, with a source, goes behind the purifier; its ``data`` name the classes. None: no classifier.
         host: an address of this machine; ``0.0.0.0`` or ``::`` for all of them.
-        port: 1 to 65535.
         max_batch_size, batch_timeout, limits: see :class:`Service`.
-        device: cpu, cuda:N or mps.
 
     Raises:
         ConfigError: a host or port that cannot be bound; a classifier that cannot be loaded.
@@ -77,5 +75,6 @@ def serve(
 
 def recipe_classifier(recipe: "Recipe") -> nn.Module:
     """The classifier that ``recipe`` names, tried on noise; see :func:`purifiers.classifiers.load.load_classifier`."""
-    assert recipe.classifier.source is not None
-    return load_classifier(recipe.classifier.source, placeholder(**recipe.data.place()), **recipe.classifier.options())
+    data, classifier = recipe.data, recipe.classifier
+    assert classifier.source is not None
+    return load_classifier(classifier.source, placeholder(data.name, **data.source()), **classifier.options())

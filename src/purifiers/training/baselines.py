@@ -5,16 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purifiers.attacks.views import Features
-from purifiers.baselines import NRP, SOAP, nrp, soap
+from purifiers.baselines import SOAP, nrp, soap
 from purifiers.console import progress, say
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import ConfigError
 from purifiers.recipes.baseline_settings import BaselineNRP, BaselineSOAP, TrainingNRP, TrainingSOAP, folder_of
-from purifiers.registry import build_network
-from purifiers.run_baselines import network_arguments
 from purifiers.runs import Run
 from purifiers.seeds import seed_for
-from purifiers.training.adversarial_data import InPrecision, attack_for_training
+from purifiers.training.adversarial_data import Panel, attack_for_training
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses, attacked
 from purifiers.training.stage import fit_stage, seeded
@@ -25,7 +23,7 @@ from purifiers.training.stage import fit_stage, seeded
 class NRPGame(nn.Module):
     """The purifier and its critic, as one network for the loop: each loss moves one of them only."""
 
-    def __init__(self, purifier: NRP, critic: nrp.Critic) -> None:
+    def __init__(self, purifier: nn.Module, critic: nn.Module) -> None:
         super().__init__()
         self.purifier = purifier
         self.critic = critic
@@ -40,12 +38,7 @@ class NRPGame(nn.Module):
 
 
 def nrp_losses(config: TrainingNRP, features: nn.Module) -> StageLosses:
-    """The purifier's loss (equation 5 of NRP) and the critic's.
-
-    Args:
-        config: the weights, and how strong the perturbations are.
-        features: images -> features (N, F) of the frozen classifier, float32.
-    """
+    """The purifier's loss (equation 5 of NRP) and the critic's; ``features`` are those of the frozen classifier, (N, F)."""
 
     def compute(game: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial = attacked(pairs, config, generator)
@@ -77,14 +70,11 @@ def train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.M
     with progress(f"{title}: attacking training images", len(data)) as advance:
         adversarial = attack_for_training(run, config.attack, features, data, seed, advance)
     say(f"{title:<16} {len(data):,} training images attacked, {len(data) / max(adversarial.seconds, 1e-9):,.0f} images/s")
-    purifier = seeded(run, stage, lambda: build_network(config.network.network, config.network.arguments))
-    assert isinstance(purifier, NRP)
-    critic = seeded(run, f"{stage} critic", lambda: nrp.Critic(config.critic_width))
-    assert isinstance(critic, nrp.Critic)
-    game = NRPGame(purifier, critic)
+    purifier = seeded(run, stage, config.network.build)
+    game = NRPGame(purifier, seeded(run, f"{stage} critic", lambda: nrp.Critic(config.critic_width)))
     pairs = torch.cat([data.images, adversarial.images], dim=1)
     made_from = [config.attack.model_dump(), config.feature_layer]
-    losses = nrp_losses(config.training, InPrecision(features, run.recipe.precision))
+    losses = nrp_losses(config.training, Panel([features], run.recipe.precision))
     fit_stage(run, stage, stage, game, pairs, data.labels, losses, config.training, [run.classifier], made_from, purifier)
     return purifier
 
@@ -108,12 +98,7 @@ class JointTraining(nn.Module):
 
 
 def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
-    """Cross-entropy and the auxiliary loss of the task (equation 3 of SOAP).
-
-    Args:
-        config: the weight, and the noise.
-        purifier: gives the task, and the views of label consistency.
-    """
+    """Cross-entropy and the auxiliary loss of the task (equation 3 of SOAP)."""
     task = purifier.task
 
     def noise(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -147,7 +132,7 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
 def train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> nn.Module:
     """Train SOAP's classifier and its auxiliary task on ``data``; for errors see ``prepare_baselines``."""
     stage = folder_of(title)
-    purifier = seeded(run, stage, lambda: build_network("soap", network_arguments(config, len(data.classes))))
+    purifier = seeded(run, stage, lambda: config.build(len(data.classes)))
     assert isinstance(purifier, SOAP)
     height, width = data.images.shape[-2:]
     if purifier.task == "rotation" and height != width:

@@ -9,7 +9,6 @@ from typing import Self
 from torch import Tensor, nn
 
 from purifiers.networks import CAE
-from purifiers.registry import build_network
 from purifiers.runs import LATENT, Run
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.objectives import at_losses, encoder_losses
@@ -49,29 +48,18 @@ class DecoderAlone(nn.Module):
 def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_from: object) -> nn.Module:
     """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable.
 
-    Args:
-        run: with ``recipe.latent``.
-        panel: the frozen classifiers.
-        batch: uint8 (N, 3 * k, H, W): images, and adversarial examples along the channels if there are any.
-        labels: int64 (N,).
-        made_from: see :func:`purifiers.training.stage.fit_stage`.
+    ``batch`` and ``made_from``: see :func:`purifiers.training.stage.fit_stage`.
     """
     config = run.recipe.latent
     assert config is not None
-    name, arguments = run.recipe.purifier.network, run.recipe.purifier.arguments
-    classes = len(run.images("train").classes)
     encoder, decoder = LATENT
-
-    purifier = seeded(run, encoder, lambda: build_network(name, arguments))
+    purifier = seeded(run, encoder, run.recipe.purifier.build)
     assert isinstance(purifier, CAE)  # the schema knows no other that is trained
-    width = purifier.config["widths"][-1]
-    head = seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes))
-    probe = EncoderWithHead(purifier, head)
-    losses = encoder_losses(config.attack, panel)
-    attack = [config.attack.model_dump()]
+    width, classes = purifier.config["widths"][-1], len(run.images("train").classes)
+    probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
+    losses, attack = encoder_losses(config.attack, panel), [config.attack.model_dump()]
     fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), attack, purifier)
-    alone = DecoderAlone(purifier)
+    alone, losses = DecoderAlone(purifier), at_losses(config.decoder, panel)
     parents: list[nn.Module] = [*panel.classifiers, purifier.encoder]
-    losses = at_losses(config.decoder, panel)
     fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, made_from, purifier)
     return purifier.requires_grad_(True)

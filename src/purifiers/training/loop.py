@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from purifiers.console import Deadline, Stopwatch, detail, duration, progress, say
@@ -40,7 +41,6 @@ class Stage:
         images: uint8 (N, C, H, W), on the device; an image and its adversarial example are stacked along C.
         labels: int64 (N,).
         losses: (network, float images, labels, source of randomness on the device) -> losses.
-        optimisation: epochs, batch size, optimiser, schedule, augmentation.
         seed: decides order and augmentation: stages of one seed see the same batches.
         compiled: run the network through ``torch.compile``, after a first step without it.
         captured: on a GPU, replay the step as a CUDA graph instead; for losses that never wait for the device.
@@ -61,14 +61,8 @@ class Stage:
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
-    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Only losses that attack wait for
-    the device within an epoch.
-
-    Args:
-        stage: what to train, on what, and how.
-        fabric: device and precision.
-        checkpoint: the file of the training's state.
-        deadline: checked after every epoch: does another one fit?
+    A resumed training gives the same weights, bit for bit, as one that was never interrupted. ``deadline`` is checked after
+    every epoch: does another one fit?
 
     Returns:
         The history: for each epoch its mean losses, the learning rate at its end, images/s, floating-point operations of
@@ -94,8 +88,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         state = _load(checkpoint, stage)
         stage.network.load_state_dict(state["network"])
         history = state["history"]
-        if len(history) < optimisation.epochs:  # any machine may read a finished one
-            _check_device(state, device, checkpoint)
+        if len(history) < optimisation.epochs:
             optimizer.load_state_dict(state["optimizer"])
             _to_device(optimizer)
             scheduler.load_state_dict(state["scheduler"])
@@ -133,29 +126,13 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
                 advance(len(chosen))
             means = _mean_losses(records, stage.name, epoch)
             _check_weights(stage, epoch)
-            history.append(
-                {
-                    "epoch": epoch,
-                    **means,
-                    "learning_rate": float(scheduler.get_last_lr()[0]),
-                    "images_per_second": per_epoch / watch.seconds,
-                    "flops_per_image": flops,
-                    "seconds": watch.seconds,
-                }
-            )
-            save_state(
-                checkpoint,
-                {
-                    "fingerprint": stage.fingerprint,
-                    "network": stage.network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scheduler": scheduler.state_dict(),
-                    "generator": generator.get_state(),
-                    "device": device.type,
-                    "threads": torch.get_num_threads(),
-                    "history": history,
-                },
-            )
+            record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
+            speed = {"images_per_second": per_epoch / watch.seconds, "flops_per_image": flops, "seconds": watch.seconds}
+            history.append(record | speed)
+            parts = {"network": stage.network, "optimizer": optimizer, "scheduler": scheduler}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"generator": generator.get_state(), "device": device.type, "threads": torch.get_num_threads()}
+            save_state(checkpoint, {"fingerprint": stage.fingerprint, **state, "history": history})
             values = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
             rate = f"{per_epoch / watch.seconds:,.0f} images/s"
             detail(f"{stage.name:<16} epoch {epoch}/{optimisation.epochs}  {values}  {rate}")
@@ -179,16 +156,14 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
             f"{checkpoint} was trained with another recipe, seed or data; "
             f"give another --output, delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
-    return state
-
-
-def _check_device(state: dict[str, Any], device: torch.device, checkpoint: Path) -> None:
-    # Generators of different devices draw different numbers.
-    if state["device"] != device.type:
+    # Any machine may read a finished one, but generators of different devices draw different numbers.
+    started, here = state["device"], stage.images.device.type
+    if len(state["history"]) < stage.optimisation.epochs and started != here:
         raise CheckpointError(
-            f"{checkpoint} was started on {state['device']} and cannot resume on {device.type}: give --device "
-            f"{state['device']}, delete {checkpoint.parent} to train this part again, or --restart to discard all"
+            f"{checkpoint} was started on {started} and cannot resume on {here}: give --device {started}, "
+            f"delete {checkpoint.parent} to train this part again, or --restart to discard all"
         )
+    return state
 
 
 def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, float]:
@@ -221,18 +196,14 @@ def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -
     weights, decay = list(network.parameters()), optimisation.weight_decay
     # A learning rate that is a number would be captured with the step.
     rate = torch.tensor(optimisation.learning_rate, device=weights[0].device) if captured else optimisation.learning_rate
-    match optimisation.optimizer:
-        case "adam":
-            return torch.optim.Adam(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
-        case "adamw":
-            return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
-        case "sgd":
-            return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=captured or None)
+    if optimisation.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True, fused=captured or None)
+    kind = torch.optim.Adam if optimisation.optimizer == "adam" else torch.optim.AdamW
+    return kind(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
 
 
 def _to_device(optimizer: torch.optim.Optimizer) -> None:
-    """Move a loaded state: a learning rate that is a tensor to the parameters' device, moments to their memory layout, which
-    fused kernels assume."""
+    """Move a loaded learning rate to the parameters' device, and moments to their memory layout, which fused kernels assume."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"] = group["lr"].to(group["params"][0].device)
@@ -242,11 +213,8 @@ def _to_device(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _scheduler(
-    optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def _scheduler(optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
     if optimisation.schedule == "constant":
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, optimisation.learning_rate, total_steps=max(1, steps * optimisation.epochs), cycle_momentum=False
-    )
+        return LambdaLR(optimizer, lambda step: 1.0)
+    total = max(1, steps * optimisation.epochs)
+    return OneCycleLR(optimizer, optimisation.learning_rate, total_steps=total, cycle_momentum=False)

@@ -15,7 +15,7 @@ from purifiers.device import autocast
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
-from purifiers.training.adversarial_data import InPrecision, Panel
+from purifiers.training.adversarial_data import Panel
 from purifiers.training.losses import Losses
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
@@ -52,13 +52,7 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
 
 
 def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Panel) -> StageLosses:
-    """The student purifies adversarial images and imitates its teachers: equations 4 to 6.
-
-    Args:
-        config: weights of the terms, and the input of teacher NT.
-        teachers: ``AT``, ``NT`` or both.
-        panel: used only where the configuration has guidance by it.
-    """
+    """The student purifies adversarial images and imitates its ``teachers``, ``AT``, ``NT`` or both: equations 4 to 6."""
 
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial = _adversarial(student, pairs, labels, config, panel, generator)
@@ -72,8 +66,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
         distillation = losses.distillation_loss(purified, outputs)
         parts = {"mse": reconstruction, "distillation": distillation}
         total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
-        guided = config.classification_weight or config.logits_weight
-        logits = panel(purified) if guided else None
+        logits = panel(purified) if config.classification_weight or config.logits_weight else None
         return _guided(total, parts, config, panel, images, logits, labels)
 
     return compute
@@ -94,7 +87,7 @@ def _attackable(network: nn.Module, panel: Panel) -> nn.Module:
     differentiate, and in the training's precision."""
     for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
         network = getattr(network, wrapper, network)
-    return InPrecision(network, panel.precision)
+    return Panel([network], panel.precision)
 
 
 def _draw(generator: torch.Generator) -> int:
@@ -113,13 +106,7 @@ def _adversarial(
 
 
 def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split a batch of stacked images into images and adversarial examples of the strengths in ``config``.
-
-    Args:
-        pairs: float (N, 3 + 3 * rounds, H, W): an image and its adversarial examples, along the channels, if there are any.
-        config: the range of strengths, the share of images that come without perturbation, and noise on top.
-        generator: draws the round and all of these, for each image; on the pairs' device.
-    """
+    """Split ``pairs``, float (N, 3 + 3 * rounds, H, W), into images and adversarial examples of the strengths in ``config``."""
     images, *rounds = (part.contiguous() for part in pairs.split(3, dim=1))
     adversarial = rounds[0] if rounds else images
     if len(rounds) > 1:
@@ -137,13 +124,7 @@ def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> 
 
 
 def _guided(
-    total: Tensor,
-    parts: Losses,
-    config: OnAttacked,
-    panel: Panel,
-    images: Tensor,
-    logits: Tensor | None,
-    labels: Tensor,
+    total: Tensor, parts: Losses, config: OnAttacked, panel: Panel, images: Tensor, logits: Tensor | None, labels: Tensor
 ) -> Losses:
     """The losses of a stage with the classifiers' guidance, where there is any, added to the total."""
     if logits is not None and config.classification_weight:

@@ -21,9 +21,9 @@ from purifiers.purifier import Purifier
 from purifiers.recipes.load import changed, load_recipe, recipe_text, variant_recipes
 from purifiers.recipes.parts import Optimisation
 from purifiers.recipes.schema import Recipe
-from purifiers.registry import build_network, save_network
-from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_config
-from purifiers.storage import write_text
+from purifiers.registry import save_network
+from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_configs
+from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.latent import train_latent
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
@@ -114,9 +114,9 @@ def train_recipe(
         recipe: the recipe.
         folder: the run's folder.
         device: see :func:`find_device`.
-        ablation: also train the other students of Table 2: of one teacher, and with the other input for teacher NT.
+        ablation: also train the other students of Table 2.
         restart: discard everything that an earlier run left in ``folder`` first.
-        deadline: stop before the epoch that would not fit, so that a long training can be cut into pieces.
+        deadline: stop before the epoch that would not fit.
         cache: folder of adversarial examples, by default one in ``folder``.
         classifiers: by stage, frozen, on the device: used instead of being read or trained.
 
@@ -124,7 +124,7 @@ def train_recipe(
         OutOfTime: the time is up and not everything is trained.
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
         ConfigError: the folder holds a network that no run made there, or a restart would discard what the recipe needs.
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, or another process trains in ``folder``.
         InputError: a classifier changed while it was used.
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
@@ -135,14 +135,9 @@ def train_recipe(
 
 
 def train_variants(run: Run, device: str = "auto") -> None:
-    """Train the variants of ``run``'s recipe below its folder, each resumable like any run, into ``run.variants``.
+    """Train the variants of ``run``'s recipe below its folder, each by :func:`train_recipe`, into ``run.variants``.
 
-    Args:
-        run: of :func:`train_recipe`: a variant with the same classifiers uses those of the run.
-        device: see :func:`find_device`.
-
-    Raises:
-        See :func:`train_recipe`.
+    A variant with the same classifiers uses those of the run.
     """
     own = run.recipe.classifiers()
     for title, recipe in variant_recipes(run.recipe).items():
@@ -168,17 +163,26 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
     starts = load_starts(recipe, run.device)
-    prepare_folder(recipe, folder, restart)
-    if not (folder / RECIPE_FILE).is_file():
-        write_text(folder / RECIPE_FILE, recipe_text(recipe))
+    with locked(folder):
+        prepare_folder(recipe, folder, restart)
+        if not (folder / RECIPE_FILE).is_file():
+            write_text(folder / RECIPE_FILE, recipe_text(recipe))
+        for name in recipe.classifiers():
+            run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name, data)
+        run.classifier = run.classifiers["classifier"]
+        unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
+        report_accuracy(run, data)
+        panel = Panel(run.classifiers.values(), recipe.precision)
+        with panel.watched():
+            _train_purifiers(run, panel, starts, ablation)
+        unchanged()
+        write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
+        save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
 
-    for name in recipe.classifiers():
-        run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name, data)
-    run.classifier = run.classifiers["classifier"]
-    unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
-    report_accuracy(run, data)
 
-    panel = Panel(run.classifiers.values(), recipe.precision)
+def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
+    """The teachers, from ``starts`` if they name one, and the students."""
+    recipe, data = run.recipe, run.images("train")
     clean = data.images
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
     nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
@@ -190,16 +194,11 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
-    for name, chosen in STUDENTS.items():
-        if name == "student" or ablation:
-            config = student_config(recipe.student, name)
-            distilled = student_losses(config, {teacher: outputs[teacher] for teacher in chosen}, panel)
-            start = at if config.start == "teacher_at" else starts.get("student")
-            parents = [*panel.classifiers, *(teachers[teacher] for teacher in chosen)]
-            _train_purifier(run, name, config, pairs, data.labels, distilled, parents, start)
-    unchanged()
-    write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
-    save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
+    for name, student in student_configs(recipe.student, ablation).items():
+        distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
+        start = at if student.start == "teacher_at" else starts.get("student")
+        parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
+        _train_purifier(run, name, student, pairs, data.labels, distilled, parents, start)
 
 
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
@@ -222,14 +221,12 @@ def _train_purifier(
 ) -> nn.Module:
     # All students start from the same weights and see the same batches, so that they differ in their teachers alone.
     stream = "student" if name in STUDENTS else name
-    config = run.recipe.purifier
-    network = seeded(run, stream, lambda: build_network(config.network, config.arguments))
+    network = seeded(run, stream, run.recipe.purifier.build)
     if start is not None:
         network.load_state_dict(start.state_dict())
         parents = [*parents, start]
     # An attack in every step checks its result, and waits for that.
-    captured = getattr(optimisation, "attack", None) is None
-    made_from = _made_from(run, images)
+    captured, made_from = getattr(optimisation, "attack", None) is None, _made_from(run, images)
     fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, made_from, captured=captured)
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network

@@ -36,24 +36,15 @@ def fit_stage(
     kept: nn.Module | None = None,
     captured: bool = False,
 ) -> None:
-    """Train ``network`` in place, or read it where it is trained already.
+    """Train ``network`` in place, or read it where it is trained already: a :class:`purifiers.training.loop.Stage` of ``run``.
 
     Args:
-        run: gives folder, device, precision, seed and time limit; gets the history.
-        name: the stage's folder.
         stream: stages of one stream see the same batches.
-        network: on the device.
         images: uint8 (N, 3 * k, H, W); from the fourth channel on they are made from the first three.
-        labels: int64 (N,).
-        losses: what is minimised.
-        optimisation: how.
         parents: the frozen networks that the losses use or that ``network`` starts from: others make another training.
         made_from: what else the further channels are made from; JSON-able.
         kept: the part of ``network`` that is saved as the stage's result, by default all.
-        captured: whether the step can be one CUDA graph, where the recipe compiles: see :class:`purifiers.training.loop.Stage`.
-
-    Raises:
-        See :func:`purifiers.training.loop.fit`.
+        captured: whether the step can be one CUDA graph, where the recipe compiles.
     """
     # Adversarial examples are keyed by what they are made from, not by their pixels: made again, on another machine or after
     # the cache was deleted, they may differ in a bit. The start is one of the parents, wherever it lies.

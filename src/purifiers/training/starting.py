@@ -13,7 +13,7 @@ from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, nearest
 from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
 from purifiers.recipes.schema import STARTS, Recipe
-from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, build_network, describe, load_network, place
+from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
 from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
 from purifiers.weights import HUB, PURIFIERS, locate
@@ -23,14 +23,8 @@ SAMPLE = 1000
 
 
 def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
-    """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``.
-
-    Raises:
-        MissingFileError: there is no such purifier.
-        ConfigError: it is not of the recipe's structure.
-        CheckpointError: it is damaged.
-    """
-    expected = describe(build_network(recipe.purifier.network, recipe.purifier.arguments))
+    """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``."""
+    expected = describe(recipe.purifier.build())
     networks = {}
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
@@ -46,19 +40,15 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
 
 
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
-    """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there.
-
-    Raises:
-        CheckpointError: it holds another training.
-        ConfigError: it holds a network that was not trained there, or nothing that a run made; or something that the recipe
-            needs would be discarded.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give a folder")
+    """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there."""
     if restart:
         _discard(recipe, folder)
     elif (folder / RECIPE_FILE).is_file():
-        _refuse_other_training(recipe, folder)
+        if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
+            listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
+            listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
+            hint = "give another --output, or --restart to discard what is there"
+            raise CheckpointError(f"{folder} was made with another recipe: {listed}; {hint}")
     elif found := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
         raise ConfigError(f"{folder} holds a network that was not trained there ({found}): give another --output")
 
@@ -102,12 +92,3 @@ def _discard(recipe: Recipe, folder: Path) -> None:
             raise ConfigError(f"--restart would discard {name}, which the recipe needs: copy it out of {folder} first")
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _refuse_other_training(recipe: Recipe, folder: Path) -> None:
-    if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
-        listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
-        listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise CheckpointError(
-            f"{folder} was made with another recipe: {listed}; give another --output, or --restart to discard what is there"
-        )

@@ -18,8 +18,9 @@ from purifiers.errors import CheckpointError, InputError, MissingFileError
 from purifiers.evaluation.audit import audit
 from purifiers.evaluation.audit import run as audit_module
 from purifiers.evaluation.audit.attack import Subject
-from purifiers.evaluation.audit.result import EVERYTHING, Audit
+from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
 from purifiers.evaluation.audit.run import audit_all
+from purifiers.evaluation.records import CLEAN
 from purifiers.evaluation.trust import Check
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from tests.attacks.test_libraries import boundary_distances
@@ -564,6 +565,49 @@ def test_what_is_not_finite_is_not_right() -> None:
     assert found.clean("purifier").accuracy == pytest.approx(right / 6)
     with pytest.raises(InputError, match="purifier returns images that are NaN"):
         audit(NotANumber(), model, zero.subset(torch.arange(2, 6)))
+
+
+class Overflows(Linear):
+    """Logits that are infinite where an attack has moved the first pixel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        moved = (images[:, 0, 0, 0] * 255 % 1 > 0.01).float().view(-1, 1)
+        return super().forward(images) / (1 - moved)
+
+
+def test_logits_that_are_not_finite_are_counted_where_they_appear() -> None:
+    model, data = problem(6)
+    dark = ImageSet("dark", data.images.clone(), data.labels, data.classes)
+    dark.images[2:] = 20
+    chosen = settings({"PGD": pgd(epsilon=0.0021)}, {"blind": ["PGD"]}, epsilon=0.0021)
+    found = audit(NotANumber(), model, dark, settings=chosen)
+    assert {(one.view, one.attack): "4 of 6" in one.message for one in found.warnings}[CLEAN, CLEAN]
+    attacked = audit(nn.Identity(), Overflows(2, SHAPE), data, settings=chosen)
+    assert attacked.clean("purifier").not_finite == 0
+    assert {one.view for one in attacked.warnings} == {"blind", WORST}
+
+
+def test_a_reported_attack_that_the_checks_beat_fails_a_check() -> None:
+    """Three steps of nearly nothing leave every image; the checks' own attack in the same ball breaks all."""
+    model, data = problem()
+    epsilon = float(boundary_distances(model, to_float(data.images), data.labels, "linf").max()) * 1.1
+    name = "the reported attack is the strongest"
+    for step, views, failed in ((1e-6, "full", True), (epsilon / 4, "full", False), (1e-6, "blind", False)):
+        weak = {"kind": "bim", "step_size": step, "num_steps": 10}
+        chosen = settings({"BIM": weak}, {views: ["BIM"]}, epsilon=epsilon, check_images=30, limits={"BIM": 35})
+        found = audit(nn.Identity(), model, data, settings=chosen)
+        assert (name in {check.name for check in found.failed("purifier")}) == failed
+
+
+def test_under_inference_mode_the_audit_finds_the_same() -> None:
+    model, data = problem(12)
+    chosen = settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02, check_images=6)
+    usual = audit(nn.Identity(), model, data, settings=chosen)
+    with torch.inference_mode():
+        images, labels = to_float(data.images), data.labels.clone()
+        found = audit(nn.Identity(), model, images, labels, settings=chosen)
+    assert [one.accuracy for one in found.records] == [one.accuracy for one in usual.records]
+    assert found.checks == usual.checks and not found.warnings
 
 
 def test_settings_may_be_a_mapping_and_names_are_checked() -> None:

@@ -128,6 +128,18 @@ class Auditor:
                     found.setdefault(key, right[positions(places, common)])
         return found
 
+    def reported(self, count: int) -> Tensor | None:
+        """For the trust checks, of their ``count`` images: which are right under all white-box attacks in the L-inf ball, bool
+        (count,); False where not all of these were run. None if there was no such attack."""
+        white = self._composites.get(("linf", "white-box"))
+        if white is None or white.fewest is None:
+            return None
+        images = self._subset(count)
+        shared = self._subset(min(count, white.fewest))
+        right = torch.zeros(count, dtype=torch.bool)
+        right[positions(images, shared)] = white.right[positions(self._drawn, shared)]
+        return right
+
     @property
     def averaged(self) -> bool:
         """Whether an attack averaged over the model's random numbers."""

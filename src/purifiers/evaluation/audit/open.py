@@ -1,7 +1,7 @@
 """Open runs, and purifiers by name or folder, for an audit, with the recipe's baselines and companions."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.audit.run import audit_all
 from purifiers.purifier import PurifiedClassifier, Purifier
-from purifiers.recipes.schema import Recipe
 from purifiers.registry import CONFIG_FILE
 from purifiers.runs import Run, is_run, open_defended, own_classifier
 from purifiers.seeds import seed_for
@@ -53,7 +52,7 @@ class Opened:
 
 def open_audited(
     whats: Sequence[str],
-    load: Callable[[str | Path, Sequence[tuple[str, Any]]], Recipe],
+    overrides: Sequence[str | tuple[str, Any]],
     folder: Path,
     *,
     recipe: str | None = None,
@@ -63,7 +62,7 @@ def open_audited(
 
     Args:
         whats: folders of runs, names of shipped purifiers or folders of saved ones.
-        load, recipe: see :func:`purifiers.runs.open_defended`; ``recipe`` is for those that are no runs.
+        overrides, recipe: see :func:`purifiers.runs.open_defended`; ``recipe`` is for those that are no runs.
         folder: where baselines of a purifier that is no run are trained.
         device: see :func:`purifiers.device.find_device`.
 
@@ -73,7 +72,7 @@ def open_audited(
     """
     if duplicates := [what for what in whats if whats.count(what) > 1]:
         raise ConfigError(f"duplicate purifier: {duplicates[0]}")
-    runs = {what: open_defended(what, load, folder, None if is_run(what) else recipe, device) for what in whats}
+    runs = {what: open_defended(what, overrides, folder, None if is_run(what) else recipe, device) for what in whats}
     run = next(iter(runs.values()))
     opened = Opened(run)
     names = _names(list(runs))

@@ -21,7 +21,7 @@ from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.models import LOOK, as_data, check_defended, check_logits
-from purifiers.evaluation.records import AttackWarning, Record, hardware, versions
+from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
 from purifiers.evaluation.trust import Check, trust_checks
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import AuditSettings
@@ -120,21 +120,22 @@ def audit_all(
         random=random,
         records=records,
         checks=checks,
-        warnings=warnings,
+        warnings=warnings + not_finite(records),
     )
 
 
 def _checked(auditor: Auditor, few: ImageSet, epsilon: float) -> list[Check]:
     """The trust checks of one model, from the cache if they are finished."""
-    subject, evaluator, known = auditor.subject, auditor.evaluator, auditor.known()
-    numbers = (few.labels, epsilon, evaluator.seed, evaluator.batch_size, known, auditor.averaged)
+    subject, evaluator, known, reported = auditor.subject, auditor.evaluator, auditor.known(), auditor.reported(len(few))
+    numbers = (few.labels, epsilon, evaluator.seed, evaluator.batch_size, known, reported, auditor.averaged)
     key = evaluator.cache.key(subject.defended, few.images, *numbers)
     found = evaluator.cache.load("checks", key, lambda state: [Check.model_validate(check) for check in state["checks"]])
     if found is None:
         watch = Stopwatch()
-        options = {"seed": evaluator.seed, "batch_size": min(evaluator.batch_size, len(few)), "eot": auditor.averaged}
+        results: dict[str, Any] = {"known": known, "reported": reported, "eot": auditor.averaged}
+        options = {"seed": evaluator.seed, "batch_size": min(evaluator.batch_size, len(few)), **results}
         with progress(f"{subject.name}: trust checks", len(few)) as advance:
-            found = trust_checks(subject.defended, few, epsilon=epsilon, known=known, advance=advance, **options)
+            found = trust_checks(subject.defended, few, epsilon=epsilon, advance=advance, **options)
         detail(f"{subject.name}: {len(found)} trust checks, {duration(watch.seconds)}")
         evaluator.cache.save("checks", key, {"checks": [check.model_dump() for check in found]})
     return found
