@@ -141,7 +141,7 @@ class Attack(Kind, ABC):
         check_images(images)
         if images.dtype != torch.float32:
             raise InputError(
-                f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}; convert with .float()"
+                f"attacks run in float32 (half precision breaks epsilon), got {images.dtype}: convert with .float()"
             )
         check_labels(labels, len(images))
         if not len(images):
@@ -169,7 +169,7 @@ class Attack(Kind, ABC):
         if targets is not None:
             if not choice:
                 raise InputError(
-                    f"targets are for a targeted attack; make it one, for example {type(self).__name__}(targeted=True)"
+                    f"targets are for a targeted attack; make it one, such as {type(self).__name__}(targeted=True)"
                 )
             check_labels(targets, len(images), "targets")
             classes, low, high = model(images).shape[-1], int(targets.min()), int(targets.max())
@@ -208,18 +208,11 @@ class Attack(Kind, ABC):
 class _Dense(nn.Module):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
-    image.
-
-    Args:
-        model: what is attacked.
-        attack: its kind, for messages.
-        labels: int64 (N,), which must be classes of the model.
-    """
+    image. ``labels`` must be classes of the model."""
 
     def __init__(self, model: nn.Module, attack: str, labels: Tensor) -> None:
         super().__init__()
-        self.model = model
-        self.attack = attack
+        self.model, self.attack = model, attack
         self.lowest, self.highest = torch.stack(torch.aminmax(labels)).tolist()
         self.eval()
 
@@ -237,11 +230,7 @@ class _Dense(nn.Module):
 
 
 def check_labels(labels: Tensor, count: int, name: str = "labels") -> None:
-    """Refuse ``labels``, which messages call ``name``, that are not int64 (``count``,).
-
-    Raises:
-        InputError: says what is wrong.
-    """
+    """Raise an InputError, which calls them ``name``, unless ``labels`` are int64 (``count``,)."""
     if not isinstance(labels, Tensor):
         raise InputError(f"{name} must be a torch.Tensor, int64 ({count},); got a {type(labels).__name__}: use torch.as_tensor")
     if labels.shape != (count,) or labels.dtype != torch.int64:
