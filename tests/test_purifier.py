@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from purifiers import PurifiedClassifier, Purifier
-from purifiers.errors import CheckpointError, InputError, MissingFileError
+from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from purifiers.networks import CAE, ResNet
 
 
@@ -118,11 +118,19 @@ def test_loads_onto_a_device_and_into_a_dtype() -> None:
     assert purifier(torch.rand(1, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+def test_what_is_no_device_and_no_dtype_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is no device 'cuda:99'"):
+        Purifier.from_pretrained("cifar10-cpu", device="cuda:99")
+    for dtype in ("float32", torch.int64):
+        with pytest.raises(InputError, match="floating-point"):
+            Purifier.from_pretrained("cifar10-cpu", dtype=dtype)  # type: ignore[arg-type]
+
+
 def test_parts_in_the_wrong_place_are_refused() -> None:
     for purifier, classifier, message in [
         ("runs/demo", ResNet(20), "purifier must be a torch.nn.Module; got str"),
         (small(), lambda x: x, "classifier must be a torch.nn.Module; got function"),
-        (ResNet(20), small(), "the order is PurifiedClassifier"),
+        (ResNet(20), small(), "the purifier comes first"),
     ]:
         with pytest.raises(InputError, match=message):
             PurifiedClassifier(purifier, classifier)  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ class Kind(Group):
         if isinstance(content, str):
             content = {"kind": content}
         if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
-            raise ValueError(f"no kind is named: {{kind: NAME}}, with {', '.join(sorted(cls.registry))} or module:Name")
+            raise ValueError(f"this needs a kind: {', '.join(sorted(cls.registry))}, or module:Name")
         try:
             chosen = cls.registry[content["kind"]]
         except ConfigError as error:

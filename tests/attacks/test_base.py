@@ -178,6 +178,13 @@ def test_targets_are_never_the_true_class_and_chosen_as_asked() -> None:
     assert 4 not in aims["random"]
     with pytest.raises(InputError, match="targeted"):
         PGD()(model, images, labels, targets=labels)
+    for targets, message in [
+        (labels + 6, "targets go from 10"),
+        (labels - 5, "targets go from -1"),
+        ([1] * 4, "targets must be"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            PGD(targeted=True)(model, images, labels, targets=targets)  # type: ignore[arg-type]
 
 
 def test_a_targeted_attack_reaches_its_target() -> None:
@@ -185,6 +192,20 @@ def test_a_targeted_attack_reaches_its_target() -> None:
     targets = torch.tensor([6, 2])
     reached = PGD(epsilon=0.25, targeted=True)(model, images, labels, targets=targets)
     assert model(reached).argmax(1).tolist() == [6, 2]
+
+
+def test_restarts_of_a_targeted_attack_are_for_images_away_from_their_target() -> None:
+    class Halfway(Attack):
+        targeted: bool = True
+
+        def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+            # The first run leaves the true class for a third; any further one reaches the target.
+            return torch.full_like(images, 0.55 if seed == 0 else labels[0].item() / 9)
+
+    model, images, labels = Labels(), torch.full((2, 3, 4, 4), 0.45), torch.tensor([4, 4])
+    targets = torch.tensor([7, 7])
+    assert model(Halfway()(model, images, labels, targets=targets)).argmax(1).tolist() == [5, 5]
+    assert model(Halfway(restarts=2)(model, images, labels, targets=targets)).argmax(1).tolist() == [7, 7]
 
 
 def test_the_fields_defaults() -> None:

@@ -128,6 +128,7 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
             purifiers.evaluate(nn.Identity(), classifier, data, attacks=FAST)
     options: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"attacks": {"x": "pgdd"}}, InputError, "did you mean 'pgd'"),
+        ({"attacks": ["pgd"]}, InputError, "mapping"),
         ({"attacks": {"x": 3}}, InputError, "kind"),
         ({"limits": {"FGMS": 3}}, InputError, "did you mean 'FGSM'"),
         ({"views": ("ful",)}, ConfigError, "did you mean 'full'"),

@@ -90,7 +90,7 @@ def test_limits_are_of_attacks_and_of_purifiers() -> None:
         ("audit.draws=1", "audit.draws: Input should be greater than or equal to 2"),
         ("audit.attacks.PGD.epsilon=0.5", "attacks.PGD has an epsilon of its own"),
         ("audit.attacks.PGD.num_step=4", "did you mean 'num_steps'"),
-        ("audit.attacks.X={step_size: 1/255}", "a new one needs a kind"),
+        ("audit.attacks.X={step_size: 1/255}", "needs a kind"),
         ("audit.attacks.CW={kind: cw}", "CW .cw. has no epsilon"),
         ("audit.attacks.PGD=3", "audit.attacks.PGD"),
         ("audit.attacks=3", "attacks is a group of values; got 3"),

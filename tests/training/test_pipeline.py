@@ -193,7 +193,7 @@ def test_networks_that_a_run_did_not_make_are_never_replaced(
         f"variants.other={{student.start: {student}}}",
         f"audit.surrogates=['{student}+module:classifier']",
     ):
-        with pytest.raises(ConfigError, match="--restart would discard"):
+        with pytest.raises(ConfigError, match="restart would discard"):
             prepare_folder(tiny_recipe(override), run_copy, restart=True)
     assert all((folder / "model.safetensors").is_file() for folder in (classifier, student, run_copy))
     (tmp_path / "file").touch()

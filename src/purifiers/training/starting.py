@@ -84,11 +84,11 @@ def _discard(recipe: Recipe, folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / RECIPE_FILE).is_file():
-        raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): --restart discards nothing there")
+        raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
     paths = [folder / name for name in RUN_FILES]
     for name in _places(recipe):
         needed = locate(name.removeprefix(HUB)).resolve()
         if needed == folder.resolve() or any(needed.is_relative_to(path.resolve()) for path in paths):
-            raise ConfigError(f"--restart would discard {name}, which the recipe needs: copy it out of {folder} first")
+            raise ConfigError(f"a restart would discard {name}, which the recipe needs: copy it out of {folder} first")
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
-from purifiers.console import Stopwatch, detail, duration, progress
+from purifiers.console import Stopwatch, detail, duration, progress, say
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
 from purifiers.errors import InputError
@@ -85,6 +85,8 @@ def audit_all(
         chosen = AuditSettings.model_validate({} if settings is None else settings)
     except ValidationError as error:
         raise InputError("\n  ".join(["the settings of the audit are not valid:", *faults(error, "audit")])) from error
+    for idle in chosen.attacks.keys() - {name for names in chosen.views.values() for name in names}:
+        say(f"warning: the attack '{idle}' is in none of the audit's views, and is not run")
     surrogates = surrogates or {}
     if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
         raise InputError(f"an audit needs defended models of different names; got {[subject.name for subject in subjects]}")
