@@ -255,11 +255,11 @@ def test_whatever_decides_the_counts_has_counts_of_its_own(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ({"sigma": 0.0}, r"sigma must be above 0, .* got 0"),
+        ({"sigma": 0.0}, "sigma must be above 0"),
         ({"sigma": -0.25}, "sigma must be above 0"),
         ({"sigma": math.nan}, "sigma must be above 0"),
         ({"sigma": math.inf}, "sigma must be above 0"),
-        ({"sigma": 64.0}, "64/255"),
+        ({"sigma": 64.0}, "at most 1"),
         ({"n0": 0}, "n0, .* must be at least 1; got 0"),
         ({"n": 0}, "n, .* must be at least 1; got 0"),
         ({"alpha": 0.0}, "alpha, .* between 0 and 1; got 0"),
