@@ -46,11 +46,7 @@ class Kind(Group):
 
     @classmethod
     def parse(cls, content: Any) -> "Kind":
-        """An instance of the class that ``content``, a mapping, names under ``kind``; an instance as it is.
-
-        Raises:
-            ValueError: no ``kind``, an unknown one, one of another sort, or faults of the other keys.
-        """
+        """An instance of the class that ``content``, a mapping, names under ``kind``, else ValueError; an instance as it is."""
         if isinstance(content, cls):
             return content
         what = cls.registry.kind
