@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from purifiers.classifiers.probes import gradient_at
 from purifiers.console import say
 from purifiers.data import to_float
-from purifiers.errors import MissingFileError, PurifiersError
+from purifiers.errors import PurifiersError
 from purifiers.purifier import in_mode
 from purifiers.seeds import reproducible
 from purifiers.storage import digest, load_state, save_state
@@ -71,14 +71,10 @@ class Cache:
 
     def load(self, kind: str, key: str, accept: Callable[[State], T]) -> T | None:
         """What ``accept`` makes of an entry; None if there is none, or a damaged one: ``accept`` raised an error."""
-        if self.folder is None:
-            return None
-        try:
-            return accept(load_state(self._path(self.folder, kind, key)))
-        except MissingFileError:
-            return None
-        except (PurifiersError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            return None  # computed again, and replaced
+        # What is damaged is computed again, and replaced.
+        with suppress(PurifiersError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return None if self.folder is None else accept(load_state(self._path(self.folder, kind, key)))
+        return None
 
     def save(self, kind: str, key: str, state: State) -> State:
         """Keep ``state``, which holds tensors and JSON-like values; returns it."""

@@ -46,12 +46,17 @@ class Kind(Group):
 
     @classmethod
     def parse(cls, content: Any) -> "Kind":
-        """An instance of the class that ``content``, a mapping, names under ``kind``, else ValueError; an instance as it is."""
+        """An instance of the class that ``content`` names, a mapping under ``kind`` or a string; an instance as it is.
+
+        Raises:
+            ValueError: no ``kind``, an unknown one, one of another sort, or faults of the other keys.
+        """
         if isinstance(content, cls):
             return content
-        what = cls.registry.kind
+        if isinstance(content, str):
+            content = {"kind": content}
         if not isinstance(content, Mapping) or not isinstance(content.get("kind"), str):
-            raise ValueError(f"there is no such {what}; a new one needs a kind ({', '.join(sorted(cls.registry))})")
+            raise ValueError(f"no kind is named: {{kind: NAME}}, with {', '.join(sorted(cls.registry))} or module:Name")
         try:
             chosen = cls.registry[content["kind"]]
         except ConfigError as error:

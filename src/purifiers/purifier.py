@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from purifiers import hub, weights
 from purifiers.data.images import check_images
+from purifiers.device import find_device
 from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError, nearest
 from purifiers.networks.network import channels_of
 from purifiers.registry import CONFIG_FILE, describe, fingerprint, load_network, place, save_network
@@ -79,7 +80,7 @@ class Purifier(nn.Module):
             pretrained_model_name_or_path: a name in :data:`purifiers.weights.PURIFIERS`, such as ``cifar10``; a folder written
                 by :meth:`save_pretrained` or by ``purifiers train --output``; or, where there is no such folder, ``owner/name``
                 on the Hugging Face hub (``pip install 'purifiers[hub]'``).
-            device: where to put it.
+            device: where to put it: cpu, cuda, cuda:1, mps, or auto for the best there is.
             dtype: of its weights, and of the images that it then takes.
             validate: see :class:`Purifier`.
             download: for the hub, such as ``revision``; see ``huggingface_hub.snapshot_download``.
@@ -87,7 +88,7 @@ class Purifier(nn.Module):
         Raises:
             MissingFileError: neither such a name nor such a folder, and nothing on the hub or no way there.
             CheckpointError: the files are damaged, were written by a newer version, or hold no purifier.
-            ConfigError: it is on the hub, and huggingface_hub is not installed.
+            ConfigError: there is no such device; or it is on the hub, and huggingface_hub is not installed.
         """
         name = pretrained_model_name_or_path
         folder = weights.locate(name)
@@ -104,7 +105,9 @@ class Purifier(nn.Module):
         purifier = cls(network, validate=validate)
         if (card := hub.card_in(folder)) is not None:
             purifier._card = (fingerprint(network), card)
-        return purifier.to(device=device, dtype=dtype)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype must be a floating-point torch.dtype, such as torch.float32; got {dtype!r}")
+        return purifier.to(device=None if device is None else find_device(str(device)), dtype=dtype)
 
     def save_pretrained(self, save_directory: str | Path, *, card: str | None = None) -> None:
         """Write ``config.json``, ``model.safetensors`` and a model card, ``README.md``, to a folder, which is made if missing.
@@ -186,7 +189,7 @@ class PurifiedClassifier(nn.Module):
             if not isinstance(part, nn.Module):
                 raise InputError(f"the {name} must be a torch.nn.Module; got {type(part).__name__}")
         if isinstance(classifier, Purifier):
-            raise InputError("the classifier is a Purifier: the order is PurifiedClassifier(purifier, classifier)")
+            raise InputError("the classifier is a Purifier: the purifier comes first, then the classifier")
         self.purifier = purifier
         self.classifier = classifier
         self.training = False

@@ -187,7 +187,7 @@ def test_noise_has_its_sigma_and_is_clipped_to_what_purifiers_take() -> None:
     assert noise.std().item() == pytest.approx(SIGMA, rel=0.01)
     assert noise.mean().item() == pytest.approx(0, abs=0.001)
     wide = PurifiedClassifier(Purifier(Nothing()), Always(0))  # a Purifier checks the range
-    certify(wide, grey(), Smoothing(2.0, n=100))
+    certify(wide, grey(), Smoothing(1.0, n=100))
     assert (torch.cat(SEEN).min(), torch.cat(SEEN).max()) == (0, 1)
 
 

@@ -1,12 +1,9 @@
 """Attacks, and the views of a defended model that they are run on."""
 
-from purifiers.attacks.autoattack import AutoAttack
+from purifiers.attacks.autoattack import AutoAttack, Square
 from purifiers.attacks.base import ATTACKS, AnyAttack, Attack, Length, distances, show_fraction
-from purifiers.attacks.cw import CW
-from purifiers.attacks.foolbox_pgd import FoolboxPGD
+from purifiers.attacks.foolbox_attacks import CW, FoolboxPGD, HopSkipJump
 from purifiers.attacks.gradient import BIM, FGSM, MIFGSM, PGD, SSP
-from purifiers.attacks.hop_skip_jump import HopSkipJump
-from purifiers.attacks.square import Square
 from purifiers.attacks.views import VIEWS, View
 
 __all__ = [

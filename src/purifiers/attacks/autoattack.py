@@ -1,14 +1,15 @@
-"""AutoAttack (Croce and Hein 2020), by pyautoattack: the reference code."""
+"""AutoAttack (Croce and Hein 2020) and its Square (Andriushchenko et al. 2020), by pyautoattack: the reference code."""
 
 import logging
 import sys
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from purifiers.attacks.base import ATTACKS, Attack, Length
-from purifiers.errors import InputError, require
+from purifiers.errors import AttackError, InputError, require
 
 LOGGER = "auto-attack"
 """pyautoattack logs suspicions about a defence here; :mod:`purifiers.attacks.generate` keeps the warnings."""
@@ -34,33 +35,53 @@ class AutoAttack(Attack):
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         classes = number_of_classes(model, images)
+        warn = logging.getLogger(LOGGER).warning
         if self.version == "rand":
             reference = make_reference(self, model, images, seed, "rand")
             if classes < 3:
                 reference.attacks_to_run = ["apgd-ce"]
-                logging.getLogger(LOGGER).warning("%d classes: APGD-DLR left out (not the rand version)", classes)
+                warn("%d classes: APGD-DLR left out (not the rand version)", classes)
         elif classes < 4:
             reference = make_reference(self, model, images, seed, ["apgd-ce", "fab", "square"])
-            logging.getLogger(LOGGER).warning("%d classes: APGD-T left out, FAB untargeted (not the standard version)", classes)
+            warn("%d classes: APGD-T left out, FAB untargeted (not the standard version)", classes)
         else:
             reference = make_reference(self, model, images, seed, "standard")
             if self.norm == "l2" and not fits_square(images):
                 reference.attacks_to_run.remove("square")
-                logging.getLogger(LOGGER).warning(
-                    "images of %d by %d: Square left out (not the standard version)", *images.shape[2:]
-                )
+                warn("images of %d by %d: Square left out (not the standard version)", *images.shape[2:])
             if classes < 10:
                 reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = classes - 1
-                logging.getLogger(LOGGER).warning("%d classes: %d targets instead of 9", classes, classes - 1)
+                warn("%d classes: %d targets instead of 9", classes, classes - 1)
+        return run_reference(reference, images, labels, self.batch_size)
+
+
+@ATTACKS.register("square")
+class Square(Attack):
+    """Random search over squares at the surface of the ball, by the margin of the scores; takes no gradient.
+
+    ``num_queries``: of each image at most; 5,000 in AutoAttack.
+    """
+
+    needs_gradients = False
+
+    epsilon: Length = 8 / 255
+    num_queries: int = Field(default=5000, ge=1)
+    batch_size: int = 250
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        number_of_classes(model, images)
+        if self.norm == "l2" and not fits_square(images):
+            height, width = images.shape[-2:]
+            raise AttackError(f"pyautoattack's Square in L2 does not work on images of {height} by {width}; L-inf does")
+        reference = make_reference(self, model, images, seed, ["square"])
+        reference.square.n_queries = self.num_queries
         return run_reference(reference, images, labels, self.batch_size)
 
 
 def fits_square(images: Tensor) -> bool:
-    """Can pyautoattack's Square in L2 begin on images of this size? It tiles them with squares from an offset, some of which
-    leave the image at some sizes."""
+    """Whether pyautoattack's Square in L2, which tiles images with squares from an offset, stays within images of this size."""
     height, width = images.shape[-2:]
-    side = height // 5
-    offset = (height - 5 * side) // 2
+    side, offset = height // 5, height % 5 // 2
     return side == 1 or (side > 1 and all(offset + length // side * side <= length for length in (height, width)))
 
 

@@ -93,7 +93,7 @@ class Attack(Kind, ABC):
     knows (see :mod:`purifiers.attacks.views`).
 
     ``epsilon``: in [0,1] units of ``norm``; None for an attack that minimises the distance.
-    ``restarts``: so many runs, each of a seed of its own, on the images that those before did not break.
+    ``restarts``: so many runs, each of a seed of its own, on the images that those before did not break or, targeted, bring to their target.
     ``weight``: in a recipe's ``training_attacks``, how many shares of the images it takes.
 
     Attributes:
@@ -141,7 +141,7 @@ class Attack(Kind, ABC):
         check_images(images)
         if images.dtype != torch.float32:
             raise InputError(
-                f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}; convert with .float()"
+                f"attacks run in float32 (half precision breaks epsilon), got {images.dtype}: convert with .float()"
             )
         check_labels(labels, len(images))
         if not len(images):
@@ -154,7 +154,8 @@ class Attack(Kind, ABC):
             adversarial = self.perturb(dense, images, aims, seed).detach()
             for restart in range(1, self.restarts):
                 with torch.no_grad():
-                    left = (dense(adversarial).argmax(1) == labels).nonzero().flatten()
+                    predicted = dense(adversarial).argmax(1)
+                left = (predicted == labels if aims is labels else predicted != aims).nonzero().flatten()
                 if not len(left):
                     break
                 again = self.perturb(dense, images[left], aims[left], seed_for(seed, "restart", restart)).detach()
@@ -168,9 +169,12 @@ class Attack(Kind, ABC):
         if targets is not None:
             if not choice:
                 raise InputError(
-                    f"targets are for a targeted attack; make it one, for example {type(self).__name__}(targeted=True)"
+                    f"targets are for a targeted attack; make it one, such as {type(self).__name__}(targeted=True)"
                 )
-            check_labels(targets, len(images))
+            check_labels(targets, len(images), "targets")
+            classes, low, high = model(images).shape[-1], int(targets.min()), int(targets.max())
+            if low < 0 or high >= classes:
+                raise InputError(f"targets go from {low} to {high}, the model has {classes} classes")
             return targets
         if not choice:
             return labels
@@ -204,18 +208,11 @@ class Attack(Kind, ABC):
 class _Dense(nn.Module):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
-    image.
-
-    Args:
-        model: what is attacked.
-        attack: its kind, for messages.
-        labels: int64 (N,), which must be classes of the model.
-    """
+    image. ``labels`` must be classes of the model."""
 
     def __init__(self, model: nn.Module, attack: str, labels: Tensor) -> None:
         super().__init__()
-        self.model = model
-        self.attack = attack
+        self.model, self.attack = model, attack
         self.lowest, self.highest = torch.stack(torch.aminmax(labels)).tolist()
         self.eval()
 
@@ -232,16 +229,12 @@ class _Dense(nn.Module):
         return logits
 
 
-def check_labels(labels: Tensor, count: int) -> None:
-    """Refuse labels that are not int64 (``count``,).
-
-    Raises:
-        InputError: says what is wrong.
-    """
+def check_labels(labels: Tensor, count: int, name: str = "labels") -> None:
+    """Raise an InputError, which calls them ``name``, unless ``labels`` are int64 (``count``,)."""
     if not isinstance(labels, Tensor):
-        raise InputError(f"labels must be a torch.Tensor, int64 ({count},); got a {type(labels).__name__}: use torch.as_tensor")
+        raise InputError(f"{name} must be a torch.Tensor, int64 ({count},); got a {type(labels).__name__}: use torch.as_tensor")
     if labels.shape != (count,) or labels.dtype != torch.int64:
-        raise InputError(f"labels must be int64 ({count},); got {labels.dtype} {tuple(labels.shape)}")
+        raise InputError(f"{name} must be int64 ({count},); got {labels.dtype} {tuple(labels.shape)}")
 
 
 def distances(images: Tensor, others: Tensor, norm: Literal["linf", "l2"]) -> Tensor:

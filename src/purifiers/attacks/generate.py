@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,20 +24,12 @@ SHARD = 1000
 
 @dataclass(frozen=True)
 class Adversarial:
-    """Adversarial examples of a whole data set.
+    """Adversarial examples of a whole data set."""
 
-    Attributes:
-        images: (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 if ``quantized``.
-        warnings: what the attack's library reports against the result -> in how many batches. Numbers in the text are those of
-            the first such batch.
-        batches: the number of batches.
-        seconds: time of the attack when it was run, also if the result came from the cache.
-    """
-
-    images: Tensor
-    warnings: Mapping[str, int]
+    images: Tensor  # (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 if ``quantized``
+    warnings: Mapping[str, int]  # from the attack's library, with the figures of the first batch -> in how many batches
     batches: int
-    seconds: float
+    seconds: float  # time of the attack when it was run, also if the result came from the cache
 
 
 def generate(
@@ -54,9 +47,7 @@ def generate(
     """Attack ``model`` on every image of ``data``.
 
     Args:
-        attack: any attack.
-        model: what the attacker differentiates.
-        data: the images, on the model's device.
+        attack, model, data: any attack, what the attacker differentiates, and the images, on the model's device.
         seed: decides every random choice, together with the place of a batch in the data.
         batch_size: images attacked at once.
         cache: where finished shards are kept, or its folder; None keeps nothing.
@@ -84,7 +75,16 @@ def generate(
         key = cache.key(model, images, attack, labels, seed, shard.start, batch_size, quantized)
         found = cache.load("adversarial", key, checked)
         if found is None:
-            found = _attack_shard(attack, model, images, labels, seed_for(seed, shard.start), batch_size, quantized, advance)
+            results: list[Tensor] = []
+            begun = time.perf_counter()
+            with _collected() as noted:
+                for batch in slices(len(images), batch_size):
+                    own_seed = seed_for(seed_for(seed, shard.start), batch.start)
+                    with reproducible(own_seed, images.device):  # for models that draw random numbers
+                        adversarial = attack(model, to_float(images[batch]), labels[batch], seed=own_seed)
+                    results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
+                    advance(len(adversarial))
+            found = Adversarial(torch.cat(results), noted, len(results), time.perf_counter() - begun)
             cache.save("adversarial", key, vars(found))
             saved()
         else:
@@ -94,34 +94,8 @@ def generate(
     for found in shards:
         for text, times in found.warnings.items():
             _count(warnings, text, times)
-    return Adversarial(
-        torch.cat([found.images for found in shards]),
-        warnings,
-        sum(found.batches for found in shards),
-        sum(found.seconds for found in shards),
-    )
-
-
-def _attack_shard(
-    attack: Attack,
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    seed: int,
-    batch_size: int,
-    quantized: bool,
-    advance: Callable[[int], None],
-) -> Adversarial:
-    results: list[Tensor] = []
-    begun = time.perf_counter()
-    with _collected() as warnings:
-        for batch in slices(len(images), batch_size):
-            batch_seed = seed_for(seed, batch.start)
-            with reproducible(batch_seed, images.device):  # for models that draw random numbers
-                adversarial = attack(model, to_float(images[batch]), labels[batch], seed=batch_seed)
-            results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
-            advance(len(adversarial))
-    return Adversarial(torch.cat(results), warnings, len(results), time.perf_counter() - begun)
+    images = torch.cat([found.images for found in shards])
+    return Adversarial(images, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
 
 
 def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
@@ -139,10 +113,7 @@ def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
 
 def _count(warnings: dict[str, int], text: str, times: int) -> None:
     """Add to a warning's count; warnings that differ in their figures only are one."""
-
-    def pattern(message: str) -> str:
-        return re.sub(r"[\d.]+", "#", message)
-
+    pattern = partial(re.sub, r"[\d.]+", "#")
     known = next((other for other in warnings if pattern(other) == pattern(text)), text)
     warnings[known] = warnings.get(known, 0) + times
 

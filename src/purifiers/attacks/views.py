@@ -77,13 +77,10 @@ def query(defended: PurifiedClassifier) -> nn.Module:
 
 
 class StraightThrough(nn.Module):
-    """A purifier with the identity's gradient: images (N, C, H, W) -> exactly what the purifier gives.
-
-    Args:
-        purifier: images -> images of the same shape.
+    """A purifier with the identity's gradient: images (N, C, H, W) -> exactly what the purifier gives, of the same shape.
 
     Raises:
-        InputError: when called, if the purifier changes the shape, so that the identity's gradient does not fit.
+        InputError: when called, if the purifier changes the shape.
     """
 
     def __init__(self, purifier: nn.Module) -> None:
@@ -104,12 +101,8 @@ class StraightThrough(nn.Module):
 class Expectation(nn.Module):
     """A random model's mean logits over ``draws`` passes: images -> (N, classes).
 
-    Its gradient is the mean of the gradients of the logits. Log-probabilities differ from logits by a number for each image
-    and draw; so do their means, and every loss that does not change when all logits of an image move together
-    (cross-entropy, margin, DLR) is the same for both. The mean of probabilities would lose the gradient where one draw
-    is sure.
-
-    A pass keeps ``draws`` graphs in memory: attack in batches smaller by that factor.
+    Means of logits and of log-probabilities give the same cross-entropy, margin and DLR. The mean of probabilities would lose
+    the gradient where one draw is sure. A pass keeps ``draws`` graphs in memory: attack in batches smaller by that factor.
 
     Args:
         model: images in [0,1] -> logits; draws from torch's global source of randomness.
@@ -123,8 +116,7 @@ class Expectation(nn.Module):
         super().__init__()
         if draws < 1:
             raise InputError(f"an expectation needs at least one draw; got {draws}")
-        self.model = model
-        self.draws = draws
+        self.model, self.draws = model, draws
         self.eval()
 
     def extra_repr(self) -> str:
@@ -138,11 +130,7 @@ class Expectation(nn.Module):
 
 
 class Queries(nn.Module):
-    """A model without gradients: images -> logits (N, classes).
-
-    Raises:
-        InputError: when called for a gradient.
-    """
+    """A model without gradients: images -> logits (N, classes); an InputError when called for one."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -172,8 +160,7 @@ class Features(nn.Module):
         layers = dict(classifier.named_modules())
         if layer is not None and layer not in layers:
             raise ConfigError(f"the classifier has no layer '{layer}'{nearest(layer, [name for name in layers if name])}")
-        self.classifier = classifier
-        self.layer = layer
+        self.classifier, self.layer = classifier, layer
 
     def extra_repr(self) -> str:
         return str(self.layer)  # a part of the fingerprint that cached adversarial examples are found by

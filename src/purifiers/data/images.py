@@ -64,6 +64,11 @@ class ImageSet:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def __repr__(self) -> str:
+        _, channels, height, width = self.images.shape
+        classes = f"{len(self.classes)} classes" if self.classes else "classes not named"
+        return f"ImageSet('{self.name}', {len(self):,} images of {channels} x {height} x {width}, {classes})"
+
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same data on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))

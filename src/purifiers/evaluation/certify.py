@@ -37,16 +37,13 @@ ABSTAIN = -1
 
 @dataclass(frozen=True)
 class Smoothing:
-    """The numbers of a smoothed classifier.
+    """The numbers of a smoothed classifier; an InputError if one is out of range, or ``n`` too small to certify anything.
 
     Attributes:
         sigma: standard deviation of the noise, in [0,1] units; at most 1.
         n0: noisy copies of an image from which a class is selected.
         n: noisy copies from which that class's probability is bounded; 100,000 in the paper.
         alpha: probability, at most, with which an image's answer is wrong.
-
-    Raises:
-        InputError: a number is out of its range, or ``n`` is so small that nothing could be certified.
     """
 
     sigma: float
@@ -77,28 +74,18 @@ class Smoothing:
 
 
 class ImageCertificate(Result):
-    """The certificate of one image.
+    """The certificate of one image."""
 
-    Attributes:
-        label: the true class.
-        predicted: CERTIFY's class; None where it abstains.
-        radius: no perturbation shorter than this (L2, [0,1] units) changes that class; 0 where it abstains.
-        votes: how many of the n noisy copies are of the selected class, which bounds its probability.
-        majority: PREDICT's class by the same copies; None where it abstains.
-        seconds: time that the noisy copies took.
-    """
-
-    label: int
-    predicted: int | None
-    radius: float
-    votes: int
-    majority: int | None
-    seconds: float
+    label: int  # the true class
+    predicted: int | None  # CERTIFY's class; None where it abstains
+    radius: float  # no perturbation shorter than this (L2, [0,1] units) changes that class; 0 where it abstains
+    votes: int  # how many of the n noisy copies are of the selected class, which bounds its probability
+    majority: int | None  # PREDICT's class by the same copies; None where it abstains
+    seconds: float  # time that the noisy copies took
 
 
 class Level(Result):
-    """Certified accuracy at one radius: the share of images that are right there and certified up to it, with its 95 %
-    Wilson interval, as the images are a sample."""
+    """Certified accuracy at one radius: the share of images that are right and certified up to it, with its Wilson interval."""
 
     radius: float
     accuracy: float
@@ -106,39 +93,19 @@ class Level(Result):
 
 
 class SmoothedModel(Result):
-    """One smoothed classifier on all images.
+    """One smoothed classifier on all images."""
 
-    Attributes:
-        name: ``purified`` or ``classifier alone``.
-        certified_accuracy: by radius, from 0 up.
-        natural_accuracy: share of images that PREDICT gets right, without any perturbation.
-        abstention: share of images on which CERTIFY abstains.
-        average_radius: mean certified radius over all images, where those that are wrong or abstained count as 0 (Zhai et
-            al. 2020).
-        seconds: time that all noisy copies took, also where they came from the cache now.
-        images: in the data's order.
-    """
-
-    name: str
-    certified_accuracy: list[Level]
-    natural_accuracy: float
-    abstention: float
-    average_radius: float
-    seconds: float
-    images: list[ImageCertificate]
+    name: str  # ``purified`` or ``classifier alone``
+    certified_accuracy: list[Level]  # by radius, from 0 up
+    natural_accuracy: float  # share of images that PREDICT gets right, without any perturbation
+    abstention: float  # share of images on which CERTIFY abstains
+    average_radius: float  # mean over all images; those that are wrong or abstained count as 0 (Zhai et al. 2020)
+    seconds: float  # time that all noisy copies took, also where they came from the cache now
+    images: list[ImageCertificate]  # in the data's order
 
 
 class Certificate(ResultFile):
-    """Everything that a certification found.
-
-    Attributes:
-        dataset, classifier, purifier: names.
-        n_images: number of images.
-        sigma, n0, n, alpha: see :class:`Smoothing`.
-        largest_radius: of n copies of one class: none can be larger.
-        recipe: the recipe, resolved, that the data set and the classifier are of.
-        models: the purifier with the classifier, and the classifier alone.
-    """
+    """Everything that a certification found; ``sigma``, ``n0``, ``n`` and ``alpha`` as in :class:`Smoothing`."""
 
     filename = "certificate.json"
     command = "certify"
@@ -151,9 +118,9 @@ class Certificate(ResultFile):
     n0: int
     n: int
     alpha: float
-    largest_radius: float
-    recipe: dict[str, Any]
-    models: list[SmoothedModel]
+    largest_radius: float  # of n copies of one class: none can be larger
+    recipe: dict[str, Any]  # resolved; the data set and the classifier are of it
+    models: list[SmoothedModel]  # the purifier with the classifier, and the classifier alone
 
 
 def lower_bound(successes: int, count: int, alpha: float) -> float:
@@ -203,16 +170,16 @@ def certify(
             certificate = cache.load("certified", key, lambda state: _certificate(label, smoothing, **state))  # noqa: B023
             if certificate is None:
                 watch, own = Stopwatch(), seed_for(seed, "certify", place)
-                counts: list[list[int]] = []
+                state: dict[str, Any] = {}
                 with reproducible(own, device):  # for models that draw random numbers
                     generator = generator_for(own, "noise", device=device)
-                    for count in (smoothing.n0, smoothing.n):
+                    for name, count in (("selection", smoothing.n0), ("estimation", smoothing.n)):
                         votes = torch.zeros((), dtype=torch.int64, device=device)
                         for part in _sample(model, to_float(image), smoothing.sigma, count, batch_size, generator):
                             votes = votes + part
                             advance(int(part.sum()))
-                        counts.append(votes.tolist())
-                state = {"selection": counts[0], "estimation": counts[1], "seconds": watch.seconds}
+                        state[name] = votes.tolist()
+                state["seconds"] = watch.seconds
                 certificate = _certificate(label, smoothing, **cache.save("certified", key, state))
             else:
                 advance(smoothing.n0 + smoothing.n)
@@ -248,28 +215,19 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
 
 
 def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | None = None) -> Certificate:
-    """Certify a run's purifier in front of its classifier, and beside it the classifier alone, under the same noise.
+    """Certify a run's student in front of its classifier, and beside it the classifier alone, under the same noise.
 
-    Args:
-        run: with a classifier and a student.
-        purifier: its name, for the record.
-        smoothing: noise, and how much of it.
-        images: on how many random test images; None for all that the recipe takes.
+    ``purifier`` is its name in the record; ``images``: on how many random test images, None for all that the recipe takes.
     """
     seed = seed_for(run.recipe.seed, "certification")
     data = run.images("test").limited(images, seed)
-    models = {
-        "purified": PurifiedClassifier(run.purifiers["student"], run.classifier),
-        "classifier alone": run.classifier,
-    }
-    step, cache = smoothing.sigma / 2, Cache(run.cache)
+    models = {"purified": PurifiedClassifier(run.purifiers["student"], run.classifier), "classifier alone": run.classifier}
+    step, found = smoothing.sigma / 2, []
     radii = [step * i for i in range(math.floor(smoothing.largest_radius / step) + 1)]
-    found = []
+    options: dict[str, Any] = {"seed": seed, "batch_size": run.recipe.evaluation.batch_size, "cache": Cache(run.cache)}
     for name, model in models.items():
         with progress(f"certifying: {name}", len(data) * (smoothing.n0 + smoothing.n)) as advance:
-            batch_size = run.recipe.evaluation.batch_size
-            each = certify(model, data, smoothing, seed=seed, batch_size=batch_size, cache=cache, advance=advance)
-        found.append(summarised(name, each, radii))
+            found.append(summarised(name, certify(model, data, smoothing, **options, advance=advance), radii))
     return Certificate(
         dataset=data.name,
         classifier=run.classifier_name,
@@ -307,8 +265,7 @@ def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[fl
 def _sample(
     model: nn.Module, image: Tensor, sigma: float, count: int, batch_size: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """SAMPLEUNDERNOISE: of each batch of noisy copies of ``image`` (1, C, H, W), how many are of each class and, last, of none,
-    with logits that are not finite."""
+    """SAMPLEUNDERNOISE: of each batch of noisy copies of ``image`` (1, C, H, W), the count of each class and, last, of none."""
     for batch in slices(count, batch_size):
         noise = torch.randn((batch.stop - batch.start, *image.shape[1:]), generator=generator, device=image.device)
         logits = model(noise.mul_(sigma).add_(image).clamp_(0, 1))
@@ -322,8 +279,7 @@ def _certificate(
     """CERTIFY, once the copies are counted; a ValueError if some are missing."""
     if (sum(selection), sum(estimation)) != (smoothing.n0, smoothing.n):
         raise ValueError("copies are missing")
-    classes = selection[:-1]
-    selected = classes.index(max(classes))
+    selected = selection.index(max(selection[:-1]))
     probability = lower_bound(estimation[selected], smoothing.n, smoothing.alpha)
     certain = probability > 0.5
     return ImageCertificate(

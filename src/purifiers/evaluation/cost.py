@@ -1,7 +1,5 @@
 """The cost of a network: parameters, arithmetic and time; and the peak of a device, to compare arithmetic with."""
 
-import time
-
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +16,11 @@ PRODUCT_SECONDS = 2.0
 """As long as a product may take: a processor without bf16 needs a minute for one of full size."""
 
 
+def count_parameters(module: nn.Module) -> int:
+    """The number of ``module``'s parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def measure_cost(module: nn.Module, images: Tensor) -> Cost:
     """Count and time ``module`` on ``images`` (N, C, H, W); a first pass does not count, unless it takes long.
 
@@ -30,10 +33,10 @@ def measure_cost(module: nn.Module, images: Tensor) -> Cost:
         seconds, passes = _time(module, images), 1
         if seconds < LEAST_SECONDS:  # a short pass is warmed up and repeated
             seconds, passes = 0.0, 0
-            while seconds < LEAST_SECONDS:
-                seconds, passes = seconds + _time(module, images), passes + 1
+        while seconds < LEAST_SECONDS:
+            seconds, passes = seconds + _time(module, images), passes + 1
     return Cost(
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=count_parameters(module),
         flops=counter.get_total_flops(),
         images_per_second=passes * len(images) / seconds,
         batch_size=len(images),
@@ -61,13 +64,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _product(size: int, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds of one product."""
     left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-    _wait(device)
-    begun = time.perf_counter()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    wait(device)
+    watch = Stopwatch()
     left @ right
-    _wait(device)
-    return time.perf_counter() - begun
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
+    return watch.seconds

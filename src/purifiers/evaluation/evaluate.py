@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AnyAttack, Attack
@@ -18,13 +18,14 @@ from purifiers.console import Stopwatch
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
 from purifiers.errors import ConfigError, InputError, nearest
-from purifiers.evaluation.cost import measure_cost, peak_flops
+from purifiers.evaluation.cost import count_parameters, measure_cost, peak_flops
 from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
 from purifiers.evaluation.models import as_data, check_defended
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import refuse_gradients
+from purifiers.recipes.load import faults
 from purifiers.recipes.schema import Evaluation
 from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, Run, own_classifier, student_configs
@@ -43,7 +44,7 @@ def evaluate(
     labels: Tensor | None = None,
     *,
     attacks: Mapping[str, Attack | str] | None = None,
-    views: Sequence[str] = ("blind",),
+    views: Sequence[str] | str = ("blind",),
     limits: Mapping[str, int] | None = None,
     name: str = "purifier",
     classifier_name: str = "classifier",
@@ -80,8 +81,8 @@ def evaluate(
         stopwatch = Stopwatch()
         defended = PurifiedClassifier(purifier, classifier)
         data = as_data(defended, images, labels, batch_size)
-        chosen = _attacks(attacks, views)
-        counts = limits or {}
+        views = (views,) if isinstance(views, str) else views
+        chosen, counts = _attacks(attacks, views), limits or {}
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
         with frozen(defended):
@@ -95,7 +96,7 @@ def evaluate(
             versions=versions(),
             hardware=hardware(data.images.device),
             seconds={"evaluation": stopwatch.seconds},
-            parameters=_count(purifier),
+            parameters=count_parameters(purifier),
             classifier_sha256=fingerprint(classifier),
             records=records,
             warnings=warnings + not_finite(records),
@@ -103,28 +104,25 @@ def evaluate(
 
 
 def _attacks(attacks: Mapping[str, Attack | str] | None, views: Sequence[str]) -> dict[str, Attack]:
-    given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else attacks
+    if not isinstance(attacks, Mapping | None):
+        raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
+    given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
     try:
-        chosen = _ATTACKS.validate_python({key: {"kind": one} if isinstance(one, str) else one for key, one in given.items()})
+        chosen = TypeAdapter(dict[str, AnyAttack]).validate_python(given)
         for view in views:
             refuse_gradients(view, chosen)
     except ConfigError:
         raise
+    except ValidationError as error:
+        raise InputError("\n  ".join(["these attacks cannot be used:", *faults(error, "attacks")])) from error
     except ValueError as error:
         raise InputError(f"attacks: {error}") from error
     return chosen
 
 
-_ATTACKS = TypeAdapter(dict[str, AnyAttack])
-
-
 @repeatable()
 def evaluate_run(run: Run) -> tuple[Results, Examples]:
-    """Measure what the run trained on the recipe's test images and attacks; the student under every view, baselines blind.
-
-    Args:
-        run: with a classifier and trained purifiers.
-    """
+    """Measure what the run trained on the recipe's test images and attacks; the student under every view, baselines blind."""
     stopwatch = Stopwatch()
     unchanged = watch({"the classifier": run.classifier})
     config = run.recipe.evaluation
@@ -154,12 +152,10 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     for title, purifier in run.variants.items():
         records += few.evaluate(VARIANT + title, purifier, lambda view: quick_attacks(config))[0]
     student = run.purifiers["student"]
-    costed = {"classifier": run.classifier, "student": student}
-    costed |= {BASELINE + title: purifier for title, purifier in run.baselines.items()}
-    sample = to_float(data.images[:COST_BATCH])
+    baselines = {BASELINE + title: purifier for title, purifier in run.baselines.items()}
+    costed, sample = {"classifier": run.classifier, "student": student, **baselines}, to_float(data.images[:COST_BATCH])
     costs = {name: measure_cost(module, sample) for name, module in costed.items()}
-    attack_name, attack = next(iter(config.attacks.items()))
-    examples = find_examples(few, student, attack_name, attack)
+    examples = find_examples(few, student, *next(iter(config.attacks.items())))
     unchanged()
     results = Results(
         recipe=run.recipe.model_dump(mode="json"),
@@ -172,7 +168,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
             "evaluation": stopwatch.seconds,
         },
         training=run.histories,
-        parameters=_count(student),
+        parameters=count_parameters(student),
         peak_flops=_peak(run),
         costs=costs,
         classifier_sha256=fingerprint(run.classifier),
@@ -182,19 +178,13 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     return results, examples
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _peak(run: Run) -> float | None:
     """The peak to compare the training's arithmetic with; None if it ran on another kind of device, or with other threads."""
     files = [run.checkpoint(stage) / STATE_FILE for stage in run.histories]
-    states = [load_state(file) for file in files if file.is_file()]
-    here = run.device.type
-    if any(state.get("device", here) != here for state in states):
-        return None
-    if here == "cpu" and any(state.get("threads") != torch.get_num_threads() for state in states):
-        return None
+    here, threads = run.device.type, torch.get_num_threads()
+    for state in [load_state(file) for file in files if file.is_file()]:
+        if state.get("device", here) != here or (here == "cpu" and state.get("threads") != threads):
+            return None
     return peak_flops(run.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16)
 
 

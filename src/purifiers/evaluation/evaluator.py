@@ -27,25 +27,15 @@ Measured = tuple[Record, Tensor]
 
 @dataclass(frozen=True)
 class Evaluator:
-    """One classifier and one set of test images, on which any number of purifiers is measured.
+    """One classifier and one set of test images, on which any number of purifiers is measured."""
 
-    Attributes:
-        classifier: frozen; images in [0,1] -> logits.
-        classifier_name: for the records.
-        data: the test images, on the classifier's device.
-        seed: decides the attacks' random choices.
-        batch_size: images at once.
-        cache: of adversarial examples, where blind attacks are made once for all purifiers, and of measurements.
-        undefended: the classes that the classifier alone gives, by the images' digest.
-    """
-
-    classifier: nn.Module
-    classifier_name: str
-    data: ImageSet
-    seed: int = 0
+    classifier: nn.Module  # frozen; images in [0,1] -> logits
+    classifier_name: str  # for the records
+    data: ImageSet  # on the classifier's device
+    seed: int = 0  # decides the attacks' random choices
     batch_size: int = 250
-    cache: Cache = field(default_factory=lambda: Cache(None))
-    undefended: dict[str, Tensor] = field(init=False, default_factory=dict, compare=False)
+    cache: Cache = field(default_factory=lambda: Cache(None))  # blind attacks are made once for all purifiers
+    undefended: dict[str, Tensor] = field(init=False, default_factory=dict, compare=False)  # classes, by the images' digest
 
     def evaluate(
         self,
@@ -56,15 +46,10 @@ class Evaluator:
         limit: Callable[[str, str], int | None] = lambda view, attack: None,
         at_most: int | None = None,
     ) -> tuple[list[Record], list[AttackWarning]]:
-        """Measure one purifier: on clean images, then under every view and attack.
+        """Measure one purifier: on clean images, then under every view with the attacks, by name, that ``attacks`` has for it.
 
-        Args:
-            name: the purifier's, for the records.
-            purifier: on the classifier's device.
-            attacks: the attacks by name, for each view.
-            views: names in :data:`purifiers.attacks.VIEWS`.
-            limit: of (view, attack): on how many random images of the data; None for all.
-            at_most: a limit for everything, clean images too, for a purifier that is slow.
+        ``limit`` of (view, attack): on how many random images of the data, None for all; ``at_most``: a limit for everything,
+        clean images too, for a purifier that is slow.
         """
         defended = PurifiedClassifier(purifier, self.classifier)
         records = [self.measure(name, defended, self.limited(at_most))[0]]
@@ -86,18 +71,13 @@ class Evaluator:
     def attack(
         self, name: str, view: str, model: nn.Module, attack_name: str, attack: Attack, data: ImageSet
     ) -> tuple[Adversarial, list[AttackWarning]]:
-        """Run ``attack`` on ``model``, the purifier ``name`` as the attacker sees it under ``view``.
-
-        Raises:
-            AttackError, InputError: see :func:`generate`.
-        """
+        """Run ``attack`` on ``model``, the purifier ``name`` as the attacker sees it under ``view``; see :func:`generate`."""
         # The graphs of all draws are in memory at once.
         size = max(1, self.batch_size // (model.draws if isinstance(model, Expectation) else 1))
         with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
             found = generate(attack, model, data, seed=self.seed, batch_size=size, cache=self.cache, advance=advance)
-        messages = [
-            f"{text} (in {count} of {found.batches} batches of up to {size} images)" for text, count in found.warnings.items()
-        ]
+        among = f"of {found.batches} batches of up to {size} images)"
+        messages = [f"{text} (in {count} {among}" for text, count in found.warnings.items()]
         return found, [AttackWarning(view=view, attack=attack_name, message=message) for message in messages]
 
     def measure(
@@ -111,16 +91,10 @@ class Evaluator:
         attacked: Adversarial | None = None,
         among: Among | None = None,
     ) -> Measured:
-        """Count one purifier's results on adversarial versions of ``data``, by default on ``data`` itself.
+        """Count one purifier's results on ``attacked``, adversarial versions of ``data``, by default on ``data`` itself.
 
-        Args:
-            name, view, attack_name: for the record.
-            defended: the purifier and the classifier.
-            data: the original images.
-            ball: the attack's norm and epsilon.
-            attacked: the adversarial versions.
-            among: for a random purifier, the images that ``data`` is a part of, and its places there: an image then gets the
-                draw of its place, whatever the subset.
+        ``ball`` is the attack's norm and epsilon. ``among``, for a random purifier: the images that ``data`` is a part of, and
+        its places there; an image then gets the draw of its place, whatever the subset.
         """
         attacked = attacked or Adversarial(data.images, {}, 0, 0.0)
 
@@ -176,7 +150,7 @@ class Evaluator:
         self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches of originals, their adversarial versions, and these purified."""
-        whole, places = among if among is not None else (data, torch.arange(len(data)))
+        whole, places = among or (data, torch.arange(len(data)))
         row = torch.full((len(whole),), -1).index_put_((places,), torch.arange(len(data)))
         for batch in slices(len(whole), self.batch_size):
             images = to_float(whole.images[batch])

@@ -1,5 +1,6 @@
 """Example images for the report's picture (the paper's figure 5)."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -15,19 +16,12 @@ from purifiers.purifier import PurifiedClassifier, Purifier
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the picture.
+    """One row of the picture."""
 
-    Attributes:
-        images: (N, 3, H, W), float, in [0,1].
-        classes: the classifier's class of each.
-        correct: whether that is right.
-        psnr: against the original image, in dB; None for the originals.
-    """
-
-    images: Tensor
-    classes: list[str]
-    correct: list[bool]
-    psnr: list[float] | None = None
+    images: Tensor  # (N, 3, H, W), float, in [0,1]
+    classes: list[str]  # the classifier's class of each
+    correct: list[bool]  # whether that is right
+    psnr: list[float] | None = None  # against the original image, in dB; None for the originals
 
 
 @dataclass(frozen=True)
@@ -48,13 +42,11 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
     evaluator's images are attacked: pass one with a few.
     """
     defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.data
-    attacked = generate(
-        attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=evaluator.batch_size, cache=evaluator.cache
-    )
-    labels = data.labels
+    size, labels = evaluator.batch_size, data.labels
+    attacked = generate(attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=size, cache=evaluator.cache)
     with torch.no_grad():
         classes, attacked_classes = (
-            metrics.predict(evaluator.classifier, images, evaluator.batch_size) for images in (data.images, attacked.images)
+            metrics.predict(evaluator.classifier, images, size) for images in (data.images, attacked.images)
         )
         right = classes == labels
         changed = right & (attacked_classes != labels)
@@ -74,10 +66,8 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
 def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:
     """Indices of up to ``count`` wanted images: the first of every class, then the second of every class, ..."""
     indices = wanted.nonzero().flatten().tolist() or list(range(len(labels)))
-    seen: dict[int, int] = {}
-    order = []
+    seen, order = Counter[int](), []
     for index in indices:
-        label = int(labels[index])
-        seen[label] = seen.get(label, 0) + 1
+        seen[label := int(labels[index])] += 1
         order.append((seen[label], label, index))
     return torch.tensor([index for _, _, index in sorted(order)[:count]], device=labels.device)

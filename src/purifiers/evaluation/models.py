@@ -40,6 +40,8 @@ def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> i
         purified = defended.purifier(images)
         if not isinstance(purified, Tensor) or purified.shape != images.shape:
             raise InputError(f"{name} must keep the shape of images, {tuple(images.shape)}; it returns {_described(purified)}")
+        if purified.dtype != images.dtype:
+            raise InputError(f"{name} returns {purified.dtype} images; expected {images.dtype}: convert them with .float()")
         if not purified.isfinite().all():
             raise InputError(f"{name} returns images that are NaN or infinite for the first images")
         classes = check_logits(f"the classifier behind {name}", defended.classifier, purified).shape[1]
@@ -61,12 +63,16 @@ def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
     except PurifiersError:
         raise
     except Exception as error:
-        raise InputError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}") from error
+        other = {parameter.dtype for parameter in model.parameters()} - {images.dtype}
+        hint = f"; its parameters are {other.pop()}: convert it with .float()" if other else ""
+        raise InputError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}{hint}") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != shape[0] or logits.shape[1] < 2:
         raise InputError(
             f"{name} must return a tensor of logits (N, at least 2 classes); for images of shape {shape} it returns "
             f"{_described(logits)}"
         )
+    if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
+        raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
     if not logits.isfinite().all():
         raise InputError(f"{name} returns logits that are NaN or infinite for images of shape {shape}")
     return logits

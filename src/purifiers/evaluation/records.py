@@ -177,10 +177,10 @@ class Results(Records):
         trained: the recipe as it was trained, if that is another: see :class:`purifiers.runs.Run`.
         seconds: wall-clock time: of all epochs of training, whenever they were run, and of this evaluation, in which
             attacks that were found in the cache count next to nothing.
-        training: stage -> a record for each epoch.
+        training: stage -> a record for each epoch; ``images_per_second * flops_per_image`` is what it achieved of
+            ``peak_flops``.
         parameters: number of parameters of the purifier.
-        peak_flops: floating-point operations a second of a large matrix product on this device, in the precision of the
-            training; the training achieved ``images_per_second * flops_per_image`` of its epochs. None if the
+        peak_flops: floating-point operations a second of a large matrix product, in the training's precision; None if the
             training ran on another kind of device.
         costs: of the classifier, the student and the baselines, by the names in ``purifier``, one after the other.
         classifier_sha256: :func:`purifiers.registry.fingerprint` of the classifier, the same before and after.

@@ -145,6 +145,9 @@ class AuditSettings(Group):
                 if name not in self.attacks:
                     raise ValueError(f"views.{view}: there is no attack '{name}'{nearest(name, self.attacks)}")
             refuse_gradients(view, {name: self.attacks[name] for name in names})
+        usual = {*standard_attacks(self.epsilon, self.epsilon_l2)}.union(*self.views.values())
+        if idle := [name for name in self.attacks if name not in usual]:
+            raise ValueError(f"attacks.{idle[0]} is in none of the views; add it, such as views: {{full: [{idle[0]}]}}")
         return self
 
     @field_serializer("attacks")

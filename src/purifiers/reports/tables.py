@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from statistics import mean
 
-from purifiers.attacks import Attack
+from purifiers.attacks import VIEWS, Attack
 from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
 from purifiers.recipes.schema import STARTS
@@ -28,8 +28,9 @@ def select(results: Results, purifier: str = "student", view: str = "blind") -> 
 
 
 def through_purifier(results: Results) -> list[Record]:
-    """The records of the student under every view but ``blind``: those of attackers who know the purifier."""
-    return [r for r in results.records if r.purifier == "student" and r.view not in (CLEAN, "blind")]
+    """The records of the student under the views of attackers who know, or query, the purifier."""
+    attacked = [r for r in results.records if r.purifier == "student" and r.view != CLEAN]
+    return [r for r in attacked if VIEWS[r.view].group != "gray-box"]
 
 
 def comparable_attacks(results: Results) -> set[str]:

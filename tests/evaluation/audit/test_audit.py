@@ -599,6 +599,28 @@ def test_a_reported_attack_that_the_checks_beat_fails_a_check() -> None:
         assert (name in {check.name for check in found.failed("purifier")}) == failed
 
 
+class Casts(nn.Module):
+    """``model`` with outputs of another type."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).to(self.dtype)
+
+
+def test_other_types_than_float32_are_refused() -> None:
+    model, data = problem(4)
+    for purifier, classifier in (
+        (nn.Identity(), Linear(2, SHAPE).half()),
+        (nn.Identity(), Casts(model, torch.bfloat16)),
+        (Casts(nn.Identity(), torch.float64), model),
+    ):
+        with pytest.raises(InputError, match=r"\.float\(\)"):
+            audit(purifier, classifier, data)
+
+
 def test_under_inference_mode_the_audit_finds_the_same() -> None:
     model, data = problem(12)
     chosen = settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02, check_images=6)

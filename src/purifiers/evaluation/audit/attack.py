@@ -27,7 +27,7 @@ PROBE = 4
 
 @dataclass(frozen=True)
 class Subject:
-    """A defended model to audit: its name and that of its classifier, for the records, and the model."""
+    """A defended model to audit, with its name and that of its classifier for the records."""
 
     name: str
     defended: PurifiedClassifier
@@ -36,8 +36,6 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Planned:
-    """One attack to run: on which model, under which name, on how many images."""
-
     view: str
     name: str
     attack: Attack
@@ -47,31 +45,18 @@ class _Planned:
 
 
 class Composite:
-    """The worst case over attacks, image by image: an image counts as right only if it is right under all of them.
-
-    Attributes:
-        images: float32 (N, 3, H, W), in [0,1]; of each image the first version that broke it; if none did, the last that was
-            tried.
-        right: bool (N,), on the CPU: right under every attack, and unattacked.
-        fewest: the smallest number of images on which an attack was run; None before the first.
-        seconds: time of all attacks.
-    """
+    """The worst case over attacks, image by image: an image counts as right only if it is right under all of them."""
 
     def __init__(self, data: ImageSet, right: Tensor) -> None:
-        self.images = to_float(data.images)
-        self.right = right.clone()
-        self.fewest: int | None = None
-        self.seconds = 0.0
+        self.images = to_float(data.images)  # of each the first version that broke it, or the last that was tried
+        self.right = right.clone()  # bool (N,), on the CPU: under every attack, and unattacked
+        self.fewest: int | None = None  # the smallest number of images on which an attack was run; None before the first
+        self.seconds = 0.0  # of all attacks
 
     def add(self, places: Tensor, adversarial: Tensor, right: Tensor, of: int, seconds: float = 0.0) -> None:
-        """Add an attack.
+        """Add an attack, meant for ``of`` images, of which those at ``places``, int64 (M,), were not broken already.
 
-        Args:
-            places: int64 (M,), on the CPU: which of the images were attacked.
-            adversarial: (M, 3, H, W), their adversarial versions.
-            right: bool (M,), on the CPU: which of them the defended model still gets right.
-            of: the number of images that the attack is meant for; more than M if some were broken already.
-            seconds: time of the attack.
+        Of these, ``adversarial`` (M, 3, H, W) are the versions, and ``right``, bool (M,), which the defended model gets right.
         """
         still = self.right[places]
         device = self.images.device
@@ -87,18 +72,11 @@ def positions(within: Tensor, chosen: Tensor) -> Tensor:
 
 
 class Auditor:
-    """Attacks one defended model, and keeps the worst case.
+    """Attacks one defended model, in evaluation mode, and keeps the worst case.
 
     Args:
-        subject: the defended model, in evaluation mode.
-        evaluator: of its classifier, with the images.
-        settings: the attacks.
-        surrogates: models that are attacked in its place under ``transfer``, by name.
-
-    Attributes:
-        random: whether it draws random numbers.
-        differentiable: whether it passes a gradient to its images that is not zero.
-        records, warnings: filled by :meth:`run`.
+        subject, evaluator: the defended model; of its classifier, with the images.
+        settings, surrogates: the attacks; models that are attacked in its place under ``transfer``, by name.
     """
 
     def __init__(
@@ -106,8 +84,8 @@ class Auditor:
     ) -> None:
         self.subject, self.evaluator, self.settings, self.surrogates = subject, evaluator, settings, surrogates
         few = to_float(evaluator.data.images[:PROBE])
-        self.random = is_random(subject.defended, few)
-        self.differentiable = bool(gradient_at(subject.defended, few).nan_to_num(1).any())
+        self.random = is_random(subject.defended, few)  # it draws random numbers
+        self.differentiable = bool(gradient_at(subject.defended, few).nan_to_num(1).any())  # its gradient is not zero
         self._drawn = self._subset(settings.limit_of("", subject.name))
         self._data = evaluator.data.subset(self._drawn)
         self.records: list[Record] = []
@@ -129,7 +107,7 @@ class Auditor:
             fewest = self._composites[norm, EVERYTHING].fewest
             if composite.fewest is not None and fewest is not None:
                 radius = self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2
-                places = positions(self._drawn, self._subset(fewest))
+                places = self._places(fewest)
                 self.records.append(self._combined(composite, places, WORST, group, (norm, radius), composite.seconds))
 
     def known(self) -> dict[str, Tensor]:
@@ -137,7 +115,7 @@ class Auditor:
         total = self._composites.get(("linf", EVERYTHING))
         if total is None or total.fewest is None:
             return {}
-        common = positions(self._drawn, self._subset(total.fewest))
+        common = self._places(total.fewest)
         found = {
             group: composite.right[common]
             for (norm, group), composite in self._composites.items()
@@ -193,7 +171,7 @@ class Auditor:
         view, name, attack, watch = planned.view, planned.name, planned.attack, Stopwatch()
         total, group = (self._composites[attack.norm, key] for key in (EVERYTHING, group_of(view)))
         ball = (attack.norm, attack.epsilon)
-        subset = positions(self._drawn, self._subset(planned.count))
+        subset = self._places(planned.count)
         places = subset[group.right[subset]] if self.settings.cascade else subset
         found = Adversarial(to_float(self._data.images[:0]), {}, 0, 0.0)
         if len(places):
@@ -231,6 +209,9 @@ class Auditor:
 
     def _subset(self, count: int) -> Tensor:
         return self.evaluator.data.drawn(count, seed_for(self.evaluator.seed, "limit"))
+
+    def _places(self, count: int) -> Tensor:
+        return positions(self._drawn, self._subset(count))
 
     def _at(self, places: Tensor) -> ImageSet:
         return self._data.subset(places.to(self._data.images.device))

@@ -1,5 +1,6 @@
 """Open runs, and purifiers by name or folder, for an audit, with the recipe's baselines and companions."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +23,11 @@ from purifiers.seeds import seed_for
 
 @dataclass
 class Opened:
-    """Everything that is audited together.
+    """Everything that is audited together."""
 
-    Attributes:
-        run: the first run; its images, settings, baselines and companions are used.
-        subjects: the defended models.
-        surrogates: models that are attacked in their place under ``transfer``.
-    """
-
-    run: Run
+    run: Run  # the first; its images, settings, baselines and companions are used
     subjects: list[Subject] = field(default_factory=list)
-    surrogates: dict[str, nn.Module] = field(default_factory=dict)
+    surrogates: dict[str, nn.Module] = field(default_factory=dict)  # attacked in place of the subjects under ``transfer``
 
     def add(self, name: str, purifier: Purifier, run: Run) -> None:
         """Audit ``purifier`` too, in front of the run's classifier; SOAP in front of its own."""
@@ -48,15 +43,9 @@ class Opened:
         """Audit them, keeping finished work in ``cache``; raises as :func:`purifiers.evaluation.audit.run.audit` does."""
         recipe = self.run.recipe
         unchanged = watch({f"the classifier behind {one.name}": one.defended.classifier for one in self.subjects})
-        found = audit_all(
-            self.subjects,
-            self.run.images("test"),
-            recipe.audit,
-            self.surrogates,
-            seed=seed_for(recipe.seed, "evaluation"),
-            batch_size=recipe.evaluation.batch_size,
-            cache=cache,
-        )
+        seed, size = seed_for(recipe.seed, "evaluation"), recipe.evaluation.batch_size
+        data = self.run.images("test")
+        found = audit_all(self.subjects, data, recipe.audit, self.surrogates, seed=seed, batch_size=size, cache=cache)
         unchanged()
         return found
 
@@ -121,20 +110,14 @@ def _images_of(run: Run) -> tuple[Any, ...]:
 
 def _surrogates(run: Run) -> dict[str, nn.Module]:
     """The recipe's companions, if they are trained or ship, and those that ``audit.surrogates`` names."""
-    found: dict[str, nn.Module] = {}
-
-    def add(title: str, model: nn.Module) -> None:
-        if title in found:
-            raise ConfigError(f"two surrogates, of companions and audit.surrogates, are called '{title}': rename or drop one")
-        found[title] = model
-
+    found: list[tuple[str, nn.Module]] = []
     for stage, config in run.recipe.classifiers().items():
         trained = run.checkpoint(stage)
         ready = str(trained) if (trained / CONFIG_FILE).is_file() else None
         source = config.source or ready or run.recipe.weights.get(stage)
-        if stage == "classifier" or source is None:
-            continue
-        add(stage if source == ready else _title(source), load_classifier(source, run.images("test"), **config.options()))
+        if stage != "classifier" and source is not None:
+            model = load_classifier(source, run.images("test"), **config.options())
+            found.append((stage if source == ready else _title(source), model))
     for text in run.recipe.audit.surrogates:
         *purifier, source = text.split("+")
         if len(purifier) > 1 or not all((*purifier, source)):
@@ -142,5 +125,8 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
         model = load_classifier(source, run.images("test"), **run.recipe.classifier.behind(source).options())
         if purifier:
             model = PurifiedClassifier(Purifier.from_pretrained(purifier[0]).placed(run.device), model)
-        add("+".join(map(_title, (*purifier, source))), model)
-    return found
+        found.append(("+".join(map(_title, (*purifier, source))), model))
+    for title, count in Counter(title for title, _ in found).items():
+        if count > 1:
+            raise ConfigError(f"two surrogates, of companions and audit.surrogates, are called '{title}': rename or drop one")
+    return dict(found)

@@ -65,8 +65,7 @@ class Audit(Records):
             if name not in valid[kind]:
                 raise InputError(f"this audit has no {kind} '{name}'{nearest(name, valid[kind])}")
         wanted = (purifier, WORST, group, norm)
-        found = [record for record in self.records if (record.purifier, record.view, record.attack, record.norm) == wanted]
-        return found[0] if found else None
+        return next((one for one in self.records if (one.purifier, one.view, one.attack, one.norm) == wanted), None)
 
     def failed(self, purifier: str) -> list[Check]:
         """The trust checks that ``purifier`` failed: its numbers are not reliable."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.cache import Cache, State
+from purifiers.cache import Cache
 from purifiers.console import Stopwatch, detail, duration, progress
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
@@ -80,11 +80,7 @@ def audit_all(
     batch_size: int = 250,
     cache: Path | str | None = None,
 ) -> Audit:
-    """Audit several defended models on the same images, into one :class:`Audit`; arguments and errors as of :func:`audit`.
-
-    Args:
-        subjects: of different names, on the device of ``data``.
-    """
+    """Audit several defended models, of different names, on the same images, into one :class:`Audit`; see :func:`audit`."""
     try:
         chosen = AuditSettings.model_validate({} if settings is None else settings)
     except ValidationError as error:
@@ -96,11 +92,16 @@ def audit_all(
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     checks: dict[str, list[Check]] = {}
-    random = []
+    random: list[str] = []
     with frozen(*(subject.defended for subject in subjects), *surrogates.values()):
         for subject in subjects:
             classes = check_defended(subject.name, subject.defended, data)
-            _check_surrogates(surrogates, data, subject.name, classes)
+            for title, surrogate in surrogates.items():
+                with torch.no_grad():
+                    other = check_logits(f"the surrogate '{title}'", surrogate, to_float(data.images[:LOOK])).shape[1]
+                if other != classes:
+                    behind = f"the classifier behind {subject.name}"
+                    raise InputError(f"the surrogate '{title}' has {other} classes, {behind} has {classes}")
             evaluator = Evaluator(subject.defended.classifier, subject.classifier_name, data, seed, batch_size, kept)
             auditor = Auditor(subject, evaluator, chosen, surrogates)
             auditor.run()
@@ -126,35 +127,15 @@ def audit_all(
 def _checked(auditor: Auditor, few: ImageSet, epsilon: float) -> list[Check]:
     """The trust checks of one model, from the cache if they are finished."""
     subject, evaluator, known, reported = auditor.subject, auditor.evaluator, auditor.known(), auditor.reported(len(few))
-
-    def checks(state: State) -> list[Check]:
-        return [Check.model_validate(check) for check in state["checks"]]
-
     numbers = (few.labels, epsilon, evaluator.seed, evaluator.batch_size, known, reported, auditor.averaged)
     key = evaluator.cache.key(subject.defended, few.images, *numbers)
-    found = evaluator.cache.load("checks", key, checks)
+    found = evaluator.cache.load("checks", key, lambda state: [Check.model_validate(check) for check in state["checks"]])
     if found is None:
         watch = Stopwatch()
+        results: dict[str, Any] = {"known": known, "reported": reported, "eot": auditor.averaged}
+        options = {"seed": evaluator.seed, "batch_size": min(evaluator.batch_size, len(few)), **results}
         with progress(f"{subject.name}: trust checks", len(few)) as advance:
-            found = trust_checks(
-                subject.defended,
-                few,
-                epsilon=epsilon,
-                seed=evaluator.seed,
-                batch_size=min(evaluator.batch_size, len(few)),
-                known=known,
-                reported=reported,
-                eot=auditor.averaged,
-                advance=advance,
-            )
+            found = trust_checks(subject.defended, few, epsilon=epsilon, advance=advance, **options)
         detail(f"{subject.name}: {len(found)} trust checks, {duration(watch.seconds)}")
         evaluator.cache.save("checks", key, {"checks": [check.model_dump() for check in found]})
     return found
-
-
-def _check_surrogates(surrogates: Mapping[str, nn.Module], data: ImageSet, name: str, classes: int) -> None:
-    for title, surrogate in surrogates.items():
-        with torch.no_grad():
-            other = check_logits(f"the surrogate '{title}'", surrogate, to_float(data.images[:LOOK])).shape[1]
-        if other != classes:
-            raise InputError(f"the surrogate '{title}' has {other} classes, the classifier behind {name} has {classes}")

@@ -4,7 +4,7 @@ Most are in "On Evaluating Adversarial Robustness" (Carlini et al. 2019, arXiv 1
 stand under, or among the six indicators I1 to I6 of "Indicators of Attack Failure" (Pintor et al. 2022).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Literal
 
@@ -78,8 +78,7 @@ def trust_checks(
         seed: decides every random choice.
         batch_size: images at once.
         known: results of attacks by ``white-box``, ``black-box``, ``transfer``, ``iterative`` or ``one-step``: which images are
-            right after it, bool (M,), the same M images for all, on the CPU; without ``white-box``, those of ``data``.
-            Results that are missing are measured if that is cheap.
+            right after it, bool (M,), the same M for all, on the CPU; without ``white-box``, those of ``data``.
         reported: which images of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not
             run.
         eot: whether the attack in question averaged over the model's randomness.
@@ -88,7 +87,7 @@ def trust_checks(
     Raises:
         InputError: an epsilon out of range, an unknown name in ``known``, or other results than M booleans.
     """
-    known = {} if known is None else known
+    known = known or {}
     if not 0 < epsilon < float("inf") or (norm == "linf" and epsilon > 1):
         raise InputError(f"trust checks need an epsilon above 0, in [0,1] units; got {epsilon:g}; write 8/255, not 8")
     for name, right in known.items():
@@ -107,24 +106,10 @@ def judge(
 ) -> list[Check]:
     """All checks, in the order in which a report shows them: the model, its gradient, the attack, attacks side by side."""
     return [
-        _outputs_are_logits(evidence),
-        _deterministic(evidence, eot),
-        _gradients_exist(evidence, norm),
-        _gradients_are_true(evidence),
-        _gradients_are_steady(evidence),
-        _own_gradient_beats_the_identitys(evidence),
-        _another_loss_changes_little(evidence),
-        _loss_rises(evidence),
-        _keeps_what_it_finds(evidence),
-        _more_steps_do_not_hurt(evidence),
-        _has_converged(evidence),
-        _restarts_change_little(evidence),
-        _larger_epsilons_are_stronger(evidence),
-        _unbounded_breaks_all(evidence),
-        _iterative_beats_one_step(evidence, known),
-        _white_box_beats("black-box", evidence, known),
-        _white_box_beats("transfer", evidence, known),
-        _reported_is_strongest(evidence, reported),
+        *_of_the_model(evidence, eot),
+        *_of_its_gradient(evidence, norm),
+        *_of_the_attack(evidence),
+        *_side_by_side(evidence, known, reported),
     ]
 
 
@@ -146,215 +131,15 @@ def weaker(strong: Tensor, weak: Tensor) -> float:
     return float(binomtest(against, against + favour, alternative="greater").pvalue) if against + favour else 1.0
 
 
-def _check(name: str, bad: bool, sentence: str, advice: str = "", **figures: float) -> Check:
-    """A check that failed if ``bad``; then ``advice`` follows the sentence."""
-    text = f"{sentence} {advice}" if bad and advice else sentence
-    return Check(name=name, status="failed" if bad else "passed", sentence=text, figures=figures)
+def _check(name: str, bad: bool | None, sentence: str, advice: str = "", **figures: float) -> Check:
+    """A check that failed if ``bad``; then ``advice`` follows the sentence. None: it does not apply."""
+    status: Literal["passed", "failed", "not applicable"] = "failed" if bad else "passed" if bad is False else "not applicable"
+    return Check(name=name, status=status, sentence=f"{sentence} {advice}" if bad and advice else sentence, figures=figures)
 
 
-def _not_applicable(name: str, sentence: str) -> Check:
-    return Check(name=name, status="not applicable", sentence=sentence)
-
-
-def _of(images: Tensor) -> str:
-    return f"{int(images.sum())} of {len(images)}"
-
-
-def _outputs_are_logits(evidence: Evidence) -> Check:
-    """AutoAttack's checks.py: probabilities hide the gradient behind one more softmax."""
-    bad = bool(evidence.probabilities.all())
-    sentence = (
-        "All outputs lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes; attack the logits."
-        if bad
-        else "The outputs are logits, not probabilities."
-    )
-    return _check("outputs are logits", bad, sentence, probabilities=share(evidence.probabilities))
-
-
-def _deterministic(evidence: Evidence, eot: bool) -> Check:
-    """Carlini et al., "Properly ensemble over randomness"; AutoAttack's checks.py."""
-    largest = evidence.difference.nan_to_num(0).max().item()
-    random = largest > RANDOM
-    differ = f"Two passes of the same images differ by {largest:.2g} of the largest logit"
-    if not random:
-        sentence = "Two passes of the same images agree."
-    elif eot:
-        sentence = f"{differ}, and the attack averaged (EOT)."
-    else:
-        sentence = f"{differ}: the model is random, and an attack that averages over its randomness (EOT) may break more."
-    return _check("deterministic, or EOT used", random and not eot, sentence, difference=largest)
-
-
-def _gradients_exist(evidence: Evidence, norm: str) -> Check:
-    """Pintor et al., I1; Carlini et al., "Approximate non-differentiable layers"; AutoAttack's checks.py."""
-    broken = ~evidence.gradient_finite
-    absent = evidence.gradient_finite & (evidence.gradient_length <= SMALLEST[norm])
-    bad = exceeds((broken | absent).sum(), evidence.images, NO_GRADIENT)
-    sentence = f"The loss has a gradient on {_of(~(broken | absent))} images."
-    if bad:
-        sentence = (
-            f"The loss has a gradient of zero on {_of(absent)} images and one that is not finite on {int(broken.sum())}: "
-            "attacks by gradients are blind there; attack by queries and transfer."
-        )
-    return _check("gradients exist", bad, sentence, zero=share(absent), not_finite=share(broken))
-
-
-def _with_gradient(evidence: Evidence) -> Tensor:
-    """Which images have a gradient whose direction can be judged, bool (N,)."""
-    return evidence.predicted.isfinite().all(0) & (evidence.predicted.abs().amin(0) > 0)
-
-
-def _gradients_are_true(evidence: Evidence) -> Check:
-    """For small steps the loss must rise by what the gradient says; one that is made up (BPDA, straight-through, detached
-    parts) does not show what the model does (Athalye et al. 2018, obfuscated gradients)."""
-    name, has = "gradients are true", _with_gradient(evidence)
-    if not has.any():
-        return _not_applicable(name, "There is no gradient that could be true or false.")
-    ratios = evidence.observed[:, has] / evidence.predicted[:, has]
-    error, closest = (ratios - 1).abs().nan_to_num(1, posinf=1e6).min(0)
-    wrong = error > TRUE_WITHIN
-    ratio = ratios.gather(0, closest[None]).nan_to_num(0).median().item()
-    bad = exceeds(wrong.sum(), len(wrong), FALSE)
-    sentence = f"Small steps along the gradient change the loss by what the gradient says on {_of(~wrong)} images."
-    if bad:
-        sentence = (
-            f"The gradient is not that of the model: small steps along it change the loss by {ratio:.2g} of what it says, in "
-            "the median. A part of the model rounds, is detached or passes on another gradient (BPDA), or the loss bends "
-            "within thousandths of a grey level, so robust accuracy under attacks by this gradient is an upper bound; "
-            "attack by queries and transfer too."
-        )
-    return _check(name, bad, sentence, false=share(wrong), ratio=ratio)
-
-
-def _gradients_are_steady(evidence: Evidence) -> Check:
-    """Shattered gradients (Athalye et al. 2018): true at a point and worthless beside it; Pintor et al., I2."""
-    name, has = "gradients are steady", _with_gradient(evidence)
-    if not has.any():
-        return _not_applicable(name, "There is no gradient that could be steady.")
-    cosine = evidence.cosine[has].nan_to_num(0).median().item()
-    sentence = f"Gradients a quarter of a grey level apart have a cosine of {cosine:.2g}, in the median."
-    advice = "They are noise to an attack that takes steps; attack a smoothed loss, or by queries and transfer."
-    return _check(name, cosine < STEADY, sentence, advice, cosine=cosine)
-
-
-def _another_loss_changes_little(evidence: Evidence) -> Check:
-    """Croce and Hein 2020: cross-entropy underflows where logits are large, and may lead elsewhere than to another class; the
-    margin of the logits does neither."""
-    missed = evidence.starts[0] & ~evidence.margin
-    bad = exceeds(missed.sum(), evidence.images, LITTLE)
-    sentence = f"The margin of the logits as a loss breaks {_of(missed)} images that the cross-entropy does not."
-    flat = _of(missed & evidence.saturated)
-    advice = f"Of {flat} the true class has a probability that rounds to 1, where the cross-entropy is flat. "
-    advice += "Attack the margin (CW, DLR)."
-    figures = {"saturated": share(evidence.saturated), "missed": share(missed)}
-    return _check("another loss changes little", bad, sentence, advice, **figures)
-
-
-def _loss_rises(evidence: Evidence) -> Check:
-    """Pintor et al. in their first version (arXiv 2106.09947v1), "increasing loss": an attack on noise succeeds by chance."""
-    steps = evidence.losses.nan_to_num(0).diff(dim=0)
-    rises, falls = steps.clamp_min(0).sum(0), (-steps).clamp_min(0).sum(0)
-    still = rises == 0
-    lost = (falls / rises.clamp_min(1e-30)).clamp_max(1).nan_to_num(1).where(~still, 1).median().item()
-    sentence = f"Along the attack the loss falls by {lost:.2g} of what it rises, in the median image."
-    advice = f"On {_of(still)} images it does not rise: the attack does not climb; smooth the loss or take other step sizes."
-    return _check("the loss rises along the attack", lost > FALLS, sentence, advice, lost=lost, still=share(still))
-
-
-def _own_gradient_beats_the_identitys(evidence: Evidence) -> Check:
-    """Athalye et al. 2018 (BPDA); Carlini et al., "Approximate non-differentiable layers": a purifier's output is close to its
-    input, so the identity's gradient is a poor one; only a hidden gradient is poorer."""
-    name = "the purifier's gradient beats the identity's"
-    if evidence.same.all():
-        return _not_applicable(name, "The purifier passes on the identity's gradient: both attacks are one.")
-    missed = evidence.right[LONG] & ~evidence.bpda
-    bad = exceeds(missed.sum(), evidence.images, LITTLE)
-    sentence = f"The identity's gradient in place of the purifier's (BPDA) breaks {_of(missed)} images more."
-    advice = "The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
-    return _check(name, bad, sentence, advice, missed=share(missed))
-
-
-def _keeps_what_it_finds(evidence: Evidence) -> Check:
-    """Pintor et al., I3, "silent success": the last step counts, though an earlier one broke the image."""
-    lost = evidence.right[-1] & ~evidence.right.all(0)
-    bad = exceeds(lost.sum(), evidence.images, LITTLE)
-    sentence = f"{_of(lost)} images were broken along the attack and are right again at its end."
-    advice = "Count an image as broken if any step breaks it."
-    return _check("the attack keeps what it finds", bad, sentence, advice, lost=share(lost))
-
-
-def _more_steps_do_not_hurt(evidence: Evidence) -> Check:
-    """Carlini et al., "Verify attack convergence": on the same images, from the same start."""
-    return _stronger("more steps do not hurt", evidence.right[SHORT], evidence.right[LONG], f"{SHORT} steps", f"{LONG} steps")
-
-
-def _has_converged(evidence: Evidence) -> Check:
-    """Carlini et al., "Ensure doubling attack iterations does not increase attack success rate"; Pintor et al., I4."""
-    late = evidence.right[SHORT] & ~evidence.right[LONG]
-    bad = exceeds(late.sum(), evidence.images, LITTLE)
-    sentence = f"Doubling the steps from {SHORT} to {LONG} breaks {_of(late)} images more."
-    advice = "The attack has not converged; give it more steps."
-    return _check("more steps no longer help", bad, sentence, advice, late=share(late))
-
-
-def _restarts_change_little(evidence: Evidence) -> Check:
-    """Carlini et al., "Start search from random offsets"."""
-    one, worst = evidence.starts.float().mean().item(), share(evidence.starts.all(0))
-    bad = exceeds(round((one - worst) * evidence.images), evidence.images, LITTLE)
-    sentence = f"Robust accuracy is {one:.1%} with one random start, {worst:.1%} with the worst of {STARTS}."
-    advice = "The result depends on the start, a sign of hidden gradients; use many restarts."
-    return _check("random restarts change little", bad, sentence, advice, one=one, worst=worst)
-
-
-def _larger_epsilons_are_stronger(evidence: Evidence) -> Check:
-    """Carlini et al., "Perform basic sanity tests": more room can only help."""
-    curve = dict(zip(FACTORS, evidence.epsilons, strict=True)) | {1.0: evidence.starts[0]}
-    factors = sorted(curve)
-    rising = [pair for pair in pairwise(factors) if weaker(curve[pair[1]], curve[pair[0]]) < SIGNIFICANT]
-    shares = ", ".join(f"{share(curve[factor]):.1%} at {factor:g}" for factor in factors)
-    advice = "".join(f"It rises from {small:g} to {large:g}: more room misleads the attack." for small, large in rising[:1])
-    figures = {f"epsilon x {factor:g}": share(curve[factor]) for factor in factors}
-    sentence = f"Robust accuracy by multiples of epsilon: {shares}."
-    return _check("larger epsilons are stronger", bool(rising), sentence, advice, **figures)
-
-
-def _unbounded_breaks_all(evidence: Evidence) -> Check:
-    """Carlini et al., "Perform basic sanity tests"; Pintor et al., I6: an attacker without a bound can turn any image."""
-    bad = exceeds(evidence.unbounded.sum(), evidence.images, UNBOUNDED)
-    sentence = f"{_of(evidence.unbounded)} images withstand {UNBOUNDED_STEPS} steps that may change every pixel to any value."
-    advice = "Nothing can withstand that: the attack is misled, and robust accuracy is too high."
-    return _check("an unbounded attack reaches 0 %", bad, sentence, advice, robust_accuracy=share(evidence.unbounded))
-
-
-def _iterative_beats_one_step(evidence: Evidence, known: Mapping[str, Tensor]) -> Check:
-    """Carlini et al., "Perform basic sanity tests"; single steps are better only where gradients mislead."""
-    name = "iterative beats one-step"
-    if "iterative" in known and "one-step" in known:
-        return _stronger(name, known["one-step"], known["iterative"], "the one-step attack", "the iterative attack")
-    return _stronger(name, evidence.one_step, evidence.right[LONG], "one step", f"{LONG} steps")
-
-
-def _white_box_beats(other: str, evidence: Evidence, known: Mapping[str, Tensor]) -> Check:
-    """Carlini et al., "Apply gradient-free attacks", "Perform a transferability analysis": more knowledge breaks more."""
-    name = f"white-box beats {other}"
-    if other not in known:
-        return _not_applicable(name, f"No {other} attack was measured.")
-    white = known.get("white-box", evidence.right[LONG].cpu())
-    if len(white) != len(known[other]):
-        return _not_applicable(name, f"No white-box attack was measured on the images of the {other} attack.")
-    return _stronger(name, known[other], white, f"the {other} attack", "the white-box attack")
-
-
-def _reported_is_strongest(evidence: Evidence, reported: Tensor | None) -> Check:
-    """Carlini et al., "Report the strongest attack": a reported attack must not leave what the checks' own attack breaks."""
-    name = "the reported attack is the strongest"
-    if reported is None or evidence.difference.nan_to_num(0).max() > RANDOM:  # one draw, held still, is easier to break
-        return _not_applicable(name, "No white-box attack on a deterministic model was reported.")
-    missed = reported & ~evidence.right[LONG].cpu()
-    bad = exceeds(missed.sum(), evidence.images, LITTLE)
-    sentence = f"{LONG} steps of the checks' own attack break {_of(missed)} images that the reported attacks do not."
-    advice = "Report a stronger attack: more steps, larger ones, or AutoAttack."
-    return _check(name, bad, sentence, advice, missed=share(missed))
+def _few(name: str, images: Tensor, sentence: str, advice: str, limit: float = LITTLE, **figures: float) -> Check:
+    """A check that failed if ``images``, bool (N,), are true for more than a share of ``limit``."""
+    return _check(name, exceeds(images.sum(), len(images), limit), sentence, advice, **figures)
 
 
 def _stronger(name: str, weak: Tensor, strong: Tensor, weak_name: str, strong_name: str) -> Check:
@@ -364,3 +149,169 @@ def _stronger(name: str, weak: Tensor, strong: Tensor, weak_name: str, strong_na
     advice = "The second knows or does more and breaks fewer: it is misled, and its number is too high."
     figures = {"weaker": share(weak), "stronger": share(strong), "chance": chance}
     return _check(name, chance < SIGNIFICANT, sentence, advice, **figures)
+
+
+def _of(images: Tensor) -> str:
+    return f"{int(images.sum())} of {len(images)}"
+
+
+def _of_the_model(evidence: Evidence, eot: bool) -> Iterator[Check]:
+    # AutoAttack's checks.py: probabilities hide the gradient behind one more softmax.
+    bad = bool(evidence.probabilities.all())
+    sentence = "The outputs are logits, not probabilities."
+    if bad:
+        sentence = "All outputs lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes; attack the logits."
+    yield _check("outputs are logits", bad, sentence, probabilities=share(evidence.probabilities))
+
+    # Carlini et al., "Properly ensemble over randomness"; AutoAttack's checks.py.
+    largest = evidence.difference.nan_to_num(0).max().item()
+    sentence = "Two passes of the same images agree."
+    if random := largest > RANDOM:
+        sentence = f"Two passes of the same images differ by {largest:.2g} of the largest logit" + (
+            ", and the attack averaged (EOT)."
+            if eot
+            else ": the model is random, and an attack that averages over its randomness (EOT) may break more."
+        )
+    yield _check("deterministic, or EOT used", random and not eot, sentence, difference=largest)
+
+
+def _of_its_gradient(evidence: Evidence, norm: str) -> Iterator[Check]:
+    # Pintor et al., I1; Carlini et al., "Approximate non-differentiable layers"; AutoAttack's checks.py.
+    broken = ~evidence.gradient_finite
+    absent = evidence.gradient_finite & (evidence.gradient_length <= SMALLEST[norm])
+    bad = exceeds((broken | absent).sum(), evidence.images, NO_GRADIENT)
+    sentence = f"The loss has a gradient on {_of(~(broken | absent))} images."
+    if bad:
+        sentence = (
+            f"The loss has a gradient of zero on {_of(absent)} images and one that is not finite on {int(broken.sum())}: "
+            "attacks by gradients are blind there; attack by queries and transfer."
+        )
+    yield _check("gradients exist", bad, sentence, zero=share(absent), not_finite=share(broken))
+
+    has = evidence.predicted.isfinite().all(0) & (evidence.predicted.abs().amin(0) > 0)  # a direction that can be judged
+    if has.any():
+        # For small steps the loss must rise by what the gradient says; one that is made up (BPDA, straight-through, detached
+        # parts) does not show what the model does (Athalye et al. 2018, obfuscated gradients).
+        ratios = evidence.observed[:, has] / evidence.predicted[:, has]
+        error, closest = (ratios - 1).abs().nan_to_num(1, posinf=1e6).min(0)
+        wrong = error > TRUE_WITHIN
+        ratio = ratios.gather(0, closest[None]).nan_to_num(0).median().item()
+        bad = exceeds(wrong.sum(), len(wrong), FALSE)
+        sentence = f"Small steps along the gradient change the loss by what the gradient says on {_of(~wrong)} images."
+        if bad:
+            sentence = (
+                f"The gradient is not that of the model: small steps along it change the loss by {ratio:.2g} of what it says, "
+                "in the median. A part of the model rounds, is detached or passes on another gradient (BPDA), or the loss "
+                "bends within thousandths of a grey level, so robust accuracy under attacks by this gradient is an upper "
+                "bound; attack by queries and transfer too."
+            )
+        yield _check("gradients are true", bad, sentence, false=share(wrong), ratio=ratio)
+
+        # Shattered gradients (Athalye et al. 2018): true at a point and worthless beside it; Pintor et al., I2.
+        cosine = evidence.cosine[has].nan_to_num(0).median().item()
+        sentence = f"Gradients a quarter of a grey level apart have a cosine of {cosine:.2g}, in the median."
+        advice = "They are noise to an attack that takes steps; attack a smoothed loss, or by queries and transfer."
+        yield _check("gradients are steady", cosine < STEADY, sentence, advice, cosine=cosine)
+    else:
+        yield _check("gradients are true", None, "There is no gradient that could be true or false.")
+        yield _check("gradients are steady", None, "There is no gradient that could be steady.")
+
+    # Athalye et al. 2018 (BPDA); Carlini et al., "Approximate non-differentiable layers": a purifier's output is close to its
+    # input, so the identity's gradient is a poor one; only a hidden gradient is poorer.
+    name = "the purifier's gradient beats the identity's"
+    if evidence.same.all():
+        yield _check(name, None, "The purifier passes on the identity's gradient: both attacks are one.")
+    else:
+        missed = evidence.right[LONG] & ~evidence.bpda
+        sentence = f"The identity's gradient in place of the purifier's (BPDA) breaks {_of(missed)} images more."
+        advice = "The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
+        yield _few(name, missed, sentence, advice, missed=share(missed))
+
+    # Croce and Hein 2020: cross-entropy underflows where logits are large, and may lead elsewhere than to another class; the
+    # margin of the logits does neither.
+    missed = evidence.starts[0] & ~evidence.margin
+    sentence = f"The margin of the logits as a loss breaks {_of(missed)} images that the cross-entropy does not."
+    flat = _of(missed & evidence.saturated)
+    advice = f"Of {flat} the true class has a probability that rounds to 1, where the cross-entropy is flat. "
+    advice += "Attack the margin (CW, DLR)."
+    figures = {"saturated": share(evidence.saturated), "missed": share(missed)}
+    yield _few("another loss changes little", missed, sentence, advice, **figures)
+
+
+def _of_the_attack(evidence: Evidence) -> Iterator[Check]:
+    # Pintor et al. in their first version (arXiv 2106.09947v1), "increasing loss": an attack on noise succeeds by chance.
+    steps = evidence.losses.nan_to_num(0).diff(dim=0)
+    rises, falls = steps.clamp_min(0).sum(0), (-steps).clamp_min(0).sum(0)
+    still = rises == 0
+    lost = (falls / rises.clamp_min(1e-30)).clamp_max(1).nan_to_num(1).where(~still, 1).median().item()
+    sentence = f"Along the attack the loss falls by {lost:.2g} of what it rises, in the median image."
+    advice = f"On {_of(still)} images it does not rise: the attack does not climb; smooth the loss or take other step sizes."
+    yield _check("the loss rises along the attack", lost > FALLS, sentence, advice, lost=lost, still=share(still))
+
+    # Pintor et al., I3, "silent success": the last step counts, though an earlier one broke the image.
+    again = evidence.right[-1] & ~evidence.right.all(0)
+    sentence = f"{_of(again)} images were broken along the attack and are right again at its end."
+    advice = "Count an image as broken if any step breaks it."
+    yield _few("the attack keeps what it finds", again, sentence, advice, lost=share(again))
+
+    # Carlini et al., "Verify attack convergence": on the same images, from the same start.
+    short, long = evidence.right[SHORT], evidence.right[LONG]
+    yield _stronger("more steps do not hurt", short, long, f"{SHORT} steps", f"{LONG} steps")
+
+    # Carlini et al., "Ensure doubling attack iterations does not increase attack success rate"; Pintor et al., I4.
+    late = short & ~long
+    sentence = f"Doubling the steps from {SHORT} to {LONG} breaks {_of(late)} images more."
+    advice = "The attack has not converged; give it more steps."
+    yield _few("more steps no longer help", late, sentence, advice, late=share(late))
+
+    # Carlini et al., "Start search from random offsets".
+    one, worst = evidence.starts.float().mean().item(), share(evidence.starts.all(0))
+    bad = exceeds(round((one - worst) * evidence.images), evidence.images, LITTLE)
+    sentence = f"Robust accuracy is {one:.1%} with one random start, {worst:.1%} with the worst of {STARTS}."
+    advice = "The result depends on the start, a sign of hidden gradients; use many restarts."
+    yield _check("random restarts change little", bad, sentence, advice, one=one, worst=worst)
+
+
+def _side_by_side(evidence: Evidence, known: Mapping[str, Tensor], reported: Tensor | None) -> Iterator[Check]:
+    # Carlini et al., "Perform basic sanity tests": more room can only help.
+    curve = dict(zip(FACTORS, evidence.epsilons, strict=True)) | {1.0: evidence.starts[0]}
+    factors = sorted(curve)
+    rising = [pair for pair in pairwise(factors) if weaker(curve[pair[1]], curve[pair[0]]) < SIGNIFICANT]
+    shares = ", ".join(f"{share(curve[factor]):.1%} at {factor:g}" for factor in factors)
+    advice = "".join(f"It rises from {small:g} to {large:g}: more room misleads the attack." for small, large in rising[:1])
+    figures = {f"epsilon x {factor:g}": share(curve[factor]) for factor in factors}
+    sentence = f"Robust accuracy by multiples of epsilon: {shares}."
+    yield _check("larger epsilons are stronger", bool(rising), sentence, advice, **figures)
+
+    # Carlini et al., "Perform basic sanity tests"; Pintor et al., I6: an attacker without a bound can turn any image.
+    whole = evidence.unbounded
+    sentence = f"{_of(whole)} images withstand {UNBOUNDED_STEPS} steps that may change every pixel to any value."
+    advice = "Nothing can withstand that: the attack is misled, and robust accuracy is too high."
+    yield _few("an unbounded attack reaches 0 %", whole, sentence, advice, UNBOUNDED, robust_accuracy=share(whole))
+
+    # Carlini et al., "Perform basic sanity tests"; single steps are better only where gradients mislead.
+    pair = (evidence.one_step, evidence.right[LONG], "one step", f"{LONG} steps")
+    if "iterative" in known and "one-step" in known:
+        pair = (known["one-step"], known["iterative"], "the one-step attack", "the iterative attack")
+    yield _stronger("iterative beats one-step", *pair)
+
+    # Carlini et al., "Apply gradient-free attacks", "Perform a transferability analysis": more knowledge breaks more.
+    white = known.get("white-box", evidence.right[LONG].cpu())
+    for other in ("black-box", "transfer"):
+        name = f"white-box beats {other}"
+        if other not in known:
+            yield _check(name, None, f"No {other} attack was measured.")
+        elif len(white) != len(known[other]):
+            yield _check(name, None, f"No white-box attack was measured on the images of the {other} attack.")
+        else:
+            yield _stronger(name, known[other], white, f"the {other} attack", "the white-box attack")
+
+    # Carlini et al., "Report the strongest attack": a reported attack must not leave what the checks' own attack breaks.
+    name = "the reported attack is the strongest"
+    if reported is None or evidence.difference.nan_to_num(0).max() > RANDOM:  # one draw, held still, is easier to break
+        yield _check(name, None, "No white-box attack on a deterministic model was reported.")
+    else:
+        missed = reported & ~evidence.right[LONG].cpu()
+        sentence = f"{LONG} steps of the checks' own attack break {_of(missed)} images that the reported attacks do not."
+        advice = "Report a stronger attack: more steps, larger ones, or AutoAttack."
+        yield _few(name, missed, sentence, advice, missed=share(missed))

@@ -1,7 +1,7 @@
 """What the trust checks look at: one measurement of a defended model, a number for each image; nothing is judged here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -42,45 +42,25 @@ PASSES = 2 + 2 + 2 * len(PROBES) + sum(steps + 1 for steps in _ATTACKS)
 
 @dataclass(frozen=True)
 class Evidence:
-    """One entry for each of N images, along the last dimension.
+    """One entry for each of N images, along the last dimension."""
 
-    Attributes:
-        difference: (N,), largest difference between the logits of two passes, relative to the largest logit.
-        probabilities: (N,), the outputs lie in [0,1] and their sum is 1.
-        saturated: (N,), the true class's probability rounds to 1 in float32.
-        gradient_finite: (N,), the gradient of the cross-entropy is finite.
-        gradient_length: (N,), its length: L1 for attacks in L-inf, which go by its sign; L2 for attacks in L2.
-        predicted: (len(PROBES), N), the change of the margin between two near images on both sides, by its gradient.
-        observed: (len(PROBES), N), the change that there is.
-        cosine: (N,), between the margin's gradients at the image and a quarter of a grey level beside it.
-        losses: (LONG + 1, N), the cross-entropy along the long attack.
-        right: (LONG + 1, N), is the image classified correctly there?
-        starts: (STARTS, N), the same after SHORT steps from each random start; the first is that of the long attack.
-        epsilons: (len(FACTORS), N), the same after SHORT steps with other epsilons.
-        margin: (N,), the same after SHORT steps that climb the margin instead of the cross-entropy.
-        bpda: (N,), the same after LONG steps that take the identity's gradient for the purifier's.
-        same: (N,), the first steps of both attacks go to the same loss: the purifier passes on the identity's gradient.
-        one_step: (N,), the same after one step of length epsilon.
-        unbounded: (N,), the same after an attack that may change everything.
-    """
-
-    difference: Tensor
-    probabilities: Tensor
-    saturated: Tensor
-    gradient_finite: Tensor
-    gradient_length: Tensor
-    predicted: Tensor
-    observed: Tensor
-    cosine: Tensor
-    losses: Tensor
-    right: Tensor
-    starts: Tensor
-    epsilons: Tensor
-    margin: Tensor
-    bpda: Tensor
-    same: Tensor
-    one_step: Tensor
-    unbounded: Tensor
+    difference: Tensor  # (N,), largest difference between the logits of two passes, relative to the largest logit
+    probabilities: Tensor  # (N,), the outputs lie in [0,1] and their sum is 1
+    saturated: Tensor  # (N,), the true class's probability rounds to 1 in float32
+    gradient_finite: Tensor  # (N,), the gradient of the cross-entropy is finite
+    gradient_length: Tensor  # (N,), its length: L1 for attacks in L-inf, which go by its sign; L2 for attacks in L2
+    predicted: Tensor  # (len(PROBES), N), the change of the margin between two near images on both sides, by its gradient
+    observed: Tensor  # (len(PROBES), N), the change that there is
+    cosine: Tensor  # (N,), between the margin's gradients at the image and a quarter of a grey level beside it
+    losses: Tensor  # (LONG + 1, N), the cross-entropy along the long attack
+    right: Tensor  # (LONG + 1, N), is the image classified correctly there?
+    starts: Tensor  # (STARTS, N), the same after SHORT steps from each random start; the first is that of the long attack
+    epsilons: Tensor  # (len(FACTORS), N), the same after SHORT steps with other epsilons
+    margin: Tensor  # (N,), the same after SHORT steps that climb the margin instead of the cross-entropy
+    bpda: Tensor  # (N,), the same after LONG steps that take the identity's gradient for the purifier's
+    same: Tensor  # (N,), the first steps of both attacks go to the same loss: the purifier passes on the identity's gradient
+    one_step: Tensor  # (N,), the same after one step of length epsilon
+    unbounded: Tensor  # (N,), the same after an attack that may change everything
 
     @property
     def images(self) -> int:
@@ -99,8 +79,7 @@ def gather(
     advance: Callable[[int], None],
 ) -> Evidence:
     """Measure everything, batch by batch; ``advance`` is called after each pass, with numbers that add up to ``len(data)``."""
-    parts = []
-    done = 0
+    parts, done = [], 0
 
     def passed(images: int) -> None:
         nonlocal done
@@ -112,8 +91,7 @@ def gather(
             own_seed = seed_for(seed, "trust", batch.start)
             measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, passed)
             parts.append(measured.evidence())
-    joined = {field.name: torch.cat([getattr(part, field.name) for part in parts], dim=-1) for field in fields(Evidence)}
-    return Evidence(**joined)
+    return Evidence(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in vars(parts[0])})
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -147,8 +125,7 @@ class _Batch:
         starts = [right[SHORT]] + [self._climb(cross_entropy, epsilon, SHORT, start)[1][-1] for start in range(1, STARTS)]
         epsilons = [self._climb(cross_entropy, factor * epsilon, SHORT, start=0)[1][-1] for factor in FACTORS]
         losses_bpda, right_bpda = self._climb(cross_entropy, epsilon, LONG, start=0, identity=True)
-        # The first steps only: later ones grow apart from the last digit on.
-        first, other = losses[:3], losses_bpda[:3]
+        first, other = losses[:3], losses_bpda[:3]  # later ones grow apart from the last digit on
         everything = 1.0 if self.norm == "linf" else self.images[0].numel() ** 0.5
         return Evidence(
             difference=relative_difference(logits, again),
@@ -161,30 +138,20 @@ class _Batch:
             margin=self._climb(margin, epsilon, SHORT, start=0)[1][-1],
             bpda=right_bpda[-1],
             same=((first - other).abs() <= 1e-4 * first.abs()).all(0),
-            one_step=self._climb(cross_entropy, epsilon, 1, start=None, step_size=epsilon)[1][-1],
+            one_step=self._climb(cross_entropy, epsilon, 1, None, step=epsilon)[1][-1],
             unbounded=self._climb(cross_entropy, everything, UNBOUNDED_STEPS, None, everything / 50)[1][-1],
             **self._gradients(),
         )
 
     def _logits(self, images: Tensor, *, draw: str = "one", identity: bool = False) -> Tensor:
-        """A model that draws random numbers is held still, the same draw in every pass: what is asked of its gradient and of
-        attacks on it is whether they work, not whether it is random (Carlini et al., "Verify that attacks succeed if randomness
-        is fixed")."""
+        """By the same draw of a random model in every pass (Carlini et al., "Verify that attacks succeed if randomness is
+        fixed"): the checks are of its gradient and of attacks on it."""
         self.passed(len(images))
-        model = bpda(self.model) if identity else self.model
         with reproducible(seed_for(self.seed, draw, "draw"), images.device):
-            logits: Tensor = model(images)
-        return logits
+            return (bpda(self.model) if identity else self.model)(images)
 
     def _climb(
-        self,
-        loss: Loss,
-        epsilon: float,
-        num_steps: int,
-        start: int | None,
-        step_size: float | None = None,
-        *,
-        identity: bool = False,
+        self, loss: Loss, epsilon: float, num_steps: int, start: int | None, step: float | None = None, identity: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Loss and correctness at every step of PGD, the start first: each (num_steps + 1, N); ``identity`` takes the
         identity's gradient for the purifier's."""
@@ -205,7 +172,7 @@ class _Batch:
             objective,
             self.images,
             epsilon=epsilon,
-            step_size=STEP * epsilon if step_size is None else step_size,
+            step_size=STEP * epsilon if step is None else step,
             num_steps=num_steps,
             norm=self.norm,
             generator=None if start is None else generator_for(self.seed, "start", start, device=self.images.device),

@@ -1,13 +1,14 @@
-"""HopSkipJump (Chen, Jordan and Wainwright 2020), by foolbox: an attack by queries for labels alone."""
+"""Attacks by foolbox: Carlini and Wagner's L2 attack (2017), PGD (Madry et al. 2018), a second, independent code for what
+:mod:`purifiers.attacks.gradient` does, and HopSkipJump (Chen, Jordan and Wainwright 2020), which queries labels alone."""
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import ATTACKS, Attack, Length, distances, import_foolbox
+from purifiers.attacks.base import ATTACKS, Attack, Length, Targeting, distances, import_foolbox, share_of_epsilon
 from purifiers.errors import AttackError
 from purifiers.seeds import reproducible
 
@@ -17,6 +18,50 @@ BLENDS = 50
 """Steps between the image and its starting point."""
 BEYOND = 1.001
 """How much longer than found a perturbation is made, where that stays within epsilon and breaks the image still."""
+
+
+@ATTACKS.register("cw")
+class CW(Attack):
+    """Minimises the L2 distance + ``constant`` * margin, by Adam, with a fixed constant; no epsilon.
+
+    The paper gives 40 iterations at learning rate 0.01 and no search over the constant: the form with a fixed one.
+    Images for which no adversarial example was found are returned unchanged. ``targeted``: as of PGD.
+    """
+
+    norm: Literal["l2"] = "l2"
+    epsilon: None = None
+    targeted: Targeting | bool = False
+    num_steps: int = Field(default=40, ge=1)
+    learning_rate: float = Field(default=0.01, gt=0)
+    constant: float = Field(default=1.0, gt=0)
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        foolbox, wrapped = _wrapped(model, images)
+        numbers = {"steps": self.num_steps, "stepsize": self.learning_rate, "initial_const": self.constant}
+        attack = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=1, abort_early=False, **numbers)
+        # foolbox keeps a black image where it found nothing, and calls that a success if black is another class.
+        criteria = foolbox.criteria
+        goal = criteria.TargetedMisclassification(labels) if self.targeted else criteria.Misclassification(labels)
+        _, adversarial, _ = attack(wrapped, images, goal, epsilons=None)
+        found = adversarial.flatten(1).any(1).view(-1, 1, 1, 1)
+        return torch.where(found, adversarial, images).clamp(0, 1)
+
+
+@ATTACKS.register("foolbox_pgd")
+class FoolboxPGD(Attack):
+    """Many small steps from a random point of the ball, as foolbox takes them."""
+
+    epsilon: Length = 8 / 255
+    step_size: Length = share_of_epsilon(4)
+    num_steps: int = Field(default=20, ge=1)
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        foolbox, wrapped = _wrapped(model, images)
+        attacks = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}
+        attack = attacks[self.norm](abs_stepsize=self.step_size, steps=self.num_steps, random_start=True)
+        with reproducible(seed, images.device):
+            adversarial: Tensor = attack.run(wrapped, images, labels, epsilon=self.epsilon)
+        return adversarial.clamp(0, 1)
 
 
 @ATTACKS.register("hop_skip_jump")
@@ -41,8 +86,8 @@ class HopSkipJump(Attack):
     num_evaluations: int = Field(default=100, ge=1)
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        foolbox = import_foolbox()
         fixed = _Fixed(model, seed)
+        foolbox, wrapped = _wrapped(fixed, images)
         with torch.no_grad():
             answers = fixed(images)
             if not torch.equal(answers, fixed(images)):
@@ -50,7 +95,6 @@ class HopSkipJump(Attack):
                     "hop_skip_jump needs a model that returns the same logits for the same images, or draws its random numbers "
                     "from torch's generator, which can be fixed; this one does neither"
                 )
-        wrapped = foolbox.PyTorchModel(fixed, bounds=(0, 1), device=images.device)
         with reproducible(seed, images.device), torch.no_grad():
             chosen, starts = _startable(foolbox, wrapped, images, labels)
             result = images.clone()
@@ -67,6 +111,12 @@ class HopSkipJump(Attack):
                 result[chosen] = torch.where(wrong.view(-1, 1, 1, 1), further, reached)
         within = distances(images, result, self.norm) <= self.epsilon
         return torch.where(within.view(-1, 1, 1, 1), result, images)
+
+
+def _wrapped(model: nn.Module, images: Tensor) -> tuple[Any, Any]:
+    """foolbox, and ``model`` as it takes it."""
+    foolbox = import_foolbox()
+    return foolbox, foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
 
 
 class _Fixed(nn.Module):
