@@ -58,11 +58,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return decorate
 
     def __getitem__(self, name: str) -> T:
-        """The thing called ``name``.
-
-        Raises:
-            ConfigError: there is none; the message gives the nearest name. Or its module cannot be imported.
-        """
+        """The thing called ``name``; raises ConfigError if there is none, or its module cannot be imported."""
         self._discover()
         if name not in self._entries and isinstance(name, str) and ":" in name:
             thing = resolve(name, self.kind)
@@ -99,11 +95,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def resolve(place: str, what: str) -> Any:
-    """The object at ``module:Name``; modules in the working directory are found too.
-
-    Raises:
-        ConfigError: there is no such module, or no such name in it; or importing it failed.
-    """
+    """The object at ``module:Name``, also of the working directory; raises ConfigError if it cannot be imported."""
     module_name, _, name = place.partition(":")
     try:
         with working_directory_importable():
@@ -203,11 +195,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
-    """The network's name under ``network`` and its constructor's arguments beside it, JSON-able, networks in them too.
-
-    Raises:
-        InputError: it, or a network within, does not keep its constructor's arguments, so that it could not be built again.
-    """
+    """The network's name under ``network`` and its constructor's arguments beside it, JSON-able, networks in them too; raises
+    InputError if it, or a network within, does not keep these."""
     config = getattr(network, "config", None)
     if not isinstance(config, dict):
         advice = "derive it from purifiers.networks.Network, which keeps its constructor's arguments"

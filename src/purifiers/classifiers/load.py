@@ -74,11 +74,7 @@ def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.M
 
 
 def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
-    """Remember what ``classifiers`` are; the function that this returns compares.
-
-    Raises:
-        InputError: that function, where weights or buffers of one are not what they were: nobody may change them.
-    """
+    """A function that raises InputError if weights or buffers of ``classifiers`` are not what they are now."""
     before = {name: fingerprint(classifier) for name, classifier in classifiers.items()}
 
     def compare() -> None:
@@ -176,11 +172,7 @@ def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> st
 
 
 def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:
-    """Share of ``data`` that is classified correctly, in [0,1]; the classifier should be in evaluation mode.
-
-    Raises:
-        InputError: it returns logits that are not finite.
-    """
+    """Share of ``data`` that is classified correctly, in [0,1]; raises InputError for logits that are not finite."""
     matches, odd = torch.zeros(2, dtype=torch.int64, device=data.images.device)
     with torch.no_grad():
         for batch in slices(len(data), batch_size):

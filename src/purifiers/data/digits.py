@@ -15,11 +15,7 @@ CLASSES = tuple(map(str, range(10)))
 
 @DATASETS.register("digits", classes=CLASSES, size=SIZES[0])
 def load_digits(split: Literal["train", "test"], size: int = SIZES[0]) -> ImageSet:
-    """The digits, enlarged to 3 x ``size`` x ``size``; a fixed stratified split into 1,437 and 360 images.
-
-    Raises:
-        ConfigError: ``size`` is neither 16 nor 32.
-    """
+    """The digits, enlarged to 3 x ``size`` x ``size``, 16 or 32; a fixed stratified split into 1,437 and 360 images."""
     # Imported here: scikit-learn takes a second to load, and only this data set needs it.
     sklearn_digits = require("sklearn.datasets").load_digits
     train_test_split = require("sklearn.model_selection").train_test_split

@@ -84,11 +84,7 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
 
 
 def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[Path]]:
-    """The classes below ``root``, in the order of their labels, with the files of a split; see :func:`load_folder`.
-
-    Raises:
-        MissingFileError, DataError: see there; no file is opened.
-    """
+    """The classes below ``root``, in the order of their labels, with the files of a split; see :func:`load_folder`."""
     files, own = _layout(root, split)
     return files if own else {name: _drawn(root / name, of_class, split) for name, of_class in files.items()}
 
