@@ -57,7 +57,7 @@ def train(
         output: the folder for everything that is made; ``Purifier.from_pretrained(output)`` loads the purifier again.
         recipe: the name of one that ships, a YAML file or a Recipe; its data set and classifier are replaced by yours, while
             its companions are trained on your images.
-        settings: changes of the recipe by dotted key, such as ``{"student.epochs": 5}``; the value of a group replaces it whole.
+        settings: changes by dotted key, such as ``{"student.epochs": 5}``; the value of a group replaces it whole.
         device: where to train; by default where the classifier is.
         seed: of all randomness; by default the recipe's.
         restart: discard what an earlier run left in ``output`` first.
