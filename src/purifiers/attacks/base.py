@@ -93,7 +93,8 @@ class Attack(Kind, ABC):
     knows (see :mod:`purifiers.attacks.views`).
 
     ``epsilon``: in [0,1] units of ``norm``; None for an attack that minimises the distance.
-    ``restarts``: so many runs, each of a seed of its own, on the images that those before did not break or, targeted, bring to their target.
+    ``restarts``: so many runs, each of a seed of its own, on the images that those before did not break or, targeted, bring
+    to their target.
     ``weight``: in a recipe's ``training_attacks``, how many shares of the images it takes.
 
     Attributes:
