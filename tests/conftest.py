@@ -37,6 +37,7 @@ TINY = (
     "data.test_limit=24",
     "purifier.widths=[4,6]",
     "purifier.blocks=[1,2]",
+    "classifier.network.width=4",
     "classifier.training.epochs=2",
     "training_attacks.PGD.num_steps=2",
     "teacher_at.epochs=2",

@@ -77,7 +77,7 @@ def assert_opened_is(run: Run) -> None:
     assert set(opened.purifiers) == set(run.purifiers) == {"teacher_nt", "teacher_at", "student"}
     assert all(fingerprint(opened.purifiers[stage]) == fingerprint(purifier) for stage, purifier in run.purifiers.items())
     assert opened.histories == run.histories
-    assert opened.classifier_name == "resnet20"
+    assert opened.classifier_name == "resnet20-width4"
 
 
 def test_a_second_run_trains_nothing_and_another_recipe_is_refused(
@@ -118,7 +118,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_one_thread")
 def test_a_killed_run_resumes_and_ends_like_one_that_was_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    longer = ("teacher_at.epochs=20", "student.epochs=3")
+    longer = ("teacher_at.epochs=10", "student.epochs=3")
     recipe, cut = load_recipe("digits", [*TINY, *longer]), tmp_path / "cut"
     whole = train_recipe(recipe, tmp_path / "whole", device="cpu")
     command = [sys.executable, "-c", SCRIPT, str(cut), *TINY, *longer]
@@ -126,7 +126,7 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(tmp_path: Path, cap
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("teacher_at") and "epoch 3/20" in line:
+            if line.startswith("teacher_at") and "epoch 3/10" in line:
                 time.sleep(0.02)
                 process.send_signal(signal.SIGKILL)
                 break
