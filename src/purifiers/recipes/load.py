@@ -42,7 +42,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
     if source is not None and isinstance(own, dict) and anywhere(str(source)) != anywhere(str(own.get("source"))):
         content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
     for change in changes:
-        _set(content, *change)
+        set_value(content, *change)
     return parse_recipe(content, where=f"{name_or_file}{' with these overrides' if changes else ''}")
 
 
@@ -55,17 +55,23 @@ def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recip
 
 
 def faults(error: ValidationError, group: str | None = None) -> list[str]:
-    """The faults of a recipe, or of one ``group`` of it: a line each, with the dotted key."""
-    above = () if group is None else (group,)
-    keys = [".".join(map(str, (*above, *fault["loc"]))) or "recipe" for fault in error.errors()]
-    return [f"{key}: {fault['msg'].removeprefix('Value error, ')}" for key, fault in zip(keys, error.errors(), strict=True)]
+    """The faults of a recipe, or of one ``group`` of it: a line each, with the dotted key and the value."""
+    lines = []
+    for fault in error.errors():
+        if fault["type"] == "default_factory_not_called":  # a consequence of another fault
+            continue
+        key = ".".join(map(str, (*(() if group is None else (group,)), *fault["loc"]))) or "recipe"
+        message = fault["msg"].removeprefix("Value error, ")
+        own = fault["type"] == "value_error" or not isinstance(fault["input"], str | float | int)
+        lines.append(f"{key}: {message}" + ("" if own else f"; got {fault['input']!r}"))
+    return lines
 
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """``recipe`` with other values by dotted key, checked again; raises as :func:`parse_recipe` does."""
     content = recipe.model_dump(mode="json")
     for key, value in overrides.items():
-        _set(content, key, value)
+        set_value(content, key, value)
     return parse_recipe(content, where=f"the recipe '{recipe.name}', changed")
 
 
@@ -142,7 +148,8 @@ def _parse(override: str) -> tuple[str, Any]:
         raise ConfigError(f"cannot read the value in '{override}': {error}") from error
 
 
-def _set(content: dict[str, Any], key: str, value: Any) -> None:
+def set_value(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set ``key``, with dots between the names of groups, in nested mappings."""
     *parents, last = key.split(".")
     for name in parents:
         if content.get(name) is None:

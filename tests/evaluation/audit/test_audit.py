@@ -1,6 +1,7 @@
 """The audit on linear models, whose robust accuracy is known: the share of images farther than epsilon from the boundary."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -658,3 +659,13 @@ def test_an_audit_is_written_and_read(tmp_path: Path) -> None:
         Audit.read(tmp_path)
     with pytest.raises(MissingFileError, match="purifiers audit"):
         Audit.read(tmp_path / "nothing")
+
+
+def test_keys_of_settings_may_be_dotted_and_mappings_stay_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = problem()
+    own = settings({"PGD": pgd(), "idle": pgd()}, {"full": ["PGD"]}).model_dump(mode="json")
+    before = deepcopy(own)
+    found = audit(nn.Identity(), model, data, settings={**own, "attacks.PGD.num_steps": 3, "images": 4})
+    assert (found.settings["attacks"]["PGD"]["num_steps"], found.settings["images"]) == (3, 4)
+    assert own == before
+    assert "'idle' is in none" in capsys.readouterr().out

@@ -4,6 +4,7 @@ The module that the attacker differentiates is the threat model (:mod:`purifiers
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from purifiers.evaluation.records import AttackWarning, Record, hardware, not_fi
 from purifiers.evaluation.trust import Check, trust_checks
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import AuditSettings
-from purifiers.recipes.load import faults
+from purifiers.recipes.load import faults, set_value
 
 
 def audit(
@@ -48,7 +49,7 @@ def audit(
         purifier, classifier, images, labels: see :func:`purifiers.evaluate`.
         settings: the attacks, their threat models, and on how many images each is run; None takes the standard ones, within
             8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels; ``{"images": 20}`` gives a
-            first impression.
+            first impression. Keys may be dotted: ``{"attacks.PGD.num_steps": 50}``.
         surrogates: further models, images -> logits, by name: an attacker without access attacks these instead.
         name, classifier_name: for the records.
         seed: decides every random choice.
@@ -70,6 +71,13 @@ def audit(
 
 
 @repeatable()
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in settings.items():
+        set_value(content, key, deepcopy(value))
+    return content
+
+
 def audit_all(
     subjects: Sequence[Subject],
     data: ImageSet,
@@ -82,7 +90,7 @@ def audit_all(
 ) -> Audit:
     """Audit several defended models, of different names, on the same images, into one :class:`Audit`; see :func:`audit`."""
     try:
-        chosen = AuditSettings.model_validate({} if settings is None else settings)
+        chosen = AuditSettings.model_validate(_nested(settings) if isinstance(settings, Mapping) else settings or {})
     except ValidationError as error:
         raise InputError("\n  ".join(["the settings of the audit are not valid:", *faults(error, "audit")])) from error
     for idle in chosen.attacks.keys() - {name for names in chosen.views.values() for name in names}:
