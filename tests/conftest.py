@@ -55,9 +55,7 @@ TINY = (
 )
 """Overrides of the digits recipe that leave every part in and take seconds."""
 
-TINY_AUDIT = (
-    "audit.images=6",
-    "audit.check_images=2",
+QUICK_ATTACKS = (
     "audit.views={full: [FGSM, PGD, PGD-L2], bpda: PGD, eot: PGD, blind: PGD, transfer: PGD, query: [Square, HopSkipJump]}",
     "audit.attacks.PGD.num_steps=2",
     "audit.attacks.PGD-L2.num_steps=2",
@@ -66,6 +64,8 @@ TINY_AUDIT = (
     "audit.attacks.HopSkipJump.num_evaluations=2",
     "audit.draws=2",
 )
+"""Overrides that leave an audit an attack or two of every sort."""
+TINY_AUDIT = ("audit.images=6", "audit.check_images=2", *QUICK_ATTACKS)
 """Overrides that make an audit of it take seconds."""
 
 

@@ -82,7 +82,7 @@ class Cache:
             try:
                 save_state(self._path(self.folder, kind, key), state)
             except OSError as error:  # a full or read-only disk costs the cache, not the result
-                say(f"warning: nothing is kept in {self.folder}: {error}")
+                say(f"warning: cannot write the cache {self.folder}, continuing without it: {error}")
                 self.folder = None
         return state
 
@@ -109,7 +109,7 @@ class Cache:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What makes a function, a class or another object what it is."""
+    """Everything that decides what a function, a class or another object does."""
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]  # not the empty ones
         return [_source(value), value.__code__.co_code, value.__defaults__, value.__kwdefaults__, cells]

@@ -14,19 +14,10 @@ from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.registry import save_network
 from purifiers.runs import Run
 from purifiers.storage import save_tensors
-from tests.conftest import CIFAR10, needs_cifar10
+from tests.conftest import CIFAR10, QUICK_ATTACKS, needs_cifar10
 
 CPU = ["--device", "cpu"]
-FEW = (
-    "audit.views={full: [FGSM, PGD, PGD-L2], bpda: PGD, eot: PGD, blind: PGD, transfer: PGD, query: [Square, HopSkipJump]}",
-    "audit.attacks.PGD.num_steps=2",
-    "audit.attacks.PGD-L2.num_steps=2",
-    "audit.attacks.Square.num_queries=3",
-    "audit.attacks.HopSkipJump.num_steps=1",
-    "audit.attacks.HopSkipJump.num_evaluations=2",
-    "audit.draws=2",
-)
-SETTINGS = [part for setting in FEW for part in ("--set", setting)]
+SETTINGS = [part for setting in QUICK_ATTACKS for part in ("--set", setting)]
 
 
 @pytest.mark.usefixtures("quick")

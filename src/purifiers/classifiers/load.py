@@ -74,7 +74,7 @@ def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.M
 
 
 def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
-    """A function that raises InputError if weights or buffers of ``classifiers`` are not what they are now."""
+    """A function that raises InputError if weights or buffers of ``classifiers`` have changed since this call."""
     before = {name: fingerprint(classifier) for name, classifier in classifiers.items()}
 
     def compare() -> None:

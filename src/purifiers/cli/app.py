@@ -46,7 +46,7 @@ def app(
         samples.append(samples_for(recipe))
         return samples[0].data
 
-    run = open_defended(purifier, changes.overrides(), Path(os.devnull), recipe, device, images)  # nothing is written
+    run = open_defended(purifier, changes.overrides(), Path(os.devnull), recipe, device, images)  # writes no files
     place = weights.locate(purifier)
     name = purifier if purifier in weights.NAMES else place.resolve().name
     student = run.purifiers["student"]

@@ -53,7 +53,7 @@ def reproduce(
     """Reproduce the paper's tables, from training or shipped weights.
 
     Train everything and measure it; on CIFAR-10 the paper's numbers stand beside ours. Table 1: the purifier, and others',
-    against every attack. Table 2: the effect of each teacher (three more students). Table 3: the effect of each ingredient,
+    against every attack. Table 2: the effect of each teacher (further students). Table 3: the effect of each ingredient,
     if the recipe names variants. What is finished in the output folder is reused.
     """
     from purifiers.console import Deadline, Stopwatch, duration, say

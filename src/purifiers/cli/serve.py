@@ -23,9 +23,7 @@ def serve(
     ] = 0.01,
     max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Refuse requests with a longer body.")] = 10_000_000,
     max_pixels: options.MaxPixels = 4_000_000,
-    max_queue: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Requests at a time; further ones are told to come back later.")
-    ] = 64,
+    max_queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at a time; further ones get status 503.")] = 64,
     device: options.Device = "auto",
 ) -> None:
     """Purify images over HTTP.

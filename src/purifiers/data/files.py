@@ -113,7 +113,7 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: S
     """Decode an image, the way it is meant to be seen.
 
     Turned upright by its EXIF orientation; 16-bit grey scaled, not cut off; CMYK and palettes as RGB; of an animation the
-    first frame. Its content decides what it is, not its name.
+    first frame. Its format is read from its content, not from its name.
 
     Args:
         source: a file, or the content of one.

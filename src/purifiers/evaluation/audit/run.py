@@ -93,7 +93,7 @@ def audit_all(
         chosen = AuditSettings.model_validate(_nested(settings) if isinstance(settings, Mapping) else settings or {})
     except ValidationError as error:
         raise InputError("\n  ".join(["the settings of the audit are not valid:", *faults(error, "audit")])) from error
-    for idle in chosen.attacks.keys() - {name for names in chosen.views.values() for name in names}:
+    for idle in sorted(chosen.attacks.keys() - {name for names in chosen.views.values() for name in names}):
         say(f"warning: the attack '{idle}' is in none of the audit's views, and is not run")
     surrogates = surrogates or {}
     if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
