@@ -13,9 +13,8 @@ from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.evaluation.cost import measure_cost
-from purifiers.evaluation.evaluate import evaluate_run
+from purifiers.evaluation.evaluate import evaluate_run, find_examples
 from purifiers.evaluation.evaluator import Evaluator
-from purifiers.evaluation.examples import find_examples
 from purifiers.evaluation.records import Record, Results
 from purifiers.runs import Run, prepare_baselines
 
@@ -186,7 +185,7 @@ def test_subsets_of_one_length_are_not_taken_for_each_other(data: ImageSet) -> N
     defended = PurifiedClassifier(Purifier(Shift(0.0)), Brightness())
     bright = replace(data, images=255 - data.images)
     for which, undefended in ((data.subset(torch.tensor([0, 1])), 1.0), (bright.subset(torch.tensor([2, 3])), 0.5)):
-        record, _ = evaluator.measure("nothing", defended, which, "full", "PGD")
+        record, _ = evaluator.measure("nothing", defended, which)
         assert (record.agreement, record.accuracy_undefended) == (1.0, undefended)
 
 

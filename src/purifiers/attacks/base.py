@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from purifiers.data.images import check_images
 from purifiers.errors import AttackError, InputError, require
 from purifiers.kinds import Kind
+from purifiers.purifier import in_mode
 from purifiers.registry import Registry
 from purifiers.seeds import generator_for, seed_for
 
@@ -59,19 +60,14 @@ def share_of_epsilon(divisor: int) -> Any:
 @contextmanager
 def frozen(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for parameters, for the duration; every module and parameter is restored."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    gradients = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
+    together = nn.ModuleList(models)
+    trainable = [parameter for parameter in together.parameters() if parameter.requires_grad]
     try:
-        for module, _ in modes:
-            module.training = False
-        for parameter, _ in gradients:
-            parameter.requires_grad_(False)
-        yield
+        with in_mode(together.requires_grad_(False), False):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, required in gradients:
-            parameter.requires_grad_(required)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def import_foolbox() -> Any:

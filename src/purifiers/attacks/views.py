@@ -1,7 +1,7 @@
 """Views: a threat model is the module that the attacker differentiates.
 
-A view is a function: the defended model -> the module that an attack is run on. So any library's attack runs under any
-threat model, and a new threat model is one function.
+A view is a function, or a class of such modules: the defended model -> the module that an attack is run on. So any library's
+attack runs under any threat model, and a new threat model is one function.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from purifiers.registry import Registry
 
 @dataclass(frozen=True)
 class View:
-    """A threat model.
+    """A threat model; calling it makes the module that an attack on a defended model is run on.
 
     Attributes:
-        build: the defended model -> the module that an attack is run on: images in [0,1] -> logits.
+        build: the defended model -> that module: images in [0,1] -> logits.
         group: what the attacker has; worst cases are over each group.
         attacker: what the attacker does, to follow "An attacker who".
         random_only: it makes sense only for a purifier that draws random numbers.
@@ -35,7 +35,6 @@ class View:
     gradients: bool = True
 
     def __call__(self, defended: PurifiedClassifier) -> nn.Module:
-        """The module that an attack on ``defended`` is run on."""
         return self.build(defended)
 
 
@@ -62,20 +61,6 @@ def bpda(defended: PurifiedClassifier) -> nn.Module:
     return PurifiedClassifier(StraightThrough(defended.purifier), defended.classifier)
 
 
-@VIEWS.register("eot", attacker="knows the purifier too and averages over its random draws", random_only=True)
-def eot(defended: PurifiedClassifier) -> nn.Module:
-    """The whole defended model, averaged over 20 draws of the purifier's random numbers (Athalye et al. 2018)."""
-    return Expectation(defended)
-
-
-@VIEWS.register(
-    "query", group="black-box", attacker="can only query the purifier and the classifier behind it", gradients=False
-)
-def query(defended: PurifiedClassifier) -> nn.Module:
-    """The outputs of the whole defended model, without gradients: the attacker can only query it."""
-    return Queries(defended)
-
-
 class StraightThrough(nn.Module):
     """A purifier with the identity's gradient: images (N, C, H, W) -> exactly what the purifier gives, of the same shape.
 
@@ -98,8 +83,9 @@ class StraightThrough(nn.Module):
         return purified + (images - images.detach())
 
 
+@VIEWS.register("eot", attacker="knows the purifier too and averages over its random draws", random_only=True)
 class Expectation(nn.Module):
-    """A random model's mean logits over ``draws`` passes: images -> (N, classes).
+    """A random model's mean logits over ``draws`` passes (Athalye et al. 2018): images -> (N, classes).
 
     Means of logits and of log-probabilities give the same cross-entropy, margin and DLR. The mean of probabilities would lose
     the gradient where one draw is sure. A pass keeps ``draws`` graphs in memory: attack in batches smaller by that factor.
@@ -129,8 +115,11 @@ class Expectation(nn.Module):
         return total / self.draws
 
 
+@VIEWS.register(
+    "query", group="black-box", attacker="can only query the purifier and the classifier behind it", gradients=False
+)
 class Queries(nn.Module):
-    """A model without gradients: images -> logits (N, classes); an InputError when called for one."""
+    """A model that can only be queried: images -> logits (N, classes); an InputError when called for a gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

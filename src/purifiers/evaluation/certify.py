@@ -8,8 +8,9 @@ base classifier's first step: the theorem's noise is still Gaussian, and certifi
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -25,7 +26,7 @@ from purifiers.data.images import check_images
 from purifiers.device import repeatable
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.models import LOOK, check_logits
+from purifiers.evaluation.evaluator import LOOK, check_logits
 from purifiers.evaluation.records import Result, ResultFile, hardware, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.runs import Run
@@ -170,16 +171,10 @@ def certify(
             certificate = cache.load("certified", key, lambda state: _certificate(label, smoothing, **state))  # noqa: B023
             if certificate is None:
                 watch, own = Stopwatch(), seed_for(seed, "certify", place)
-                state: dict[str, Any] = {}
+                generator = generator_for(own, "noise", device=device)
+                sample = partial(_sample, model, to_float(image), smoothing.sigma, batch_size, generator, advance)
                 with reproducible(own, device):  # for models that draw random numbers
-                    generator = generator_for(own, "noise", device=device)
-                    for name, count in (("selection", smoothing.n0), ("estimation", smoothing.n)):
-                        votes = torch.zeros((), dtype=torch.int64, device=device)
-                        for part in _sample(model, to_float(image), smoothing.sigma, count, batch_size, generator):
-                            votes = votes + part
-                            advance(int(part.sum()))
-                        state[name] = votes.tolist()
-                state["seconds"] = watch.seconds
+                    state = {"selection": sample(smoothing.n0), "estimation": sample(smoothing.n), "seconds": watch.seconds}
                 certificate = _certificate(label, smoothing, **cache.save("certified", key, state))
             else:
                 advance(smoothing.n0 + smoothing.n)
@@ -207,9 +202,9 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
         if len(images):
             check_logits("the model", model, images[:LOOK])
         for place in range(len(images)):
-            generator = generator_for(seed, "predict", place, device=images.device)
-            parts = _sample(model, images[place : place + 1], smoothing.sigma, smoothing.n, batch_size, generator)
-            top = _majority(torch.stack([*parts]).sum(0).tolist(), smoothing.alpha)
+            generator, one = generator_for(seed, "predict", place, device=images.device), images[place : place + 1]
+            votes = _sample(model, one, smoothing.sigma, batch_size, generator, lambda copies: None, smoothing.n)
+            top = _majority(votes, smoothing.alpha)
             classes.append(ABSTAIN if top is None else top)
     return torch.tensor(classes, dtype=torch.int64, device=images.device)
 
@@ -263,14 +258,23 @@ def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[fl
 
 
 def _sample(
-    model: nn.Module, image: Tensor, sigma: float, count: int, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """SAMPLEUNDERNOISE: of each batch of noisy copies of ``image`` (1, C, H, W), the count of each class and, last, of none."""
+    model: nn.Module,
+    image: Tensor,
+    sigma: float,
+    batch_size: int,
+    generator: torch.Generator,
+    advance: Callable[[int], None],
+    count: int,
+) -> list[int]:
+    """SAMPLEUNDERNOISE: of ``count`` noisy copies of ``image`` (1, C, H, W), how many are of each class and, last, of none."""
+    votes = []
     for batch in slices(count, batch_size):
         noise = torch.randn((batch.stop - batch.start, *image.shape[1:]), generator=generator, device=image.device)
         logits = model(noise.mul_(sigma).add_(image).clamp_(0, 1))
         found, without = metrics.classes(logits), logits.shape[1]
-        yield torch.bincount(torch.where(found < 0, without, found), minlength=without + 1)
+        votes.append(torch.bincount(torch.where(found < 0, without, found), minlength=without + 1))
+        advance(len(noise))
+    return torch.stack(votes).sum(0).tolist()
 
 
 def _certificate(
