@@ -13,9 +13,8 @@ from purifiers.baselines import JPEG, BitDepth, Median, Noisy, Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.data.digits import load_digits
 from purifiers.errors import InputError
-from purifiers.evaluation.trust import PASSES, Check, trust_checks
-from purifiers.evaluation.trust.checks import exceeds, judge, weaker
-from purifiers.evaluation.trust.evidence import FACTORS, LONG, PROBES, SHORT, STARTS, Evidence, gather, margin
+from purifiers.evaluation.trust.checks import Check, exceeds, judge, trust_checks, weaker
+from purifiers.evaluation.trust.evidence import FACTORS, LONG, PASSES, PROBES, SHORT, STARTS, Evidence, gather, margin
 from purifiers.networks import ResNet
 from purifiers.runs import Run
 from purifiers.seeds import reproducible

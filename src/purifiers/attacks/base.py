@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from purifiers.data.images import check_images
 from purifiers.errors import AttackError, InputError, require
+from purifiers.gradient_steps import Norm
 from purifiers.kinds import Kind
 from purifiers.purifier import in_mode
 from purifiers.registry import Registry
@@ -100,7 +101,7 @@ class Attack(Kind, ABC):
     registry: ClassVar[Registry[Any]] = ATTACKS
     needs_gradients: ClassVar[bool] = True
 
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     epsilon: Length | None = None
     restarts: int = Field(default=1, ge=1)
     weight: int = Field(default=1, ge=1)
@@ -234,7 +235,7 @@ def check_labels(labels: Tensor, count: int, name: str = "labels") -> None:
         raise InputError(f"{name} must be int64 ({count},); got {labels.dtype} {tuple(labels.shape)}")
 
 
-def distances(images: Tensor, others: Tensor, norm: Literal["linf", "l2"]) -> Tensor:
+def distances(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
     """Distance of each image to its counterpart, (N,), in [0,1] units."""
     difference = (others - images).flatten(1)
     return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)

@@ -232,8 +232,7 @@ class _Fixed(nn.Module):
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         super().__init__()
-        self.model = model
-        self.seed = seed
+        self.model, self.seed = model, seed
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -244,7 +243,6 @@ class _Fixed(nn.Module):
 def _startable(foolbox: Any, wrapped: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The images that are right and have a starting point, int64 (M,), and these, (M, C, H, W)."""
     chosen = torch.arange(len(images), device=images.device)
-    starts = images[:0]
     while len(chosen):
         # With a fixed draw an image's numbers depend on its batch, so the smaller batch is tried again.
         batch, own = images[chosen], labels[chosen]
@@ -252,9 +250,9 @@ def _startable(foolbox: Any, wrapped: Any, images: Tensor, labels: Tensor) -> tu
         if good.all():
             starts, good = _starting_points(foolbox, wrapped, batch, own)
             if good.all():
-                break
+                return chosen, starts
         chosen = chosen[good]
-    return chosen, starts[: len(chosen)]
+    return chosen, images[:0]
 
 
 def _starting_points(foolbox: Any, wrapped: Any, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

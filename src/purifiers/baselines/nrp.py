@@ -55,27 +55,18 @@ class _DenseBlock(nn.Module):
         return x + SCALE * self.convs[-1](seen)
 
 
-class _RRDB(nn.Module):
-    """A residual in residual dense block: three dense blocks."""
+class _Residual(nn.Sequential):
+    """Three dense blocks, or two convolutions: on the residual."""
 
-    def __init__(self, features: int, growth: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(_DenseBlock(features, growth) for _ in range(3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + SCALE * self.blocks(x)
-
-
-class _ResidualBlock(nn.Module):
-    """Two convolutions, no normalisation."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+    def __init__(self, block: Block, features: int, growth: int) -> None:
+        if block == "dense":
+            super().__init__(*(_DenseBlock(features, growth) for _ in range(3)))
+        else:
+            first, second = (nn.Conv2d(features, features, 3, padding=1) for _ in range(2))
+            super().__init__(first, nn.LeakyReLU(SLOPE), second)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + SCALE * self.conv2(F.leaky_relu(self.conv1(x), SLOPE))
+        return x + SCALE * super().forward(x)
 
 
 @NETWORKS.register("nrp")
@@ -100,9 +91,7 @@ class NRP(Network):
             got = f"got block='{block}', blocks={blocks}, features={features}, growth={growth}"
             raise InputError(f"NRP has {' or '.join(get_args(Block))} blocks, and sizes of at least 1; {got}")
         self.first = nn.Conv2d(3, features, 3, padding=1)
-        self.blocks = nn.Sequential(
-            *(_RRDB(features, growth) if block == "dense" else _ResidualBlock(features) for _ in range(blocks))
-        )
+        self.blocks = nn.Sequential(*(_Residual(block, features, growth) for _ in range(blocks)))
         self.last = nn.Conv2d(features, 3, 3, padding=1)
         for module in self.blocks.modules():
             if isinstance(module, nn.Conv2d):  # small residuals at the start, as in ESRGAN

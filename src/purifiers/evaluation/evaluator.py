@@ -170,8 +170,7 @@ def as_data(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}")
-    device = next((parameter.device for parameter in defended.parameters()), torch.device("cpu"))
-    return as_image_set(images, labels).to(device)
+    return as_image_set(images, labels).to(next((one.device for one in defended.parameters()), torch.device("cpu")))
 
 
 def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> int:

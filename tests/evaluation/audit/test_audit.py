@@ -21,7 +21,7 @@ from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
 from purifiers.evaluation.audit.run import audit, audit_all
 from purifiers.evaluation.records import CLEAN
-from purifiers.evaluation.trust import Check
+from purifiers.evaluation.trust.checks import Check
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from tests.attacks.test_libraries import boundary_distances
 from tests.conftest import Linear

@@ -5,7 +5,7 @@ from typing import Any
 from purifiers.attacks import VIEWS
 from purifiers.errors import InputError, nearest
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record, Records
-from purifiers.evaluation.trust import Check
+from purifiers.evaluation.trust.checks import Check
 from purifiers.recipes.audit_settings import TRANSFER
 
 WORST = "worst"

@@ -25,7 +25,7 @@ from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import LOOK, Evaluator, as_data, check_defended, check_logits
 from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
-from purifiers.evaluation.trust import Check, trust_checks
+from purifiers.evaluation.trust.checks import Check, trust_checks
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import AuditSettings
 from purifiers.recipes.load import faults, set_value

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,14 @@ from purifiers.attacks.views import bpda
 from purifiers.classifiers.probes import are_probabilities, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation.metrics import classes
-from purifiers.gradient_steps import pgd
+from purifiers.gradient_steps import Norm, pgd
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
 
+Advance = Callable[[int], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
+cross_entropy: Loss = partial(F.cross_entropy, reduction="none")
+"""What the attack climbs, (N,)."""
 
 LONG = 50
 """Steps of the attack."""
@@ -62,21 +65,9 @@ class Evidence:
     one_step: Tensor  # (N,), the same after one step of length epsilon
     unbounded: Tensor  # (N,), the same after an attack that may change everything
 
-    @property
-    def images(self) -> int:
-        """N."""
-        return len(self.difference)
-
 
 def gather(
-    model: PurifiedClassifier,
-    data: ImageSet,
-    *,
-    epsilon: float,
-    norm: Literal["linf", "l2"],
-    seed: int,
-    batch_size: int,
-    advance: Callable[[int], None],
+    model: PurifiedClassifier, data: ImageSet, epsilon: float, norm: Norm, seed: int, batch_size: int, advance: Advance
 ) -> Evidence:
     """Measure everything, batch by batch; ``advance`` is called after each pass, with numbers that add up to ``len(data)``."""
     parts, done = [], 0
@@ -94,11 +85,6 @@ def gather(
     return Evidence(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in vars(parts[0])})
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """What the attack climbs, (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """By how much the best wrong class leads the true one, (N,): has no exponential that could underflow."""
     true = labels[:, None]
@@ -112,9 +98,9 @@ class _Batch:
     images: Tensor
     labels: Tensor
     epsilon: float
-    norm: Literal["linf", "l2"]
+    norm: Norm
     seed: int
-    passed: Callable[[int], None]
+    passed: Advance
 
     def evidence(self) -> Evidence:
         with torch.no_grad():
