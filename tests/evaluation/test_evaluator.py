@@ -12,9 +12,9 @@ from purifiers.baselines import Adaptive, Noisy, Nothing
 from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.evaluation.cost import measure_cost
 from purifiers.evaluation.evaluate import evaluate_run, find_examples
 from purifiers.evaluation.evaluator import Evaluator
+from purifiers.evaluation.metrics import measure_cost
 from purifiers.evaluation.records import Record, Results
 from purifiers.runs import Run, prepare_baselines
 

@@ -203,16 +203,24 @@ class Attack(Kind, ABC):
                 )
 
 
-class _Dense(nn.Module):
+class Around(nn.Module):
+    """Base of modules around a ``model``, in evaluation mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+
+class _Dense(Around):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
     image. ``labels`` must be classes of the model."""
 
     def __init__(self, model: nn.Module, attack: str, labels: Tensor) -> None:
-        super().__init__()
-        self.model, self.attack = model, attack
+        super().__init__(model)
+        self.attack = attack
         self.lowest, self.highest = torch.stack(torch.aminmax(labels)).tolist()
-        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         wanted = images.requires_grad and torch.is_grad_enabled()

@@ -2,11 +2,13 @@
 
 import logging
 import re
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import torch
@@ -84,13 +86,14 @@ def generate(
                         adversarial = attack(model, to_float(images[batch]), labels[batch], seed=own_seed)
                     results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
                     advance(len(adversarial))
-            found = Adversarial(torch.cat(results), _counted(noted), len(results), time.perf_counter() - begun)
+            seconds, warnings = time.perf_counter() - begun, _counted(record.getMessage() for record in noted)
+            found = Adversarial(torch.cat(results), warnings, len(results), seconds)
             cache.save("adversarial", key, vars(found))
             saved()
         else:
             advance(len(images))
         shards.append(found)
-    warnings = _counted([text for found in shards for text in Counter(found.warnings).elements()])
+    warnings = _counted(text for found in shards for text in Counter(found.warnings).elements())
     images = torch.cat([found.images for found in shards])
     return Adversarial(images, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
 
@@ -108,7 +111,7 @@ def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 
 
-def _counted(warnings: list[str]) -> dict[str, int]:
+def _counted(warnings: Iterable[str]) -> dict[str, int]:
     """How often each came; those that differ in their figures only are one."""
     alike: dict[str, list[str]] = {}
     for text in warnings:
@@ -117,20 +120,15 @@ def _counted(warnings: list[str]) -> dict[str, int]:
 
 
 @contextmanager
-def _collected() -> Iterator[list[str]]:
+def _collected() -> Iterator[list[logging.LogRecord]]:
     """Collect AutoAttack's warnings instead of printing them: they belong in the results."""
-    noted: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            noted.append(record.getMessage())
-
-    logger, handler = logging.getLogger(LOGGER), Collector(logging.WARNING)
+    logger, handler = logging.getLogger(LOGGER), BufferingHandler(sys.maxsize)
+    handler.setLevel(logging.WARNING)
     propagate = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield noted
+        yield handler.buffer
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

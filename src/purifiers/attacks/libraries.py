@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import ATTACKS, Attack, Length, Targeting, distances, import_foolbox, share_of_epsilon
+from purifiers.attacks.base import ATTACKS, Around, Attack, Length, Targeting, distances, import_foolbox, share_of_epsilon
 from purifiers.errors import AttackError, InputError, require
 from purifiers.seeds import reproducible
 
@@ -227,13 +227,12 @@ def _wrapped(model: nn.Module, images: Tensor) -> tuple[Any, Any]:
     return foolbox, foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
 
 
-class _Fixed(nn.Module):
+class _Fixed(Around):
     """A model whose random numbers are the same in every pass."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
-        super().__init__()
-        self.model, self.seed = model, seed
-        self.eval()
+        super().__init__(model)
+        self.seed = seed
 
     def forward(self, images: Tensor) -> Tensor:
         with reproducible(self.seed, images.device):

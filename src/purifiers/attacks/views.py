@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from purifiers.attacks.base import Around
 from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.purifier import PurifiedClassifier
 from purifiers.registry import Registry
@@ -61,21 +62,16 @@ def bpda(defended: PurifiedClassifier) -> nn.Module:
     return PurifiedClassifier(StraightThrough(defended.purifier), defended.classifier)
 
 
-class StraightThrough(nn.Module):
+class StraightThrough(Around):
     """A purifier with the identity's gradient: images (N, C, H, W) -> exactly what the purifier gives, of the same shape.
 
     Raises:
         InputError: when called, if the purifier changes the shape.
     """
 
-    def __init__(self, purifier: nn.Module) -> None:
-        super().__init__()
-        self.purifier = purifier
-        self.eval()
-
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            purified = self.purifier(images.detach())
+            purified = self.model(images.detach())
         if purified.shape != images.shape:
             raise InputError(
                 f"the purifier makes {tuple(purified.shape)} of {tuple(images.shape)}: the view bpda needs images of one shape"
@@ -84,7 +80,7 @@ class StraightThrough(nn.Module):
 
 
 @VIEWS.register("eot", attacker="knows the purifier too and averages over its random draws", random_only=True)
-class Expectation(nn.Module):
+class Expectation(Around):
     """A random model's mean logits over ``draws`` passes (Athalye et al. 2018): images -> (N, classes).
 
     Means of logits and of log-probabilities give the same cross-entropy, margin and DLR. The mean of probabilities would lose
@@ -99,11 +95,10 @@ class Expectation(nn.Module):
     """
 
     def __init__(self, model: nn.Module, draws: int = 20) -> None:
-        super().__init__()
+        super().__init__(model)
         if draws < 1:
             raise InputError(f"an expectation needs at least one draw; got {draws}")
-        self.model, self.draws = model, draws
-        self.eval()
+        self.draws = draws
 
     def extra_repr(self) -> str:
         return f"draws={self.draws}"  # a part of the fingerprint that cached adversarial examples are found by
@@ -118,13 +113,8 @@ class Expectation(nn.Module):
 @VIEWS.register(
     "query", group="black-box", attacker="can only query the purifier and the classifier behind it", gradients=False
 )
-class Queries(nn.Module):
+class Queries(Around):
     """A model that can only be queried: images -> logits (N, classes); an InputError when called for a gradient."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:

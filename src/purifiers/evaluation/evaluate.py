@@ -20,8 +20,8 @@ from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
 from purifiers.errors import InputError, nearest
 from purifiers.evaluation import metrics
-from purifiers.evaluation.cost import count_parameters, measure_cost, peak_flops
 from purifiers.evaluation.evaluator import Evaluator, as_data, check_defended
+from purifiers.evaluation.metrics import count_parameters, measure_cost, peak_flops
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import refuse_gradients

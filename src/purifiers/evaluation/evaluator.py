@@ -1,6 +1,6 @@
 """Check the models and images that a user passes; attack a classifier under each threat model, purify, and count."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,12 +117,20 @@ class Evaluator:
     ) -> dict[str, Any]:
         originals, undefended = self._undefended(data.images), self._undefended(attacked.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
+        whole, meant = among or (data, torch.ones(len(data), dtype=torch.bool))
+        done = 0
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
-            for images, adversarial, purified in self._purified(defended, attacked, data, among):
-                predictions.append(metrics.classes(defended.classifier(purified.clone())))
-                psnrs.append(metrics.psnr(purified, images))
-                ssims.append(metrics.ssim(purified, images))
-                l2.append(distances(images, adversarial, "l2"))
+            for batch in slices(len(whole), self.batch_size):
+                inputs, here = to_float(whole.images[batch]), meant[batch].to(whole.images.device)
+                own = slice(done, done := done + int(meant[batch].sum()))
+                images, adversarial = to_float(data.images[own]), attacked.images[own]
+                inputs[here] = to_float(adversarial) if adversarial.dtype == torch.uint8 else adversarial
+                purified = defended.purifier(inputs)[here]
+                if len(images):
+                    predictions.append(metrics.classes(defended.classifier(purified.clone())))
+                    psnrs.append(metrics.psnr(purified, images))
+                    ssims.append(metrics.ssim(purified, images))
+                    l2.append(distances(images, inputs[here], "l2"))
         n, predicted = len(data), torch.cat(predictions)
         right = metrics.matches(predicted, data.labels)
         similarities = [value for value in ssims if value is not None]
@@ -137,21 +145,6 @@ class Evaluator:
             "not_finite": int((predicted < 0).sum()),
             "right": (predicted == data.labels).cpu(),
         }
-
-    def _purified(
-        self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of originals, their adversarial versions, and these purified."""
-        whole, meant = among or (data, torch.ones(len(data), dtype=torch.bool))
-        done = 0
-        for batch in slices(len(whole), self.batch_size):
-            images, here = to_float(whole.images[batch]), meant[batch].to(whole.images.device)
-            own = slice(done, done := done + int(meant[batch].sum()))
-            adversarial = attacked.images[own]
-            images[here] = to_float(adversarial) if adversarial.dtype == torch.uint8 else adversarial
-            purified = defended.purifier(images)
-            if here.any():
-                yield to_float(data.images[own]), images[here], purified[here]
 
     def _undefended(self, images: Tensor) -> Tensor:
         key = digest(images)

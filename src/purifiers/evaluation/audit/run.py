@@ -56,10 +56,7 @@ def audit(
             8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels; ``{"images": 20}`` gives a
             first impression. Keys may be dotted: ``{"attacks.PGD.num_steps": 50}``.
         surrogates: further models, images -> logits, by name: an attacker without access attacks these instead.
-        name, classifier_name: for the records.
-        seed: decides every random choice.
-        batch_size: images at once.
-        cache: a folder where finished attacks and measurements are kept, so that a stopped audit resumes; None keeps nothing.
+        name, classifier_name, seed, batch_size, cache: see :func:`purifiers.evaluate`.
 
     Returns:
         All records, among them the worst case (view ``worst``), and the trust checks; ``print`` shows the records as a table.
