@@ -66,7 +66,7 @@ class _Residual(nn.Sequential):
             super().__init__(first, nn.LeakyReLU(SLOPE), second)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + SCALE * super().forward(x)
+        return x + SCALE * super().forward(x)  # type: ignore[no-untyped-call]
 
 
 @NETWORKS.register("nrp")

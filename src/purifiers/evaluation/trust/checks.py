@@ -115,13 +115,13 @@ def judge(
 
 
 def share(images: Tensor) -> float:
-    """The share of images for which ``images``, bool (N,), is true."""
+    """The share of images for which ``images``, bool (..., N), is true."""
     return images.float().mean().item()
 
 
-def exceeds(number: int | Tensor, count: int, limit: float) -> bool:
-    """Whether the share of ``number`` images in ``count`` is above ``limit``, at the low end of its 95 % interval."""
-    return wilson_interval(max(int(number), 0), count)[0] > limit
+def exceeds(images: Tensor, limit: float) -> bool:
+    """Whether :func:`share` of ``images`` is above ``limit``, at the low end of its 95 % interval."""
+    return wilson_interval(int(images.sum()), len(images))[0] > limit
 
 
 def weaker(strong: Tensor, weak: Tensor) -> float:
@@ -137,8 +137,7 @@ def _check(
 ) -> Check:
     """A check that failed if ``bad``, or if it, bool (N,), is true for more than a share of ``limit``; then ``advice`` follows
     the sentence. None: it does not apply."""
-    if isinstance(bad, Tensor):
-        bad = exceeds(bad.sum(), len(bad), limit)
+    bad = exceeds(bad, limit) if isinstance(bad, Tensor) else bad
     status: Literal["passed", "failed", "not applicable"] = "failed" if bad else "passed" if bad is False else "not applicable"
     return Check(name=name, status=status, sentence=f"{sentence} {advice}" if bad and advice else sentence, figures=figures)
 
@@ -158,21 +157,18 @@ def _of(images: Tensor) -> str:
 
 def _of_the_model(evidence: Evidence, eot: bool) -> Iterator[Check]:
     # AutoAttack's checks.py: probabilities hide the gradient behind one more softmax.
-    bad = bool(evidence.probabilities.all())
     sentence = "The outputs are logits, not probabilities."
-    if bad:
+    if bad := bool(evidence.probabilities.all()):
         sentence = "All outputs lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes; attack the logits."
     yield _check("outputs are logits", bad, sentence, probabilities=share(evidence.probabilities))
 
     # Carlini et al., "Properly ensemble over randomness"; AutoAttack's checks.py.
     largest = evidence.difference.nan_to_num(0).max().item()
+    advice = ": the model is random, and an attack that averages over its randomness (EOT) may break more."
     sentence = "Two passes of the same images agree."
     if random := largest > RANDOM:
-        sentence = f"Two passes of the same images differ by {largest:.2g} of the largest logit" + (
-            ", and the attack averaged (EOT)."
-            if eot
-            else ": the model is random, and an attack that averages over its randomness (EOT) may break more."
-        )
+        sentence = f"Two passes of the same images differ by {largest:.2g} of the largest logit"
+        sentence += ", and the attack averaged (EOT)." if eot else advice
     yield _check("deterministic, or EOT used", random and not eot, sentence, difference=largest)
 
 
@@ -180,9 +176,8 @@ def _of_its_gradient(evidence: Evidence, norm: Norm) -> Iterator[Check]:
     # Pintor et al., I1; Carlini et al., "Approximate non-differentiable layers"; AutoAttack's checks.py.
     broken = ~evidence.gradient_finite
     absent = evidence.gradient_finite & (evidence.gradient_length <= SMALLEST[norm])
-    bad = exceeds((broken | absent).sum(), len(evidence.difference), NO_GRADIENT)
     sentence = f"The loss has a gradient on {_of(~(broken | absent))} images."
-    if bad:
+    if bad := exceeds(broken | absent, NO_GRADIENT):
         sentence = (
             f"The loss has a gradient of zero on {_of(absent)} images and one that is not finite on {int(broken.sum())}: "
             "attacks by gradients are blind there; attack by queries and transfer."
@@ -197,9 +192,8 @@ def _of_its_gradient(evidence: Evidence, norm: Norm) -> Iterator[Check]:
         error, closest = (ratios - 1).abs().nan_to_num(1, posinf=1e6).min(0)
         wrong = error > TRUE_WITHIN
         ratio = ratios.gather(0, closest[None]).nan_to_num(0).median().item()
-        bad = exceeds(wrong.sum(), len(wrong), FALSE)
         sentence = f"Small steps along the gradient change the loss by what the gradient says on {_of(~wrong)} images."
-        if bad:
+        if bad := exceeds(wrong, FALSE):
             sentence = (
                 f"The gradient is not that of the model: small steps along it change the loss by {ratio:.2g} of what it says, "
                 "in the median. A part of the model rounds, is detached or passes on another gradient (BPDA), or the loss "
@@ -266,8 +260,9 @@ def _of_the_attack(evidence: Evidence) -> Iterator[Check]:
     yield _check("more steps no longer help", late, sentence, advice, late=share(late))
 
     # Carlini et al., "Start search from random offsets".
-    one, worst = evidence.starts.float().mean().item(), share(evidence.starts.all(0))
-    bad = exceeds(round((one - worst) * len(evidence.difference)), len(evidence.difference), LITTLE)
+    one, worst = share(evidence.starts), share(evidence.starts.all(0))
+    count = len(evidence.difference)
+    bad = wilson_interval(round((one - worst) * count), count)[0] > LITTLE
     sentence = f"Robust accuracy is {one:.1%} with one random start, {worst:.1%} with the worst of {STARTS}."
     advice = "The result depends on the start, a sign of hidden gradients; use many restarts."
     yield _check("random restarts change little", bad, sentence, advice, one=one, worst=worst)
