@@ -148,11 +148,8 @@ class Features(nn.Module):
         if self.layer is None:
             return self.classifier(images).float()
         kept: list[object] = []
-        handle = self.classifier.get_submodule(self.layer).register_forward_hook(lambda *called: kept.append(called[2]))
-        try:
+        with self.classifier.get_submodule(self.layer).register_forward_hook(lambda *called: kept.append(called[2])):
             self.classifier(images)
-        finally:
-            handle.remove()
         if len(kept) != 1 or not isinstance(kept[0], Tensor):
             found = ", ".join(type(output).__name__ for output in kept) or "nothing"
             raise ConfigError(f"the layer '{self.layer}' returned {found} for one image; features are one tensor")

@@ -101,8 +101,16 @@ def evaluate(
         stopwatch = Stopwatch()
         defended = PurifiedClassifier(purifier, classifier)
         data = as_data(defended, images, labels, batch_size)
-        views = (views,) if isinstance(views, str) else views
-        chosen, counts = _attacks(attacks, views), limits or {}
+        if not isinstance(attacks, Mapping | None):
+            raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
+        given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
+        try:
+            chosen = TypeAdapter(dict[str, AnyAttack]).validate_python(given)
+        except ValidationError as error:
+            raise InputError("\n  ".join(["these attacks cannot be used:", *faults(error, "attacks")])) from error
+        views, counts = (views,) if isinstance(views, str) else views, limits or {}
+        for view in views:
+            refuse_gradients(view, chosen)
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
         with frozen(defended):
@@ -121,19 +129,6 @@ def evaluate(
             records=records,
             warnings=warnings + not_finite(records),
         )
-
-
-def _attacks(attacks: Mapping[str, Attack | str] | None, views: Sequence[str]) -> dict[str, Attack]:
-    if not isinstance(attacks, Mapping | None):
-        raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
-    given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
-    try:
-        chosen = TypeAdapter(dict[str, AnyAttack]).validate_python(given)
-    except ValidationError as error:
-        raise InputError("\n  ".join(["these attacks cannot be used:", *faults(error, "attacks")])) from error
-    for view in views:
-        refuse_gradients(view, chosen)
-    return chosen
 
 
 @repeatable()

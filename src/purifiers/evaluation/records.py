@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -202,12 +203,10 @@ class Results(Records):
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that decide numbers."""
-    found = {"python": platform.python_version(), "commit": _commit()}
+    found = {"python": platform.python_version(), "commit": _commit(), **dict.fromkeys(_PACKAGES, "not installed")}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # used from a source tree without being installed
             found[package] = version(package)
-        except PackageNotFoundError:  # used from a source tree without being installed
-            found[package] = "not installed"
     return found
 
 

@@ -68,7 +68,7 @@ def trust_checks(
     known: Mapping[str, Tensor] | None = None,
     reported: Tensor | None = None,
     eot: bool = False,
-    advance: Callable[[int], None] = lambda images: None,
+    advance: Callable[[float], None] = lambda images: None,
 ) -> list[Check]:
     """Run all checks, at the cost of ``PASSES`` forward and backward passes of the data.
 
@@ -83,7 +83,7 @@ def trust_checks(
         reported: which images of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not
             run.
         eot: whether the attack in question averaged over the model's randomness.
-        advance: called after each pass, with numbers of images that add up to ``len(data)``.
+        advance: called before each pass, with numbers, not whole, that add up to ``len(data)``.
 
     Raises:
         InputError: an epsilon out of range, an unknown name in ``known``, or other results than M booleans.

@@ -17,7 +17,7 @@ from purifiers.gradient_steps import Norm, pgd
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
 
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
 cross_entropy: Loss = partial(F.cross_entropy, reduction="none")
 """What the attack climbs, (N,)."""
@@ -69,18 +69,12 @@ class Evidence:
 def gather(
     model: PurifiedClassifier, data: ImageSet, epsilon: float, norm: Norm, seed: int, batch_size: int, advance: Advance
 ) -> Evidence:
-    """Measure everything, batch by batch; ``advance`` is called after each pass, with numbers that add up to ``len(data)``."""
-    parts, done = [], 0
-
-    def passed(images: int) -> None:
-        nonlocal done
-        before, done = done, done + images
-        advance(done // PASSES - before // PASSES)
-
+    """Measure everything, batch by batch; ``advance`` is called before each pass, with numbers that add up to ``len(data)``."""
+    parts = []
     with frozen(model), torch.autocast(data.images.device.type, enabled=False):
         for batch in slices(len(data), batch_size):
             own_seed = seed_for(seed, "trust", batch.start)
-            measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, passed)
+            measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, advance)
             parts.append(measured.evidence())
     return Evidence(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in vars(parts[0])})
 
@@ -100,7 +94,7 @@ class _Batch:
     epsilon: float
     norm: Norm
     seed: int
-    passed: Advance
+    advance: Advance
 
     def evidence(self) -> Evidence:
         with torch.no_grad():
@@ -132,7 +126,7 @@ class _Batch:
     def _logits(self, images: Tensor, *, draw: str = "one", identity: bool = False) -> Tensor:
         """By the same draw of a random model in every pass (Carlini et al., "Verify that attacks succeed if randomness is
         fixed"): the checks are of its gradient and of attacks on it."""
-        self.passed(len(images))
+        self.advance(len(images) / PASSES)
         with reproducible(seed_for(self.seed, draw, "draw"), images.device):
             return (bpda(self.model) if identity else self.model)(images)
 
