@@ -16,7 +16,7 @@ from purifiers.attacks import PGD, VIEWS, Attack, AutoAttack
 from purifiers.baselines import Noisy, Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, InputError, MissingFileError
-from purifiers.evaluation.audit import run as audit_module
+from purifiers.evaluation.audit import attack as audit_module
 from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
 from purifiers.evaluation.audit.run import audit, audit_all

@@ -11,14 +11,14 @@ from purifiers.attacks import VIEWS, Attack, AutoAttack
 from purifiers.attacks.generate import Adversarial
 from purifiers.attacks.views import Expectation
 from purifiers.classifiers.probes import gradient_at, is_random
-from purifiers.console import Stopwatch, detail, duration
+from purifiers.console import Stopwatch, detail, duration, progress
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, WORST, group_of
 from purifiers.evaluation.evaluator import Evaluator, Measured
 from purifiers.evaluation.records import AttackWarning, Record
-from purifiers.evaluation.trust.checks import KNOWN
+from purifiers.evaluation.trust.checks import KNOWN, Check, trust_checks
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from purifiers.seeds import seed_for
@@ -103,8 +103,30 @@ class Auditor:
             about = {"view": WORST, "attack": group, "norm": norm, "epsilon": radius}
             self.records.append(self._combined(composite, images, composite.seconds, **about))
 
-    def known(self) -> dict[str, Tensor]:
-        """For the trust checks: of the images that all attacks in the L-inf ball share, which are right, bool, by attack."""
+    def checks(self) -> list[Check]:
+        """The trust checks on the first images, from the cache if they are finished."""
+        name, defended, cache, watch = self.subject.name, self.subject.defended, self.evaluator.cache, Stopwatch()
+        few = self.evaluator.limited(min(self.settings.check_images, len(self._data)))
+        white = self._composites.get(("linf", "white-box"))
+        options: dict[str, Any] = {
+            "epsilon": self.settings.epsilon,
+            "seed": self.evaluator.seed,
+            "batch_size": min(self.evaluator.batch_size, len(few)),
+            "known": self._known(),
+            "reported": None if white is None else (white.right & self._within(white.fewest))[self._within(len(few))],
+            "eot": any(one.view == "eot" or getattr(one.attack, "version", "") == "rand" for one, _ in self._tried),
+        }
+        key = cache.key(defended, few.images, few.labels, options)
+        found = cache.load("checks", key, lambda state: [Check.model_validate(check) for check in state["checks"]])
+        if found is None:
+            with progress(f"{name}: trust checks", len(few)) as advance:
+                found = trust_checks(defended, few, advance=advance, **options)
+            detail(f"{name}: {len(found)} trust checks, {duration(watch.seconds)}")
+            cache.save("checks", key, {"checks": [check.model_dump() for check in found]})
+        return found
+
+    def _known(self) -> dict[str, Tensor]:
+        """Of the images that all attacks in the L-inf ball share, which are right, bool, by attack."""
         found = {group: composite.right for (norm, group), composite in self._composites.items() if norm == "linf"}
         if not found:
             return {}
@@ -115,17 +137,6 @@ class Auditor:
                     found.setdefault(key, right)
         common = self._within(self._composites["linf", EVERYTHING].fewest)
         return {name: right[common] for name, right in found.items() if name in KNOWN}
-
-    def reported(self, count: int) -> Tensor | None:
-        """For the trust checks, of their ``count`` images: which are right under all white-box attacks in the L-inf ball, bool
-        (count,); False where not all of these were run. None if there was no such attack."""
-        white = self._composites.get(("linf", "white-box"))
-        return None if white is None else (white.right & self._within(white.fewest))[self._within(count)]
-
-    @property
-    def averaged(self) -> bool:
-        """Whether an attack averaged over the model's random numbers."""
-        return any(planned.view == "eot" or getattr(planned.attack, "version", "") == "rand" for planned, _ in self._tried)
 
     def _plan(self) -> Iterator[_Planned]:
         settings, defended = self.settings, self.subject.defended

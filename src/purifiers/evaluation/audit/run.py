@@ -17,7 +17,7 @@ from purifiers import weights
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
 from purifiers.classifiers.load import load_classifier, watch
-from purifiers.console import Stopwatch, detail, duration, progress, say
+from purifiers.console import Stopwatch, say
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
 from purifiers.errors import ConfigError, InputError
@@ -25,7 +25,7 @@ from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import LOOK, Evaluator, as_data, check_defended, check_logits
 from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
-from purifiers.evaluation.trust.checks import Check, trust_checks
+from purifiers.evaluation.trust.checks import Check
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import AuditSettings
 from purifiers.recipes.load import faults, set_value
@@ -117,8 +117,7 @@ def audit_all(
             warnings += auditor.warnings
             random += [subject.name] if auditor.random else []
             if chosen.check_images:
-                few = evaluator.limited(min(chosen.check_images, chosen.limit_of("", subject.name)))
-                checks[subject.name] = _checked(auditor, few, chosen.epsilon)
+                checks[subject.name] = auditor.checks()
     return Audit(
         settings=chosen.resolved(),
         seed=seed,
@@ -130,27 +129,6 @@ def audit_all(
         checks=checks,
         warnings=warnings + not_finite(records),
     )
-
-
-def _checked(auditor: Auditor, few: ImageSet, epsilon: float) -> list[Check]:
-    """The trust checks of one model, from the cache if they are finished."""
-    subject, cache, watch = auditor.subject, auditor.evaluator.cache, Stopwatch()
-    options: dict[str, Any] = {
-        "epsilon": epsilon,
-        "seed": auditor.evaluator.seed,
-        "batch_size": min(auditor.evaluator.batch_size, len(few)),
-        "known": auditor.known(),
-        "reported": auditor.reported(len(few)),
-        "eot": auditor.averaged,
-    }
-    key = cache.key(subject.defended, few.images, few.labels, options)
-    found = cache.load("checks", key, lambda state: [Check.model_validate(check) for check in state["checks"]])
-    if found is None:
-        with progress(f"{subject.name}: trust checks", len(few)) as advance:
-            found = trust_checks(subject.defended, few, advance=advance, **options)
-        detail(f"{subject.name}: {len(found)} trust checks, {duration(watch.seconds)}")
-        cache.save("checks", key, {"checks": [check.model_dump() for check in found]})
-    return found
 
 
 def audit_by_name(
