@@ -197,8 +197,7 @@ class HopSkipJump(Attack):
         fixed = _Fixed(model, seed)
         foolbox, wrapped = _wrapped(fixed, images)
         with torch.no_grad():
-            answers = fixed(images)
-            if not torch.equal(answers, fixed(images)):
+            if not torch.equal(fixed(images), fixed(images)):
                 raise AttackError(
                     "hop_skip_jump needs a model that returns the same logits for the same images, or draws its random numbers "
                     "from torch's generator, which can be fixed; this one does neither"

@@ -63,11 +63,8 @@ def bpda(defended: PurifiedClassifier) -> nn.Module:
 
 
 class StraightThrough(Around):
-    """A purifier with the identity's gradient: images (N, C, H, W) -> exactly what the purifier gives, of the same shape.
-
-    Raises:
-        InputError: when called, if the purifier changes the shape.
-    """
+    """A purifier with the identity's gradient: images (N, C, H, W) -> what the purifier gives, exactly; InputError when called,
+    if that has another shape."""
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -88,10 +85,7 @@ class Expectation(Around):
 
     Args:
         model: images in [0,1] -> logits; draws from torch's global source of randomness.
-        draws: 20 as in AutoAttack's version for random defences.
-
-    Raises:
-        InputError: fewer than one draw.
+        draws: at least 1; 20 as in AutoAttack's version for random defences.
     """
 
     def __init__(self, model: nn.Module, draws: int = 20) -> None:

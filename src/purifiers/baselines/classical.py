@@ -168,9 +168,7 @@ class Adaptive(Wrapper):
                 "adaptive use needs at least one whole step, and a step_size and an epsilon above 0; got "
                 f"num_steps={num_steps}, step_size={step_size}, epsilon={epsilon}"
             )
-        self.num_steps = num_steps
-        self.step_size = step_size
-        self.epsilon = epsilon
+        self.num_steps, self.step_size, self.epsilon = num_steps, step_size, epsilon
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
@@ -203,8 +201,7 @@ class Noisy(Wrapper):
         super().__init__(base)
         if not (0 < sigma < math.inf and 0 < epsilon < math.inf):
             raise InputError(f"noise needs a sigma and an epsilon above 0; got sigma={sigma}, epsilon={epsilon}")
-        self.sigma = sigma
-        self.epsilon = epsilon
+        self.sigma, self.epsilon = sigma, epsilon
 
     def forward(self, images: Tensor) -> Tensor:
         noise = (self.sigma * torch.randn_like(images)).clamp_(-self.epsilon, self.epsilon)

@@ -116,12 +116,8 @@ class Critic(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         widths = [3, width, 2 * width, 4 * width, 4 * width]
-        self.layers = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(fan_in, out, 3, stride=1 + (i > 0), padding=1), nn.LeakyReLU(SLOPE))
-                for i, (fan_in, out) in enumerate(pairwise(widths))
-            )
-        )
+        convs = [nn.Conv2d(*sizes, 3, stride=1 + (i > 0), padding=1) for i, sizes in enumerate(pairwise(widths))]
+        self.layers = nn.Sequential(*(nn.Sequential(conv, nn.LeakyReLU(SLOPE)) for conv in convs))
         self.last = nn.Linear(widths[-1], 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -156,11 +156,8 @@ class Evaluator:
 def as_data(
     defended: PurifiedClassifier, images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None, batch_size: int
 ) -> ImageSet:
-    """The images and labels that a user passed, see :func:`purifiers.data.as_image_set`, on the models' device.
-
-    Raises:
-        InputError, DataError: images, labels or ``batch_size`` cannot be used.
-    """
+    """The images and labels that a user passed, on the models' device; raises InputError or DataError if they, or
+    ``batch_size``, cannot be used. See :func:`purifiers.data.as_image_set`."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}")
     return as_image_set(images, labels).to(next((one.device for one in defended.parameters()), torch.device("cpu")))

@@ -56,10 +56,7 @@ class Audit(Records):
 
     def worst(self, purifier: str, norm: str = "linf", group: str = EVERYTHING) -> Record | None:
         """The worst case of ``purifier`` in a norm, over a group of threat models or over everything; None if not measured.
-
-        Raises:
-            InputError: no such purifier, norm or group.
-        """
+        Raises InputError if there is no such purifier, norm or group."""
         valid = {"purifier": self.purifiers, "norm": NORMS, "group": (EVERYTHING, *GROUPS)}
         for kind, name in (("purifier", purifier), ("norm", norm), ("group", group)):
             if name not in valid[kind]:
