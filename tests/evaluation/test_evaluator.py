@@ -106,14 +106,14 @@ def test_views_decide_what_the_attacker_differentiates(data: ImageSet) -> None:
 
 def test_examples_are_images_that_the_attack_changes(data: ImageSet) -> None:
     evaluator = Evaluator(Brightness(), "brightness", data)
-    examples = find_examples(evaluator, Purifier(Shift(-0.1)), "FGSM", FGSM(epsilon=0.1))
+    examples = find_examples(evaluator, Purifier(Shift(-0.1)), FGSM(epsilon=0.1))
     assert examples.changed
     assert all(examples.original.correct)
     assert not any(examples.adversarial.correct)
     assert all(examples.purified.correct)
     assert examples.original.classes == ["dark"] * len(examples.original.classes)
     assert examples.adversarial.classes == ["bright"] * len(examples.original.classes)
-    nothing = find_examples(evaluator, Purifier(Shift(-0.1)), "FGSM", FGSM(epsilon=0.0))
+    nothing = find_examples(evaluator, Purifier(Shift(-0.1)), FGSM(epsilon=0.0))
     assert not nothing.changed
     assert len(nothing.original.images) == 3  # where no attack succeeds, images that were right
 

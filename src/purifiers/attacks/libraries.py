@@ -43,6 +43,9 @@ class AutoAttack(Attack):
     epsilon: Length = 8 / 255
     batch_size: int = 250
 
+    def _words(self) -> list[str]:
+        return super()._words() + (["rand"] if self.version == "rand" else [])
+
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         classes = number_of_classes(model, images)
         warn = logging.getLogger(LOGGER).warning
@@ -77,6 +80,9 @@ class Square(Attack):
     epsilon: Length = 8 / 255
     num_queries: int = Field(default=5000, ge=1)
     batch_size: int = 250
+
+    def _words(self) -> list[str]:
+        return [*super()._words(), f"{self.num_queries:,} queries"]
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         number_of_classes(model, images)
@@ -158,6 +164,10 @@ class CW(Attack):
 @ATTACKS.register("foolbox_pgd")
 class FoolboxPGD(Attack):
     """Many small steps from a random point of the ball, as foolbox takes them."""
+
+    shown_as = "foolbox PGD"
+
+    shown_as = "foolbox PGD"
 
     epsilon: Length = 8 / 255
     step_size: Length = share_of_epsilon(4)

@@ -80,7 +80,7 @@ def evaluate(
         images: (N, 3, H, W), uint8 or float32 in [0,1], which is rounded to the 8 bits that image files have; or batches of
             (images, labels), as of a DataLoader; or an :class:`ImageSet`.
         labels: int64 (N,), the true classes; only beside a tensor of images.
-        attacks: by the names that records show, an attack or its kind, such as ``"pgd"``; by default PGD (L-inf, 8/255, 20
+        attacks: by the names of the records, an attack or its kind, such as ``"pgd"``; by default PGD (L-inf, 8/255, 20
             steps), FGSM, BIM and CW of the paper.
         views: the threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind``, the paper's, attacks the classifier
             alone, ``full`` the purifier too.
@@ -120,6 +120,7 @@ def evaluate(
                 name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
             )
         return Results(
+            recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},
             seed=seed,
             versions=versions(),
             hardware=hardware(data.images.device),
@@ -166,7 +167,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     baselines = {BASELINE + title: purifier for title, purifier in run.baselines.items()}
     costed, sample = {"classifier": run.classifier, "student": student, **baselines}, to_float(data.images[:COST_BATCH])
     costs = {name: measure_cost(module, sample) for name, module in costed.items()}
-    examples = find_examples(few, student, first, quick[first])
+    examples = find_examples(few, student, quick[first])
     unchanged()
     training = sum(record["seconds"] for history in run.histories.values() for record in history)
     results = Results(
@@ -197,7 +198,7 @@ def _peak(run: Run) -> float | None:
     return peak_flops(run.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16)
 
 
-def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: Attack, count: int = 10) -> Examples:
+def find_examples(evaluator: Evaluator, purifier: Purifier, attack: Attack, count: int = 10) -> Examples:
     """Choose images of which the attack, made on the classifier alone, changes the class: the first of each class first.
 
     The choice does not depend on the purified images, so that the picture shows failures as often as they are. All of the
@@ -219,7 +220,7 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
             names = [data.classes[i] if i >= 0 else "none" for i in predicted.tolist()]
             return Row(shown.cpu(), names, (predicted == labels).tolist(), psnr)
 
-        return Examples(name, bool(changed.any()), row(images), row(adversarial), row(purified))
+        return Examples(attack.title, bool(changed.any()), row(images), row(adversarial), row(purified))
 
 
 def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:
