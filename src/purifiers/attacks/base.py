@@ -1,5 +1,4 @@
-"""The base class of attacks: functions (model, images, labels, seed) -> adversarial images, whose input and result are
-checked."""
+"""The base class of attacks: functions (model, images, labels, seed) -> adversarial images, with checks of both ends."""
 
 import os
 from abc import ABC, abstractmethod
@@ -90,8 +89,7 @@ class Attack(Kind, ABC):
     knows (see :mod:`purifiers.attacks.views`).
 
     ``epsilon``: in [0,1] units of ``norm``; None for an attack that minimises the distance.
-    ``restarts``: the number of runs, each with its own seed, on the images that those before did not break (targeted: did
-        not bring to their target).
+    ``restarts``: the number of runs, each with its own seed, on the images where those before had no success.
     ``weight``: in a recipe's ``training_attacks``, how many shares of the images it takes.
 
     Attributes:
@@ -202,8 +200,7 @@ class Attack(Kind, ABC):
         return (labels + drawn) % classes
 
     def check_result(self, images: Tensor, adversarial: Tensor) -> None:
-        """Raise an AttackError unless ``adversarial`` is float32, the shape of ``images`` (float32), in [0,1], and within
-        ``epsilon`` of them."""
+        """Raise an AttackError unless ``adversarial`` is as :meth:`__call__` says of ``images`` (float32)."""
         if adversarial.dtype != torch.float32 or adversarial.shape != images.shape:
             raise AttackError(f"{self.kind} returned {adversarial.dtype} {tuple(adversarial.shape)}")
         low, high = torch.stack(torch.aminmax(adversarial)).tolist()

@@ -53,9 +53,8 @@ def generate(
         seed: decides every random choice, together with the place of a batch in the data.
         batch_size: images attacked at once.
         cache: where finished shards are kept, or its folder; None keeps nothing.
-        quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay
-            within epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack,
-            so results are measured on float.
+        quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay within
+            epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack.
         advance: called with the number of images after each batch.
         saved: called after each shard that was computed now, once it is in the cache: stopping there loses nothing.
 

@@ -15,8 +15,7 @@ from purifiers.seeds import generator_for
 
 
 class GradientAttack(Attack):
-    """Climbs the cross-entropy, or descends that of a target: one step of length epsilon from the image, unless a subclass has
-    fields for more.
+    """Climbs the cross-entropy, or descends that of a target: one step of epsilon, unless a subclass has fields for more.
 
     ``targeted``: reach a target instead of leaving the true class. How the target is chosen (:data:`Targeting`), or True for
     the targets of the call, at random where it passes none.

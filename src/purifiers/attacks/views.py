@@ -63,8 +63,7 @@ def bpda(defended: PurifiedClassifier) -> nn.Module:
 
 
 class StraightThrough(Around):
-    """A purifier with the identity's gradient: images (N, C, H, W) -> what the purifier gives, exactly; InputError when called,
-    if that has another shape."""
+    """A purifier with the identity's gradient: images -> exactly what it gives; an InputError when called if shapes differ."""
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -105,8 +105,7 @@ class Median(Transformation):
 
 @NETWORKS.register("total_variation")
 class TotalVariation(Transformation):
-    """Total-variation minimisation by Chambolle's algorithm, from scikit-image (Guo et al. 2018 drop pixels first; this
-    does not).
+    """Total-variation minimisation by Chambolle's algorithm, from scikit-image (Guo et al. 2018 also drop pixels first).
 
     Args:
         weight: how smooth; 0.1 is scikit-image's own.

@@ -27,8 +27,7 @@ def relativistic_loss(leading: Tensor, trailing: Tensor) -> Tensor:
     """The relativistic average loss (Jolicoeur-Martineau 2019; equation 2 of NRP): ``leading`` should score above
     ``trailing``, each against the other's mean.
 
-    Of the critic's scores, (N,): its own loss is ``relativistic_loss(of clean, of purified)``, the purifier's the other way
-    round.
+    Of scores, (N,): the critic's loss is ``relativistic_loss(of clean, of purified)``, the purifier's the other way round.
     """
     above = F.softplus(-(leading - trailing.mean())).mean()
     below = F.softplus(trailing - leading.mean()).mean()
@@ -109,8 +108,7 @@ class Critic(nn.Module):
     """Tells clean from purified images: (N, 3, H, W) -> scores (N,), higher for clean.
 
     Args:
-        width: channels of the first of four convolutions; the later ones halve the resolution and have up to four times
-            as many.
+        width: channels of the first of four convolutions; later ones halve the resolution and have up to four times as many.
     """
 
     def __init__(self, width: int = 64) -> None:

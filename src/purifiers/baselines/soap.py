@@ -59,8 +59,7 @@ class SOAP(Network):
         num_steps, step_size: of each descent; 5 steps of 4/255 in the paper.
         epsilon_step, num_epsilons: the epsilons to choose from; 10 of 4/255 and their multiples, besides 0, in the paper.
         mirrored: the views of ``consistency`` are mirror images too (not where left and right mean something).
-        held: at test time the other view of ``consistency`` is a constant in each step, a variant of ours; as published, the
-            gradient moves both.
+        held: at test time the other view of ``consistency`` is a constant in each step (ours; as published, both move).
     """
 
     channels = 3

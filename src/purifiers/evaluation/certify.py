@@ -146,8 +146,7 @@ def certify(
     """CERTIFY every image of ``data``.
 
     Args:
-        model: the base classifier: images in [0,1] -> logits; in evaluation mode meanwhile. Each image's logits must depend
-            on that image alone.
+        model: the base classifier: images in [0,1] -> logits, each image's of that image alone; in evaluation mode meanwhile.
         data: the images, on the model's device.
         seed: decides the noise, together with an image's place in the data.
         batch_size: noisy copies at once.
@@ -286,8 +285,7 @@ def _certificate(
 
 
 def _majority(votes: list[int], alpha: float) -> int | None:
-    """PREDICT, once the copies are counted: the first class, if it leads the second by more than chance; None otherwise, and
-    if most copies are of no class."""
+    """PREDICT, once the copies are counted: the class of most, if it leads by more than chance; None if not, or if most have none."""
     from scipy import stats
 
     first, second = sorted(votes, reverse=True)[:2]

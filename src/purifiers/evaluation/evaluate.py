@@ -82,8 +82,7 @@ def evaluate(
         labels: int64 (N,), the true classes; only beside a tensor of images.
         attacks: by the names of the records, an attack or its kind, such as ``"pgd"``; by default PGD (L-inf, 8/255, 20
             steps), FGSM, BIM and CW of the paper.
-        views: the threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind``, the paper's, attacks the classifier
-            alone, ``full`` the purifier too.
+        views: threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind`` attacks the classifier alone, ``full`` both.
         limits: an attack's name -> on how many random images it is run.
         name, classifier_name: for the records.
         seed: decides every random choice.

@@ -58,8 +58,7 @@ class Composite:
     def add(self, attacked: Tensor, adversarial: Tensor, right: Tensor, of: int, seconds: float = 0.0) -> None:
         """Add an attack, meant for ``of`` images, of which ``attacked``, bool (N,), are those that were not broken already.
 
-        Of these M images, ``adversarial`` (M, 3, H, W) are the versions, and ``right``, bool (M,), which the defended model
-        gets right.
+        Of these M images, ``adversarial`` (M, 3, H, W) are the versions, and ``right``, bool (M,), those classified correctly.
         """
         device, still = self.images.device, self.right[attacked]
         self.images[(attacked & self.right).to(device)] = adversarial[still.to(device)]

@@ -143,11 +143,9 @@ def audit_by_name(
     """Audit purifiers together, each in front of its run's classifier, SOAP in front of its own.
 
     Args:
-        whats: folders of runs, names of shipped purifiers or folders of saved ones. The first one's images, settings, baselines
-            and companions are used.
-        overrides, recipe: see :func:`purifiers.runs.open_defended`; ``recipe`` is for those that are no runs.
+        whats: folders of runs or saved purifiers, or shipped names; the first one's images, settings and baselines count.
+        overrides, recipe, device: see :func:`purifiers.runs.open_defended`; ``recipe`` is for those that are no runs.
         folder: where finished work is kept, and baselines of a purifier that is no run are trained.
-        device: see :func:`purifiers.device.find_device`.
         baselines: audit these too: all, trained first where necessary, or those that are ready.
 
     Raises:

@@ -76,12 +76,10 @@ def trust_checks(
         defended: the model whose robust accuracy is in question, attacked with full knowledge (view ``full``).
         data: images on its device, about a hundred; few images show only gross failures.
         epsilon, norm: of the attack whose result is in question, in [0,1] units.
-        seed: decides every random choice.
-        batch_size: images at once.
+        seed, batch_size: decides every random choice; images at once.
         known: results of attacks by ``white-box``, ``black-box``, ``transfer``, ``iterative`` or ``one-step``: which images are
             right after it, bool (M,), the same M for all, on the CPU; without ``white-box``, those of ``data``.
-        reported: which images of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not
-            run.
+        reported: which of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not run.
         eot: whether the attack in question averaged over the model's randomness.
         advance: called before each pass, with numbers, not whole, that add up to ``len(data)``.
 
