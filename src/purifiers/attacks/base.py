@@ -151,9 +151,7 @@ class Attack(Kind, ABC):
         """
         check_images(images)
         if images.dtype != torch.float32:
-            raise InputError(
-                f"attacks run in float32 (half precision breaks epsilon), got {images.dtype}: convert with .float()"
-            )
+            raise InputError(f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}: use .float()")
         check_labels(labels, len(images))
         if not len(images):
             return images.clone()
@@ -179,9 +177,7 @@ class Attack(Kind, ABC):
         choice: Targeting | bool = getattr(self, "targeted", False)
         if targets is not None:
             if not choice:
-                raise InputError(
-                    f"targets are for a targeted attack; make it one, such as {type(self).__name__}(targeted=True)"
-                )
+                raise InputError(f"targets are for targeted attacks; make it one, such as {type(self).__name__}(targeted=True)")
             check_labels(targets, len(images), "targets")
             classes, low, high = model(images).shape[-1], int(targets.min()), int(targets.max())
             if low < 0 or high >= classes:
@@ -207,12 +203,10 @@ class Attack(Kind, ABC):
         if not (low >= 0 and high <= 1):
             raise AttackError(f"{self.kind} returned pixels from {low:.6g} to {high:.6g}, outside [0,1]")
         if self.epsilon is not None:
-            largest = distances(images, adversarial, self.norm).max().item()
+            moved = distances(images, adversarial, self.norm).max().item()
             allowed = self.epsilon + (ROUNDING if self.norm == "linf" else 10 * ROUNDING)
-            if not largest <= allowed:
-                raise AttackError(
-                    f"{self.kind} moved an image by {largest:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}"
-                )
+            if not moved <= allowed:
+                raise AttackError(f"{self.kind} moved an image by {moved:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}")
 
 
 class Around(nn.Module):

@@ -69,9 +69,8 @@ class StraightThrough(Around):
         with torch.no_grad():
             purified = self.model(images.detach())
         if purified.shape != images.shape:
-            raise InputError(
-                f"the purifier makes {tuple(purified.shape)} of {tuple(images.shape)}: the view bpda needs images of one shape"
-            )
+            shapes = f"{tuple(purified.shape)} of {tuple(images.shape)}"
+            raise InputError(f"the purifier makes {shapes}: the view bpda needs images of one shape")
         return purified + (images - images.detach())
 
 

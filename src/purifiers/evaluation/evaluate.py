@@ -115,9 +115,7 @@ def evaluate(
         with frozen(defended):
             check_defended(name, defended, data)
             evaluator = Evaluator(classifier, classifier_name, data, seed, batch_size, Cache(cache))
-            records, warnings = evaluator.evaluate(
-                name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
-            )
+            records, warnings = evaluator.evaluate(name, purifier, lambda view: chosen, views, lambda _, key: counts.get(key))
         return Results(
             recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},
             seed=seed,
