@@ -285,7 +285,7 @@ def _certificate(
 
 
 def _majority(votes: list[int], alpha: float) -> int | None:
-    """PREDICT, once the copies are counted: the class of most, if it leads by more than chance; else None, as if most have none."""
+    """PREDICT, once the copies are counted: the class of most; None if it leads by chance, or if most have no class."""
     from scipy import stats
 
     first, second = sorted(votes, reverse=True)[:2]
