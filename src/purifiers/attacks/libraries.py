@@ -112,10 +112,9 @@ def number_of_classes(model: nn.Module, images: Tensor) -> int:
 
 def make_reference(attack: Attack, model: nn.Module, images: Tensor, seed: int, attacks: str | list[str]) -> Any:
     """pyautoattack's object for ``attack``'s ball: a version by its name, or a list of its attacks."""
-    reference = require("pyautoattack").AutoAttack
-    norm = {"linf": "Linf", "l2": "L2"}[attack.norm]
     chosen = {"version": attacks} if isinstance(attacks, str) else {"version": "custom", "attacks": attacks}
-    return reference(model, norm=norm, eps=attack.epsilon, seed=seed, device=images.device, **chosen)
+    ball = {"norm": {"linf": "Linf", "l2": "L2"}[attack.norm], "eps": attack.epsilon}
+    return require("pyautoattack").AutoAttack(model, **ball, **chosen, seed=seed, device=images.device)
 
 
 def run_reference(reference: Any, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:

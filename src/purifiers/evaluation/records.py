@@ -256,9 +256,5 @@ def _commit() -> str:
 def hardware(device: torch.device) -> dict[str, str | int]:
     """The machine: device, its name, threads, platform."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": device.type,
-        "name": name,
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
+    system = f"{platform.system()} {platform.machine()}"
+    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "platform": system}

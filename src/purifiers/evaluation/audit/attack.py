@@ -82,7 +82,8 @@ class Auditor:
         few = to_float(evaluator.data.images[:PROBE])
         self.random = is_random(subject.defended, few)  # it draws random numbers
         self.differentiable = bool(gradient_at(subject.defended, few).nan_to_num(1).any())  # its gradient is not zero
-        self._drawn = self._subset(settings.limit_of("", subject.name))
+        self._seed = seed_for(evaluator.seed, "limit")
+        self._drawn = evaluator.data.drawn(settings.limit_of("", subject.name), self._seed)
         self._data = evaluator.data.subset(self._drawn)
         self.records: list[Record] = []
         self.warnings: list[AttackWarning] = []
@@ -139,8 +140,7 @@ class Auditor:
 
     def _plan(self) -> Iterator[_Planned]:
         settings, defended = self.settings, self.subject.defended
-        for view in settings.views:
-            names = settings.views.get(view, ())
+        for view, names in settings.views.items():
             if view != TRANSFER and VIEWS[view].random_only and not self.random:
                 continue
             if view == "bpda" and not self.differentiable:
@@ -197,12 +197,9 @@ class Auditor:
         among = (self._data, images) if self.random else None
         return self.evaluator.measure(self.subject.name, self.subject.defended, self._at(images), found, among, **about)
 
-    def _subset(self, count: int) -> Tensor:
-        return self.evaluator.data.drawn(count, seed_for(self.evaluator.seed, "limit"))
-
     def _within(self, count: int) -> Tensor:
         """Which of the images are among the first ``count`` that are drawn, bool (N,), on the CPU."""
-        return torch.isin(self._drawn, self._subset(count)).cpu()
+        return torch.isin(self._drawn, self.evaluator.data.drawn(count, self._seed)).cpu()
 
     def _at(self, images: Tensor) -> ImageSet:
         return self._data.subset(images.to(self._data.images.device))
