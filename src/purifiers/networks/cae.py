@@ -1,6 +1,6 @@
 """The purifier's convolutional autoencoder (Koo et al. 2023, section 3.1 and figure 1)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -62,7 +62,7 @@ class CAE(Network):
             raise InputError(f"a CAE needs skip_every, skips_from and shortcuts of at least 0; {got}")
         if last_block not in ("tanh", "relu_tanh") or (residual and last_block != "tanh"):
             raise InputError(
-                f"a CAE's last_block is tanh, or without residual relu_tanh; got {last_block}, residual={residual}"
+                f"a CAE needs last_block tanh or, without residual, relu_tanh; got {last_block}, residual={residual}"
             )
         self.residual = residual
         # Inside, images are in [low, 1].
@@ -77,12 +77,13 @@ class CAE(Network):
         halving = {sum(blocks[:stage]) for stage in range(1, len(blocks))}
         steps = [(fan_in, fan_out, 2 if i in halving else 1) for i, (fan_in, fan_out) in enumerate(pairwise(flow))]
         same = [fan_in == fan_out and stride == 1 for fan_in, fan_out, stride in steps]
-        self.encoder = _Side((_encoder_block(*step) for step in steps), same, shortcuts)
+        self.encoder = nn.ModuleList(_encoder_block(*step) for step in steps)
         up = [
             _decoder_block(fan_out, fan_in, stride, bare=i == 0 and last_block == "tanh")
             for i, (fan_in, fan_out, stride) in enumerate(steps)
         ]
-        self.decoder = _Side(reversed(up), same[::-1], shortcuts)
+        self.decoder = nn.ModuleList(reversed(up))
+        self.shortcuts = _shortcuts(same, shortcuts), _shortcuts(same[::-1], shortcuts)
         # Number of encoder blocks passed -> that output is kept for the decoder. The latent itself needs no skip.
         first = sum(blocks[:skips_from])
         skips = range(skip_every, len(steps), skip_every) if skip_every else ()
@@ -102,7 +103,7 @@ class CAE(Network):
         def add_skip(done: int, features: Tensor) -> Tensor:
             return features + kept[depth - done] if depth - done in self.skips else features
 
-        output = torch.tanh(self.decoder(latent, add_skip))
+        output = torch.tanh(_through(self.decoder, self.shortcuts[1], latent, add_skip))
         if self.residual:
             output = (padded + output).clamp(-1, 1)
         # In the default layout, as a classifier may want to flatten it with view(). Always a copy: a data-dependent branch
@@ -127,35 +128,34 @@ class CAE(Network):
                 kept[done] = features
             return features
 
-        return self.encoder(images, keep), kept
+        return _through(self.encoder, self.shortcuts[0], images, keep), kept
 
 
-class _Side(nn.ModuleList):
-    """The blocks of one side, with a shortcut around every ``shortcuts`` blocks in a row that keep their shape."""
+def _shortcuts(same: Sequence[bool], every: int) -> dict[int, int]:
+    """Around every ``every`` blocks in a row that keep the shape: the number of the last one -> that of the one before them."""
+    ends: dict[int, int] = {}
+    count = 0
+    for done, keeps_shape in enumerate(same, start=1):
+        count = count + 1 if keeps_shape else 0
+        if every and count == every:
+            ends[done] = done - every
+            count = 0
+    return ends
 
-    def __init__(self, blocks: Iterable[nn.Module], same: Sequence[bool], shortcuts: int) -> None:
-        super().__init__(blocks)
-        self.ends, self.starts = set[int](), set[int]()
-        count = 0
-        for done, keeps_shape in enumerate(same, start=1):
-            count = count + 1 if keeps_shape else 0
-            if shortcuts and count == shortcuts:
-                self.ends.add(done)
-                count = 0
-            if not count:
-                self.starts.add(done)
 
-    def forward(self, features: Tensor, after: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Pass ``features`` through all blocks, and what each gives through ``after``, with the number of blocks done."""
-        start = features
-        for done, block in enumerate(self, start=1):
-            features = block(features)
-            if done in self.ends:
-                features = features + start
-            features = after(done, features)
-            if done in self.starts:
-                start = features
-        return features
+def _through(
+    blocks: Iterable[nn.Module], shortcuts: Mapping[int, int], features: Tensor, after: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Pass ``features`` through ``blocks``, and what each gives through ``after``, with the number of blocks done."""
+    starts = dict.fromkeys(shortcuts.values(), features)
+    for done, block in enumerate(blocks, start=1):
+        features = block(features)
+        if done in shortcuts:
+            features = features + starts[shortcuts[done]]
+        features = after(done, features)
+        if done in starts:
+            starts[done] = features
+    return features
 
 
 def _encoder_block(fan_in: int, fan_out: int, stride: int) -> nn.Module:
