@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from torch import nn
 
 from purifiers.attacks import SSP
-from purifiers.baselines.classical import Nothing, Transformation, Wrapper
+from purifiers.baselines.classical import Nothing, Shrink, Transformation, Wrapper
 from purifiers.errors import nearest
 from purifiers.kinds import Kind
 from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Positive, folder_name
@@ -145,7 +145,7 @@ class BaselineSOAP(TrainedBaseline):
 
 def _ready(name: str) -> bool:
     """Whether the network ``name`` purifies without training, alone or around another."""
-    return issubclass(NETWORKS[name], (Transformation, Nothing, Wrapper))
+    return issubclass(NETWORKS[name], (Transformation, Shrink, Nothing, Wrapper))
 
 
 def _not_ready(base: Any) -> str | None:
