@@ -131,10 +131,8 @@ def _source(thing: type | FunctionType) -> list[str]:
     """The name of a class or function, and a digest of its source file, unless that is of an installed package."""
     name = f"{thing.__module__}.{thing.__qualname__}"
     file = Path(getattr(sys.modules.get(thing.__module__), "__file__", None) or "")
-    if file.suffix == ".py" and "site-packages" not in file.parts:
-        return [name, _digest_of(file)]
-    texts = []
-    if thing.__module__ == "__main__":  # a notebook's, which has no file
+    texts = [_digest_of(file)] if file.suffix == ".py" and "site-packages" not in file.parts else []
+    if not texts and thing.__module__ == "__main__":  # a notebook's, which has no file
         for function in (thing, *vars(thing).values()):
             with suppress(OSError, TypeError):
                 texts.append(inspect.getsource(function))

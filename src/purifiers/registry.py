@@ -59,46 +59,42 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The thing called ``name``; raises ConfigError if there is none, or its module cannot be imported."""
-        self._discover()
-        if name not in self._entries and isinstance(name, str) and ":" in name:
+        if name not in self and isinstance(name, str) and ":" in name:
             thing = resolve(name, self.kind)
             if thing not in self._names:
                 self.register(name)(thing)
-            return self._entries[self._names[thing]]
-        if name not in self._entries:
-            raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self._entries)}")
+            name = self._names[thing]
+        if name not in self:
+            raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        self._discover()
-        return name in self._entries
+        return name in self._all()
 
     def __iter__(self) -> Iterator[str]:
-        self._discover()
-        return iter(self._entries)
+        return iter(self._all())
 
     def __len__(self) -> int:
-        self._discover()
-        return len(self._entries)
+        return len(self._all())
 
     def name_of(self, thing: Any) -> str:
         """The name under which ``thing`` is found again: as it was registered, else ``module:Name``."""
-        self._discover()
+        self._all()
         return self._names.get(thing) or f"{thing.__module__}:{thing.__qualname__}"
 
-    def _discover(self) -> None:
+    def _all(self) -> dict[str, T]:
         packages, self._packages = self._packages, ()
         for name in packages:
-            package = import_module(name)
-            for module in pkgutil.iter_modules(package.__path__):
+            for module in pkgutil.iter_modules(import_module(name).__path__):
                 import_module(f"{name}.{module.name}")
+        return self._entries
 
 
 def resolve(place: str, what: str) -> Any:
     """The object at ``module:Name``, also of the working directory; raises ConfigError if it cannot be imported."""
     module_name, _, name = place.partition(":")
     try:
-        with working_directory_importable():
+        with user_modules():
             module = import_module(module_name)
     except ModuleNotFoundError as error:
         advice = "run the command in the folder that holds the module, or add that folder to PYTHONPATH"
@@ -112,12 +108,10 @@ def resolve(place: str, what: str) -> Any:
 
 
 @contextmanager
-def working_directory_importable() -> Iterator[None]:
+def user_modules() -> Iterator[None]:
     """The working directory is on ``sys.path`` within, as it is for ``python -m`` but not for an installed command."""
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
+    added = [here] if (here := str(Path.cwd())) not in sys.path else []
+    sys.path[:0] = added
     try:
         yield
     finally:
@@ -150,12 +144,9 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     for argument in arguments:
         if argument not in valid:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
-    built = dict(arguments)
+    parts = {key: dict(value) for key, value in arguments.items() if isinstance(value, Mapping) and "network" in value}
     try:
-        for key, value in arguments.items():
-            if isinstance(value, Mapping) and "network" in value:
-                built[key] = build_network(value["network"], {k: v for k, v in value.items() if k != "network"})
-        return network(**built)
+        return network(**{**arguments, **{key: build_network(value.pop("network"), value) for key, value in parts.items()}})
     except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build the network '{name}': {error}") from error
 
@@ -186,11 +177,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
+        hint = str(error).split("\n", 1)[-1].strip()[:300]
         prefixes = {key.split(".")[0] for key in tensors}
         if len(prefixes) == 1 and not hasattr(network, prefix := prefixes.pop()):
             hint = f"all their names begin with '{prefix}.', as of a DataParallel or compiled model: save the module inside it"
-        else:
-            hint = str(error).split("\n", 1)[-1].strip()[:300]
         raise CheckpointError(f"the weights in {path} do not fit this network: {hint}") from error
 
 
@@ -208,8 +198,8 @@ def describe(network: nn.Module) -> dict[str, Any]:
 def save_network(folder: Path, network: nn.Module) -> None:
     """Write ``network`` to ``folder`` as model.safetensors and config.json; raises as :func:`describe` does."""
     arguments = describe(network)
-    config = {"format": FORMAT, "version": __version__, "output": getattr(network, "output", "images")}
-    config |= {"network": arguments.pop("network"), "arguments": arguments}
+    about = {"format": FORMAT, "version": __version__, "output": getattr(network, "output", "images")}
+    config = about | {"network": arguments.pop("network"), "arguments": arguments}
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 

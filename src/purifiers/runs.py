@@ -149,11 +149,8 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     source = recipe.classifier.source or recipe.weights.get("classifier")
     if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
-    _refuse_another_network(recipe, trained)
     run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
-    if images is not None:
-        run.take(images, "test")
-    run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
+    _load_classifier(run, source, images)
     run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.device)
     return run
 
@@ -171,15 +168,10 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     """
     run = Run(recipe, folder, find_device(device), folder / "cache")
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
-        raise MissingFileError(
-            f"{folder} holds no trained student; 'purifiers train --output {folder}' resumes where it stopped"
-        )
-    if images is not None:
-        run.take(images, "test")
+        advice = f"'purifiers train --output {folder}' resumes where it stopped"
+        raise MissingFileError(f"{folder} holds no trained student; {advice}")
     run.trained = load_recipe(folder / RECIPE_FILE)
-    _refuse_another_network(recipe, run.trained)
-    source = recipe.classifier.source or str(run.checkpoint("classifier"))
-    run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
+    _load_classifier(run, recipe.classifier.source or str(run.checkpoint("classifier")), images)
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
     files = {title: run.variant(title) / RECIPE_FILE for title in recipe.variants}
     there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
@@ -192,9 +184,14 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     return run
 
 
-def _refuse_another_network(recipe: Recipe, trained: Recipe) -> None:
-    if recipe.classifier.source is None and recipe.classifier.network != trained.classifier.network:
+def _load_classifier(run: Run, source: str, images: ImageSet | None) -> None:
+    """The run's classifier from ``source``, and its test images, which may be passed."""
+    config = run.recipe.classifier
+    if run.trained is not None and config.source is None and config.network != run.trained.classifier.network:
         raise ConfigError("classifier.network describes the weights of a classifier.source: the trained one keeps its own")
+    if images is not None:
+        run.take(images, "test")
+    run.classifier = load_classifier(source, run.images("test"), **config.options())
 
 
 def is_run(what: str) -> bool:
@@ -203,11 +200,8 @@ def is_run(what: str) -> bool:
 
 
 def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
-    """The recipe, by name or file, that a purifier was trained with, or None; for one without a run ``recipe``, if any.
-
-    Raises:
-        ConfigError: ``recipe`` is passed for a run.
-    """
+    """The recipe, by name or file, that a purifier was trained with, or None; for one without a run ``recipe``, if any. Raises
+    ConfigError for a ``recipe`` beside a run."""
     if is_run(what):
         if recipe is not None:
             raise ConfigError(f"{weights.locate(what)} is a run, which has its own recipe: leave out --recipe")

@@ -58,7 +58,7 @@ def load_exported(path: Path) -> nn.Module:
 def _without_pickle() -> Iterator[None]:
     """Tensors only, whatever ``torch.export.load`` falls back to; and it logs no traceback, as an error of ours follows."""
     name, disabled = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", logging.root.manager.disable
-    before = os.environ.get(name)
+    before = {key: value for key, value in os.environ.items() if key == name}
     os.environ[name] = "1"
     logging.disable(logging.ERROR)
     try:
@@ -66,8 +66,7 @@ def _without_pickle() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+        os.environ.update(before)
 
 
 def _refuse_other_inputs(program: ExportedProgram, path: Path) -> None:

@@ -1,6 +1,7 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,14 +11,11 @@ from purifiers.classifiers.adapters import Fixed, Grey
 from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, relative_difference
 from purifiers.classifiers.sources import open_source
 from purifiers.console import say
-from purifiers.data import ImageSet, slices, to_float
+from purifiers.data import ImageSet, noise, slices, to_float
 from purifiers.errors import ConfigError, InputError
 from purifiers.registry import fingerprint, located, place
 
-_GENERATOR = torch.Generator().manual_seed(0)
-NOISE = ImageSet(
-    "noise", torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=_GENERATOR), torch.zeros(2).long(), ()
-)
+NOISE = noise((32, 32))
 """What stands for images of which nothing is known."""
 ALONE = 1e-2
 """An image's logits, alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
@@ -56,12 +54,11 @@ def load_classifier(
     except NotImplementedError:  # an exported program, or one with such a part
         classifier = Fixed(classifier)
     classifier.requires_grad_(False)
-    if data is None:
-        try:
-            return _for_channels(classifier, source, to_float(NOISE.images).to(device))
-        except ConfigError:  # it may take another size
-            return classifier
-    return adapt_classifier(classifier, source, data)
+    if data is not None:
+        return adapt_classifier(classifier, source, data)
+    with suppress(ConfigError):  # it may take another size
+        return _for_channels(classifier, source, to_float(NOISE.images).to(device))
+    return classifier
 
 
 def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
@@ -119,16 +116,10 @@ def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
 
 
 def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str] = ()) -> None:
-    """Refuse a classifier that cannot be defended or attacked; see :func:`load_classifier`.
+    """Refuse, with ConfigError, a classifier that cannot be defended or attacked; see :func:`load_classifier`.
 
-    Args:
-        classifier: in evaluation mode.
-        source: its name in messages.
-        images: float32 (N, 3, H, W), in [0,1], two or more.
-        classes: their class names; empty where they are not known.
-
-    Raises:
-        ConfigError: says what is wrong.
+    ``classifier`` is in evaluation mode and called ``source`` in messages; ``images``: float32 (N, 3, H, W), in [0,1], two or
+    more; ``classes``: their names, empty where they are not known.
     """
     before = fingerprint(classifier)
     with torch.no_grad():
@@ -145,9 +136,7 @@ def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes
     elif not logits.isfinite().all():
         fault = "must return finite logits; those of the first images are not"
     elif fingerprint(classifier) != before:
-        fault = (
-            "changes when it is called, as BatchNorm in training mode does: call no train() in it, or export it after eval()"
-        )
+        fault = "changes when it is called, as BatchNorm in training mode does: call no train() in it; export it after eval()"
     elif random:
         fault = "returns different logits for the same images; it must be deterministic: is there dropout or noise in it?"
     elif (relative_difference(logits[:1], alone) > ALONE).any():

@@ -15,15 +15,7 @@ from purifiers.classifiers.exported import HOW, load_exported
 from purifiers.classifiers.huggingface import load_transformers
 from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, nearest
-from purifiers.registry import (
-    CONFIG_FILE,
-    build_network,
-    load_network,
-    load_weights,
-    located,
-    resolve,
-    working_directory_importable,
-)
+from purifiers.registry import CONFIG_FILE, build_network, load_network, load_weights, located, resolve, user_modules
 from purifiers.weights import HUB, MEMORY
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -70,20 +62,17 @@ def open_source(
         if getattr(classifier, "output", None) != "logits":
             raise ConfigError(f"'{source}' is a purifier; expected a classifier")
         return classifier
-    if path.suffix == ".pt2":
-        classifier = load_exported(path)
-    elif path.suffix in PICKLES:
+    if path.suffix in PICKLES:
         raise ConfigError(
             f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: where it holds "
             f"weights of the recipe's network, write them anew with  safetensors.torch.save_file(torch.load('{path.name}', "
             f"weights_only=True), '{path.stem}.safetensors')  and give that file; else load it in a function of your own that "
             "returns the classifier, and give module:function"
         )
-    elif ":" in source:
-        classifier = _call(source)
-    else:
+    if path.suffix != ".pt2" and ":" not in source:
         hint = nearest(source, weights.CLASSIFIERS)
         raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
+    classifier = load_exported(path) if path.suffix == ".pt2" else _call(source)
     return classifier if mean is None or std is None else Normalized(classifier, mean, std)
 
 
@@ -101,14 +90,12 @@ def _call(source: str) -> nn.Module:
     if not callable(build):
         raise ConfigError(f"'{source}' is a {type(build).__name__}; it must be a function that returns a torch.nn.Module")
     try:
-        with working_directory_importable():
+        with user_modules():
             classifier = build()
     except Exception as error:
         raise ConfigError(f"calling the classifier '{source}' failed: {located(error)}") from error
     if isinstance(classifier, torch.jit.ScriptModule):
-        raise ConfigError(
-            f"'{source}' returned a TorchScript module, which cannot be frozen: return its source module, or {HOW}"
-        )
+        raise ConfigError(f"'{source}' returned a TorchScript module, which cannot be frozen: return its source, or {HOW}")
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
     return classifier

@@ -41,8 +41,7 @@ def load_cifar10(split: Literal["train", "test"], path: str | None = None) -> Im
         DataError: a batch is damaged: its MD5 is not the original's. Nothing is unpickled before that check.
     """
     folder = _find(path or os.environ.get("PURIFIERS_DATA"))
-    names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
-    batches = [_read_batch(folder / name) for name in names]
+    batches = [_read_batch(folder / name) for name in BATCH_MD5 if (name == "test_batch") == (split == "test")]
     images, labels = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*batches, strict=True))
     return ImageSet("cifar10", images, labels, CLASSES)
 

@@ -5,8 +5,8 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,13 +62,8 @@ class Picture:
 
 
 def image_files(folder: Path, problem: Callable[[OSError], None] = lambda error: None) -> list[Path]:
-    """All image files below ``folder``, by their endings, sorted; hidden files and folders are left out, linked folders not
-    entered.
-
-    Args:
-        folder: where to look.
-        problem: is called with errors: a folder without permission, a link to nothing.
-    """
+    """All image files below ``folder``, by their endings, sorted, without hidden files and folders and linked folders.
+    ``problem`` is called with errors: a folder without permission, a link to nothing."""
     found = []
     for home, folders, names in os.walk(folder, onerror=problem):
         folders[:] = [name for name in folders if not name.startswith(".")]  # what os.walk then enters
@@ -117,8 +112,7 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: S
 
     Args:
         source: a file, or the content of one.
-        max_pixels: width times height that are allowed; more is refused before anything is decoded, as a few kilobytes can
-            hold a picture that fills the memory.
+        max_pixels: the most that is decoded (width times height): a few kilobytes can hold a picture that fills the memory.
         formats: what may be read, in Pillow's names.
 
     Raises:
@@ -143,11 +137,14 @@ def decoded(opened: Image.Image) -> Picture:
     image = _upright(opened)
     info = image.info
     text = {key: str(info.get(key, value)) for key, value in getattr(opened, "text", {}).items()}
-    about: dict[str, Any] = {
+    about: dict[str, Any] = {"exif": None}
+    with suppress(Exception):  # bad metadata should not keep a picture from being read
+        about["exif"] = image.getexif().tobytes() if image.getexif() else None
+    about |= {
         # MPO: a photograph and its preview.
         "animated": opened.format != "MPO" and bool(getattr(opened, "is_animated", False)),
-        "icc": _rgb_profile(info.get("icc_profile")),
-        "exif": _exif(image),
+        # Bytes 16 to 19 of a profile's header are its colour space (ICC.1:2022, 7.2).
+        "icc": profile if (profile := info.get("icc_profile") or b"")[16:20] == b"RGB " else None,
         "dpi": _dpi(info.get("dpi")),
         # EXIF and the like in an older form, with the orientation that has been applied.
         "text": {key: value for key, value in text.items() if not key.startswith("Raw profile type")},
@@ -195,27 +192,18 @@ def _opened(source: Path | bytes, max_pixels: int, formats: Sequence[str]) -> Im
     """The image with nothing read but its header."""
     if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
         raise DataError("empty, 0 bytes")
-    with _unlimited():
-        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(formats))
+    with _LIMIT:  # Pillow's own limit, which is one for the whole process and does not name an image's size, is lifted
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(formats))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
     width, height = opened.size
     if width * height > max_pixels:
         opened.close()
-        raise ImageTooLargeError(
-            f"{width} x {height} are {width * height / 1e6:.1f} megapixels; at most {max_pixels / 1e6:.6g} are read "
-            "(--max-pixels)"
-        )
+        got = f"{width} x {height} are {width * height / 1e6:.1f} megapixels"
+        raise ImageTooLargeError(f"{got}; at most {max_pixels / 1e6:.6g} are read (--max-pixels)")
     return opened
-
-
-@contextmanager
-def _unlimited() -> Iterator[None]:
-    """Pillow's own limit, which is one for the whole process and does not name an image's size, lifted for a header."""
-    with _LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _without_texts(source: Path | bytes) -> bytes:
@@ -239,19 +227,6 @@ def _upright(opened: Image.Image) -> Image.Image:
         orientation[ExifTags.Base.Orientation] = opened.getexif().get(ExifTags.Base.Orientation, 1)
         image.info["exif"] = orientation.tobytes()
         return ImageOps.exif_transpose(image)
-
-
-def _rgb_profile(profile: bytes | None) -> bytes | None:
-    """The profile if its colour space, bytes 16 to 19 of its header (ICC.1:2022, 7.2), is that of the result."""
-    return profile if profile and profile[16:20] == b"RGB " else None
-
-
-def _exif(image: Image.Image) -> bytes | None:
-    try:
-        exif = image.getexif()
-        return exif.tobytes() if exif else None
-    except Exception:  # bad metadata should not keep a picture from being read
-        return None
 
 
 def _dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:

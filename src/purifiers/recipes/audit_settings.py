@@ -93,17 +93,16 @@ class AuditSettings(Group):
     def _over_the_standard(cls, content: Any) -> Any:
         if not isinstance(content, Mapping):
             return content
-        defaults = {key: cls.model_fields[key].default for key in ("epsilon", "epsilon_l2")}
-        radii = list(defaults.values())
+        radii = {key: cls.model_fields[key].default for key in ("epsilon", "epsilon_l2")}
         with suppress(TypeError, ValueError):  # the fields raise the error
-            found = [float(parse_fraction(content.get(key, default))) for key, default in defaults.items()]
-            radii = found if 0 < found[0] <= 1 and found[1] > 0 else radii
-        standard = standard_attacks(*radii)
+            found = {key: float(parse_fraction(content.get(key, default))) for key, default in radii.items()}
+            radii = found if 0 < found["epsilon"] <= 1 and found["epsilon_l2"] > 0 else radii
+        standard = standard_attacks(**radii)
         given = {key: content.get(key) or {} for key in ("attacks", "views", "limits")}
         for key, value in given.items():
             if not isinstance(value, Mapping):
                 raise ValueError(f"{key} is a group of values; got {value!r}")
-        attacks = {name: given["attacks"].get(name, {}) for name in {**standard, **given["attacks"]}}
+        attacks: dict[str, Any] = {name: {} for name in standard} | given["attacks"]
         removed = {name for name, attack in attacks.items() if attack is None}
         attacks = {name: attack for name, attack in attacks.items() if attack is not None}
         for name, attack in attacks.items():
@@ -113,10 +112,9 @@ class AuditSettings(Group):
             # Another kind shares no numbers with the standard one.
             known = standard.get(name, {})
             filled = {**(known if attack.get("kind", known.get("kind")) == known.get("kind") else {}), **attack}
-            radius = radii[filled.get("norm") == "l2"]
-            own = filled.get("epsilon")
+            group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
+            own, radius = filled.get("epsilon"), radii[group]
             if own is not None and own not in (radius, str(radius)) and parse_fraction(own) != radius:
-                group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
                 raise ValueError(f"attacks.{name} has an epsilon of its own: all attacks of a norm share one, {group}")
             attacks[name] = filled if filled.get("kind") == "cw" else {**filled, "epsilon": radius}
         views: dict[str, Any] = {}

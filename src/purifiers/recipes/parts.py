@@ -25,11 +25,8 @@ Place = Annotated[str, AfterValidator(anywhere)]
 
 
 def checked(registry: Registry[Any], name: str) -> str:
-    """``name``, which ``registry`` must have: raises ValueError with the nearest name."""
-    try:
-        registry[name]
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+    """``name``, which ``registry`` must have: raises a ValueError with the nearest name."""
+    registry[name]
     return name
 
 
@@ -74,10 +71,7 @@ class NetworkConfig(BaseModel):
 
     @model_validator(mode="after")
     def _buildable(self) -> "NetworkConfig":
-        try:
-            _check_network(self.network, json.dumps(self.model_extra, default=str))
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
+        _check_network(self.network, json.dumps(self.model_extra, default=str))
         return self
 
 

@@ -33,26 +33,17 @@ class CapturedStep:
         """The losses of one more step. All batches have the size of the first."""
         self.calls += 1
         if self.calls <= WARM_UP:
-            return self._aside(chosen)
-        if self.graph is None:
-            self.graph = self._capture(chosen)
+            # Not on the default stream: what autograd keeps for a parameter would stay bound to that, which cannot be captured.
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                losses = self.step(chosen)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return losses
+        if self.graph is None:  # recorded, and nothing is computed yet
+            self.graph, self.chosen = torch.cuda.CUDAGraph(), chosen.clone()
+            self.graph.register_generator_state(self.generator)
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.losses = self.step(self.chosen)
         self.chosen.copy_(chosen)
         self.graph.replay()
         return {name: value.clone() for name, value in self.losses.items()}
-
-    def _aside(self, chosen: Tensor) -> Losses:
-        # Not on the default stream: what autograd keeps for a parameter would stay bound to that, which cannot be captured.
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            losses = self.step(chosen)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return losses
-
-    def _capture(self, chosen: Tensor) -> torch.cuda.CUDAGraph:
-        """Record the step; nothing is computed yet."""
-        self.chosen = chosen.clone()
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph, stream=self.stream):
-            self.losses = self.step(self.chosen)
-        return graph

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from purifiers.networks import CAE
 from purifiers.runs import LATENT, Run
 from purifiers.training.adversarial_data import Panel
+from purifiers.training.loop import fit_stage, seeded
 from purifiers.training.objectives import at_losses, encoder_losses
-from purifiers.training.stage import fit_stage, seeded
 
 
 class EncoderWithHead(nn.Module):
@@ -48,7 +48,7 @@ class DecoderAlone(nn.Module):
 def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_from: object) -> nn.Module:
     """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable.
 
-    ``batch`` and ``made_from``: see :func:`purifiers.training.stage.fit_stage`.
+    ``batch`` and ``made_from``: see :func:`purifiers.training.loop.fit_stage`.
     """
     config = run.recipe.latent
     assert config is not None

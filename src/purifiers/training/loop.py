@@ -1,7 +1,7 @@
-"""The training loop, the same for the classifier, the teachers and the student."""
+"""The training of one stage, in one loop for the classifier, the teachers and the student."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,16 @@ from purifiers.data import augmented, shuffled_batches, to_float
 from purifiers.device import Precision
 from purifiers.errors import CheckpointError, TrainingError
 from purifiers.recipes.parts import Optimisation
-from purifiers.seeds import generator_for
-from purifiers.storage import load_state, save_state
+from purifiers.registry import fingerprint, place, save_network
+from purifiers.runs import STATE_FILE, Run
+from purifiers.seeds import generator_for, seed_for
+from purifiers.storage import digest, load_state, save_state
 from purifiers.training.cuda_graph import CapturedStep
 from purifiers.training.losses import Losses
+from purifiers.training.objectives import StageLosses
+
+LOST = "this epoch is not saved: try a smaller learning rate"
+"""The end of an error."""
 
 
 def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabric:
@@ -51,7 +57,7 @@ class Stage:
     network: nn.Module
     images: Tensor
     labels: Tensor
-    losses: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
+    losses: StageLosses
     optimisation: Optimisation
     seed: int
     compiled: bool = False
@@ -151,18 +157,14 @@ def compiled(module: nn.Module) -> nn.Module:
 
 def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     state = load_state(checkpoint)
+    advice = f"delete {checkpoint.parent} to train this part again, or --restart to discard all"
     if state.get("fingerprint") != stage.fingerprint:
-        raise CheckpointError(
-            f"{checkpoint} was trained with another recipe, seed or data; "
-            f"give another --output, delete {checkpoint.parent} to train this part again, or --restart to discard all"
-        )
+        raise CheckpointError(f"{checkpoint} was trained with another recipe, seed or data; give another --output, {advice}")
     # Any machine may read a finished one, but generators of different devices draw different numbers.
     started, here = state["device"], stage.images.device.type
     if len(state["history"]) < stage.optimisation.epochs and started != here:
-        raise CheckpointError(
-            f"{checkpoint} was started on {started} and cannot resume on {here}: give --device {started}, "
-            f"delete {checkpoint.parent} to train this part again, or --restart to discard all"
-        )
+        fault = f"{checkpoint} was started on {started} and cannot resume on {here}"
+        raise CheckpointError(f"{fault}: give --device {started}, {advice}")
     return state
 
 
@@ -173,10 +175,8 @@ def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, floa
     if not all(finite):
         step = finite.index(False)
         values = ", ".join(f"{key} = {value[step].item()}" for key, value in table.items())
-        raise TrainingError(
-            f"{name}: a loss is not finite at epoch {epoch}, step {step + 1} of {len(records)} ({values}); "
-            "this epoch is not saved: try a smaller learning rate"
-        )
+        place = f"epoch {epoch}, step {step + 1} of {len(records)}"
+        raise TrainingError(f"{name}: a loss is not finite at {place} ({values}); {LOST}")
     return {key: value.mean().item() for key, value in table.items()}
 
 
@@ -186,10 +186,7 @@ def _check_weights(stage: Stage, epoch: int) -> None:
     finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
     if not all(finite):
         broken = list(state)[finite.index(False)]
-        raise TrainingError(
-            f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken}); "
-            "this epoch is not saved: try a smaller learning rate"
-        )
+        raise TrainingError(f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken}); {LOST}")
 
 
 def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -> torch.optim.Optimizer:
@@ -218,3 +215,50 @@ def _scheduler(optimisation: Optimisation, optimizer: torch.optim.Optimizer, ste
         return LambdaLR(optimizer, lambda step: 1.0)
     total = max(1, steps * optimisation.epochs)
     return OneCycleLR(optimizer, optimisation.learning_rate, total_steps=total, cycle_momentum=False)
+
+
+def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` builds, on the run's device, with initial weights drawn by the recipe's seed for ``stream``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(run.recipe.seed, stream, "initial weights"))
+        network = build()
+    return place(network, run.device)
+
+
+def fit_stage(
+    run: Run,
+    name: str,
+    stream: str,
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    losses: StageLosses,
+    optimisation: Optimisation,
+    parents: Sequence[nn.Module] = (),
+    made_from: object = (),
+    kept: nn.Module | None = None,
+    captured: bool = False,
+) -> None:
+    """Train ``network`` in place, or read it where it is trained already: a :class:`Stage` of ``run``, saved and resumed in the
+    stage's folder.
+
+    Args:
+        stream: stages of one stream see the same batches.
+        images: uint8 (N, 3 * k, H, W); from the fourth channel on they are made from the first three.
+        parents: the frozen networks that the losses use or that ``network`` starts from: others make another training.
+        made_from: what else the further channels are made from; JSON-able.
+        kept: the part of ``network`` that is saved as the stage's result, by default all.
+        captured: whether the step can be one CUDA graph, where the recipe compiles.
+    """
+    # Adversarial examples are keyed by what they are made from, not by their pixels: made again, on another machine or after
+    # the cache was deleted, they may differ in a bit. The start is one of the parents, wherever it lies.
+    settings = optimisation.model_dump(exclude={"start"})
+    frozen = [fingerprint(parent) for parent in parents]
+    key = digest(repr(network), images[:, :3], labels, made_from, settings, run.recipe.precision, run.recipe.seed, frozen)
+    seed = seed_for(run.recipe.seed, stream)
+    # What is not one network, such as two that play against each other, is not compiled.
+    compiled = run.recipe.compiled and kept is None
+    stage = Stage(name, key, network, images, labels, losses, optimisation, seed, compiled, compiled and captured)
+    folder = run.checkpoint(name)
+    run.histories[name] = fit(stage, make_fabric(run.device, run.recipe.precision), folder / STATE_FILE, run.deadline)
+    save_network(folder, network if kept is None else kept)

@@ -26,8 +26,8 @@ from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_configs
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.latent import train_latent
+from purifiers.training.loop import fit_stage, seeded
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
-from purifiers.training.stage import fit_stage, seeded
 from purifiers.training.starting import load_starts, prepare_folder, report_accuracy
 from purifiers.weights import MEMORY
 
