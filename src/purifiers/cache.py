@@ -29,17 +29,15 @@ State = dict[str, Any]
 LIBRARIES = ("torch", "foolbox", "pyautoattack")
 PROBES = 2
 """Images on which a model's outputs and gradient become part of the key."""
+_FILE = "{}-{:.32}.safetensors"
 STALE = 24 * 3600
 """After so many seconds a temporary file is one that a killed process left."""
 
 
 class Cache:
-    """Finished results, one file for each: ``<kind>-<key>.safetensors``.
+    """Finished results, one file for each in ``folder``, or none: ``<kind>-<key>.safetensors``.
 
     A model counts as it was when this object first saw it: make a new cache after changing one.
-
-    Args:
-        folder: where the files are; None keeps nothing.
     """
 
     def __init__(self, folder: Path | str | None) -> None:
@@ -70,25 +68,20 @@ class Cache:
         return digest(self._describe([model, outputs, gradient, images, *others, versions, images.device.type]))
 
     def load(self, kind: str, key: str, accept: Callable[[State], T]) -> T | None:
-        """What ``accept`` makes of an entry; None if there is none, or a damaged one: ``accept`` raised an error."""
-        # What is damaged is computed again, and replaced.
+        """What ``accept`` makes of an entry; None if there is none, or a damaged one, which is then computed again."""
         with suppress(PurifiersError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            return None if self.folder is None else accept(load_state(self._path(self.folder, kind, key)))
+            return None if self.folder is None else accept(load_state(self.folder / _FILE.format(kind, key)))
         return None
 
     def save(self, kind: str, key: str, state: State) -> State:
         """Keep ``state``, which holds tensors and JSON-like values; returns it."""
         if self.folder is not None:
             try:
-                save_state(self._path(self.folder, kind, key), state)
+                save_state(self.folder / _FILE.format(kind, key), state)
             except OSError as error:  # a full or read-only disk costs the cache, not the result
                 say(f"warning: cannot write the cache {self.folder}, continuing without it: {error}")
                 self.folder = None
         return state
-
-    @staticmethod
-    def _path(folder: Path, kind: str, key: str) -> Path:
-        return folder / f"{kind}-{key[:32]}.safetensors"
 
     def _describe(self, value: Any) -> Any:
         """``value`` as JSON-like content that is the same in every process."""

@@ -71,35 +71,21 @@ def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
 
 @dataclass
 class Run:
-    """A run's folder, and everything that is trained so far.
-
-    Attributes:
-        folder: where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained.
-        cache: the folder of cached adversarial examples.
-        deadline: the time limit of this call.
-        trained: the recipe that the weights were trained with, where ``recipe`` may have other attacks or another classifier.
-        classifier: frozen, in evaluation mode; set by the first stage.
-        classifiers: the same and the companions, by stage, where training needed them.
-        purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
-        baselines: purifiers to compare with, by title; see :func:`prepare_baselines`.
-        variants: the students of the recipe's variants, by title.
-        histories: stage -> one record for each epoch.
-        splits: the images that were read so far; use :meth:`images`.
-    """
+    """A run's folder, and everything that is trained so far."""
 
     recipe: Recipe
-    folder: Path
+    folder: Path  # where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained
     device: torch.device
-    cache: Path
+    cache: Path  # the folder of cached adversarial examples
     deadline: Deadline = field(default_factory=Deadline)
-    trained: Recipe | None = None
-    classifier: nn.Module = field(init=False)
-    classifiers: dict[str, nn.Module] = field(default_factory=dict)
-    purifiers: dict[str, Purifier] = field(default_factory=dict)
-    baselines: dict[str, Purifier] = field(default_factory=dict)
-    variants: dict[str, Purifier] = field(default_factory=dict)
-    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    splits: dict[str, ImageSet] = field(default_factory=dict)
+    trained: Recipe | None = None  # what the weights were trained with; ``recipe`` may have other attacks or another classifier
+    classifier: nn.Module = field(init=False)  # frozen, in evaluation mode; set by the first stage
+    classifiers: dict[str, nn.Module] = field(default_factory=dict)  # it and its companions, by stage, if training needed them
+    purifiers: dict[str, Purifier] = field(default_factory=dict)  # by stage: the teachers and ``STUDENTS``
+    baselines: dict[str, Purifier] = field(default_factory=dict)  # by title; see :func:`prepare_baselines`
+    variants: dict[str, Purifier] = field(default_factory=dict)  # the students of the recipe's variants, by title
+    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # stage -> one record for each epoch
+    splits: dict[str, ImageSet] = field(default_factory=dict)  # that were read so far; use :meth:`images`
 
     def checkpoint(self, stage: str) -> Path:
         """The folder of a stage: its training state and, once it is finished, the trained network."""
@@ -139,7 +125,6 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     Args:
         recipe: its ``classifier.source`` may name another classifier to protect.
         trained: the same as it is in the library.
-        folder: for adversarial examples and results.
         images: instead of the recipe's test images, which then need not be on disk; of their size and classes.
 
     Raises:
@@ -223,10 +208,8 @@ def open_defended(
 
     Args:
         what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
-            shipped one, of the recipe that trained it: a run with nothing but the student.
+            shipped one, of the recipe that trained it: a run in ``folder`` with nothing but the student.
         overrides: of the recipe; see :func:`purifiers.recipes.load.load_recipe`.
-        folder: of the run of a purifier without one.
-        recipe: the data set and classifier of a purifier without a run.
         images: recipe -> images to use instead of its test images.
 
     Raises:

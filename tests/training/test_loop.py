@@ -22,7 +22,7 @@ def stage(epochs: int = 4, **options: object) -> Stage:
     images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     defaults = {"batch_size": 16, "learning_rate": 0.01, "schedule": "one_cycle", "flip": True, "crop": 1}
     optimisation = Optimisation(epochs=epochs, **{**defaults, **options})  # type: ignore[arg-type]
-    return Stage("test", "key", network, images, torch.zeros(40, dtype=torch.int64), nt_losses, optimisation, seed=1)
+    return Stage("test", network, images, torch.zeros(40, dtype=torch.int64), nt_losses, optimisation, seed=1)
 
 
 def weights(stage: Stage) -> dict[str, Tensor]:

@@ -31,10 +31,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def load_cifar10(split: Literal["train", "test"], path: str | None = None) -> ImageSet:
     """CIFAR-10's 50,000 training or 10,000 test images.
 
-    Args:
-        split: which of the two.
-        path: the folder ``cifar-10-batches-py`` or the one that holds it; by default ``$PURIFIERS_DATA``, else the user's
-            cache, into which the original archive (170 MB) is downloaded once.
+    ``path``: the folder ``cifar-10-batches-py`` or the one that holds it; by default ``$PURIFIERS_DATA``, else the user's
+    cache, into which the original archive (170 MB) is downloaded once.
 
     Raises:
         MissingFileError: a named folder does not hold the batches, or the download failed.

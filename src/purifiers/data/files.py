@@ -30,27 +30,16 @@ _LIMIT = threading.Lock()
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image file.
+    """A decoded image file."""
 
-    Attributes:
-        colours: RGB, 8 bits, upright; also under transparent pixels.
-        alpha: its opacity, 8 bits, of the same size; None if it has none.
-        animated: it holds more frames or pages; this is the first.
-        dark: 16-bit grey of which no pixel uses more than 12 bits, as of many cameras: hardly more than black.
-        icc: the colour profile, if it is one of RGB.
-        exif: EXIF without the orientation, as that has been applied, and without the thumbnail; None if there is none.
-        dpi: pixels per inch, across and down.
-        text: the texts of a PNG.
-    """
-
-    colours: Image.Image
-    alpha: Image.Image | None = None
-    animated: bool = False
-    dark: bool = False
-    icc: bytes | None = None
-    exif: bytes | None = None
-    dpi: tuple[float, float] | None = None
-    text: dict[str, str] = field(default_factory=dict)
+    colours: Image.Image  # RGB, 8 bits, upright; also under transparent pixels
+    alpha: Image.Image | None = None  # its opacity, 8 bits, of the same size
+    animated: bool = False  # it holds more frames or pages; this is the first
+    dark: bool = False  # 16-bit grey of which no pixel uses more than 12 bits, as of many cameras: hardly more than black
+    icc: bytes | None = None  # the colour profile, if it is one of RGB
+    exif: bytes | None = None  # without the orientation, as that has been applied, and without the thumbnail
+    dpi: tuple[float, float] | None = None  # pixels per inch, across and down
+    text: dict[str, str] = field(default_factory=dict)  # the texts of a PNG
 
     def over_white(self) -> Image.Image:
         """RGB, 8 bits, transparency shown over white."""

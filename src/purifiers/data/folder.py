@@ -49,10 +49,7 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     Classes are numbered in the alphabetical order of their folders, or in numeric order where all their names are numbers;
     hidden ones are left out. Pixels: see :func:`read_rgb`.
 
-    Args:
-        split: which of the two.
-        path: the folder.
-        size: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
+    ``size``: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.

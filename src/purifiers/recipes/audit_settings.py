@@ -54,10 +54,7 @@ STANDARD_VIEWS: Mapping[str, list[str]] = {
     "transfer": _both("PGD", "MI-FGSM"),
     "query": _both("Square", "HopSkipJump"),
 }
-STANDARD_LIMITS: Mapping[str, int] = {
-    **dict.fromkeys(_both("AA", "Square"), 200),
-    **dict.fromkeys(_both("HopSkipJump"), 100),
-}
+STANDARD_LIMITS: Mapping[str, int] = {**dict.fromkeys(_both("AA", "Square"), 200), **dict.fromkeys(_both("HopSkipJump"), 100)}
 
 
 class AuditSettings(Group):

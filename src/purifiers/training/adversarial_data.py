@@ -18,17 +18,9 @@ from purifiers.seeds import generator_for, seed_for
 
 
 class Panel(nn.Module):
-    """Networks, usually frozen classifiers, each on its share of a batch, in the training's precision.
+    """One or more networks, usually frozen classifiers, each on its share of a batch, in the training's precision."""
 
-    Args:
-        classifiers: at least one.
-        precision: of their passes.
-
-    Attributes:
-        failed: bool (), whether a logit of finite images was ever not finite; on the classifiers' device.
-    """
-
-    failed: Tensor
+    failed: Tensor  # bool (), on the classifiers' device: was a logit of finite images ever not finite?
 
     def __init__(self, classifiers: Iterable[nn.Module], precision: Precision = "32-true") -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from purifiers.networks import CAE
 from purifiers.runs import LATENT, Run
 from purifiers.training.adversarial_data import Panel
-from purifiers.training.loop import fit_stage, seeded
+from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.objectives import at_losses, encoder_losses
 
 
@@ -57,9 +57,8 @@ def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_fro
     assert isinstance(purifier, CAE)  # the schema knows no other that is trained
     width, classes = purifier.config["widths"][-1], len(run.images("train").classes)
     probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
-    losses, attack = encoder_losses(config.attack, panel), [config.attack.model_dump()]
-    fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), attack, purifier)
-    alone, losses = DecoderAlone(purifier), at_losses(config.decoder, panel)
-    parents: list[nn.Module] = [*panel.classifiers, purifier.encoder]
-    fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, made_from, purifier)
+    stage = Stage(encoder, probe, batch[:, :3], labels, encoder_losses(config.attack, panel), config.encoder)
+    fit_stage(run, stage, made_from=[config.attack.model_dump()], kept=purifier)
+    stage = Stage(decoder, DecoderAlone(purifier), batch, labels, at_losses(config.decoder, panel), config.decoder)
+    fit_stage(run, stage, [*panel.classifiers, purifier.encoder], made_from, purifier)
     return purifier.requires_grad_(True)

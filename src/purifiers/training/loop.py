@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,30 +38,18 @@ def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabri
 
 @dataclass(frozen=True)
 class Stage:
-    """One network's training.
+    """One network's training."""
 
-    Attributes:
-        name: for messages and the checkpoint's folder.
-        fingerprint: digest of everything that decides the result; a checkpoint with another one is refused.
-        network: what is trained, on the device.
-        images: uint8 (N, C, H, W), on the device; an image and its adversarial example are stacked along C.
-        labels: int64 (N,).
-        losses: (network, float images, labels, source of randomness on the device) -> losses.
-        seed: decides order and augmentation: stages of one seed see the same batches.
-        compiled: run the network through ``torch.compile``, after a first step without it.
-        captured: on a GPU, replay the step as a CUDA graph instead; for losses that never wait for the device.
-    """
-
-    name: str
-    fingerprint: str
-    network: nn.Module
-    images: Tensor
-    labels: Tensor
+    name: str  # for messages and the checkpoint's folder
+    network: nn.Module  # on the device
+    images: Tensor  # uint8 (N, 3 * k, H, W), on the device; what is made from the first three channels is stacked after them
+    labels: Tensor  # int64 (N,)
     losses: StageLosses
     optimisation: Optimisation
-    seed: int
-    compiled: bool = False
-    captured: bool = False
+    captured: bool = False  # on a GPU, replay the step as a CUDA graph; for losses that never wait for the device
+    compiled: bool = False  # run the network through ``torch.compile``, after a first step without it
+    seed: int = 0  # decides order and augmentation: stages of one seed see the same batches
+    fingerprint: str = ""  # digest of everything that decides the result; a checkpoint with another one is refused
 
 
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
@@ -99,9 +87,9 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
             _to_device(optimizer)
             scheduler.load_state_dict(state["scheduler"])
             generator.set_state(state["generator"])
-        finished = len(history) == optimisation.epochs
-        status = "is trained already" if finished else f"resumes after epoch {len(history)}/{optimisation.epochs}"
-        say(f"{stage.name:<16} {status}")
+            say(f"{stage.name:<16} resumes after epoch {len(history)}/{optimisation.epochs}")
+        else:
+            say(f"{stage.name:<16} is trained already")
     per_epoch = steps * min(optimisation.batch_size, len(stage.images))
     left = optimisation.epochs - len(history)
     if left:
@@ -175,8 +163,8 @@ def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, floa
     if not all(finite):
         step = finite.index(False)
         values = ", ".join(f"{key} = {value[step].item()}" for key, value in table.items())
-        place = f"epoch {epoch}, step {step + 1} of {len(records)}"
-        raise TrainingError(f"{name}: a loss is not finite at {place} ({values}); {LOST}")
+        where = f"epoch {epoch}, step {step + 1} of {len(records)}"
+        raise TrainingError(f"{name}: a loss is not finite at {where} ({values}); {LOST}")
     return {key: value.mean().item() for key, value in table.items()}
 
 
@@ -226,39 +214,26 @@ def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def fit_stage(
-    run: Run,
-    name: str,
-    stream: str,
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    losses: StageLosses,
-    optimisation: Optimisation,
-    parents: Sequence[nn.Module] = (),
-    made_from: object = (),
-    kept: nn.Module | None = None,
-    captured: bool = False,
+    run: Run, stage: Stage, parents: Sequence[nn.Module] = (), made_from: object = (), kept: nn.Module | None = None
 ) -> None:
-    """Train ``network`` in place, or read it where it is trained already: a :class:`Stage` of ``run``, saved and resumed in the
-    stage's folder.
+    """Train a stage's network in place, or read it where it is trained already, in the run's folder of the stage.
 
     Args:
-        stream: stages of one stream see the same batches.
-        images: uint8 (N, 3 * k, H, W); from the fourth channel on they are made from the first three.
-        parents: the frozen networks that the losses use or that ``network`` starts from: others make another training.
-        made_from: what else the further channels are made from; JSON-able.
-        kept: the part of ``network`` that is saved as the stage's result, by default all.
-        captured: whether the step can be one CUDA graph, where the recipe compiles.
+        stage: fingerprint and compilation come from ``run``, and the seed if it has none.
+        parents: the frozen networks that the losses use or that the network starts from: others make another training.
+        made_from: what the images from the fourth channel on are made from, besides the first three; JSON-able.
+        kept: the part of the network that is saved as the stage's result, by default all.
     """
+    recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)
     # Adversarial examples are keyed by what they are made from, not by their pixels: made again, on another machine or after
     # the cache was deleted, they may differ in a bit. The start is one of the parents, wherever it lies.
     settings = optimisation.model_dump(exclude={"start"})
     frozen = [fingerprint(parent) for parent in parents]
-    key = digest(repr(network), images[:, :3], labels, made_from, settings, run.recipe.precision, run.recipe.seed, frozen)
-    seed = seed_for(run.recipe.seed, stream)
+    images = stage.images[:, :3]
+    key = digest(repr(network), images, stage.labels, made_from, settings, recipe.precision, recipe.seed, frozen)
     # What is not one network, such as two that play against each other, is not compiled.
-    compiled = run.recipe.compiled and kept is None
-    stage = Stage(name, key, network, images, labels, losses, optimisation, seed, compiled, compiled and captured)
-    folder = run.checkpoint(name)
-    run.histories[name] = fit(stage, make_fabric(run.device, run.recipe.precision), folder / STATE_FILE, run.deadline)
+    compiled = recipe.compiled and kept is None
+    seed = stage.seed or seed_for(recipe.seed, stage.name)
+    stage = replace(stage, fingerprint=key, seed=seed, compiled=compiled, captured=compiled and stage.captured)
+    run.histories[stage.name] = fit(stage, make_fabric(run.device, recipe.precision), folder / STATE_FILE, run.deadline)
     save_network(folder, network if kept is None else kept)

@@ -23,10 +23,11 @@ from purifiers.recipes.parts import Optimisation
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import save_network
 from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_configs
+from purifiers.seeds import seed_for
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.latent import train_latent
-from purifiers.training.loop import fit_stage, seeded
+from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
 from purifiers.training.starting import load_starts, prepare_folder, report_accuracy
 from purifiers.weights import MEMORY
@@ -113,9 +114,6 @@ def train_recipe(
     """Train everything that the recipe asks for, into ``folder``; what is finished there is reused, the rest is resumed.
 
     Args:
-        recipe: the recipe.
-        folder: the run's folder.
-        device: see :func:`find_device`.
         ablation: also train the other students of Table 2.
         restart: discard everything that an earlier run left in ``folder`` first.
         deadline: stop before the epoch that would not fit.
@@ -207,7 +205,7 @@ def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
     config = run.recipe.classifiers()[name]
     assert config.training is not None  # the schema asks for a source or a training
     network = seeded(run, name, lambda: build_classifier(config.network.model_dump(), len(data.classes)))
-    fit_stage(run, name, name, network, data.images, data.labels, classifier_losses, config.training, captured=True)
+    fit_stage(run, Stage(name, network, data.images, data.labels, classifier_losses, config.training, captured=True))
     return network.requires_grad_(False)
 
 
@@ -228,8 +226,10 @@ def _train_purifier(
         network.load_state_dict(start.state_dict())
         parents = [*parents, start]
     # An attack in every step checks its result, and waits for that.
-    captured, made_from = getattr(optimisation, "attack", None) is None, _made_from(run, images)
-    fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, made_from, captured=captured)
+    captured = getattr(optimisation, "attack", None) is None
+    seed = seed_for(run.recipe.seed, stream)
+    stage = Stage(name, network, images, labels, losses, optimisation, captured, seed=seed)
+    fit_stage(run, stage, parents, _made_from(run, images))
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network
 
