@@ -9,11 +9,12 @@ import json
 import pkgutil
 import sys
 import traceback
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -30,13 +31,11 @@ CONFIG_FILE = "config.json"
 FORMAT = 1
 
 
-class Registry(Mapping[str, T], Generic[T]):
-    """Things of one kind by name: a registered one, or ``module:Name`` of anybody's module.
+class Registry(UserDict[str, T]):
+    """Things of one ``kind`` by name: a registered one, or ``module:Name`` of anybody's module.
 
-    Args:
-        kind: the kind, for messages.
-        packages: whose modules register theirs; imported when a name is first looked up.
-        make: makes the entry from a registered thing and the further arguments of :meth:`register`; by default the thing.
+    The modules of ``packages``, which register theirs, are imported when a name is first looked up. ``make`` makes the entry
+    from a registered thing and the further arguments of :meth:`register`; by default it is the thing.
     """
 
     def __init__(self, kind: str, *packages: str, make: Callable[..., T] | None = None) -> None:
@@ -57,37 +56,27 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return decorate
 
-    def __getitem__(self, name: str) -> T:
-        """The thing called ``name``; raises ConfigError if there is none, or its module cannot be imported."""
-        if name not in self and isinstance(name, str) and ":" in name:
-            thing = resolve(name, self.kind)
-            if thing not in self._names:
-                self.register(name)(thing)
-            name = self._names[thing]
-        if name not in self:
-            raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self)}")
-        return self._entries[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._all()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def name_of(self, thing: Any) -> str:
-        """The name under which ``thing`` is found again: as it was registered, else ``module:Name``."""
-        self._all()
-        return self._names.get(thing) or f"{thing.__module__}:{thing.__qualname__}"
-
-    def _all(self) -> dict[str, T]:
+    @property
+    def data(self) -> dict[str, T]:  # type: ignore[override]  # where UserDict looks
+        """The registered things by name, after the packages' modules have registered theirs."""
         packages, self._packages = self._packages, ()
         for name in packages:
             for module in pkgutil.iter_modules(import_module(name).__path__):
                 import_module(f"{name}.{module.name}")
         return self._entries
+
+    def __missing__(self, name: str) -> T:
+        """The thing at ``module:Name``; raises ConfigError if there is none, or its module cannot be imported."""
+        if not isinstance(name, str) or ":" not in name:
+            raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self)}")
+        thing = resolve(name, self.kind)
+        if thing not in self._names:
+            self.register(name)(thing)
+        return self._entries[self._names[thing]]
+
+    def name_of(self, thing: Any) -> str:
+        """The name under which ``thing`` is found again: as it was registered, else ``module:Name``."""
+        return (self.data and self._names.get(thing)) or f"{thing.__module__}:{thing.__qualname__}"
 
 
 def resolve(place: str, what: str) -> Any:

@@ -48,9 +48,8 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 }
 """The students and their teachers. All but the first are for Table 2, with the paper's losses; the last has the other reading
 of equation 5."""
-PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0) | dict.fromkeys(
-    ("strength_low", "strength_high"), 1.0
-)
+PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0)
+PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0}
 
 
 def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
@@ -61,12 +60,11 @@ def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
     if not ablation:
         return {"student": student}
     paper = student.model_copy(update=PAPERS_LOSSES)
-    other: Literal["adversarial", "clean"] = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
-    configs = dict.fromkeys(STUDENTS, paper) | {"student": student}
-    configs["student_other"] = paper.model_copy(update={"nt_teacher_input": other})
-    if paper == student:
-        del configs["student_paper"]
-    return configs
+    other = paper.model_copy(
+        update={"nt_teacher_input": "clean" if student.nt_teacher_input == "adversarial" else "adversarial"}
+    )
+    configs = dict.fromkeys(STUDENTS, paper) | {"student": student, "student_other": other}
+    return {name: config for name, config in configs.items() if name != "student_paper" or paper != student}
 
 
 @dataclass
@@ -209,7 +207,6 @@ def open_defended(
     Args:
         what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
             shipped one, of the recipe that trained it: a run in ``folder`` with nothing but the student.
-        overrides: of the recipe; see :func:`purifiers.recipes.load.load_recipe`.
         images: recipe -> images to use instead of its test images.
 
     Raises:
@@ -254,16 +251,14 @@ def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | No
 def prepare_baselines(run: Run, train: bool = True) -> None:
     """Build, read or train the recipe's baselines into ``run.baselines``.
 
-    Args:
-        run: with a classifier and a student.
-        train: train those that are not trained yet; False leaves them out, with those that wrap them.
+    ``train`` those that are not trained yet; else they are left out, with those that wrap them.
 
     Raises:
         OutOfTime, TrainingError, CheckpointError: see :func:`purifiers.training.loop.fit`.
         ConfigError: the classifier has no such layer, or images do not suit the baseline.
     """
+    network: nn.Module | None
     for title, config in run.recipe.baselines.items():
-        network: nn.Module | None
         if isinstance(config, Untrained):
             network = _untrained(run, config)
         elif not isinstance(config, TrainedBaseline):

@@ -120,7 +120,7 @@ def _load(where: str, local: bool) -> Any:
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     if missing:
         names = ", ".join(missing[:4]) + (" and others" if len(missing) > 4 else "")
-        raise CheckpointError(f"'{where}' holds no weights for {names}, which would be random: has it no trained head?")
+        raise CheckpointError(f"'{where}' holds no weights for {names}, which would be drawn at random: no trained head?")
     if network.config.problem_type == "multi_label_classification":
         raise ConfigError(f"'{where}' is a multi-label classifier; one class an image is needed")
     return network.float()  # some are stored in half precision, in which attacks lose their epsilon

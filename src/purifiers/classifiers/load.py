@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.classifiers.adapters import Fixed, Grey
-from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, relative_difference
+from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, logits_of, relative_difference
 from purifiers.classifiers.sources import open_source
 from purifiers.console import say
 from purifiers.data import ImageSet, noise, slices, to_float
 from purifiers.errors import ConfigError, InputError
-from purifiers.registry import fingerprint, located, place
+from purifiers.registry import fingerprint, place
 
 NOISE = noise((32, 32))
 """What stands for images of which nothing is known."""
@@ -84,13 +84,14 @@ def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
 
 def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Module:
     """``classifier``, or, if it takes one channel where images have three, the same behind :class:`Grey`."""
+    name = f"the classifier '{source}'"
     with torch.no_grad():
         try:
-            _logits(classifier, source, images)
+            logits_of(name, classifier, images, ConfigError)
         except ConfigError as fault:
             grey = place(Grey(classifier), images.device).eval()
             try:
-                _logits(grey, source, images)
+                logits_of(name, grey, images, ConfigError)
             except ConfigError as other:
                 first = next((part for part in classifier.modules() if isinstance(part, nn.Conv2d)), None)
                 raise (other if first is not None and first.in_channels == 1 else fault) from None
@@ -99,34 +100,18 @@ def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Modu
     return classifier
 
 
-def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
-    shape = tuple(images.shape)
-    try:
-        logits = classifier(images.clone())  # which it may change in place
-    except Exception as error:
-        hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
-        raise ConfigError(f"the classifier '{source}' fails on images {shape}: {located(error)}{hint}") from error
-    if not isinstance(logits, Tensor):
-        transformers = "pass the folder or hub name of a transformers model, or return .logits"
-        hint = transformers if hasattr(logits, "logits") else "return the logits alone"
-        raise ConfigError(f"the classifier '{source}' returns a {type(logits).__name__}, not a tensor of logits: {hint}")
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ConfigError(f"the classifier '{source}' must return logits (N, classes); got {tuple(logits.shape)} for {shape}")
-    return logits
-
-
 def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str] = ()) -> None:
     """Refuse, with ConfigError, a classifier that cannot be defended or attacked; see :func:`load_classifier`.
 
     ``classifier`` is in evaluation mode and called ``source`` in messages; ``images``: float32 (N, 3, H, W), in [0,1], two or
     more; ``classes``: their names, empty where they are not known.
     """
-    before = fingerprint(classifier)
+    name, before = f"the classifier '{source}'", fingerprint(classifier)
     with torch.no_grad():
-        logits, alone = (_logits(classifier, source, batch) for batch in (images, images[:1]))
+        logits, alone = (logits_of(name, classifier, batch, ConfigError) for batch in (images, images[:1]))
     if are_probabilities(logits).all():
         say(
-            f"warning: the outputs of the classifier '{source}' lie in [0,1] and sum to 1: they are probabilities, whose "
+            f"warning: the outputs of {name} lie in [0,1] and sum to 1: they are probabilities, whose "
             "gradient vanishes, so that attacks look weaker than they are; return the logits, from before the softmax"
         )
     random = is_random(classifier, images)
@@ -144,7 +129,7 @@ def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes
     else:
         fault = _gradient_fault(classifier, images, logits)
     if fault:
-        raise ConfigError(f"the classifier '{source}' {fault}")
+        raise ConfigError(f"{name} {fault}")
 
 
 def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> str:
@@ -162,12 +147,8 @@ def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> st
 
 def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:
     """Share of ``data`` that is classified correctly, in [0,1]; raises InputError for logits that are not finite."""
-    matches, odd = torch.zeros(2, dtype=torch.int64, device=data.images.device)
     with torch.no_grad():
-        for batch in slices(len(data), batch_size):
-            logits = classifier(to_float(data.images[batch]))
-            matches += (logits.argmax(1) == data.labels[batch]).sum()
-            odd += (~logits.isfinite().all(1)).sum()
-    if odd:
-        raise InputError(f"the classifier returns NaN or infinite logits for {int(odd)} of {len(data)} images of '{data.name}'")
-    return matches.item() / len(data)
+        logits = torch.cat([classifier(to_float(data.images[batch])) for batch in slices(len(data), batch_size)])
+    if odd := int((~logits.isfinite().all(1)).sum()):
+        raise InputError(f"the classifier returns NaN or infinite logits for {odd} of {len(data)} images of '{data.name}'")
+    return (logits.argmax(1) == data.labels).sum().item() / len(data)

@@ -60,7 +60,7 @@ def faults(error: ValidationError, group: str | None = None) -> list[str]:
     for fault in error.errors():
         if fault["type"] == "default_factory_not_called":  # a consequence of another fault
             continue
-        key = ".".join(map(str, (*(() if group is None else (group,)), *fault["loc"]))) or "recipe"
+        key = ".".join(map(str, [*([group] if group else []), *fault["loc"]])) or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
         own = fault["type"] == "value_error" or not isinstance(fault["input"], str | float | int)
         lines.append(f"{key}: {message}" + ("" if own else f"; got {fault['input']!r}"))
@@ -100,11 +100,8 @@ def _is_gone(place: Any) -> bool:
 
 
 def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all of them.
-
-    Raises:
-        ConfigError: a variant sets a key that does not exist, or to a value that is not valid.
-    """
+    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all of them. Raises ConfigError for
+    a key that does not exist or a value that is not valid."""
     trained = changed(recipe, {"variants": {}, "baselines": {}, "weights": {}})
     base = next(iter(recipe.variants.values()), {})
     return {title: changed(trained, base | own) for title, own in recipe.variants.items()}
@@ -118,11 +115,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def with_shipped_classifiers(recipe: Recipe) -> Recipe:
-    """``recipe`` with shipped weights for the classifiers that it would train.
-
-    Raises:
-        ConfigError: not all of its classifiers ship.
-    """
+    """``recipe`` with shipped weights for the classifiers that it would train; raises ConfigError if not all of them ship."""
     trained = [stage for stage, config in recipe.classifiers().items() if config.source is None]
     if missing := ", ".join(stage for stage in trained if stage not in recipe.weights):
         raise ConfigError(f"no weights for {missing} of the recipe '{recipe.name}' come with the library: train them")
