@@ -49,13 +49,10 @@ class Cache:
                     left.unlink()
 
     def key(self, model: nn.Module, images: Tensor, *others: Any) -> str:
-        """SHA-256 (hex) of what decides a result.
+        """SHA-256 (hex) of what decides a result: ``images``, uint8 (N, C, H, W), ``others``, such as labels, and ``model``.
 
-        Args:
-            model: counts with its weights, attributes, hooks and the source files of its classes. Compiled parts, which Python
-                cannot see, count by the outputs and the gradient on a few of the images.
-            images: uint8 (N, C, H, W).
-            others: labels, an attack, a seed and so on.
+        That counts with its weights, attributes, hooks and the source files of its classes. Compiled parts, which Python cannot
+        see, count by the outputs and the gradient on a few of the images.
         """
         if self.folder is None:
             return ""

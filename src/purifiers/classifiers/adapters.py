@@ -17,8 +17,7 @@ becomes what it was, and no perturbation grows in L-inf."""
 class Normalized(nn.Module):
     """A classifier behind a normalisation: images (N, C, H, W) in [0,1] -> ``network((images - mean) / std)``.
 
-    ``mean`` and ``std`` are in [0,1] units, one number for each channel or one for all; for images of another number of
-    channels it raises InputError.
+    ``mean`` and ``std``: in [0,1] units, a number for each channel or one for all; else InputError.
     """
 
     mean: Tensor
@@ -71,15 +70,12 @@ class Resized(nn.Module):
 
 
 class Fixed(nn.Module):
-    """A ``network`` of one mode, such as an exported program, which refuses ``eval()`` and ``train()``.
-
-    ``about`` distinguishes it from others of the same weights; it is a part of the fingerprint.
-    """
+    """A ``network`` of one mode, such as an exported program, which refuses ``eval()`` and ``train()``."""
 
     def __init__(self, network: nn.Module, about: str = "") -> None:
         super().__init__()
         self.network = network
-        self.about = about
+        self.about = about  # a part of the fingerprint, to distinguish it from others of the same weights
 
     def extra_repr(self) -> str:
         return self.about

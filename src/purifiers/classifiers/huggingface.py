@@ -36,8 +36,7 @@ def load_transformers(
     if not mean or not std:
         mean, std = _normalization(settings, where)
     order = _order(getattr(network.config, "id2label", None) or {}, data.classes)
-    flip = bool(settings.get("do_flip_channel_order"))
-    classifier: nn.Module = Normalized(_Logits(network, order, flip), mean, std)
+    classifier = Normalized(_Logits(network, order, bool(settings.get("do_flip_channel_order"))), mean, std)
     numbers = [",".join(f"{one:.4g}" for one in values) for values in (mean, std)]
     say(f"{'classifier':<16} {type(network).__name__}, mean {numbers[0]}, std {numbers[1]}")
     if order is not None:
@@ -91,8 +90,7 @@ def _is_folder(where: str) -> bool:
 
 _NO_SAFETENSORS = (
     "'{where}' holds no weights as safetensors: pickles can run code when they are opened, so they are not read. If you trust "
-    "them, write them anew with  transformers.AutoModelForImageClassification.from_pretrained('{where}')"
-    ".save_pretrained('NEW')  and pass the folder NEW"
+    "them:  transformers.AutoModelForImageClassification.from_pretrained('{where}').save_pretrained('NEW')  writes a folder NEW"
 )
 
 

@@ -39,16 +39,12 @@ class TrainingSOAP(Optimisation):
 
 
 class Baseline(Kind):
-    """Base of all baselines.
-
-    ``network``: images -> images.
-    ``test_limit``: the number of random test images it is measured on, where it is slow.
-    """
+    """Base of all baselines."""
 
     registry: ClassVar[Registry[Any]] = BASELINES
 
-    network: NetworkConfig
-    test_limit: Positive | None = None
+    network: NetworkConfig  # images -> images
+    test_limit: Positive | None = None  # of the random test images it is measured on, where it is slow
 
     def build(self, classes: int) -> nn.Module:
         """Its network, untrained, for data of so many ``classes``."""
@@ -56,16 +52,10 @@ class Baseline(Kind):
 
 
 class TrainedBaseline(Baseline):
-    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them.
+    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them."""
 
-    Attributes:
-        trainer: ``module:function`` that trains it: (run, title, these settings, training images) -> the network.
-        trains: the name of the only network that this trains; None for any.
-    """
-
-    trainer: ClassVar[str]
-    trains: ClassVar[str | None] = None
-
+    trainer: ClassVar[str]  # ``module:function`` that trains it: (run, title, these settings, training images) -> the network
+    trains: ClassVar[str | None] = None  # the name of the only network that this trains; None for any
     limit: Positive | None = None
     training: Optimisation
 
@@ -95,8 +85,7 @@ class Untrained(Baseline):
         if not _ready(name):
             valid = [one for one in NETWORKS if _ready(one)]
             raise ValueError(f"'{name}' needs training, or maps no images{nearest(name, valid)}")
-        base = self.network.arguments.get("base")
-        if inside := _not_ready(base):
+        if inside := _not_ready(base := self.network.arguments.get("base")):
             raise ValueError(f"network.base: {inside} needs training, or is no network")
         wraps = issubclass(NETWORKS[name], Wrapper)
         if wraps and (self.around is None) == (base is None):
@@ -108,19 +97,14 @@ class Untrained(Baseline):
 
 @BASELINES.register("nrp")
 class BaselineNRP(TrainedBaseline):
-    """NRP (Naseer et al. 2020), trained on the recipe's images in front of the classifier to protect.
-
-    ``attack``: makes its training images from features of the classifier.
-    ``feature_layer``: the dotted name of the layer of these features; by default the logits.
-    ``critic_width``: channels of the critic's first convolution.
-    """
+    """NRP (Naseer et al. 2020), trained on the recipe's images in front of the classifier to protect."""
 
     trainer = "purifiers.training.baselines:train_nrp"
     trains = "nrp"
 
-    attack: Annotated[SSP, BeforeValidator(SSP.parse)]
-    feature_layer: str | None = None
-    critic_width: Positive = 64
+    attack: Annotated[SSP, BeforeValidator(SSP.parse)]  # makes its training images from features of the classifier
+    feature_layer: str | None = None  # the dotted name of the layer of these features; by default the logits
+    critic_width: Positive = 64  # channels of the critic's first convolution
     training: TrainingNRP
 
 

@@ -17,8 +17,6 @@ from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses, attacked
 
-# NRP
-
 
 class NRPGame(nn.Module):
     """The purifier and its critic, as one network for the loop: each loss moves one of them only."""
@@ -77,9 +75,6 @@ def train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.M
     losses = nrp_losses(config.training, Panel([features], run.recipe.precision))
     fit_stage(run, Stage(name, game, pairs, data.labels, losses, config.training), [run.classifier], made_from, purifier)
     return purifier
-
-
-# SOAP
 
 
 class JointTraining(nn.Module):

@@ -47,7 +47,8 @@ def train(
     seed: int | None = None,
     restart: bool = False,
 ) -> Purifier:
-    """Train a purifier for a classifier and images in memory; the same call resumes what was stopped.
+    """Train a purifier for a classifier and images in memory; the same call resumes what was stopped. The purifier comes back
+    on the classifier's device.
 
     Args:
         classifier: images (N, 3, H, W), float32, in [0,1] -> logits (N, classes), with its normalisation inside; one of grey
@@ -62,9 +63,6 @@ def train(
         device: where to train; by default where the classifier is.
         seed: of all randomness; by default the recipe's.
         restart: discard what an earlier run left in ``output`` first.
-
-    Returns:
-        The purifier, on the classifier's device.
 
     Raises:
         InputError: images or labels are not as above.

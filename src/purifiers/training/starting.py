@@ -29,9 +29,8 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
             hint = nearest(start, [*PURIFIERS, *(STARTS if stage == "student" else ())])
-            raise MissingFileError(
-                f"{stage}.start: there is no purifier at '{start}'{hint} (or give the --output of 'purifiers train')"
-            )
+            advice = "or give the --output of 'purifiers train'"
+            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{hint} ({advice})")
         network = load_network(locate(start))
         if (found := describe(network)) != expected:
             raise ConfigError(f"{stage}.start: '{start}' does not have the structure of the purifier: {found}, not {expected}")
