@@ -26,7 +26,6 @@ from purifiers.version import __version__
 
 T = TypeVar("T")
 State = dict[str, Any]
-LIBRARIES = ("torch", "foolbox", "pyautoattack")
 PROBES = 2
 """Images on which a model's outputs and gradient become part of the key."""
 _FILE = "{}-{:.32}.safetensors"
@@ -61,7 +60,7 @@ class Cache:
             with reproducible(0, images.device):
                 outputs = model(few)
             gradient = gradient_at(model, few)
-        versions = [__version__, *(version(library) for library in LIBRARIES)]
+        versions = [__version__, *map(version, ("torch", "foolbox", "pyautoattack"))]
         return digest(self._describe([model, outputs, gradient, images, *others, versions, images.device.type]))
 
     def load(self, kind: str, key: str, accept: Callable[[State], T]) -> T | None:

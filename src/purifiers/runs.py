@@ -60,9 +60,8 @@ def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
     if not ablation:
         return {"student": student}
     paper = student.model_copy(update=PAPERS_LOSSES)
-    other = paper.model_copy(
-        update={"nt_teacher_input": "clean" if student.nt_teacher_input == "adversarial" else "adversarial"}
-    )
+    reading = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
+    other = paper.model_copy(update={"nt_teacher_input": reading})
     configs = dict.fromkeys(STUDENTS, paper) | {"student": student, "student_other": other}
     return {name: config for name, config in configs.items() if name != "student_paper" or paper != student}
 

@@ -61,15 +61,10 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def write_text(path: Path, content: str) -> None:
     """Write a whole UTF-8 text file atomically."""
-    write_bytes(path, content.encode())
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode())
 
 
 def digest(*parts: Any) -> str:
@@ -97,7 +92,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     The same tensors give the same bytes; with metadata its header comes in random order."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"sha256": digest(flat)} | ({"metadata": json.dumps(dict(metadata))} if metadata else {})
-    write_bytes(path, safetensors.torch.save(flat, header))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(flat, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

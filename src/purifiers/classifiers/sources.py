@@ -63,11 +63,10 @@ def open_source(
             raise ConfigError(f"'{source}' is a purifier; expected a classifier")
         return classifier
     if path.suffix in PICKLES:
+        anew = f"safetensors.torch.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')"
         raise ConfigError(
-            f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: where it holds "
-            f"weights of the recipe's network, write them anew with  safetensors.torch.save_file(torch.load('{path.name}', "
-            f"weights_only=True), '{path.stem}.safetensors')  and give that file; else load it in a function of your own that "
-            "returns the classifier, and give module:function"
+            f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: of weights of the "
+            f"recipe's network,  {anew}  writes a file to give; else give module:function, which returns the classifier"
         )
     if path.suffix != ".pt2" and ":" not in source:
         hint = nearest(source, weights.CLASSIFIERS)

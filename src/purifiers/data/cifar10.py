@@ -57,13 +57,8 @@ def _find(path: str | None) -> Path:
 def _download() -> Path:
     pooch, requests = require("pooch"), require("requests")
     try:
-        files = pooch.retrieve(
-            ARCHIVE_URL,
-            known_hash=f"md5:{ARCHIVE_MD5}",
-            path=pooch.os_cache("purifiers"),
-            processor=pooch.Untar(members=[f"{FOLDER}/{name}" for name in BATCH_MD5]),
-            progressbar=True,
-        )
+        unpack, folder = pooch.Untar(members=[f"{FOLDER}/{name}" for name in BATCH_MD5]), pooch.os_cache("purifiers")
+        files = pooch.retrieve(ARCHIVE_URL, f"md5:{ARCHIVE_MD5}", path=folder, processor=unpack, progressbar=True)
     except (requests.RequestException, OSError, ValueError) as error:
         advice = f"fetch {ARCHIVE_URL} by hand, unpack it, and give the folder with --data-dir or $PURIFIERS_DATA"
         raise MissingFileError(f"CIFAR-10 could not be downloaded ({error}); {advice}") from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
@@ -123,16 +123,11 @@ class AuditSettings(Group):
         limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in removed}
         return {**content, "attacks": attacks, "views": views, "limits": limits}
 
-    @field_validator("attacks")
-    @classmethod
-    def _within_a_ball(cls, attacks: dict[str, Any]) -> dict[str, Any]:
-        for name, attack in attacks.items():
-            if attack.epsilon is None:
-                raise ValueError(f"{name} ({attack.kind}) has no epsilon: its results would count at any distance")
-        return attacks
-
     @model_validator(mode="after")
-    def _known_names(self) -> "AuditSettings":
+    def _consistent(self) -> "AuditSettings":
+        for name, attack in self.attacks.items():
+            if attack.epsilon is None:
+                raise ValueError(f"attacks.{name} ({attack.kind}) has no epsilon: its results would count at any distance")
         for view, names in self.views.items():
             if view != TRANSFER:
                 checked(VIEWS, view)

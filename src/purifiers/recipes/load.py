@@ -116,13 +116,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def with_shipped_classifiers(recipe: Recipe) -> Recipe:
     """``recipe`` with shipped weights for the classifiers that it would train; raises ConfigError if not all of them ship."""
-    trained = [stage for stage, config in recipe.classifiers().items() if config.source is None]
-    if missing := ", ".join(stage for stage in trained if stage not in recipe.weights):
+    configs = recipe.classifiers()
+    sources = {stage: config.source or recipe.weights.get(stage, "") for stage, config in configs.items()}
+    if missing := ", ".join(stage for stage, source in sources.items() if not source):
         raise ConfigError(f"no weights for {missing} of the recipe '{recipe.name}' come with the library: train them")
-    one, *others = [
-        config.model_dump(mode="json") | ({"source": recipe.weights[stage]} if stage in trained else {})
-        for stage, config in recipe.classifiers().items()
-    ]
+    one, *others = [config.behind(sources[stage]).model_dump(mode="json") for stage, config in configs.items()]
     return changed(recipe, {"classifier": one, "companions": others})
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
 import torch
@@ -63,17 +64,9 @@ def attack_for_training(
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
-    return generate(
-        attack,
-        model,
-        data,
-        seed=seed,
-        batch_size=run.recipe.evaluation.batch_size,
-        cache=run.cache,
-        quantized=True,
-        advance=advance,
-        saved=lambda: run.deadline.check("a part of the adversarial examples"),
-    )
+    size, cache = run.recipe.evaluation.batch_size, run.cache
+    saved = partial(run.deadline.check, "a part of the adversarial examples")
+    return generate(attack, model, data, seed=seed, batch_size=size, cache=cache, quantized=True, advance=advance, saved=saved)
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:

@@ -214,23 +214,25 @@ def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def fit_stage(
-    run: Run, stage: Stage, parents: Sequence[nn.Module] = (), made_from: object = (), kept: nn.Module | None = None
+    run: Run, stage: Stage, parents: Sequence[nn.Module] = (), made_from: object = None, kept: nn.Module | None = None
 ) -> None:
     """Train a stage's network in place, or read it where it is trained already, in the run's folder of the stage.
 
     Args:
         stage: fingerprint and compilation come from ``run``, and the seed if it has none.
         parents: the frozen networks that the losses use or that the network starts from: others make another training.
-        made_from: what the images from the fourth channel on are made from, besides the first three; JSON-able.
+        made_from: what further channels are made from, besides the first three, by default the training attacks; JSON-able.
         kept: the part of the network that is saved as the stage's result, by default all.
     """
     recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)
     # Adversarial examples are keyed by what they are made from, not by their pixels: made again, on another machine or after
     # the cache was deleted, they may differ in a bit. The start is one of the parents, wherever it lies.
+    if made_from is None and stage.images.shape[1] > 3:
+        made_from = {name: attack.model_dump() for name, attack in recipe.training_attacks.items()}, recipe.attack_rounds
     settings = optimisation.model_dump(exclude={"start"})
     frozen = [fingerprint(parent) for parent in parents]
     images = stage.images[:, :3]
-    key = digest(repr(network), images, stage.labels, made_from, settings, recipe.precision, recipe.seed, frozen)
+    key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
     # What is not one network, such as two that play against each other, is not compiled.
     compiled = recipe.compiled and kept is None
     seed = stage.seed or seed_for(recipe.seed, stage.name)

@@ -86,8 +86,7 @@ def train(
         **({} if seed is None else {"seed": seed}),
     }
     recipe = changed(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), own)
-    folder = Path(output)
-    run = Run(recipe, folder, chosen, folder / "cache")
+    run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
     with frozen(model):
         adapted = adapt_classifier(model, name, data)
@@ -95,7 +94,7 @@ def train(
             classes = adapted(to_float(data.images[:1])).shape[1]
         run.take(as_image_set(data, classes=classes), "train")
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
-    return Purifier.from_pretrained(folder, device=home)
+    return Purifier.from_pretrained(run.folder, device=home)
 
 
 def train_recipe(
@@ -166,7 +165,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if not (folder / RECIPE_FILE).is_file():
             write_text(folder / RECIPE_FILE, recipe_text(recipe))
         for name in recipe.classifiers():
-            run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name, data)
+            run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
         run.classifier = run.classifiers["classifier"]
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         report_accuracy(run, data)
@@ -181,14 +180,13 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
 def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
     """The teachers, from ``starts`` if they name one, and the students."""
     recipe, data = run.recipe, run.images("train")
-    clean = data.images
-    pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
-    nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
+    pairs = torch.cat([data.images, attack_training_images(run, panel, data)], dim=1)
+    nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:
-        start = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs))
+        start = train_latent(run, panel, pairs)
     guided = at_losses(recipe.teacher_at, panel)
-    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, list(panel.classifiers), start)
+    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, guided, list(panel.classifiers), start)
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
@@ -196,11 +194,11 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
         distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
         start = at if student.start == "teacher_at" else starts.get("student")
         parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
-        _train_purifier(run, name, student, pairs, data.labels, distilled, parents, start)
+        _train_purifier(run, name, student, pairs, distilled, parents, start)
 
 
-def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
-    config = run.recipe.classifiers()[name]
+def _train_classifier(run: Run, name: str) -> nn.Module:
+    config, data = run.recipe.classifiers()[name], run.images("train")
     assert config.training is not None  # the schema asks for a source or a training
     network = seeded(run, name, lambda: build_classifier(config.network.model_dump(), len(data.classes)))
     fit_stage(run, Stage(name, network, data.images, data.labels, classifier_losses, config.training, captured=True))
@@ -212,7 +210,6 @@ def _train_purifier(
     name: str,
     optimisation: Optimisation,
     images: Tensor,
-    labels: Tensor,
     losses: StageLosses,
     parents: Sequence[nn.Module] = (),
     start: nn.Module | None = None,
@@ -225,14 +222,7 @@ def _train_purifier(
         parents = [*parents, start]
     # An attack in every step checks its result, and waits for that.
     captured = getattr(optimisation, "attack", None) is None
-    seed = seed_for(run.recipe.seed, stream)
-    stage = Stage(name, network, images, labels, losses, optimisation, captured, seed=seed)
-    fit_stage(run, stage, parents, _made_from(run, images))
+    seed, labels = seed_for(run.recipe.seed, stream), run.images("train").labels
+    fit_stage(run, Stage(name, network, images, labels, losses, optimisation, captured, seed=seed), parents)
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network
-
-
-def _made_from(run: Run, images: Tensor) -> list[object]:
-    """The settings of the adversarial examples stacked along the channels of ``images``; empty where there are none."""
-    attacks = {name: attack.model_dump() for name, attack in run.recipe.training_attacks.items()}
-    return [attacks, run.recipe.attack_rounds] if images.shape[1] > 3 else []
