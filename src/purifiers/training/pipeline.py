@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.classifiers.load import adapt_classifier, load_classifier, watch
-from purifiers.classifiers.sources import build_classifier
+from purifiers.classifiers.load import adapt_classifier, build_classifier, load_classifier, watch
 from purifiers.console import Deadline, say
 from purifiers.data import ImageSet, as_image_set, to_float
 from purifiers.device import find_device, repeatable

@@ -40,7 +40,7 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
 
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
     """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there."""
-    if restart:
+    if restart and any(folder.iterdir()):
         _discard(recipe, folder)
     elif (folder / RECIPE_FILE).is_file():
         if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
@@ -80,8 +80,6 @@ def _places(recipe: Recipe) -> Iterator[str]:
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        return
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
     paths = [folder / name for name in RUN_FILES]
