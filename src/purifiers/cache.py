@@ -26,18 +26,14 @@ from purifiers.version import __version__
 
 T = TypeVar("T")
 State = dict[str, Any]
-PROBES = 2
-"""Images on which a model's outputs and gradient become part of the key."""
+PROBES = 2  # images on which a model's outputs and gradient become part of the key
 _FILE = "{}-{:.32}.safetensors"
-STALE = 24 * 3600
-"""After so many seconds a temporary file is one that a killed process left."""
+STALE = 24 * 3600  # after so many seconds a temporary file is one that a killed process left
 
 
 class Cache:
-    """Finished results, one file for each in ``folder``, or none: ``<kind>-<key>.safetensors``.
-
-    A model counts as it was when this object first saw it: make a new cache after changing one.
-    """
+    """Finished results, one file for each in ``folder``, or none: ``<kind>-<key>.safetensors``. A model counts as it was when
+    this object first saw it: make a new cache after changing one."""
 
     def __init__(self, folder: Path | str | None) -> None:
         self.folder = None if folder is None else Path(folder)
@@ -48,11 +44,9 @@ class Cache:
                     left.unlink()
 
     def key(self, model: nn.Module, images: Tensor, *others: Any) -> str:
-        """SHA-256 (hex) of what decides a result: ``images``, uint8 (N, C, H, W), ``others``, such as labels, and ``model``.
-
-        That counts with its weights, attributes, hooks and the source files of its classes. Compiled parts, which Python cannot
-        see, count by the outputs and the gradient on a few of the images.
-        """
+        """SHA-256 (hex) of what decides a result: ``images``, uint8 (N, C, H, W), ``others``, such as labels, and ``model``,
+        with its weights, attributes, hooks and the source files of its classes. Compiled parts, which Python cannot see, count
+        by the outputs and the gradient on a few of the images."""
         if self.folder is None:
             return ""
         few = to_float(images[:: -(-len(images) // PROBES)])

@@ -1,7 +1,7 @@
 """The two main classes: a purifier, and a classifier behind a purifier."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -91,9 +91,7 @@ class Purifier(nn.Module):
             ConfigError: there is no such device; or it is on the hub, and huggingface_hub is not installed.
         """
         name = pretrained_model_name_or_path
-        folder = weights.locate(name)
-        if hub.is_repository(name):
-            folder = hub.download(str(name), **download)
+        folder = hub.download(str(name), **download) if hub.is_repository(name) else weights.locate(name)
         if not (folder / CONFIG_FILE).is_file():
             forms = f"a name ({', '.join(weights.PURIFIERS)}), a folder (the --output of 'purifiers train'), or owner/name"
             raise MissingFileError(f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)}: give {forms} on the hub")
@@ -121,10 +119,9 @@ class Purifier(nn.Module):
         there = folder / hub.CARD_FILE
         kept = card is None and there.is_file()
         if kept and "model-index" in hub.metadata(there.read_text()):
-            try:
+            kept = False
+            with suppress(PurifiersError):
                 kept = fingerprint(load_network(folder)) == fingerprint(self.network)
-            except PurifiersError:
-                kept = False
         save_network(folder, self.network)
         if not kept:
             write_text(there, card or self.card or self._simple_card(folder.resolve().name))

@@ -119,9 +119,8 @@ NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", 
 
 
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build the network ``name`` with its constructor's ``arguments``.
-
-    An argument that is a network is a mapping: its name under ``network``, beside its own arguments.
+    """Build the network ``name`` with its constructor's ``arguments``; one that is a network is a mapping: its name under
+    ``network``, beside its own arguments.
 
     Raises:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
@@ -141,11 +140,9 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def place(network: Module, device: torch.device | str) -> Module:
-    """``network`` on ``device``; registered networks get channels-last memory, in which convolutions are fast.
-
-    Others keep their layout: channels last breaks code such as ``x.view(len(x), -1)``. On MPS all keep it: there the backward
-    pass of BatchNorm is wrong for channels-last tensors (pytorch #175189).
-    """
+    """``network`` on ``device``; registered networks get channels-last memory, in which convolutions are fast. Others keep
+    theirs: channels last breaks code such as ``x.view(len(x), -1)``. On MPS all keep it: there the backward pass of BatchNorm
+    is wrong for channels-last tensors (pytorch #175189)."""
     if type(network) not in NETWORKS.values() or torch.device(device).type == "mps":
         return network.to(device)
     placed: Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -174,8 +171,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
-    """The network's name under ``network`` and its constructor's arguments beside it, JSON-able, networks in them too; raises
-    InputError if it, or a network within, does not keep these."""
+    """The network's name under ``network``, its constructor's arguments beside it, JSON-able; InputError if it keeps none."""
     config = getattr(network, "config", None)
     if not isinstance(config, dict):
         advice = "derive it from purifiers.networks.Network, which keeps its constructor's arguments"

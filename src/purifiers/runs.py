@@ -27,17 +27,14 @@ from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
-SETTINGS_FILE = "baseline.json"
-"""In the folder of a trained baseline: its settings."""
+SETTINGS_FILE = "baseline.json"  # in the folder of a trained baseline: its settings
 RUN_FILES = (
     *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
-    *("certificate.json", "certificate.md"),
-    RECIPE_FILE,
+    *("certificate.json", "certificate.md", RECIPE_FILE),
 )
 """Everything that a run writes into its folder. The recipe, by which a run is known, is the last to be discarded."""
-LATENT = ("latent_encoder", "latent_decoder")
-"""Trained before the teachers, where the recipe has a group ``latent``."""
+LATENT = ("latent_encoder", "latent_decoder")  # trained before the teachers, where the recipe has a group ``latent``
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "student": ("AT", "NT"),
@@ -53,10 +50,8 @@ PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0}
 
 
 def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
-    """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths.
-
-    A recipe without these has no ``student_paper``: its student is that.
-    """
+    """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths. A
+    recipe without these has no ``student_paper``: its student is that."""
     if not ablation:
         return {"student": student}
     paper = student.model_copy(update=PAPERS_LOSSES)
@@ -138,11 +133,7 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
 
 
 def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
-    """Open a folder that training filled, with everything that is finished in it.
-
-    Args:
-        recipe: usually ``folder``'s own; its ``classifier.source`` may name another classifier to protect.
-        images: see :func:`open_weights`.
+    """Open a folder that training filled, with everything that is finished in it; for the arguments see :func:`open_weights`.
 
     Raises:
         MissingFileError: the folder holds no trained student, or no classifier.
@@ -182,8 +173,7 @@ def is_run(what: str) -> bool:
 
 
 def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
-    """The recipe, by name or file, that a purifier was trained with, or None; for one without a run ``recipe``, if any. Raises
-    ConfigError for a ``recipe`` beside a run."""
+    """The recipe, by name or file, that a purifier was trained with, or None; for one without a run ``recipe``, if any."""
     if is_run(what):
         if recipe is not None:
             raise ConfigError(f"{weights.locate(what)} is a run, which has its own recipe: leave out --recipe")
@@ -209,8 +199,7 @@ def open_defended(
         images: recipe -> images to use instead of its test images.
 
     Raises:
-        ConfigError, MissingFileError: no such purifier, or its recipe is not known.
-        CheckpointError: damaged files.
+        ConfigError, MissingFileError, CheckpointError: no such purifier, its recipe is not known, or its files are damaged.
     """
     place = weights.locate(what)
     name = recipe_of(what, recipe)
@@ -248,9 +237,8 @@ def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | No
 
 @repeatable()
 def prepare_baselines(run: Run, train: bool = True) -> None:
-    """Build, read or train the recipe's baselines into ``run.baselines``.
-
-    ``train`` those that are not trained yet; else they are left out, with those that wrap them.
+    """Build, read or train the recipe's baselines into ``run.baselines``; without ``train``, those that are not trained yet are
+    left out, with those that wrap them.
 
     Raises:
         OutOfTime, TrainingError, CheckpointError: see :func:`purifiers.training.loop.fit`.

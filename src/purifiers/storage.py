@@ -19,10 +19,8 @@ from purifiers.errors import CheckpointError, ConfigError, MissingFileError, Tra
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it becomes ``path`` on success and vanishes on any error.
-
-    The rename is atomic, so another process, or this one after a kill, sees the old file or the new one, never a part.
-    """
+    """Yield a temporary path beside ``path``; it becomes ``path`` on success and vanishes on any error. The rename is atomic:
+    another process, or this one after a kill, sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: image and figure writers choose the format by it. File systems limit the length of names.
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}.tmp{path.suffix}")
@@ -68,10 +66,8 @@ def write_text(path: Path, content: str) -> None:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 (hex) of tensors, modules' states, strings, numbers and JSON-like containers, in this order.
-
-    Tensors count with dtype, shape and bytes, so that equal digests mean equal content whatever the device.
-    """
+    """SHA-256 (hex) of tensors, modules' states, strings, numbers and JSON-like containers, in this order. Tensors count with
+    dtype, shape and bytes, so that equal digests mean equal content whatever the device."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

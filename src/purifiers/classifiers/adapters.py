@@ -15,10 +15,8 @@ becomes what it was, and no perturbation grows in L-inf."""
 
 
 class Normalized(nn.Module):
-    """A classifier behind a normalisation: images (N, C, H, W) in [0,1] -> ``network((images - mean) / std)``.
-
-    ``mean`` and ``std``: in [0,1] units, a number for each channel or one for all; else InputError.
-    """
+    """A classifier behind a normalisation: images (N, C, H, W) in [0,1] -> ``network((images - mean) / std)``, both in [0,1]
+    units, a number for each channel or one for all; else InputError."""
 
     mean: Tensor
     std: Tensor
@@ -50,10 +48,8 @@ class Grey(nn.Module):
 
 
 class Resized(nn.Module):
-    """A classifier of images of one size: images (N, C, H, W) -> ``network`` of them at ``size`` (height, width).
-
-    Bilinear with antialiasing, the whole image and no crop; images of that size pass as they are.
-    """
+    """A classifier of images of one size: images (N, C, H, W) -> ``network`` of them at ``size`` (height, width), bilinear with
+    antialiasing, the whole image and no crop; images of that size pass as they are."""
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()

@@ -22,8 +22,7 @@ HOW = (
     '(images,), dynamic_shapes=({0: batch},)), "classifier.pt2")  with two or more images, float32 in [0,1]'
 )
 """How a file has to be made."""
-LARGEST = 10_000
-"""An upper bound on the images of any batch."""
+LARGEST = 10_000  # an upper bound on the images of any batch
 
 
 def load_exported(path: Path) -> nn.Module:

@@ -21,11 +21,9 @@ from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.registry import fingerprint, place
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-NOISE = noise((32, 32))
-"""What stands for images of which nothing is known."""
+NOISE = noise((32, 32))  # stands for images of which nothing is known
 ALONE = 1e-2
-"""An image's logits, alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
-half precision by about this much; BatchNorm in training mode does far more."""
+"""An image's logits, alone and in a batch, agree up to this share of the largest: about the rounding of half precision."""
 
 
 def load_classifier(
@@ -68,11 +66,10 @@ def load_classifier(
 
 
 def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
-    """``classifier``, in evaluation mode and called ``source`` in messages, checked on ``data``: as it is, or behind a
-    conversion to grey; see :func:`load_classifier`."""
+    """``classifier``, in evaluation mode, called ``source`` in messages, checked on ``data``: as it is, or behind Grey."""
     images = to_float(data.images[:2])
     classifier = _for_channels(classifier, source, images)
-    check_classifier(classifier, source, images, data.classes)
+    _check(classifier, source, images, data.classes)
     return classifier
 
 
@@ -106,12 +103,8 @@ def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Modu
     return classifier
 
 
-def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str] = ()) -> None:
-    """Refuse, with ConfigError, a classifier that cannot be defended or attacked; see :func:`load_classifier`.
-
-    ``classifier`` is in evaluation mode and called ``source`` in messages; ``images``: float32 (N, 3, H, W), in [0,1], two or
-    more; ``classes``: their names, empty where they are not known.
-    """
+def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str]) -> None:
+    """Refuse, with ConfigError, a classifier that cannot be defended or attacked. ``images``: two or more, of ``classes``."""
     name, before = f"the classifier '{source}'", fingerprint(classifier)
     with torch.no_grad():
         logits, alone = (logits_of(name, classifier, batch, ConfigError) for batch in (images, images[:1]))
@@ -158,13 +151,10 @@ def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> fl
     return (logits.argmax(1) == data.labels).sum().item() / len(data)
 
 
-def build_classifier(
-    network: Mapping[str, Any], classes: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> nn.Module:
+def build_classifier(network: Mapping[str, Any], classes: int) -> nn.Module:
     """The untrained ``network`` (its name under ``network``, arguments beside it) for ``classes`` classes."""
     arguments = {key: value for key, value in network.items() if key != "network"}
-    own = {key: list(value) * (3 // len(value)) for key, value in (("mean", mean), ("std", std)) if value}
-    return registry.build_network(network["network"], {**arguments, **own, "num_classes": classes})
+    return registry.build_network(network["network"], {**arguments, "num_classes": classes})
 
 
 def _open(
@@ -183,7 +173,8 @@ def _open(
         if not data.classes or network is None:
             advice = "give --recipe or --data-dir, or a saved network's folder (in Python: data=, network=)"
             raise ConfigError(f"{path} holds weights alone, and their network or its classes are not known: {advice}")
-        classifier = build_classifier(network, len(data.classes), mean, std)
+        own = {key: list(value) * (3 // len(value)) for key, value in (("mean", mean), ("std", std)) if value}
+        classifier = build_classifier({**network, **own}, len(data.classes))
         registry.load_weights(classifier, path)
         return classifier
     if path.is_dir():

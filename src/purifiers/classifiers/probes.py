@@ -44,8 +44,7 @@ def are_probabilities(outputs: Tensor) -> Tensor:
 
 
 def is_random(model: nn.Module, images: Tensor) -> bool:
-    """Does ``model`` return different outputs for the same ``images`` (N, C, H, W) with different random states, by more than
-    rounding may do (``RANDOM``)?"""
+    """Do outputs of ``model`` for ``images`` (N, C, H, W) differ with the random state by more than rounding (``RANDOM``)?"""
     with torch.no_grad():
         outputs = []
         for seed in (0, 1):
@@ -61,8 +60,7 @@ def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
     try:
         with torch.enable_grad(), reproducible(0, images.device):
             outputs = model(given.clone()).flatten(1)
-            weights = torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)
-            total = (outputs * weights).sum()
+            total = (outputs * torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)).sum()
     except InputError:  # the view query
         return torch.zeros_like(images)
     if not total.requires_grad:

@@ -44,10 +44,7 @@ DATASETS: Registry[DataSet] = Registry("data set", "purifiers.data", make=DataSe
 
 
 def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
-    """Load a split of a data set by its name; options that are None are left to the loader's defaults.
-
-    Raises ConfigError for an unknown data set or option; see also the loaders.
-    """
+    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown."""
     load = DATASETS[name].load
     given = {key: value for key, value in options.items() if value is not None}
     if unknown := given.keys() - inspect.signature(load).parameters:

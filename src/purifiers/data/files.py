@@ -20,10 +20,8 @@ from purifiers.storage import lfs_hint
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, by content and not by name. Pillow knows more, some of which starts other programs (EPS)."""
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit."""
-PHOTOMETRIC = 262
-"""The tag of a TIFF that says whether zero is black or white."""
+MAX_PIXELS = 178_956_970  # Pillow's own limit
+PHOTOMETRIC = 262  # the tag of a TIFF that says whether zero is black or white
 T = TypeVar("T")
 _LIMIT = threading.Lock()
 
@@ -72,25 +70,22 @@ def image_size(file: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def text_under(file: Path, key: str) -> str:
-    """The text of a PNG file under ``key``, or the comment of a JPEG that begins with it, from the header; empty if there is
-    none."""
+    """The text of a PNG file under ``key``, or the comment of a JPEG that begins with it, from the header; empty if none."""
 
     def text(image: Image.Image) -> str:
         name, _, comment = image.info.get("comment", b"").decode(errors="replace").partition(": ")
         return str(image.info.get(key, comment if name == key else ""))
 
-    try:
+    with suppress(DataError):
         return _read(file, text, sys.maxsize, ("PNG", "JPEG"))
-    except DataError:
-        return ""
+    return ""
 
 
 def is_whole(file: Path) -> bool:
     """Whether all of an image file, of any size, can be decoded."""
-    try:
+    with suppress(DataError):
         return _read(file, lambda image: image.load() is not None, sys.maxsize)
-    except DataError:
-        return False
+    return False
 
 
 def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Picture:
@@ -99,14 +94,9 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: S
     Turned upright by its EXIF orientation; 16-bit grey scaled, not cut off; CMYK and palettes as RGB; of an animation the
     first frame. Its format is read from its content, not from its name.
 
-    Args:
-        source: a file, or the content of one.
-        max_pixels: the most that is decoded (width times height): a few kilobytes can hold a picture that fills the memory.
-        formats: what may be read, in Pillow's names.
-
     Raises:
-        ImageTooLargeError: it has more pixels than ``max_pixels``.
-        DataError: it is not an image of these formats, or a damaged one, or one of a kind that cannot be shown.
+        ImageTooLargeError: it has more pixels than ``max_pixels``: a few kilobytes can hold a picture that fills the memory.
+        DataError: it is no image of ``formats``, in Pillow's names, or a damaged one, or one of a kind that cannot be shown.
     """
     return _read(source, decoded, max_pixels, formats)
 
@@ -117,12 +107,8 @@ def read_rgb(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Seq
 
 
 def decoded(opened: Image.Image) -> Picture:
-    """An image that Pillow has opened, the way it is meant to be seen; see :func:`read_image`.
-
-    Raises:
-        DataError: grey of which nothing tells what is white.
-        OSError: of Pillow, where it is damaged.
-    """
+    """An image that Pillow has opened, the way it is meant to be seen; see :func:`read_image`. Raises DataError for grey of
+    which nothing tells what is white, and Pillow's OSError for damage."""
     image = _upright(opened)
     info = image.info
     text = {key: str(info.get(key, value)) for key, value in getattr(opened, "text", {}).items()}
@@ -156,24 +142,22 @@ def decoded(opened: Image.Image) -> Picture:
     return Picture(image.convert("RGB"), **about)
 
 
-def _read(source: Path | bytes, look: Callable[[Image.Image], T], max_pixels: int, formats: Sequence[str] = FORMATS) -> T:
+def _read(
+    source: Path | bytes, look: Callable[[Image.Image], T], max_pixels: int, formats: Sequence[str] = FORMATS, name: str = ""
+) -> T:
     """What ``look`` finds in an image; raises as :func:`read_image` does, with the file's name."""
-    name = "" if isinstance(source, bytes) else f"{source}: "
+    name = name or ("" if isinstance(source, bytes) else f"{source}: ")
     try:
-        try:
-            with _opened(source, max_pixels, formats) as image:
-                return look(image)
-        except ValueError as error:
-            if "MAX_TEXT" not in str(error):
-                raise
-            with _opened(_without_texts(source), max_pixels, formats) as image:
-                return look(image)
+        with _opened(source, max_pixels, formats) as image:
+            return look(image)
     except DataError as error:
         raise type(error)(f"{name}{error}") from error
     except UnidentifiedImageError as error:
         hint = lfs_hint(source) or f"not an image ({', '.join(formats)} can be read)"
         raise DataError(f"{name}{hint}") from error
     except Exception as error:  # decoders meet damage with errors of any kind
+        if "MAX_TEXT" in str(error):
+            return _read(_without_texts(source), look, max_pixels, formats, name)
         raise DataError(f"{name}{getattr(error, 'strerror', None) or f'a damaged image: {error}'}") from error
 
 

@@ -17,8 +17,7 @@ from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
 
 TEST_SHARE = 0.2
-NAMED = 20
-"""Unreadable files that an error names; it counts all."""
+NAMED = 20  # unreadable files that an error names; it counts all
 
 
 def folder_classes(path: str | None) -> tuple[str, ...] | None:

@@ -18,10 +18,8 @@ TOLERANCE = 1e-4
 
 
 def check_images(images: Tensor, *, values: bool = True) -> None:
-    """Refuse, with InputError, a tensor that is not a batch of images: float32 (or half), (N, C, H, W), in [0,1].
-
-    ``values``: check these too (range, NaN, infinity), which waits for the device.
-    """
+    """Refuse, with InputError, a tensor that is not a batch of images: float32 (or half), (N, C, H, W), in [0,1]. ``values``:
+    check these too (range, NaN, infinity), which waits for the device."""
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a torch.Tensor; got {type(images).__name__}")
     if images.ndim != 4:
@@ -160,10 +158,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index tensors of one epoch in random order, all of ``batch_size``.
-
-    The incomplete last batch is left out, as batch statistics of a few images would be noise, unless it is the only one.
-    """
+    """Index tensors of one epoch in random order, all of ``batch_size``: the incomplete last batch is left out, as batch
+    statistics of a few images would be noise, unless it is the only one."""
     order = torch.randperm(count, generator=generator, device=generator.device)
     yield from order[: max(count - count % batch_size, min(count, batch_size))].split(batch_size)
 
@@ -176,8 +172,8 @@ def slices(count: int, size: int) -> list[slice]:
 def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: int) -> Tensor:
     """Randomly mirror images left to right, and shift them by up to ``crop`` pixels over a black border.
 
-    ``images``: uint8 (N, C, H, W), on the device of ``generator``. To move several images alike (an image and its adversarial
-    example), stack them along the channels. One gather on the device for the whole batch.
+    ``images``: uint8 (N, C, H, W), on the device of ``generator``; stack along the channels what moves alike (an image and its
+    adversarial example). One gather on the device for the whole batch.
     """
     if not flip and not crop:
         return images

@@ -13,8 +13,7 @@ from purifiers.kinds import Group
 from purifiers.recipes.parts import Positive, checked
 from purifiers.weights import anywhere
 
-TRANSFER = "transfer"
-"""The threat model that is no view: its adversarial images are made on another model."""
+TRANSFER = "transfer"  # the threat model that is no view: its adversarial images are made on another model
 Radius = Annotated[Length, Field(gt=0)]
 
 
@@ -139,8 +138,7 @@ class AuditSettings(Group):
 
     @field_serializer("attacks")
     def _without_lengths(self, attacks: dict[str, AnyAttack]) -> dict[str, Any]:
-        # Without epsilon and the step sizes that follow from it, so that audit.epsilon can be changed in a written recipe; null
-        # keeps an attack removed.
+        # Without lengths that follow from audit.epsilon, so that it can be changed in a written recipe; null keeps one removed.
         standard = standard_attacks(self.epsilon, self.epsilon_l2)
         written: dict[str, Any] = {name: None for name in standard if name not in attacks}
         for name, attack in attacks.items():

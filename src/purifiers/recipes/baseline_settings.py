@@ -14,8 +14,7 @@ from purifiers.kinds import Kind
 from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Positive, folder_name
 from purifiers.registry import NETWORKS, Registry
 
-BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes")
-"""The values of a baseline's ``kind``."""
+BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes")  # the values of a baseline's ``kind``
 
 
 class TrainingNRP(OnPerturbed):
@@ -29,12 +28,11 @@ class TrainingNRP(OnPerturbed):
 class TrainingSOAP(Optimisation):
     """SOAP's classifier and its auxiliary task, together.
 
-    ``alpha``: weight of the auxiliary loss; 1 in the paper, for rotation 0.5 in its authors' log.
     ``noise``: standard deviation of the noise on the auxiliary task's input, before clipping; in the authors' code 0.5 for
     reconstruction and 0.1 for the others, without its negative half for consistency.
     """
 
-    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of the auxiliary loss; in the authors' log 0.5 for rotation
     noise: float = Field(default=0.1, ge=0, allow_inf_nan=False)
 
 

@@ -100,8 +100,7 @@ def _is_gone(place: Any) -> bool:
 
 
 def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all of them. Raises ConfigError for
-    a key that does not exist or a value that is not valid."""
+    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all. Raises as :func:`changed`."""
     trained = changed(recipe, {"variants": {}, "baselines": {}, "weights": {}})
     base = next(iter(recipe.variants.values()), {})
     return {title: changed(trained, base | own) for title, own in recipe.variants.items()}

@@ -20,8 +20,7 @@ from purifiers.registry import NETWORKS, Registry, build_network
 from purifiers.weights import absolute, anywhere
 
 Positive = Annotated[int, Field(ge=1)]
-Place = Annotated[str, AfterValidator(anywhere)]
-"""Weights: a name, or a file or folder, whose path is made absolute."""
+Place = Annotated[str, AfterValidator(anywhere)]  # weights: a name, or a file or folder, whose path is made absolute
 
 
 def checked(registry: Registry[Any], name: str) -> str:
@@ -89,20 +88,16 @@ def _check_network(name: str, arguments: str) -> None:
 
 
 class Optimisation(Group):
-    """How one network is trained.
-
-    ``schedule``: ``constant``, or ``one_cycle`` (Smith and Topin 2018: up to ``learning_rate`` and down to nothing).
-    ``flip`` and ``crop``: random mirroring; random shifts by up to so many pixels.
-    """
+    """How one network is trained."""
 
     epochs: Positive
     batch_size: Positive = 128
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0)
-    schedule: Literal["constant", "one_cycle"] = "constant"
-    flip: bool = False
-    crop: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "one_cycle"] = "constant"  # the latter: up and down to nothing (Smith and Topin 2018)
+    flip: bool = False  # random mirroring
+    crop: int = Field(default=0, ge=0)  # random shifts by up to so many pixels
 
 
 class OnPerturbed(Optimisation):

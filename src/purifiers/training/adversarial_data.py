@@ -34,10 +34,7 @@ class Panel(nn.Module):
         return self.precision  # a part of the fingerprint that cached adversarial examples are found by
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
-
-        Batches are shuffled, so that every classifier sees every image in time.
-        """
+        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on."""
         with autocast(images.device, self.precision):
             shares = images.chunk(len(self.classifiers))
             # A classifier may change its images in place.
@@ -70,11 +67,9 @@ def attack_for_training(
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
-    """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
-
-    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round (on
-    ``weight`` shares); without attacks there are no channels.
-    """
+    """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels. Every attack
+    of the recipe is run on every classifier of the panel, each on its share of the images of each round (on ``weight`` shares);
+    without attacks there are no channels."""
     recipe = run.recipe
     if not recipe.training_attacks:
         return data.images[:, :0]

@@ -14,10 +14,8 @@ WARM_UP = 3
 class CapturedStep:
     """``step``, recorded after a few calls and replayed from then on. It does the same, to the last digit.
 
-    Args:
-        step: int64 indices (N,) of a batch, on the device -> its losses. All that differs between its calls lies in tensors
-            that stay where they are, and nothing in it waits for the device.
-        generator: the source of all its random numbers, on the device.
+    ``step``: int64 indices (N,) of a batch, on the device -> its losses. All that differs between its calls lies in tensors
+    that stay where they are and in ``generator``, for all its random numbers, and nothing in it waits for the device.
     """
 
     def __init__(self, step: Callable[[Tensor], Losses], generator: torch.Generator) -> None:

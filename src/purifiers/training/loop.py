@@ -26,8 +26,7 @@ from purifiers.training.cuda_graph import CapturedStep
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses
 
-LOST = "this epoch is not saved: try a smaller learning rate"
-"""The end of an error."""
+LOST = "this epoch is not saved: try a smaller learning rate"  # the end of an error
 
 
 def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabric:
@@ -55,8 +54,7 @@ class Stage:
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
-    A resumed training gives the same weights, bit for bit, as one that was never interrupted. ``deadline`` is checked after
-    every epoch: does another one fit?
+    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Each epoch checks ``deadline``.
 
     Returns:
         The history: for each epoch its mean losses, the learning rate at its end, images/s, floating-point operations of
@@ -75,7 +73,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
     eager, optimizer = fabric.setup(stage.network, optimizer)
-    model = compiled(eager) if stage.compiled and not captured else eager
+    model = cast(nn.Module, torch.compile(eager)) if stage.compiled and not captured else eager
     history: list[dict[str, float]] = []
     deadline = deadline or Deadline()
     if checkpoint.exists():
@@ -118,8 +116,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
                 records.append(take(chosen))
                 scheduler.step()
                 advance(len(chosen))
-            means = _mean_losses(records, stage.name, epoch)
-            _check_weights(stage, epoch)
+            means = _mean_losses(records, stage, epoch)
             record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
             speed = {"images_per_second": per_epoch / watch.seconds, "flops_per_image": flops, "seconds": watch.seconds}
             history.append(record | speed)
@@ -138,11 +135,6 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     return history
 
 
-def compiled(module: nn.Module) -> nn.Module:
-    """``module`` through ``torch.compile``."""
-    return cast(nn.Module, torch.compile(module))
-
-
 def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     state = load_state(checkpoint)
     advice = f"delete {checkpoint.parent} to train this part again, or --restart to discard all"
@@ -156,7 +148,8 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     return state
 
 
-def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, float]:
+def _mean_losses(records: list[Losses], stage: Stage, epoch: int) -> dict[str, float]:
+    """The mean losses of an epoch; raises TrainingError if one of them, or a weight after it, is not finite."""
     # One wait for the device, at the end of the epoch: all its losses at once.
     table = {key: torch.stack([record[key] for record in records]) for key in records[0]}
     finite = torch.stack([values.isfinite() for values in table.values()]).all(0).tolist()
@@ -164,17 +157,14 @@ def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, floa
         step = finite.index(False)
         values = ", ".join(f"{key} = {value[step].item()}" for key, value in table.items())
         where = f"epoch {epoch}, step {step + 1} of {len(records)}"
-        raise TrainingError(f"{name}: a loss is not finite at {where} ({values}); {LOST}")
-    return {key: value.mean().item() for key, value in table.items()}
-
-
-def _check_weights(stage: Stage, epoch: int) -> None:
+        raise TrainingError(f"{stage.name}: a loss is not finite at {where} ({values}); {LOST}")
     # The last step's loss was measured before its update.
     state = stage.network.state_dict()
     finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
     if not all(finite):
         broken = list(state)[finite.index(False)]
         raise TrainingError(f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken}); {LOST}")
+    return {key: value.mean().item() for key, value in table.items()}
 
 
 def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -> torch.optim.Optimizer:

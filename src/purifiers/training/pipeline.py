@@ -131,10 +131,7 @@ def train_recipe(
 
 
 def train_variants(run: Run, device: str = "auto") -> None:
-    """Train the variants of ``run``'s recipe below its folder, each by :func:`train_recipe`, into ``run.variants``.
-
-    A variant with the same classifiers uses those of the run.
-    """
+    """Train the variants of ``run``'s recipe below its folder into ``run.variants``; equal classifiers are trained once."""
     own = run.recipe.classifiers()
     for title, recipe in variant_recipes(run.recipe).items():
         say(f"\nvariant: {title}")

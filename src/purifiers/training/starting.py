@@ -18,8 +18,7 @@ from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
 from purifiers.weights import HUB, PURIFIERS, locate
 
-SAMPLE = 1000
-"""Images on which the classifier's accuracy is measured before it is defended."""
+SAMPLE = 1000  # images on which the classifier's accuracy is measured before it is defended
 
 
 def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
@@ -40,7 +39,7 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
 
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
     """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there."""
-    if restart and any(folder.iterdir()):
+    if restart:
         _discard(recipe, folder)
     elif (folder / RECIPE_FILE).is_file():
         if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
@@ -80,7 +79,7 @@ def _places(recipe: Recipe) -> Iterator[str]:
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:
-    if not (folder / RECIPE_FILE).is_file():
+    if any(folder.iterdir()) and not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
     paths = [folder / name for name in RUN_FILES]
     for name in _places(recipe):
