@@ -90,7 +90,7 @@ def _is_folder(where: str) -> bool:
 
 _NO_SAFETENSORS = (
     "'{where}' holds no weights as safetensors: pickles can run code when they are opened, so they are not read. If you trust "
-    "them:  transformers.AutoModelForImageClassification.from_pretrained('{where}').save_pretrained('NEW')  writes a folder NEW"
+    "them:  transformers.AutoModelForImageClassification.from_pretrained('{where}').save_pretrained('NEW')  writes NEW to pass"
 )
 
 

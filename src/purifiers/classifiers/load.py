@@ -187,8 +187,8 @@ def _open(
     if path.suffix in PICKLES:
         anew = f"safetensors.torch.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')"
         raise ConfigError(
-            f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: of weights of the "
-            f"recipe's network,  {anew}  writes a file to give; else give module:function, which returns the classifier"
+            f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: for weights of the "
+            f"recipe's network,  {anew}  writes a file to give; else give a module:function that returns the classifier"
         )
     if path.suffix != ".pt2" and ":" not in source:
         hint = nearest(source, weights.CLASSIFIERS)

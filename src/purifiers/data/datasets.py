@@ -48,7 +48,7 @@ def load_images(name: str, split: Literal["train", "test"], **options: Any) -> I
     load = DATASETS[name].load
     given = {key: value for key, value in options.items() if value is not None}
     if unknown := given.keys() - inspect.signature(load).parameters:
-        raise ConfigError(f"the data set '{name}' takes no data.{unknown.pop()}")
+        raise ConfigError(f"the data set '{name}' takes no data.{min(unknown)}")
     return load(split, **given)
 
 

@@ -32,7 +32,7 @@ class TrainingSOAP(Optimisation):
     reconstruction and 0.1 for the others, without its negative half for consistency.
     """
 
-    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # of the auxiliary loss; in the authors' log 0.5 for rotation
+    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # weight of the auxiliary loss; for rotation 0.5 in their log
     noise: float = Field(default=0.1, ge=0, allow_inf_nan=False)
 
 
