@@ -42,9 +42,10 @@ STUDENTS: dict[str, tuple[str, ...]] = {
     "student_at": ("AT",),
     "student_nt": ("NT",),
     "student_other": ("AT", "NT"),
+    "student_nt_other": ("NT",),
 }
-"""The students and their teachers. All but the first are for Table 2, with the paper's losses; the last has the other reading
-of equation 5."""
+"""The students and their teachers. All but the first are for Table 2, with the paper's losses; the last two have the other
+reading of equation 5."""
 PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0)
 PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0}
 
@@ -57,7 +58,7 @@ def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
     paper = student.model_copy(update=PAPERS_LOSSES)
     reading = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
     other = paper.model_copy(update={"nt_teacher_input": reading})
-    configs = dict.fromkeys(STUDENTS, paper) | {"student": student, "student_other": other}
+    configs = dict.fromkeys(STUDENTS, paper) | {"student": student, "student_other": other, "student_nt_other": other}
     return {name: config for name, config in configs.items() if name != "student_paper" or paper != student}
 
 
