@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.classifiers.probes import logits_of
 from purifiers.data import ImageSet, as_image_set, to_float
-from purifiers.errors import InputError
+from purifiers.errors import InputError, PurifiersError
 from purifiers.purifier import PurifiedClassifier
 
 LOOK = 2
@@ -58,13 +57,24 @@ def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InputError: the model fails, or returns no finite logits of at least two classes.
     """
-    logits = logits_of(name, model, images)
-    if logits.shape[1] < 2:
-        raise InputError(f"{name} must return logits of at least 2 classes; got shape {tuple(logits.shape)}")
+    shape = tuple(images.shape)
+    try:
+        logits = model(images)
+    except PurifiersError:
+        raise
+    except Exception as error:
+        other = {parameter.dtype for parameter in model.parameters()} - {images.dtype}
+        hint = f"; its parameters are {other.pop()}: convert it with .float()" if other else ""
+        raise InputError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}{hint}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != shape[0] or logits.shape[1] < 2:
+        raise InputError(
+            f"{name} must return a tensor of logits (N, at least 2 classes); for images of shape {shape} it returns "
+            f"{_described(logits)}"
+        )
     if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
         raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
     if not logits.isfinite().all():
-        raise InputError(f"{name} returns logits that are NaN or infinite for images {tuple(images.shape)}")
+        raise InputError(f"{name} returns logits that are NaN or infinite for images of shape {shape}")
     return logits
 
 
