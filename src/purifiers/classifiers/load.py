@@ -109,8 +109,8 @@ def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence
     with torch.no_grad():
         logits, alone = (logits_of(name, classifier, batch, ConfigError) for batch in (images, images[:1]))
     if are_probabilities(logits).all():
-        effect = "whose gradient vanishes, so that attacks look weaker than they are"
-        say(f"warning: the outputs of {name} are probabilities, {effect}; return the logits, from before the softmax")
+        found = f"the outputs of {name} lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes"
+        say(f"warning: {found}, so that attacks look weaker than they are; return the logits, from before the softmax")
     random = is_random(classifier, images)
     if classes and logits.shape[1] != len(classes):
         named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
