@@ -177,12 +177,12 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
     """The teachers, from ``starts`` if they name one, and the students."""
     recipe, data = run.recipe, run.images("train")
     pairs = torch.cat([data.images, attack_training_images(run, panel, data)], dim=1)
-    nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
+    nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:
         start = train_latent(run, panel, pairs)
     guided = at_losses(recipe.teacher_at, panel)
-    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, guided, list(panel.classifiers), start)
+    at = train_purifier(run, "teacher_at", recipe.teacher_at, pairs, guided, list(panel.classifiers), start)
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
@@ -190,7 +190,7 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
         distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
         start = at if student.start == "teacher_at" else starts.get("student")
         parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
-        _train_purifier(run, name, student, pairs, distilled, parents, start)
+        train_purifier(run, name, student, pairs, distilled, parents, start)
 
 
 def _train_classifier(run: Run, name: str) -> nn.Module:
@@ -201,7 +201,7 @@ def _train_classifier(run: Run, name: str) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def _train_purifier(
+def train_purifier(
     run: Run,
     name: str,
     optimisation: Optimisation,
@@ -210,6 +210,10 @@ def _train_purifier(
     parents: Sequence[nn.Module] = (),
     start: nn.Module | None = None,
 ) -> nn.Module:
+    """Train the stage ``name`` of ``run``, a purifier, from the weights of ``start`` if there is one, into ``run.purifiers``.
+
+    ``images`` may have adversarial examples stacked along the channels; ``parents`` are networks that decide the result.
+    """
     # All students start from the same weights and see the same batches, so that they differ in their teachers alone.
     stream = "student" if name in STUDENTS else name
     network = seeded(run, stream, run.recipe.purifier.build)
