@@ -5,20 +5,16 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, TrainingError
-
-LOCK_FILE = ".lock"
-"""In a folder where a process trains; it stays there, empty."""
 
 
 @contextmanager
@@ -43,20 +39,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and keep others from training in it, or raise; the lock ends with the process."""
+    """Make ``folder`` and keep others from training in it, or raise; the lock ends with the process, and is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        with suppress(NotImplementedError):  # some network file systems have no locks
-            lock.acquire()
-    except Timeout as error:
-        raise TrainingError(f"another process trains in {folder}: wait for it, or choose another output folder") from error
+        import fcntl
+    except ModuleNotFoundError:  # Windows has no locks for folders
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"another process trains in {folder}: wait for it, or choose another output folder") from error
+        except OSError:  # some network file systems have none
+            pass
         yield
     finally:
-        lock.release()
+        os.close(handle)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

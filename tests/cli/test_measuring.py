@@ -88,7 +88,8 @@ def test_baselines_are_never_trained_for_another_classifier_than_the_runs(
 def test_the_network_of_a_trained_classifier_cannot_be_changed(
     tiny_run: Run, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, str(tiny_run.folder), "--set", "classifier.network.depth=32", *CPU]) == 1
+    sigma = ["--sigma", "0.1"] if command == "certify" else []
+    assert main([command, str(tiny_run.folder), "--set", "classifier.network.depth=32", *sigma, *CPU]) == 1
     assert "classifier.network" in capsys.readouterr().err
 
 

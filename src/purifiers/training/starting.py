@@ -16,7 +16,6 @@ from purifiers.recipes.schema import STARTS, Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
 from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
-from purifiers.storage import LOCK_FILE
 from purifiers.weights import HUB, PURIFIERS, locate
 
 SAMPLE = 1000
@@ -82,7 +81,7 @@ def _places(recipe: Recipe) -> Iterator[str]:
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:
-    if all(path.name == LOCK_FILE for path in folder.iterdir()):
+    if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
