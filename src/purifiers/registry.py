@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from purifiers.device import float32_on_cpu
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.storage import digest, load_tensors, save_tensors, write_text
 from purifiers.version import __version__
@@ -118,6 +119,7 @@ NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", 
 """Networks that purify images, and classifiers: subclasses of :class:`purifiers.networks.Network`."""
 
 
+@float32_on_cpu()
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build the network ``name`` with its constructor's ``arguments``; one that is a network is a mapping: its name under
     ``network``, beside its own arguments.
@@ -189,6 +191,7 @@ def save_network(folder: Path, network: nn.Module) -> None:
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
+@float32_on_cpu()
 def load_network(folder: Path) -> nn.Module:
     """Load what :func:`save_network` wrote, in evaluation mode, on the CPU.
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,10 @@ def _open(
             f"recipe's network,  {anew}  writes a file to give; else give a module:function that returns the classifier"
         )
     if path.suffix != ".pt2" and ":" not in source:
-        hint = nearest(source, weights.CLASSIFIERS)
+        module, hint = source.removesuffix(".py"), nearest(source, weights.CLASSIFIERS)
+        with registry.user_modules():
+            if all(map(str.isidentifier, module.split("."))) and find_spec(module.split(".")[0]) is not None:
+                raise ConfigError(f"'{source}' is a module: name its function that returns the classifier, {module}:function")
         raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
     classifier = load_exported(path) if path.suffix == ".pt2" else _call(source)
     return classifier if mean is None or std is None else Normalized(classifier, mean, std)

@@ -137,14 +137,15 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
 
 def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     state = load_state(checkpoint)
-    advice = f"delete {checkpoint.parent} to train this part again, or --restart to discard all"
+    advice = f"delete {checkpoint.parent} to train this part again, or restart to discard all"
     if state.get("fingerprint") != stage.fingerprint:
-        raise CheckpointError(f"{checkpoint} was trained with another recipe, seed or data; give another --output, {advice}")
+        fault = f"{checkpoint} was trained with another recipe, seed or data"
+        raise CheckpointError(f"{fault}; choose another output folder, {advice}")
     # Any machine may read a finished one, but generators of different devices draw different numbers.
     started, here = state["device"], stage.images.device.type
     if len(state["history"]) < stage.optimisation.epochs and started != here:
         fault = f"{checkpoint} was started on {started} and cannot resume on {here}"
-        raise CheckpointError(f"{fault}: give --device {started}, {advice}")
+        raise CheckpointError(f"{fault}: choose {started} as device, {advice}")
     return state
 
 
