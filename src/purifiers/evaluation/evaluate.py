@@ -23,9 +23,9 @@ from purifiers.evaluation import metrics
 from purifiers.evaluation.evaluator import Evaluator, as_data, check_defended
 from purifiers.evaluation.metrics import count_parameters, measure_cost, peak_flops
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
+from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import refuse_gradients
-from purifiers.recipes.load import faults
 from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, Run, own_classifier, student_configs
 from purifiers.seeds import seed_for
@@ -66,7 +66,7 @@ def evaluate(
     attacks: Mapping[str, Attack | str] | None = None,
     views: Sequence[str] | str = ("blind",),
     limits: Mapping[str, int] | None = None,
-    name: str = "purifier",
+    purifier_name: str = "purifier",
     classifier_name: str = "classifier",
     seed: int = 0,
     batch_size: int = 250,
@@ -84,7 +84,7 @@ def evaluate(
             steps), FGSM, BIM and CW of the paper.
         views: threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind`` attacks the classifier alone, ``full`` both.
         limits: an attack's name -> on how many random images it is run.
-        name, classifier_name: for the records.
+        purifier_name, classifier_name: for the records.
         seed: decides every random choice.
         batch_size: images at once.
         cache: a folder where finished attacks and measurements are kept, so that a stopped evaluation resumes.
@@ -113,9 +113,11 @@ def evaluate(
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
         with frozen(defended):
-            check_defended(name, defended, data)
+            check_defended(purifier_name, defended, data)
             evaluator = Evaluator(classifier, classifier_name, data, seed, batch_size, Cache(cache))
-            records, warnings = evaluator.evaluate(name, purifier, lambda view: chosen, views, lambda _, key: counts.get(key))
+            records, warnings = evaluator.evaluate(
+                purifier_name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
+            )
         return Results(
             recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},
             seed=seed,

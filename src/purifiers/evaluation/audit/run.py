@@ -26,9 +26,10 @@ from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import LOOK, Evaluator, as_data, check_defended, check_logits
 from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
 from purifiers.evaluation.trust.checks import Check
+from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import AuditSettings
-from purifiers.recipes.load import faults, set_value
+from purifiers.recipes.load import set_value
 from purifiers.registry import CONFIG_FILE
 from purifiers.runs import Run, is_run, open_defended, own_classifier, prepare_baselines
 from purifiers.seeds import seed_for
@@ -42,7 +43,7 @@ def audit(
     *,
     settings: AuditSettings | Mapping[str, Any] | None = None,
     surrogates: Mapping[str, nn.Module] | None = None,
-    name: str = "purifier",
+    purifier_name: str = "purifier",
     classifier_name: str = "classifier",
     seed: int = 0,
     batch_size: int = 250,
@@ -56,7 +57,7 @@ def audit(
             8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels; ``{"images": 20}`` gives a
             first impression. Keys may be dotted: ``{"attacks.PGD.num_steps": 50}``.
         surrogates: further models, images -> logits, by name: an attacker without access attacks these instead.
-        name, classifier_name, seed, batch_size, cache: see :func:`purifiers.evaluate`.
+        purifier_name, classifier_name, seed, batch_size, cache: see :func:`purifiers.evaluate`.
 
     Returns:
         All records, among them the worst case (view ``worst``), and the trust checks; ``print`` shows the records as a table.
@@ -68,7 +69,7 @@ def audit(
     with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
         defended = PurifiedClassifier(purifier, classifier)
         data = as_data(defended, images, labels, batch_size)
-        subject = Subject(name, defended, classifier_name)
+        subject = Subject(purifier_name, defended, classifier_name)
         return audit_all([subject], data, settings, surrogates, seed=seed, batch_size=batch_size, cache=cache)
 
 
