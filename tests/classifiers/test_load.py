@@ -152,7 +152,7 @@ def test_a_function_of_the_users_own(module: str, data: ImageSet) -> None:
         ("Dropping", "deterministic"),
         ("Counting", "deterministic"),
         ("Detached", "no gradient"),
-        ("Fragile", r"fails on images \(2, 3, 16, 16\): RuntimeError"),
+        ("Fragile", r"fails on images of shape \(2, 3, 16, 16\): RuntimeError"),
         ("infinite", "finite"),
         ("broken", r"RuntimeError: no weights here \(.*my_classifiers\.py:\d+\)"),
         ("number", "returned a int"),

@@ -193,8 +193,6 @@ def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
         InputError: the model fails, or returns no finite logits of at least two classes.
     """
     logits = logits_of(name, model, images)
-    if logits.shape[1] < 2:
-        raise InputError(f"{name} must return logits of at least 2 classes; got shape {tuple(logits.shape)}")
     if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
         raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
     if not logits.isfinite().all():
