@@ -33,6 +33,11 @@ STALE = 24 * 3600
 """After so many seconds a temporary file is one that a killed process left."""
 
 
+@cache
+def _versions() -> list[str]:
+    return [__version__, *(version(library) for library in LIBRARIES)]
+
+
 class Cache:
     """Finished results, one file for each: ``<kind>-<key>.safetensors``.
 
@@ -66,8 +71,7 @@ class Cache:
             with reproducible(0, images.device):
                 outputs = model(few)
             gradient = gradient_at(model, few)
-        versions = [__version__, *(version(library) for library in LIBRARIES)]
-        return digest(self._describe([model, outputs, gradient, images, *others, versions, images.device.type]))
+        return digest(self._describe([model, outputs, gradient, images, *others, _versions(), images.device.type]))
 
     def load(self, kind: str, key: str, accept: Callable[[State], T]) -> T | None:
         """What ``accept`` makes of an entry; None if there is none, or a damaged one: ``accept`` raised an error."""

@@ -164,7 +164,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     torch.manual_seed(0)
     Purifier(CAE(widths=[4, 6], blocks=[1, 1], skip_every=1)).save_pretrained(folder / "small")
-    save_network(folder / "classifier", ResNet(20, width=4))
+    save_network(folder / "classifier", ResNet(8, width=4))
     command = ["app", str(folder / "small"), "--recipe", "digits", "--classifier", str(folder / "classifier"), "--port", "0"]
     with (
         (folder / "errors").open("w+") as errors,

@@ -96,7 +96,7 @@ def resnet() -> ResNet:
     """Trained on the digits for a few seconds."""
     data = load_digits("train")
     with reproducible(0, torch.device("cpu")):
-        network = ResNet(20, width=4)
+        network = ResNet(8, width=4)
         optimiser = torch.optim.Adam(network.parameters(), 1e-2)
         for _ in range(4):
             for chosen in torch.randperm(len(data)).split(64):

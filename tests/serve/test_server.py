@@ -133,11 +133,11 @@ def test_a_runs_normalisation_belongs_to_the_runs_classifier_by_any_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    network = ResNet(depth=20, width=4, num_classes=10).eval()
+    network = ResNet(depth=8, width=4, num_classes=10).eval()
     for name in ("c", "other"):
         save_tensors(Path(f"{name}.safetensors"), network.state_dict())
     given = [
-        *("classifier.network.depth=20", "classifier.network.width=4"),
+        *("classifier.network.depth=8", "classifier.network.width=4"),
         *(("classifier.source", "c.safetensors"), ("classifier.mean", [0.5]), ("classifier.std", [0.25])),
     ]
     Path("run").mkdir()

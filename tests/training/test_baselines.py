@@ -86,7 +86,7 @@ class Said(nn.Module):
 
 
 def small(task: Task) -> SOAP:
-    return SOAP(ResNet(depth=20, num_classes=2, width=4), task=task)
+    return SOAP(ResNet(depth=8, num_classes=2, width=4), task=task)
 
 
 def test_soaps_losses_by_hand() -> None:
@@ -130,7 +130,7 @@ def test_soaps_losses_by_hand() -> None:
 
 def test_the_joint_pass_gives_what_the_parts_give() -> None:
     torch.manual_seed(0)
-    purifier = SOAP(ResNet(depth=20, width=4), task="rotation").eval()
+    purifier = SOAP(ResNet(depth=8, width=4), task="rotation").eval()
     images, others = torch.rand(2, 2, 3, 8, 8)
     logits, answer = JointTraining(purifier)(images, others)
     torch.testing.assert_close(logits, purifier.classifier(images))
@@ -140,7 +140,7 @@ def test_the_joint_pass_gives_what_the_parts_give() -> None:
 
 def test_features_are_those_of_the_layer() -> None:
     torch.manual_seed(0)
-    network = ResNet(depth=20, width=4).eval()
+    network = ResNet(depth=8, width=4).eval()
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(Features(network, "layer3")(images), network.features(images).flatten(1))
     assert torch.equal(Features(network, None)(images), network(images))
