@@ -194,7 +194,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("the page in a browser needs chromium or chrome, and there is none on the PATH")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
 

@@ -213,20 +213,3 @@ def test_what_cannot_classify_these_images_is_refused(served: Served, tmp_path: 
     ]:
         with pytest.raises(ConfigError, match=message):
             served(what, "--classifier", *words)
-
-
-def test_serving_imports_nothing_that_trains_or_evaluates() -> None:
-    code = """
-import sys
-import purifiers.serve.server
-from purifiers import Purifier
-Purifier.from_pretrained("cifar10")
-print(*{name.partition(".")[2] for name in sys.modules if name.startswith("purifiers.")})
-print(*{"foolbox", "lightning_fabric", "matplotlib", "scipy", "skimage", "sklearn", "torchmetrics"} & sys.modules.keys())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
-    ours, others = done.stdout.split("\n")[:2]
-    rooms = {name.partition(".")[0] for name in ours.split()}
-    assert {"serve", "purifier"} <= rooms
-    assert not rooms & {"training", "evaluation", "attacks", "recipes", "reports", "runs"}
-    assert not others
