@@ -174,10 +174,10 @@ def digits(shared: Shared) -> Run:
         "classifier.training.batch_size=32",
         "baselines.NRP.limit=320",
         "baselines.NRP.attack.num_steps=4",
-        "baselines.NRP.training.epochs=7",
+        "baselines.NRP.training.epochs=6",
         "baselines.NRP.training.batch_size=16",
     ]
-    for task, epochs, noise in (("reconstruction", 4, 0.5), ("rotation", 14, 0), ("consistency", 4, 0.1)):
+    for task, epochs, noise in (("reconstruction", 4, 0.5), ("rotation", 11, 0), ("consistency", 4, 0.1)):
         overrides.append(f"baselines.SOAP, {task}={SMALL_SOAP.format(task=task, epochs=epochs, noise=noise)}")
     overrides.append("baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}")
     with shared("digits") as folder:
