@@ -51,7 +51,7 @@ def test_a_shipped_purifier_loads_by_name_and_its_card_says_what_it_is(name: str
         "seed ",
         "at commit ",
         "| clean images |",
-        "| PGD8 | blind |",
+        "| PGD-20, 8/255 | blind |",
         "## Limits",
         "against attackers who know it" if recipe_of(name).student.attack else "**not** the purifier",
     ):
@@ -127,4 +127,4 @@ def test_a_shipped_purifier_is_as_good_as_its_card_says(
     classifier, adversarial = attacked(recipe.classifier.source or recipe.weights["classifier"])
     model = PurifiedClassifier(Purifier.from_pretrained(name), classifier)
     assert right(model, images, data) == close_to(accuracies_in(name)["accuracy (none, view none)"])
-    assert right(model, adversarial, data) == close_to(accuracies_in(name)["accuracy (FGSM, view blind)"])
+    assert right(model, adversarial, data) == close_to(accuracies_in(name)["accuracy (FGSM, 8/255, view blind)"])
