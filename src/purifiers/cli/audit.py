@@ -16,7 +16,7 @@ def audit(
     *,
     changes: options.EvaluationChanges,
     recipe: options.BehindRecipe = None,
-    images: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack at most N images.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack at most N images.")] = None,
     no_checks: Annotated[
         bool, typer.Option("--no-checks", help="Skip the checks of how far the attacks can be trusted.")
     ] = False,
@@ -28,7 +28,7 @@ def audit(
 
     Attack purifier and classifier together: by an attacker who knows both, only the classifier, only other models, or who
     can only send queries. The number to quote is the worst case over all attacks, image by image. Writes audit.json, audit.md
-    and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --images 50 gives a first impression.
+    and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --limit 50 gives a first impression.
     """
     from purifiers.console import duration, say
     from purifiers.evaluation.audit.open import open_audited
@@ -39,7 +39,7 @@ def audit(
     from purifiers.runs import RECIPE_FILE, is_run, prepare_baselines
 
     overrides = changes.overrides(trained=True)
-    overrides += [("audit.images", images)] if images else []
+    overrides += [("audit.images", limit)] if limit else []
     overrides += [("audit.check_images", 0)] if no_checks else []
     runs = [Path(name) for name in purifiers if is_run(name)]
     if recipe and len(runs) == len(purifiers):

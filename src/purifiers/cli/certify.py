@@ -35,7 +35,7 @@ def certify(
     ] = 1000,
     n0: Annotated[int, typer.Option("--n0", metavar="N", help="Noisy copies per image to select its class.")] = 100,
     alpha: Annotated[float, typer.Option(metavar="P", help="Probability that a certificate is wrong, at most.")] = 0.001,
-    images: Annotated[int, typer.Option(metavar="N", min=1, help="Certify N random test images.")] = 100,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Certify at most N random test images.")] = 100,
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/NAME-certificate")] = None,
     device: options.Device = "auto",
 ) -> None:
@@ -48,20 +48,24 @@ def certify(
     from purifiers import weights
     from purifiers.console import say
     from purifiers.evaluation.certify import Smoothing, certify_run
+    from purifiers.recipes.load import load_recipe
     from purifiers.reports.certificate_report import certificate_tables, write_certificate
-    from purifiers.runs import is_run, open_defended
+    from purifiers.runs import is_run, open_defended, recipe_of
 
     overrides = changes.overrides(trained=True)
     own = weights.locate(purifier) if is_run(purifier) else None
     name = purifier if purifier in weights.NAMES else Path(purifier).resolve().name
     folder = output or own or Path("runs") / f"{name}-certificate"
     refuse_other_run(folder, own)
+    if sigma is None and (trained := recipe_of(purifier, recipe)) is not None:
+        sigma = load_recipe(trained, overrides).student.noise
+        if not sigma:
+            raise ConfigError(f"{purifier} was not trained on Gaussian noise (student.noise): give --sigma")
+    smoothing = None if sigma is None else Smoothing(sigma, n0, n, alpha)  # before anything is downloaded
     run = open_defended(purifier, overrides, folder, recipe, device)
     run.cache = folder / "cache"
-    if sigma is None and not run.recipe.student.noise:
-        raise ConfigError("this purifier was not trained on Gaussian noise (student.noise): give --sigma")
-    smoothing = Smoothing(run.recipe.student.noise if sigma is None else sigma, n0, n, alpha)
-    certificate = certify_run(run, name, smoothing, images)
+    assert smoothing is not None  # a purifier without a recipe is not opened
+    certificate = certify_run(run, name, smoothing, limit)
     page = write_certificate(certificate, folder)
     for table in certificate_tables(certificate):
         table.show(caption=True)

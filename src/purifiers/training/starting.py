@@ -18,8 +18,7 @@ from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
 from purifiers.weights import HUB, PURIFIERS, locate
 
-SAMPLE = 1000
-"""Images on which the classifier's accuracy is measured before it is defended."""
+SAMPLE = 1000  # images on which the classifier's accuracy is measured before it is defended
 
 
 def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
@@ -29,9 +28,8 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
             hint = nearest(start, [*PURIFIERS, *(STARTS if stage == "student" else ())])
-            raise MissingFileError(
-                f"{stage}.start: there is no purifier at '{start}'{hint} (or give the --output of 'purifiers train')"
-            )
+            advice = "or the output folder of a training"
+            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{hint} ({advice})")
         network = load_network(locate(start))
         if (found := describe(network)) != expected:
             raise ConfigError(f"{stage}.start: '{start}' does not have the structure of the purifier: {found}, not {expected}")
@@ -47,10 +45,10 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
         if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
             listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
             listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
-            hint = "give another --output, or --restart to discard what is there"
+            hint = "choose another output folder, or restart to discard what is there"
             raise CheckpointError(f"{folder} was made with another recipe: {listed}; {hint}")
     elif found := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
-        raise ConfigError(f"{folder} holds a network that was not trained there ({found}): give another --output")
+        raise ConfigError(f"{folder} holds a network that was not trained there ({found}): choose another output folder")
 
 
 def report_accuracy(run: Run, data: ImageSet) -> None:
@@ -81,9 +79,7 @@ def _places(recipe: Recipe) -> Iterator[str]:
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / RECIPE_FILE).is_file():
+    if any(folder.iterdir()) and not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
     paths = [folder / name for name in RUN_FILES]
     for name in _places(recipe):
