@@ -214,7 +214,7 @@ def test_a_normalisation_that_is_given(module: str, data: ImageSet, tmp_path: Pa
     assert fingerprint(given) != fingerprint(bare)
     network = ResNet(8, 2, width=2, mean=mean, std=std)
     save_tensors(tmp_path / "w.safetensors", network.state_dict())
-    narrow = {"network": "resnet", "depth": 20, "width": 2}
+    narrow = {"network": "resnet", "depth": 8, "width": 2}
     loaded = load_classifier(str(tmp_path / "w.safetensors"), data, **options(narrow, mean=mean, std=std))
     assert fingerprint(loaded) == fingerprint(network)
     save_network(tmp_path / "saved", network)
@@ -246,7 +246,7 @@ def test_a_classifier_that_changes_while_it_is_used_is_found() -> None:
 
 def test_files_and_folders(tmp_path: Path, data: ImageSet) -> None:
     torch.manual_seed(0)
-    network = ResNet(8, 2)
+    network = ResNet(20, 2)
     save_tensors(tmp_path / "w.safetensors", network.state_dict())
     save_network(tmp_path / "saved", network)
     for source in ("w.safetensors", "saved"):
