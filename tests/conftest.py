@@ -13,7 +13,7 @@ from filelock import FileLock
 from hypothesis import settings
 from torch import Tensor, nn
 
-from purifiers.attacks.autoattack import make_reference
+from purifiers.attacks.libraries import make_reference
 from purifiers.cli import main
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
@@ -104,7 +104,7 @@ def brief_square(monkeypatch: pytest.MonkeyPatch) -> None:
         reference.square.n_queries = 50
         return reference
 
-    monkeypatch.setattr("purifiers.attacks.autoattack.make_reference", brief)
+    monkeypatch.setattr("purifiers.attacks.libraries.make_reference", brief)
 
 
 @pytest.fixture

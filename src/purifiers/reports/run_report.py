@@ -6,7 +6,7 @@ from pathlib import Path
 
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.evaluation.audit.result import Audit
-from purifiers.evaluation.examples import Examples
+from purifiers.evaluation.evaluate import Examples
 from purifiers.evaluation.records import CLEAN, VARIANT, Results
 from purifiers.hub import RUN_CARD_FILE
 from purifiers.reports import comparison, tables
