@@ -90,8 +90,8 @@ class Linear(nn.Module):
 def brief_timing() -> Iterator[None]:
     """Speeds are measured, but briefly: how high they are is not tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("purifiers.evaluation.cost.LEAST_SECONDS", 0.01)
-        patch.setattr("purifiers.evaluation.cost.SIZE", {"cpu": 256})
+        patch.setattr("purifiers.evaluation.metrics.LEAST_SECONDS", 0.01)
+        patch.setattr("purifiers.evaluation.metrics.SIZE", {"cpu": 256})
         yield
 
 
