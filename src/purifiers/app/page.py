@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from purifiers.app.samples import Samples, read_picture
+from purifiers.app.samples import read_picture
 from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
 from purifiers.attacks import Attack, show_fraction
-from purifiers.data import to_float, to_uint8
+from purifiers.data import ImageSet, to_float, to_uint8
 from purifiers.errors import PurifiersError, require
 from purifiers.purifier import PurifiedClassifier
-from purifiers.serve.address import bind
+from purifiers.serve.server import serve_app
 
 WAITING = 16
 """Attacks in the queue, at most."""
@@ -32,7 +32,6 @@ BEST = 3
 """Classes whose scores are shown."""
 KNOWS = {"the classifier only": "blind", "the classifier and the purifier": "full"}
 """What the attacker knows, as the page says it -> the view."""
-_STYLE = Path(__file__).with_name("page.css")
 _EMPTY = "<p class='hint'>Choose an image, choose an attack, and press <b>Attack</b>.</p>"
 _SCROLL = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
@@ -44,6 +43,7 @@ class Defence:
     Attributes:
         name, classifier: the names of the purifier and of the classifier behind it.
         samples: images to begin with, on the device of ``defended``; their size and classes are the classifier's.
+        credit: their origin, in a sentence.
         robustness: what was measured of the purifier, in a sentence.
         epsilon: the attack's strength at first, in [0,1] units.
     """
@@ -51,25 +51,18 @@ class Defence:
     defended: PurifiedClassifier
     name: str
     classifier: str
-    samples: Samples
+    samples: ImageSet
+    credit: str
     robustness: str
     epsilon: float
 
 
 def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C: arguments and errors as of :func:`purifiers.serve.server.serve_app`."""
 
-    Args:
-        host: an address of this machine; ``127.0.0.1`` for this machine alone.
-        port: 0 for any free one.
-        ready: called with the page's URL as soon as it can be opened.
-
-    Raises:
-        ConfigError: gradio is not installed, or the address cannot be used.
-    """
-    with bind(host, port) as listening:
-        gradio, fastapi, uvicorn = (require(name) for name in ("gradio", "fastapi", "uvicorn"))
-        app = gradio.mount_gradio_app(
+    def make() -> Any:
+        gradio, fastapi = require("gradio"), require("fastapi")
+        return gradio.mount_gradio_app(
             fastapi.FastAPI(),
             make_page(defence),
             path="/",
@@ -81,18 +74,17 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
             enable_monitoring=False,
             mcp_server=False,
             theme=_theme(gradio),
-            css_paths=_STYLE,
+            css_paths=Path(__file__).with_name("page.css"),
         )
-        listening.listen()
-        address, taken = listening.getsockname()[:2]
-        ready(f"http://{f'[{address}]' if ':' in address else address}:{taken}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listening])
+
+    serve_app(make, host, port, ready=ready, log_level="warning", timeout_graceful_shutdown=1)
 
 
 def make_page(defence: Defence) -> Any:
     """The page, as Gradio's Blocks; raises ConfigError if gradio is not installed."""
     gr = require("gradio")
-    data, captions = defence.samples.data, defence.samples.captions
+    data = defence.samples
+    captions = [data.classes[label] for label in data.labels.tolist()]
     height, width = data.images.shape[2:]
     pictures = [data.images[i].cpu() for i in range(len(data))]
 
@@ -146,7 +138,7 @@ def make_page(defence: Defence) -> Any:
                 button = gr.Button("Attack", variant="primary", size="lg", elem_id="attack")
             with gr.Column(scale=3, min_width=320):
                 result = gr.HTML(_EMPTY, padding=False, elem_id="result")
-                gr.HTML(_HTML.about(defence.robustness, defence.samples.credit), padding=False)
+                gr.HTML(_HTML.about(defence.robustness, defence.credit), padding=False)
         shown = [chosen, preview, result]
         samples.select(choose, None, [*shown, dropped], api_visibility="private")
         unread = dropped.upload(drop, dropped, [*shown, samples], api_visibility="private")

@@ -12,15 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from purifiers.cli.app import app
-from purifiers.cli.audit import audit
-from purifiers.cli.certify import certify
-from purifiers.cli.evaluate import evaluate
-from purifiers.cli.export import export
-from purifiers.cli.purify import purify
-from purifiers.cli.reproduce import demo, reproduce
-from purifiers.cli.serve import serve
-from purifiers.cli.train import train
+from purifiers.cli.measuring import audit, certify, evaluate
+from purifiers.cli.training import demo, reproduce, train
+from purifiers.cli.using import app, export, purify, serve
 from purifiers.errors import OutOfTime, PurifiersError, explain_missing
 from purifiers.version import __version__
 from purifiers.weights import CLASSIFIERS, PURIFIERS

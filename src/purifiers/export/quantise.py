@@ -28,15 +28,14 @@ class Loss:
         n: images.
         largest: difference of an output from the float file's.
         psnr: of the purified images to the float file's, mean in dB; None where the output is logits.
-        agreement: share of the images that both classify alike; None without a classifier.
-        accuracy: of the float file and of the 8-bit one, in [0,1]; None without a classifier.
+        shares: accuracy of the float file and of the 8-bit one, and the share of the images that both classify alike, in
+            [0,1]; None without a classifier.
     """
 
     n: int
     largest: float
     psnr: float | None
-    agreement: float | None
-    accuracy: tuple[float, float] | None
+    shares: tuple[float, float, float] | None
 
 
 def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str, str]) -> None:
@@ -88,13 +87,12 @@ def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier
                 outputs = [] if classifier is None else [classifier(output.clamp(0, 1)) for output in outputs]
             if outputs:
                 predictions.append(torch.stack([classes(output) for output in outputs]))
-    n = len(images)
-    quality = torch.cat(ratios).mean().item() if ratios else None
-    if not predictions:
-        return Loss(n, largest, quality, None, None)
-    before, after = torch.cat(predictions, dim=1)
-    labels = images.labels.cpu()
-    return Loss(n, largest, quality, matches(before, after) / n, (matches(before, labels) / n, matches(after, labels) / n))
+    n, shares = len(images), None
+    if predictions:
+        (before, after), labels = torch.cat(predictions, dim=1), images.labels.cpu()
+        counts = matches(before, labels), matches(after, labels), matches(before, after)
+        shares = (counts[0] / n, counts[1] / n, counts[2] / n)
+    return Loss(n, largest, torch.cat(ratios).mean().item() if ratios else None, shares)
 
 
 @contextmanager

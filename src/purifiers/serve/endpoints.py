@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels
+from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
 from purifiers.data.files import read_rgb
 from purifiers.errors import DataError, ImageTooLargeError, InputError, explain_missing
 from purifiers.purifier import Purifier
+from purifiers.registry import place
 from purifiers.serve.batching import Batcher, Function
 from purifiers.version import __version__
 
@@ -69,10 +70,13 @@ class Service:
     """A purifier, and a classifier behind it, with their queue and metrics.
 
     Args:
-        purifier, classifier: both on ``device``; without a classifier there is no ``/classify``.
+        purifier, classifier: they are put on ``device``; without a classifier there is no ``/classify``.
         names: of the classes.
         batch_size: images that are processed together, at most.
         batch_timeout: seconds that the first image of a batch waits for others.
+
+    Raises:
+        ConfigError: the purifier does not take RGB.
     """
 
     purifier: Purifier
@@ -84,6 +88,9 @@ class Service:
     batch_timeout: float = 0.01
 
     def __post_init__(self) -> None:
+        refuse_other_channels(self.purifier.placed(self.device))
+        if self.classifier is not None:
+            self.classifier = place(self.classifier, self.device)
         self.waiting = 0
         self.registry = of = CollectorRegistry()
         self.requests = Counter("purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=of)
