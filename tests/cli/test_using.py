@@ -64,12 +64,12 @@ def test_options_of_serve_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatc
     (service, *others), (plain, _, *defaults) = calls
     assert others == ["secret", "0.0.0.0", 9000, {"timeout_graceful_shutdown": 30}]
     assert (service.batch_size, service.batch_timeout) == (4, 0.5)
-    assert (service.limits.max_bytes, service.limits.max_pixels, service.limits.max_queue) == (100, 50, 3)
+    assert (service.max_bytes, service.max_pixels, service.max_queue) == (100, 50, 3)
     assert service.names == tuple("0123456789")
     assert fingerprint(service.classifier) == fingerprint(load_classifier("cifar10-resnet20"))
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(service.purifier(images), tiny_run.purifiers["student"](images))
-    assert (plain.classifier, plain.names, plain.limits.max_pixels, defaults[:2]) == (
+    assert (plain.classifier, plain.names, plain.max_pixels, defaults[:2]) == (
         None,
         None,
         4_000_000,

@@ -48,7 +48,7 @@ def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     purifier = Purifier(CAE(widths=[4, 8], blocks=[1, 1], skip_every=1))
     purifier.save_pretrained(tmp_path / "saved")
-    with server.bind("127.0.0.1", 0) as free:
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = ["serve", "saved", "--port", str(port), "--device", "cpu", "--max-queue", "8", "--batch-timeout", "0.2"]

@@ -124,9 +124,9 @@ def make_page(defence: Defence) -> Any:
                 )
                 dropped = gr.File(label="Or drop an image", file_types=["image"], height=136, elem_id="dropped")
                 preview = gr.HTML(_HTML.preview(pictures[0]), padding=False)
-                attack = gr.Dropdown(
-                    [(_described(name), name) for name in ATTACKS], value=next(iter(ATTACKS)), label="Attack", filterable=False
-                )
+                steps = {name: getattr(make(1.0), "num_steps", 1) for name, make in ATTACKS.items()}
+                choices = [(f"{name}, {count} step{'s' if count > 1 else ''}", name) for name, count in steps.items()]
+                attack = gr.Dropdown(choices, value=choices[0][1], label="Attack", filterable=False)
                 levels = gr.Slider(
                     0,
                     LARGEST_EPSILON,
@@ -149,7 +149,7 @@ def make_page(defence: Defence) -> Any:
 
 
 def trial_html(trial: Trial, name: str, attack: Attack, classes: Sequence[str]) -> str:
-    """The result of ``attack``, called ``name``: pictures, scores and sentences. Class names are escaped."""
+    """The result of ``attack``, called ``name``: pictures, scores and sentences, with class names escaped."""
     return str(_HTML.trial(trial, name, show_fraction(attack.epsilon), classes))
 
 
@@ -171,11 +171,6 @@ def _theme(gr: Any) -> Any:
     return theme.set(**dark_enough, **{key.replace("fill", "fill_hover"): "*primary_800" for key in dark_enough})
 
 
-def _described(name: str) -> str:
-    steps = getattr(ATTACKS[name](1.0), "num_steps", 1)
-    return f"{name}, {steps} step{'s' if steps > 1 else ''}"
-
-
 def _best(prediction: Prediction) -> list[tuple[int, float]]:
     best = prediction.scores.topk(min(BEST, len(prediction.scores)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -192,11 +187,7 @@ def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("purifiers.app", "."),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-)
+_LOADER = jinja2.PackageLoader("purifiers.app", ".")
+_TEMPLATES = jinja2.Environment(loader=_LOADER, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 _TEMPLATES.filters |= {"best": _best, "uri": _uri}
 _HTML: Any = _TEMPLATES.get_template("page.html.j2").module

@@ -71,10 +71,11 @@ def _from_folder(config: Data) -> ImageSet:
     if config.path is None or not Path(config.path).is_dir():
         raise ConfigError(f"there is no folder of images at {config.path}, which names the classes: give it with --data-dir")
     files = class_files(Path(config.path), "test")
-    firsts = [(label, of_class[0]) for label, of_class in enumerate(files.values()) if of_class][:MOST]
-    images = [(label, read_rgb(file)) for label, file in firsts]
-    width, height = (config.size, config.size) if config.size else images[0][1].size
-    return _samples(Path(config.path).name, images, (height, width), tuple(files))
+    there = [(label, of_class[0]) for label, of_class in enumerate(files.values()) if of_class]
+    firsts = {label: read_rgb(file) for label, file in there[:MOST]}
+    width, height = (config.size, config.size) if config.size else next(iter(firsts.values())).size
+    images = torch.stack([_covering(image, height, width) for image in firsts.values()])
+    return ImageSet(Path(config.path).name, images, torch.tensor([*firsts]), tuple(files))
 
 
 def _photographs() -> ImageSet:
@@ -82,14 +83,8 @@ def _photographs() -> ImageSet:
 
     cat = Image.fromarray(data.chelsea())
     horse = Image.fromarray(np.where(data.horse(), 255, 0).astype(np.uint8)).convert("RGB")
-    pictures = [("cat", cat), ("cat", cat.crop((130, 30, 330, 230))), ("horse", horse)]
-    labelled = [(CLASSES.index(name), picture) for name, picture in pictures]
-    return _samples("pictures", labelled, (32, 32), CLASSES)
-
-
-def _samples(name: str, labelled: list[tuple[int, Image.Image]], shape: tuple[int, int], classes: tuple[str, ...]) -> ImageSet:
-    images = torch.stack([_covering(image, *shape) for _, image in labelled])
-    return ImageSet(name, images, torch.tensor([label for label, _ in labelled]), classes)
+    images = torch.stack([_covering(picture, 32, 32) for picture in (cat, cat.crop((130, 30, 330, 230)), horse)])
+    return ImageSet("pictures", images, torch.tensor([CLASSES.index(name) for name in ("cat", "cat", "horse")]), CLASSES)
 
 
 def _covering(image: Image.Image, height: int, width: int) -> Tensor:

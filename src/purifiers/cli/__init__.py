@@ -80,10 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"{error.format_message()}\nTry '{command.command_path if command else 'purifiers'} --help'.", error.exit_code
         )
-    except OutOfTime as error:
-        return _fail(str(error), 3)
     except PurifiersError as error:
-        return _fail(str(error))
+        return _fail(str(error), 3 if isinstance(error, OutOfTime) else 1)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return _fail(f"{error}{'; free some space, then run the same command again to resume' if full else ''}")

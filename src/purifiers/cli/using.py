@@ -55,10 +55,6 @@ def _images(recipe: "Recipe", split: Literal["train", "test"], limit: int) -> "I
     return images.limited(min(limit, own or limit), seed_for(recipe.seed, split, "export"))
 
 
-def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
-
-
 def export(
     purifier: options.WhatOrHub,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .onnx, or .pt2 with --format torch.")],
@@ -128,10 +124,10 @@ def export(
             if trained_for and not (classifier or images):
                 judge = load_classifier(trained_for, test, **known.classifier.options())
             loss = quantisation_loss(whole, target, test, judge)
-            say(f"in float: {_megabytes(whole)}")
+            say(f"in float: {whole.stat().st_size / 1e6:.1f} MB")
     form = f"float32 (batch, {channels}, {size or 'height'}, {size or 'width'}) in [0,1]"
-    version = f", opset {opset}" if format == "onnx" else ""
-    say(f"{target}: {_megabytes(target)}{version}; images, {form} -> {'logits' if classifier else 'purified images'}")
+    about_it = f"{target.stat().st_size / 1e6:.1f} MB" + (f", opset {opset}" if format == "onnx" else "")
+    say(f"{target}: {about_it}; images, {form} -> {'logits' if classifier else 'purified images'}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in exported.shapes)
     checked = f"checked against PyTorch on random images {shapes}: off by at most {exported.difference:.1e}"
     say(f"float, {checked}" if int8 else checked)
@@ -220,7 +216,7 @@ def serve(
     from purifiers.data import DATASETS
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
-    from purifiers.serve.endpoints import Limits, Service, make_app
+    from purifiers.serve.endpoints import Service, make_app
     from purifiers.serve.server import serve_app
 
     classifier = names = None
@@ -229,9 +225,9 @@ def serve(
         classifier, names = _classifier_of(known), DATASETS[known.data.name].class_names(known.data.path)
     else:
         changes.refuse_unused("a --classifier", recipe=recipe)
-    loaded, limits = Purifier.from_pretrained(purifier), Limits(max_bytes, max_pixels, max_queue)
-    service = Service(loaded, classifier, find_device(device), names, limits, max_batch_size, batch_timeout)
-    serve_app(lambda: make_app(service, os.environ.get(KEY)), host, port, timeout_graceful_shutdown=ceil(limits.timeout))
+    loaded, sizes = Purifier.from_pretrained(purifier), (max_batch_size, batch_timeout, max_bytes, max_pixels, max_queue)
+    service = Service(loaded, classifier, find_device(device), names, *sizes)
+    serve_app(lambda: make_app(service, os.environ.get(KEY)), host, port, timeout_graceful_shutdown=ceil(service.timeout))
     say("stopped")
 
 

@@ -1,8 +1,6 @@
 """8-bit ONNX files, and their loss of accuracy."""
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,13 +39,9 @@ class Loss:
 def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str, str]) -> None:
     """Write an ONNX file with 8-bit weights and activations in its convolutions and linear layers (static, QDQ).
 
-    By ONNX Runtime's quantiser, with the ranges of activations on ``images``. Weights use 7 of the 8 bits, so that processors
-    without VNNI instructions do not overflow, and have a scale for each channel.
-
-    Args:
-        source, target: the float file and the 8-bit one.
-        images: typical ones; some hundred will do.
-        metadata: see :func:`purifiers.export.program_file.about`.
+    By ONNX Runtime's quantiser, with the ranges of activations on ``images``, some hundred typical ones. Weights use 7 of the 8
+    bits, so that processors without VNNI instructions do not overflow, and have a scale for each channel. ``source`` is the
+    float file; ``metadata`` is of :func:`purifiers.export.program_file.about`.
     """
     tool = require("onnxruntime.quantization")
     prepare = require("onnxruntime.quantization.shape_inference").quant_pre_process
@@ -57,7 +51,7 @@ def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str
         def get_next(self) -> dict[str, Any] | None:
             return next(({"images": batch} for batch in batches), None)
 
-    with TemporaryDirectory() as folder, atomic_path(target) as temporary, _quiet():
+    with TemporaryDirectory() as folder, atomic_path(target) as temporary:
         prepared = Path(folder) / "prepared.onnx"
         prepare(source, prepared, skip_symbolic_shape=True)
         tool.quantize_static(
@@ -93,14 +87,3 @@ def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier
         counts = matches(before, labels), matches(after, labels), matches(before, after)
         shares = (counts[0] / n, counts[1] / n, counts[2] / n)
     return Loss(n, largest, torch.cat(ratios).mean().item() if ratios else None, shares)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice to preprocess, which was just done; it goes to the root logger."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(level)

@@ -5,7 +5,7 @@ from pathlib import Path
 from purifiers.evaluation.audit.result import GROUPS, NORMS, WORST, Audit, group_of
 from purifiers.evaluation.records import CLEAN
 from purifiers.reports.figures import audit_figure, save_figure
-from purifiers.reports.render import Table, cells, lines, page, percent, span, text, write_page
+from purifiers.reports.render import Doubted, Table, cells, lines, page, percent, span, text, write_page
 
 NAMES = dict(zip(NORMS, ("L-inf", "L2"), strict=True))
 WORST_CASES = {norm: f"worst case {name}" for norm, name in NAMES.items()}
@@ -34,8 +34,10 @@ def overview(audit: Audit) -> Table:
         )
     caption = text("overview", cleans=cleans, settings=audit.settings)
     header = ["purifier", "images", "clean", "PSNR (dB)", *GROUPS, *WORST_CASES.values(), VERDICT]
-    red = {name: doubted(audit, name) for name in audit.purifiers}
-    return Table("Every purifier under every threat model", caption, header, rows, ("images", "PSNR (dB)"), red)
+    for row in rows:
+        red = doubted(audit, row[0])
+        row[:] = [Doubted(cell) if column in red else cell for column, cell in zip(header, row, strict=True)]
+    return Table("Every purifier under every threat model", caption, header, rows, ("images", "PSNR (dB)"))
 
 
 def attacks(audit: Audit) -> Table:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -40,21 +40,10 @@ RETRY_AFTER = 1
 """Seconds after which a client that found the queue full should retry."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The requests that the service accepts.
+class PNG(Response):
+    """What ``/purify`` returns."""
 
-    Attributes:
-        max_bytes: of a request's body.
-        max_pixels: width times height of an image.
-        max_queue: requests that are being read, queued or processed; one more is refused.
-        timeout: seconds for a request, from its first byte to the response.
-    """
-
-    max_bytes: int = 10_000_000
-    max_pixels: int = 4_000_000
-    max_queue: int = 64
-    timeout: float = 30.0
+    media_type = "image/png"
 
 
 class Refusal(HTTPException):
@@ -74,6 +63,10 @@ class Service:
         names: of the classes.
         batch_size: images that are processed together, at most.
         batch_timeout: seconds that the first image of a batch waits for others.
+        max_bytes: of a request's body.
+        max_pixels: width times height of an image.
+        max_queue: requests that are being read, queued or processed; one more is refused.
+        timeout: seconds for a request, from its first byte to the response.
 
     Raises:
         ConfigError: the purifier does not take RGB.
@@ -83,9 +76,12 @@ class Service:
     classifier: nn.Module | None = None
     device: torch.device | str = "cpu"
     names: Sequence[str] | None = None
-    limits: Limits = field(default_factory=Limits)
     batch_size: int = 16
     batch_timeout: float = 0.01
+    max_bytes: int = 10_000_000
+    max_pixels: int = 4_000_000
+    max_queue: int = 64
+    timeout: float = 30.0
 
     def __post_init__(self) -> None:
         refuse_other_channels(self.purifier.placed(self.device))
@@ -101,10 +97,10 @@ class Service:
         sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
         self.batcher = Batcher(self.batch_size, self.batch_timeout, sizes.observe)
 
-    async def purify(self, request: Request) -> Response:
+    async def purify(self, request: Request) -> PNG:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
         pixels = await self.result(request, "purify", self.purified)
-        return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
+        return PNG(await asyncio.to_thread(_png, pixels))
 
     async def classify(self, request: Request) -> JSONResponse:
         """Purify an image and classify the result. Returns the class, and the probability of each class (softmax)."""
@@ -135,15 +131,15 @@ class Service:
 
     async def result(self, request: Request, route: str, function: Function) -> Any:
         """Read and decode an image, and wait for its result; the metrics count it."""
-        begun, status, limit = time.perf_counter(), 500, f"within {self.limits.timeout:g} s"
+        begun, status, limit = time.perf_counter(), 500, f"within {self.timeout:g} s"
         late = Refusal(408, "slow_request", f"the request was not complete {limit}", {"Connection": "close"})
         self.waiting += 1
         try:
-            if self.waiting > self.limits.max_queue:
-                message = f"{self.limits.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
+            if self.waiting > self.max_queue:
+                message = f"{self.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
                 raise Refusal(503, "queue_full", message, {"Retry-After": str(RETRY_AFTER)})
             try:
-                async with asyncio.timeout(self.limits.timeout):
+                async with asyncio.timeout(self.timeout):
                     content = await self.content(request)
                     late = Refusal(504, "timeout", f"no response {limit}; the server is busy or the image large")
                     pixels = await asyncio.to_thread(self.decoded, content)
@@ -168,10 +164,10 @@ class Service:
     async def content(self, request: Request) -> bytes:
         """The image file of a request: a field of its form, or else its body, whatever type that is called."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        message = f"the body is longer than {self.limits.max_bytes} bytes (--max-bytes)"
+        message = f"the body is longer than {self.max_bytes} bytes (--max-bytes)"
         too_long = Refusal(413, "too_many_bytes", message, {"Connection": "close"})
         length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self.limits.max_bytes:
+        if length.isdecimal() and int(length) > self.max_bytes:
             raise too_long
         size = 0
 
@@ -179,7 +175,7 @@ class Service:
             nonlocal size
             message = await request.receive()
             size += len(message.get("body", b""))
-            if size > self.limits.max_bytes:
+            if size > self.max_bytes:
                 raise too_long
             return message
 
@@ -198,7 +194,7 @@ class Service:
     def decoded(self, content: bytes) -> np.ndarray:
         """uint8 (3, H, W)."""
         try:
-            image = read_rgb(content, max_pixels=self.limits.max_pixels)
+            image = read_rgb(content, max_pixels=self.max_pixels)
         except ImageTooLargeError as error:
             raise Refusal(413, "too_many_pixels", str(error)) from error
         except DataError as error:
@@ -230,7 +226,7 @@ def make_app(service: Service, key: str | None = None) -> FastAPI:
         "responses": {status: {"content": error} for status in (400, 408, 413, 422, 503, 504)},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
-    app.post("/purify", response_class=_PNG, **post)(service.purify)
+    app.post("/purify", response_class=PNG, **post)(service.purify)
     if service.classifier is not None:
         app.post("/classify", **post)(service.classify)
     app.get("/health", response_class=PlainTextResponse)(service.health)
@@ -238,10 +234,6 @@ def make_app(service: Service, key: str | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _error)
     app.add_exception_handler(Exception, _error)
     return app
-
-
-class _PNG(Response):
-    media_type = "image/png"
 
 
 async def _error(_: Request, error: Exception) -> JSONResponse:

@@ -25,7 +25,13 @@ def serve_app(
     Raises:
         ConfigError: the address cannot be used, or uvicorn is not installed.
     """
-    with suppress(KeyboardInterrupt), bind(host, port) as bound:
+    with suppress(KeyboardInterrupt), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as bound:
+        if os.name == "posix":  # on Windows this would share the port with another server
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"cannot listen at {host}, port {port}: {error}; choose another --port or --host") from error
         uvicorn = require("uvicorn")
         server = uvicorn.Server(uvicorn.Config(make(), **options))
         bound.listen()
@@ -37,16 +43,3 @@ def serve_app(
             server.run(sockets=[bound])
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address of this machine; it refuses connections until it listens. Raises ConfigError."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        if os.name == "posix":  # on Windows this would share the port with another server
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except (OSError, OverflowError) as error:
-        bound.close()
-        raise ConfigError(f"cannot listen at {host}, port {port}: {error}; choose another --port or --host") from error
-    return bound
