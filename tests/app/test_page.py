@@ -40,9 +40,9 @@ SECONDS = 120
 def test_class_names_are_text_and_scores_add_up() -> None:
     defended = PurifiedClassifier(torch.nn.Identity(), Linear(2, (3, 4, 4)))
     trial = attack_image(defended, torch.full((3, 4, 4), 0.5), FGSM(epsilon=8 / 255), "blind")
-    html = trial_html(trial, "FGSM", FGSM(epsilon=8 / 255), ("<b>cat", "dog"))
+    html = trial_html(trial, FGSM(epsilon=8 / 255), ("<b>cat", "dog"))
     assert "<b>cat" not in html and "&lt;b&gt;cat" in html
-    assert "Perturbation ×15" in html and "FGSM within 8/255" in html
+    assert "Perturbation ×15" in html and "FGSM, 8/255" in html
     assert html.count("<img") == 4 and html.count("<ul>") == 3
     for three in re.findall(r"<ul>(.*?)</ul>", html, re.DOTALL):
         assert sum(map(int, re.findall(r"(\d+) %", three))) == pytest.approx(100, abs=1)
@@ -69,7 +69,7 @@ SENTENCES = (
 )
 def test_the_sentences_claim_no_more_than_happened(view: str, tops: tuple[int, ...], expected: set[int]) -> None:
     predictions = [Prediction(torch.zeros(3, 4, 4), torch.eye(3)[top]) for top in tops]
-    html = trial_html(Trial(view, *predictions), "FGSM", FGSM(epsilon=8 / 255), ("cat", "dog", "frog"))
+    html = trial_html(Trial(view, *predictions), FGSM(epsilon=8 / 255), ("cat", "dog", "frog"))
     assert {i for i, sentence in enumerate(SENTENCES) if sentence in html} == expected
     assert f"(view {view})" in html and ("not the purifier" in html) == (view == "blind")
     assert html.count("✗") == sum(top != tops[0] for top in tops[1:3])
@@ -110,7 +110,7 @@ def test_the_page_without_a_browser(tmp_path: Path) -> None:
     assert picture.shape == (3, 16, 16) and "16 by 16 pixels" in preview
     for knows, view in KNOWS.items():
         html = functions["run"](picture, "PGD", 25.5, knows)
-        assert type(html) is str and f"(view {view})" in html and "PGD within 0.1 (L-inf)" in html
+        assert type(html) is str and f"(view {view})" in html and "PGD-20, 0.1 (L-inf)" in html
         assert html.count("<figcaption>") == 4 and html.count("<li>") == 6
 
 
@@ -243,7 +243,7 @@ def test_a_sample_is_attacked_by_one_who_does_not_know_the_purifier_and_one_who_
         assert page.get_attribute(".figures img >> nth=0", "src") == page.get_attribute(".preview img", "src")
         shown.append([image.get_attribute("src") for image in page.locator(".figures img").all()])
     assert shown[0][0] == shown[1][0] and shown[0][2] != shown[1][2]
-    assert "PGD within 0.1 (L-inf)" in page.inner_text("#result")
+    assert "PGD-20, 0.1 (L-inf)" in page.inner_text("#result")
 
 
 def test_it_fits_a_phone_and_a_finger(visit: Any) -> None:

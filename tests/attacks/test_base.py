@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from purifiers.attacks import CW, FGSM, PGD, Attack, AutoAttack, show_fraction
+from purifiers.attacks import BIM, CW, FGSM, MIFGSM, PGD, Attack, AutoAttack, FoolboxPGD, Square, show_fraction, titles
 from purifiers.attacks.base import frozen
 from purifiers.errors import AttackError, InputError
 from purifiers.networks import ResNet
@@ -212,3 +212,26 @@ def test_the_fields_defaults() -> None:
     assert (PGD().epsilon, PGD().step_size, PGD().num_steps) == (8 / 255, 2 / 255, 20)
     assert PGD(epsilon=4 / 255).step_size == 1 / 255
     assert (AutoAttack().epsilon, FGSM().kind) == (8 / 255, "fgsm")
+
+
+@pytest.mark.parametrize(
+    ("attack", "title"),
+    [
+        (PGD(), "PGD-20, 8/255"),
+        (PGD(epsilon=16 / 255, targeted=True, restarts=5), "PGD-20, targeted, 5 restarts, 16/255"),
+        (PGD(norm="l2", epsilon=0.5, num_steps=8), "PGD-8, L2 0.5"),
+        (FGSM(epsilon=0.1), "FGSM, 0.1"),
+        (MIFGSM(), "MI-FGSM-10, 8/255"),
+        (CW(), "CW-40"),
+        (AutoAttack(version="rand"), "AutoAttack, rand, 8/255"),
+        (Square(), "Square, 5,000 queries, 8/255"),
+        (FoolboxPGD(), "foolbox PGD-20, 8/255"),
+    ],
+)
+def test_a_title_has_steps_and_ball(attack: Attack, title: str) -> None:
+    assert attack.title == title
+
+
+def test_of_equal_titles_the_later_has_its_name_too() -> None:
+    both = {"BIM": BIM(), "BIM, small steps": BIM(step_size=1 / 255), "CW": CW()}
+    assert list(titles(both).values()) == ["BIM-20, 8/255", "BIM-20, 8/255 (BIM, small steps)", "CW-40"]

@@ -10,7 +10,7 @@ from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes.load import load_recipe
 
 STAGES = ("teacher_at", "student_at", "student_nt", "student", "student_other")
-ATTACKS = {"none": None, "PGD8": 8 / 255, "CW": None}
+ATTACKS = {"none": None, "PGD-20, 8/255": 8 / 255, "CW-40": None}
 
 
 def record(purifier: str, view: str, attack: str, accuracy: float, dataset: str) -> Record:
@@ -30,7 +30,7 @@ def make_results() -> Callable[..., Results]:
             for j, attack in enumerate(ATTACKS)
         ]
         if full:
-            records.append(record("student", "full", "PGD8", 0.0123, dataset))
+            records.append(record("student", "full", "PGD-20, 8/255", 0.0123, dataset))
         return Results(
             recipe=load_recipe("paper").model_dump(mode="json"), seed=0, versions={"torch": "2"},
             hardware={"name": "a <fast> machine", "threads": 2, "platform": "x", "device": "cpu"},
@@ -47,4 +47,4 @@ def examples() -> Examples:
     def row(correct: bool) -> Row:
         return Row(torch.rand(4, 3, 16, 16), ["cat", "dog", "a_b", "$x$"], [correct] * 4)
 
-    return Examples("PGD8", True, row(True), row(False), row(True))
+    return Examples("PGD-20, 8/255", True, row(True), row(False), row(True))

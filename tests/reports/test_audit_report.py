@@ -21,7 +21,7 @@ def record(purifier: str, view: str, attack: str, accuracy: float, norm: str | N
     )
 
 
-ATTACKS = {"PGD": {"kind": "pgd"}, "PGD-L2": {"kind": "pgd"}, "AA": {"kind": "autoattack"}, "AA-L2": None}
+ATTACKS = {"PGD": {"kind": "pgd"}, "PGD-L2": {"kind": "pgd", "norm": "l2"}, "AA": {"kind": "autoattack"}, "AA-L2": None}
 
 
 def found(**others: Any) -> Audit:
@@ -88,7 +88,7 @@ def test_one_row_for_each_purifier() -> None:
     )
     records = [one.model_copy(update={"classifier": "own"}) if one.purifier == "JPEG" else one for one in found().records]
     assert "in front of resnet56; JPEG in front of own; clean" in overview(found(records=records)).caption
-    assert [row[4] for row in attacks(found()).rows] == ["100", "100 (10 of 60 broken)", "100"] * 2
+    assert [row[3] for row in attacks(found()).rows] == ["100", "100 (10 of 60 broken)", "100"] * 2
 
 
 def test_a_failed_check_says_not_to_believe() -> None:
@@ -124,9 +124,17 @@ def test_what_was_left_out_and_what_was_not_is_said() -> None:
     left_out = AttackWarning(view="full", attack="AA", message="JPEG: left out: it passes no gradient")
     records = [*found().records, record("JPEG", "bpda", "AA, rand", 0.4)]
     said = [text for text, _ in sentences(found(warnings=[left_out], records=records))]
-    assert any("JPEG: left out" in text and text.endswith(": AA (full).") for text in said)
+    assert any("JPEG: left out" in text and text.endswith(": AutoAttack, 8/255 (full).") for text in said)
     assert not any(text.startswith("<b>mine: left out") for text in said)
     assert ["AutoAttack through" in text for text in said if text.startswith("JPEG") and "worst of" in text] == [False, True]
+
+
+def test_attacks_are_called_by_their_settings() -> None:
+    """Their own names stay in the records; the epsilon is the audit's; a title has the version, and whom it attacked."""
+    records = [record("mine", "none", "none", 0.9, None), record("mine", "full", "AA, rand", 0.3)]
+    records += [record("mine", "transfer", "PGD on other", 0.4), record("mine", "full", "PGD-L2", 0.3, "l2")]
+    rows = attacks(found(records=records).titled()).rows
+    assert [row[2] for row in rows] == ["AutoAttack, rand, 8/255", "PGD-20, 8/255 on other", "PGD-20, L2 128/255"]
 
 
 def test_a_cascade_says_what_was_left_and_what_each_broke() -> None:
@@ -151,7 +159,7 @@ def test_the_page_turns_the_number_red_and_nothing_else(tmp_path: Path) -> None:
     assert "--accent" in page
     text = (tmp_path / "audit.md").read_text()
     assert "- **\\<b>mine: these numbers are unreliable." in text
-    assert "AA, view full: JPEG: odd" in text
+    assert "AutoAttack, 8/255, view full: JPEG: odd" in text
     assert Audit.read(tmp_path) == found()
     write_audit(found(checks={}), tmp_path)
     assert "<strong>" not in (tmp_path / "audit.html").read_text()

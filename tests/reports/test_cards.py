@@ -25,14 +25,14 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Make, tmp_p
         'from_pretrained("mine")',
         "In front of resnet56",
         "In front of another",
-        "| clean images | - | - | 1,000 | 5.00 | 63.00 | 62.00 to 64.00 | 30.0 | - |",
-        "| PGD8 | blind | 8/255 | 1,000 | 5.00 | 73.00 | 72.00 to 74.00 | 30.0 | - |",
-        "| PGD8 | full | 8/255 | 1,000 | - | 1.23 | 0.23 to 2.23 | 30.0 | - |",
+        "| clean images | - | 1,000 | 5.00 | 63.00 | 62.00 to 64.00 | 30.0 | - |",
+        "| PGD-20, 8/255 | blind | 1,000 | 5.00 | 73.00 | 72.00 to 74.00 | 30.0 | - |",
+        "| PGD-20, 8/255 | full | 1,000 | - | 1.23 | 0.23 to 2.23 | 30.0 | - |",
         "43.21",
         "recipe `paper`, seed 0: `purifiers train --recipe paper`",
         "2 threads (no GPU)",
         "student: 3 epochs in 3.0 s",
-        "resnet56, on PGD.",
+        "resnet56, on PGD-20, 8/255.",
     ):
         assert part in card, part
     assert card.endswith("\nA `note`.\n")
@@ -53,7 +53,7 @@ def test_the_numbers_are_in_the_front_matter(make_results: Make, tmp_path: Path)
 
 def test_a_bar_in_a_name_does_not_break_the_card(make_results: Make) -> None:
     results = make_results()
-    results.records.append(record("student", "full", "CW", 0.5, "cifar10").model_copy(update={"attack": "a|b"}))
+    results.records.append(record("student", "full", "CW-40", 0.5, "cifar10").model_copy(update={"attack": "a|b"}))
     card = model_card("mine", [results])
     assert "| a\\|b | full |" in card
     assert measurements(card)[-1].attack == "a|b"
@@ -97,8 +97,8 @@ def test_a_card_has_what_was_changed_of_the_shipped_recipe(make_results: Make) -
     ("recipe", "overrides", "there", "missing"),
     [
         ("paper", [], "**not** the purifier", "redraws"),
-        ("robust-cpu", [], "pgd of 1 steps through both networks", "**not** the purifier"),
-        ("robust-cpu", ["student.attack={kind: fgsm, epsilon: 8/255}"], "fgsm through both networks", "fgsm of"),
+        ("robust-cpu", [], "PGD-1, 8/255 through both networks", "**not** the purifier"),
+        ("robust-cpu", ["student.attack={kind: fgsm, epsilon: 8/255}"], "FGSM, 8/255 through both networks", "PGD-1,"),
         ("robust-cpu", [], "redraws", "Gaussian noise, for"),
         ("robust-cpu", [], "images that its own classifier can read", "clean ones"),
         ("strong-cpu", [], "clean ones", "own classifier can read"),
@@ -144,11 +144,11 @@ def purifier_in(folder: Path, results: Results, *others: tuple[str, str, float])
 
 
 def test_the_summary_has_the_lowest_number_of_each_view(make_results: Make, tmp_path: Path) -> None:
-    folder = purifier_in(tmp_path, make_results(), ("bpda", "PGD8", 0.0042), ("full", "CW", 0.001))
+    folder = purifier_in(tmp_path, make_results(), ("bpda", "PGD-20, 8/255", 0.0042), ("full", "CW-40", 0.001))
     summary = robustness_summary(folder)
     assert summary.startswith("Measured on cifar10 in front of resnet56: clean accuracy 63.00 %, PSNR 30.0 dB;")
     # Of both views only 8/255 was measured: CW, which has no epsilon, is not compared.
-    assert "73.00 % under the strongest attack" in summary and "(PGD8, epsilon 8/255, 1,000 images)" in summary
+    assert "73.00 % under the strongest attack" in summary and "(PGD-20, 8/255, 1,000 images)" in summary
     assert "0.42 % under" in summary and "0.10 %" not in summary and "Behind it here" not in summary
 
 
@@ -165,4 +165,4 @@ def test_the_cards_that_ship_are_read() -> None:
     for name in weights.PURIFIERS:
         assert robustness_summary(weights.locate(name)).count("% under the strongest attack") == 2, name
     robust = robustness_summary(weights.locate("cifar10-robust"))
-    assert "29.50 % under" in robust and "(worst of the audit, epsilon 8/255, 200 images)" in robust
+    assert "29.50 % under" in robust and "(worst of the audit, 8/255, 200 images)" in robust

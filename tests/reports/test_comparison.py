@@ -7,7 +7,7 @@ from purifiers.recipes.load import changed, load_recipe, parse_recipe
 from purifiers.reports.comparison import purifiers_of, sentence, table_1_for_all, table_of_baselines
 from purifiers.reports.run_report import all_tables, headline
 
-ATTACKS = ("none", "PGD8", "AA")
+ATTACKS = ("none", "PGD-20, 8/255", "AutoAttack, 8/255")
 
 
 def records(purifier: str, accuracy: float, n: int = 1000, classifier: str = "resnet56") -> list[Record]:
@@ -57,7 +57,15 @@ def test_every_purifier_has_a_row_and_the_papers_stand_beside() -> None:
         *("no purifier", "ours", "NRP", "SOAP, rotation", "JPEG"),
         *("paper, as reported", "paper's NRP, as reported", "paper's SOAP, as reported"),
     ]
-    assert table.header == ["purifier", "clean", "PGD8", "AA", "parameters", "MFLOP an image", "images/s"]
+    assert table.header == [
+        "purifier",
+        "clean",
+        "PGD-20, 8/255",
+        "AutoAttack, 8/255",
+        "parameters",
+        "MFLOP an image",
+        "images/s",
+    ]
     assert rows["no purifier"] == ["90.00", "2.00", "2.00", "855,770", "253", "400"]
     assert rows["ours"] == ["90.00", "80.00", "70.00", "-", "-", "-"]
     assert rows["JPEG"][3:] == ["0", "-", "800"]

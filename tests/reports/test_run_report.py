@@ -36,13 +36,13 @@ def test_the_headline_has_the_papers_claim_where_it_is_tested(make_results: Make
 @pytest.mark.parametrize("view", ["full", "bpda", "eot", "query"])
 def test_the_lowest_of_all_views_is_reported_everywhere(make_results: Make, view: str) -> None:
     results = make_results(full=False)
-    results.records.append(record("student", view, "PGD8", 0.0456, "cifar10"))
+    results.records.append(record("student", view, "PGD-20, 8/255", 0.0456, "cifar10"))
     informed = headline(results)[2]
-    assert VIEWS[view].attacker in informed and "4.56 % (PGD8, 1,000 images, 95 % interval up to 5.56 %)" in informed
+    assert VIEWS[view].attacker in informed and "4.56 % (PGD-20, 8/255, 1,000 images, 95 % interval up to 5.56 %)" in informed
     assert f"{view}: the attacker {VIEWS[view].attacker}" in threat_models(results).caption
-    results.records.append(record("student", "full" if view != "full" else "bpda", "CW", 0.5, "cifar10"))
+    results.records.append(record("student", "full" if view != "full" else "bpda", "CW-40", 0.5, "cifar10"))
     informed = headline(results)[2]
-    assert "4.56 % (PGD8" in informed and f"views {view}, " in informed
+    assert "4.56 % (PGD-20, 8/255" in informed and f"views {view}, " in informed
     bars = [bar.get_height() for bar in accuracy_figure(results).axes[0].containers[2]]
     assert bars == pytest.approx([4.56, 50.0])
 
@@ -50,7 +50,7 @@ def test_the_lowest_of_all_views_is_reported_everywhere(make_results: Make, view
 def test_the_headline_has_what_makes_numbers_worthless(make_results: Make) -> None:
     """An attack that changes nothing, a classifier that guesses, a purifier that ruins clean images."""
     text = " ".join(headline(make_results()))  # the fixture's classifier is right on 5 % of everything
-    assert "Not tested: PGD8, CW" in text and "train it first" in text
+    assert "Not tested: PGD-20, 8/255, CW-40" in text and "train it first" in text
     assert "The purifier costs" not in text
     results = make_results()
     clean = {"accuracy_undefended": 0.95}
@@ -81,7 +81,7 @@ def test_the_report_is_complete_and_self_contained(make_results: Make, examples:
     for link in re.findall(r"\]\((figures/[^)]+)\)", markdown):
         assert (tmp_path / link).stat().st_size > 1000
     assert markdown.count("![") == 3
-    assert "| PGD8 | 8/255 |" in markdown
+    assert "| PGD-20, 8/255 |" in markdown
     assert "- time: training 1 h 02 min, evaluation 1 min 05 s\n" in markdown
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["accuracy.svg", "examples.png", "training.svg"]
 
@@ -112,15 +112,15 @@ def test_the_card_has_the_worst_cases_of_an_audit_of_that_run_alone(
         audit.model_copy(update={"records": own}).write(folder)
         write_card(folder, results)
         card = (folder / "card.md").read_text()
-        assert ("| worst of the audit | full | 8/255 | 200 | - | 0.70 |" in card) == there
-        assert ("| worst of the audit, L2 | full | 8/255 (L2) | 200 |" in card) == there
+        assert ("| worst of the audit, 8/255 | full | 200 | - | 0.70 |" in card) == there
+        assert ("| worst of the audit, L2 8/255 | full | 200 |" in card) == there
     # A report that is written elsewhere is of the same run, and has its audit.
     audit.write(folder)
     (tmp_path / "else").mkdir()
     write_card(tmp_path / "else", results, folder)
     card = (tmp_path / "else" / "card.md").read_text()
     assert card.startswith("---") and "\n# run\n" in card and "path/to/run" in card
-    assert "| worst of the audit | full | 8/255 | 200 | - | 0.70 |" in card
+    assert "| worst of the audit, 8/255 | full | 200 | - | 0.70 |" in card
     with monkeypatch.context() as there:
         there.chdir(folder)
         write_card(Path(), results)

@@ -17,7 +17,7 @@ Make = Callable[..., Results]
 def test_table_1_has_the_papers_columns_on_cifar10_alone(make_results: Make) -> None:
     table = table_1(make_results())
     pgd = dict(zip(table.header, table.rows[1], strict=True))
-    assert (pgd["attack"], pgd["epsilon"], pgd["purified"]) == ("PGD8", "8/255", "73.00")
+    assert (pgd["attack"], pgd["purified"]) == ("PGD-20, 8/255", "73.00")
     assert (pgd["paper"], pgd["paper's NRP"], pgd["paper's SOAP"]) == ("40.20", "35.07", "39.14")
     assert dict(zip(table.header, table.rows[0], strict=True))["paper"] == "-"
     assert "89.46" in table.caption
@@ -70,9 +70,9 @@ def test_the_papers_numbers_are_the_papers(pytestconfig: pytest.Config) -> None:
     if not text.is_file():
         pytest.skip(f"the paper's text is not at {text}")
     content = text.read_text()
-    for i, attack in enumerate(paper.ATTACKS):
+    for i, (name, attack) in enumerate(zip(("PGD8", "PGD16", "FGSM", "BIM", "CW", "AA"), paper.ATTACKS, strict=True)):
         cells = [f"{paper.TABLE_1[column][attack]:.2f}" for column in ("paper", "paper's NRP", "paper's SOAP")]
-        assert re.search(rf"^{attack}\s+" + r"\s+".join(cells), content, re.M)
+        assert re.search(rf"^{name}\s+" + r"\s+".join(cells), content, re.M)
         column = [f"{paper.TABLE_2[row][attack]:.2f}" for row in ("teacher_at", "student_at", "student_nt", "student")]
         lines = [line for line in content.splitlines() if line.startswith(("\\checkmark", "-\t\\checkmark"))]
         assert [line.split("\t")[3 + i] for line in lines] == column
@@ -86,10 +86,12 @@ def test_table_2_bounds_its_intervals_by_their_longer_side(make_results: Make) -
 
 def test_captions_have_what_was_measured_on_fewer_images(make_results: Make) -> None:
     results = make_results()
-    fewer = [r.model_copy(update={"n": 200 if r.attack == "CW" else 500}) if r.attack != "none" else r for r in results.records]
+    fewer = [
+        r.model_copy(update={"n": 200 if r.attack == "CW-40" else 500}) if r.attack != "none" else r for r in results.records
+    ]
     limited = results.model_copy(update={"records": fewer})
     for table in (table_1(limited), table_2(limited)):
-        assert "1,000 test images of cifar10 (PGD8, CW: 200 to 500 of them" in table.caption
+        assert "1,000 test images of cifar10 (PGD-20, 8/255, CW-40: 200 to 500 of them" in table.caption
     assert "of them" not in table_1(results).caption
 
 
@@ -156,8 +158,8 @@ def test_a_training_on_another_device_has_no_share_of_this_ones_peak(make_result
 
 def test_threat_models_stand_side_by_side(make_results: Make) -> None:
     table = threat_models(make_results())
-    assert [row[:2] for row in table.rows] == [["PGD8", "blind"], ["PGD8", "full"], ["CW", "blind"]]
-    assert table.rows[1][3:5] == ["1,000", "1.23"]
+    assert [row[:2] for row in table.rows] == [["PGD-20, 8/255", "blind"], ["PGD-20, 8/255", "full"], ["CW-40", "blind"]]
+    assert table.rows[1][2:4] == ["1,000", "1.23"]
     assert f"full: the attacker {VIEWS['full'].attacker}" in table.caption and "bpda" not in table.caption
 
 

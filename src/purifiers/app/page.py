@@ -17,7 +17,7 @@ from torch import Tensor
 
 from purifiers.app.samples import read_picture
 from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
-from purifiers.attacks import Attack, show_fraction
+from purifiers.attacks import Attack
 from purifiers.data import ImageSet, to_float, to_uint8
 from purifiers.errors import PurifiersError, require
 from purifiers.purifier import PurifiedClassifier
@@ -103,7 +103,7 @@ def make_page(defence: Defence) -> Any:
             chosen = ATTACKS[attack](levels / 255)
             image = to_float(picture.to(data.images.device))
             trial = attack_image(defence.defended, image, chosen, KNOWS[knows])
-        return trial_html(trial, attack, chosen, data.classes)
+        return trial_html(trial, chosen, data.classes)
 
     with gr.Blocks(title=f"purifiers: {defence.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(_HTML.head(defence.name, defence.classifier), padding=False)
@@ -148,9 +148,9 @@ def make_page(defence: Defence) -> Any:
     return page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def trial_html(trial: Trial, name: str, attack: Attack, classes: Sequence[str]) -> str:
-    """The result of ``attack``, called ``name``: pictures, scores and sentences, with class names escaped."""
-    return str(_HTML.trial(trial, name, show_fraction(attack.epsilon), classes))
+def trial_html(trial: Trial, attack: Attack, classes: Sequence[str]) -> str:
+    """The result of ``attack``: pictures, scores and sentences. Class names are escaped."""
+    return str(_HTML.trial(trial, attack.title, classes))
 
 
 @contextmanager

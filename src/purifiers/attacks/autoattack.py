@@ -33,6 +33,9 @@ class AutoAttack(Attack):
     epsilon: Length = 8 / 255
     batch_size: int = 250
 
+    def _words(self) -> list[str]:
+        return super()._words() + (["rand"] if self.version == "rand" else [])
+
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         classes = number_of_classes(model, images)
         warn = logging.getLogger(LOGGER).warning
@@ -67,6 +70,9 @@ class Square(Attack):
     epsilon: Length = 8 / 255
     num_queries: int = Field(default=5000, ge=1)
     batch_size: int = 250
+
+    def _words(self) -> list[str]:
+        return [*super()._words(), f"{self.num_queries:,} queries"]
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         number_of_classes(model, images)

@@ -3,7 +3,7 @@ checked."""
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -99,10 +99,12 @@ class Attack(Kind, ABC):
 
     Attributes:
         needs_gradients: it differentiates the model, which the view ``query`` does not allow.
+        label: the first word of its title; None for the name of its class.
     """
 
     registry: ClassVar[Registry[Any]] = ATTACKS
     needs_gradients: ClassVar[bool] = True
+    label: ClassVar[str | None] = None
 
     norm: Literal["linf", "l2"] = "linf"
     epsilon: Length | None = None
@@ -114,6 +116,19 @@ class Attack(Kind, ABC):
         if self.norm == "linf" and (self.epsilon or 0) > 1:
             raise ValueError(f"epsilon is in [0,1] units: {self.epsilon:g} would be everything; write 8/255, not 8")
         return self
+
+    @property
+    def title(self) -> str:
+        """What tables call it, by its settings: ``PGD-20, 8/255`` takes 20 steps within L-inf 8/255; L2 is named."""
+        ball = [] if self.epsilon is None else [("L2 " if self.norm == "l2" else "") + show_fraction(self.epsilon)]
+        return ", ".join([*self._words(), *ball])
+
+    def _words(self) -> list[str]:
+        """The title without the ball."""
+        name, steps = self.label or type(self).__name__, getattr(self, "num_steps", None)
+        words = [name if steps is None else f"{name}-{steps}"]
+        words += ["targeted"] if getattr(self, "targeted", False) else []
+        return words + ([f"{self.restarts} restarts"] if self.restarts > 1 else [])
 
     @abstractmethod
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
@@ -242,6 +257,14 @@ def distances(images: Tensor, others: Tensor, norm: Literal["linf", "l2"]) -> Te
     """Distance of each image to its counterpart, (N,), in [0,1] units."""
     difference = (others - images).flatten(1)
     return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)
+
+
+def titles(attacks: Mapping[str, Attack]) -> dict[str, str]:
+    """The title of each attack, by its name in a recipe, which follows in brackets where an earlier one has the same title."""
+    found: dict[str, str] = {}
+    for name, attack in attacks.items():
+        found[name] = f"{attack.title} ({name})" if attack.title in found.values() else attack.title
+    return found
 
 
 AnyAttack = Annotated[SerializeAsAny[Attack], BeforeValidator(Attack.parse)]

@@ -51,6 +51,8 @@ class CW(Attack):
 class FoolboxPGD(Attack):
     """Many small steps from a random point of the ball, as foolbox takes them."""
 
+    label = "foolbox PGD"
+
     epsilon: Length = 8 / 255
     step_size: Length = share_of_epsilon(4)
     num_steps: int = Field(default=20, ge=1)

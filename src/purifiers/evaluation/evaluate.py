@@ -60,7 +60,7 @@ def evaluate(
         images: (N, 3, H, W), uint8 or float32 in [0,1], which is rounded to the 8 bits that image files have; or batches of
             (images, labels), as of a DataLoader; or an :class:`ImageSet`.
         labels: int64 (N,), the true classes; only beside a tensor of images.
-        attacks: by the names that records show, an attack or its kind, such as ``"pgd"``; by default PGD (L-inf, 8/255, 20
+        attacks: by the names of the records, an attack or its kind, such as ``"pgd"``; by default PGD (L-inf, 8/255, 20
             steps), FGSM, BIM and CW of the paper.
         views: the threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind``, the paper's, attacks the classifier
             alone, ``full`` the purifier too.
@@ -92,6 +92,7 @@ def evaluate(
                 name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
             )
         return Results(
+            recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},
             seed=seed,
             versions=versions(),
             hardware=hardware(data.images.device),

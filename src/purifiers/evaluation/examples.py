@@ -60,7 +60,7 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, name: str, attack: A
             names = [data.classes[i] if i >= 0 else "none" for i in predicted.tolist()]
             return Row(shown.cpu(), names, (predicted == labels).tolist(), psnr)
 
-        return Examples(name, bool(changed.any()), row(images), row(adversarial), row(purified))
+        return Examples(attack.title, bool(changed.any()), row(images), row(adversarial), row(purified))
 
 
 def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:

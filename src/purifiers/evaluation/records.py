@@ -2,15 +2,16 @@
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from purifiers.attacks import show_fraction
+from purifiers.attacks import Attack, titles
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.storage import write_text
 
@@ -144,6 +145,15 @@ class Cost(Result):
     batch_size: int
 
 
+def read_attacks(settings: Mapping[str, Any]) -> dict[str, Attack]:
+    """Attacks by name from their ``settings`` in a recipe, without those whose code is not found here."""
+    found = {}
+    for name, one in settings.items():
+        with suppress(ValueError):
+            found[name] = cast(Attack, Attack.parse(one))
+    return found
+
+
 class Records(ResultFile):
     """Base of results that consist of records.
 
@@ -155,25 +165,44 @@ class Records(ResultFile):
     records: list[Record]
     warnings: list[AttackWarning]
 
+    def attacks(self) -> dict[str, Attack]:
+        """The attacks by the names in the records, without those whose code is not found here."""
+        return read_attacks(self._settings())
+
+    def _settings(self) -> Mapping[str, Any]:
+        """The attacks' settings by name."""
+        raise NotImplementedError
+
+    def titles(self) -> dict[str, str]:
+        """The attacks' titles by the names in the records."""
+        return titles(self.attacks())
+
+    def titled(self) -> Self:
+        """The same with the attacks' titles in place of their names, for reports."""
+        named = self.titles()
+        shown = {
+            key: [one.model_copy(update={"attack": named.get(one.attack, one.attack)}) for one in getattr(self, key)]
+            for key in ("records", "warnings")
+        }
+        return self.model_copy(update=shown)
+
     def __str__(self) -> str:
         """A table of the records and the warnings."""
-        rows: list[tuple[str, ...]] = [
-            ("purifier", "view", "attack", "epsilon", "images", "undefended", "accuracy", "95 % interval")
-        ]
-        for one in self.records:
+        shown = self.titled()
+        rows: list[tuple[str, ...]] = [("purifier", "view", "attack", "images", "undefended", "accuracy", "95 % interval")]
+        for one in shown.records:
             shares = [f"{share:.1%}" for share in (one.accuracy_undefended, one.accuracy, *one.ci95)]
-            epsilon = show_fraction(one.epsilon) + (" (L2)" if one.norm == "l2" else "")
-            rows.append((one.purifier, one.view, one.attack, epsilon, f"{one.n:,}", *shares[:2], " - ".join(shares[2:])))
+            rows.append((one.purifier, one.view, one.attack, f"{one.n:,}", *shares[:2], " - ".join(shares[2:])))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines + [f"warning ({one.attack}, view {one.view}): {one.message}" for one in self.warnings])
+        return "\n".join(lines + [f"warning ({one.attack}, view {one.view}): {one.message}" for one in shown.warnings])
 
 
 class Results(Records):
     """Everything that an evaluation measured.
 
     Attributes:
-        recipe: the run's recipe, resolved, as it was evaluated; empty for modules in memory, as all that is of a run.
+        recipe: the run's recipe, resolved, as it was evaluated; for modules in memory its ``evaluation.attacks`` alone.
         trained: the recipe as it was trained, if that is another: see :class:`purifiers.runs.Run`.
         seconds: wall-clock time: of all epochs of training, whenever they were run, and of this evaluation, in which
             attacks that were found in the cache count next to nothing.
@@ -197,6 +226,10 @@ class Results(Records):
     peak_flops: float | None = None
     costs: dict[str, Cost] = Field(default_factory=dict)
     classifier_sha256: str | None = None
+
+    def _settings(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.recipe.get("evaluation", {}).get("attacks", {})
+        return found
 
 
 def versions() -> dict[str, str]:

@@ -42,14 +42,14 @@ def overview(audit: Audit) -> Table:
 
 def attacks(audit: Audit) -> Table:
     """Every attack on every purifier."""
-    columns = ["purifier", "view", "attack", "epsilon", "images", "purified", "95 % interval", "L2", "time"]
+    columns = ["purifier", "view", "attack", "images", "purified", "95 % interval", "L2", "time"]
     records = [record for record in audit.records if record.view not in (CLEAN, WORST)]
     rows = [cells(record, *columns) for record in records]
     for row, one in zip(rows, records, strict=True):
         if one.attacked is not None:
-            row[4] += f" ({one.attacked - round(one.accuracy * one.n):,} of {one.attacked:,} broken)"
+            row[3] += f" ({one.attacked - round(one.accuracy * one.n):,} of {one.attacked:,} broken)"
     cascade = audit.settings["cascade"]
-    columns[5] = "accuracy so far" if cascade else "accuracy"
+    columns[4] = "accuracy so far" if cascade else "accuracy"
     return Table("Every attack", text("attacks", cascade=cascade), columns, rows)
 
 
@@ -79,7 +79,7 @@ def verdict(audit: Audit, purifier: str) -> str:
 
 def sentences(audit: Audit) -> list[tuple[str, bool]]:
     """The results in sentences, each with whether it is about numbers that are not reliable."""
-    found: list[tuple[str, bool]] = []
+    audit, found = audit.titled(), list[tuple[str, bool]]()
     for name in audit.purifiers:
         red = doubted(audit, name)
         found += [(_worst_case(audit, name, norm), column in red) for norm, column in WORST_CASES.items()]
@@ -99,6 +99,7 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
 
 def audit_page(audit: Audit) -> str:
     """The report in Markdown; its figure is at ``FIGURE``."""
+    audit = audit.titled()
     others = [attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
     return page("audit.md.j2", audit=audit, overview=overview(audit), tables=others, figure=FIGURE, sentences=sentences(audit))
 
@@ -112,7 +113,6 @@ def write_audit(audit: Audit, folder: Path) -> Path:
 
 def _worst_case(audit: Audit, name: str, norm: str) -> str:
     tried = [r for r in audit.records if (r.purifier, r.norm) == (name, norm) and r.view not in (CLEAN, WORST)]
-    white_box = {r.attack.removesuffix(", rand") for r in tried if group_of(r.view) == "white-box"}
-    autoattacks = {name for name, attack in audit.settings["attacks"].items() if attack and attack["kind"] == "autoattack"}
-    worst, autoattack = audit.worst(name, norm), bool(white_box & autoattacks)
+    white_box = [r.attack for r in tried if group_of(r.view) == "white-box"]
+    worst, autoattack = audit.worst(name, norm), any(title.startswith("AutoAttack") for title in white_box)
     return text("worst_case", name=name, norm=NAMES[norm], worst=worst, tried=tried, autoattack=autoattack)

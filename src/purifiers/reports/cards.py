@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from purifiers import hub
-from purifiers.attacks import VIEWS
+from purifiers.attacks import VIEWS, show_fraction
 from purifiers.errors import require
 from purifiers.evaluation.audit.result import NORMS, Audit
-from purifiers.evaluation.records import CLEAN, Record, Result, Results
+from purifiers.evaluation.records import CLEAN, Record, Result, Results, read_attacks
 from purifiers.recipes.baseline_settings import folder_of
 from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe
 from purifiers.recipes.schema import STARTS
@@ -56,6 +56,7 @@ def model_card(
         audit: of that run alone: its white-box worst cases are rows of the first table.
         notes: paragraphs for the end, in Markdown.
     """
+    results = [one.titled() for one in results]
     recipe = results[0].trained or results[0].recipe
     measured = [[*select(one).values(), *through_purifier(one)] for one in results]
     measured[0] += _worst_cases(audit)
@@ -69,6 +70,11 @@ def model_card(
         starts=STARTS,
         baseline=folder_of(""),
         changed=_changed(recipe),
+        attacks=dict.fromkeys(attack.title for attack in read_attacks(recipe["training_attacks"]).values()),
+        own=[
+            f"{attack.title} through both networks"
+            for attack in read_attacks({"own": recipe["student"].get("attack")}).values()
+        ],
         tables=map(_table, measured),
         notes=notes,
     )
@@ -128,8 +134,12 @@ def _worst_cases(audit: Audit | None) -> list[Record]:
         return []
     (name,) = audit.purifiers
     worst = {norm: audit.worst(name, norm) for norm in NORMS if audit.worst(name, norm, "white-box")}
-    titles = {"linf": "worst of the audit", "l2": "worst of the audit, L2"}
-    return [one.model_copy(update={"view": "full", "attack": titles[norm]}) for norm, one in worst.items() if one]
+    titles = {"linf": "worst of the audit, ", "l2": "worst of the audit, L2 "}
+    return [
+        one.model_copy(update={"view": "full", "attack": titles[norm] + show_fraction(one.epsilon)})
+        for norm, one in worst.items()
+        if one
+    ]
 
 
 def _metadata(
@@ -157,7 +167,7 @@ def _measurement(record: Record) -> tuple[str, float, dict[str, Any]]:
 
 
 def _table(records: Sequence[Record]) -> Table:
-    columns = ["attack", "view", "epsilon", "images", "undefended", "purified", "95 % interval", "PSNR (dB)", "SSIM"]
+    columns = ["attack", "view", "images", "undefended", "purified", "95 % interval", "PSNR (dB)", "SSIM"]
     views = {record.view for record in records}
     caption = text("card_table", views=[view for view in VIEWS if view in views])
     rows = [cells(record, *columns) for record in records]

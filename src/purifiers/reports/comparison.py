@@ -78,8 +78,8 @@ def sentence(results: Results) -> str:
     """Which purifier is best in the mean over the attacks, in a sentence; empty where nothing was compared."""
     ours = select(results)
     # A baseline around ours is another use of ours, and no rival.
-    settings = results.recipe["baselines"]
-    rivals = [found for title, found in baselines_of(results).items() if settings[title].get("around") != "student"]
+    compared = baselines_of(results)
+    rivals = [found for title, found in compared.items() if results.recipe["baselines"][title].get("around") != "student"]
     if not rivals or len(ours) < 2:
         return ""
     best = max(rivals, key=attacked_mean)

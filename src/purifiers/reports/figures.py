@@ -64,7 +64,7 @@ def accuracy_figure(results: Results) -> Figure:
         places = [names.index(name) + (offset - 1) * width for name in values]
         bars = axes.bar(places, [100 * value for value in values.values()], width, label=label, color=colour)
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1)
-    axes.set_xticks(range(len(names)), [title_of(name) for name in names])
+    axes.set_xticks(range(len(names)), [title_of(name).replace(", ", "\n", 1) for name in names])
     axes.set(ylabel="accuracy (%)", ylim=(0, 109))
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
     return figure

@@ -2,14 +2,15 @@
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, Attack, AutoAttack
 
-ATTACKS: dict[str, Attack] = {
-    "PGD8": PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=20),
-    "PGD16": PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=20),
-    "FGSM": FGSM(epsilon=8 / 255),
-    "BIM": BIM(epsilon=8 / 255, step_size=2 / 255, num_steps=20),
-    "CW": CW(num_steps=40, learning_rate=0.01),
-    "AA": AutoAttack(epsilon=8 / 255),
-}
+_ATTACKS: tuple[Attack, ...] = (
+    PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=20),  # the paper's PGD8
+    PGD(epsilon=16 / 255, step_size=2 / 255, num_steps=20),  # and PGD16
+    FGSM(epsilon=8 / 255),
+    BIM(epsilon=8 / 255, step_size=2 / 255, num_steps=20),
+    CW(num_steps=40, learning_rate=0.01),
+    AutoAttack(epsilon=8 / 255),
+)
+ATTACKS = {attack.title: attack for attack in _ATTACKS}
 """The attacks of section 4.1."""
 
 CLEAN_UNDEFENDED = 89.46

@@ -111,7 +111,6 @@ def cells(record: Record, *columns: str) -> list[str]:
         "purifier": record.purifier,
         "attack": "clean images" if clean else record.attack,
         "view": "-" if clean else record.view,
-        "epsilon": epsilon_of(record),
         "images": f"{record.n:,}",
         "undefended": percent(record.accuracy_undefended) if clean or record.view == "blind" else "-",
         "purified": percent(record.accuracy),

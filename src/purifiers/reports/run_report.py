@@ -22,8 +22,9 @@ def write_report(results: Results, examples: Examples, folder: Path, run: Path |
 
     ``run`` is the folder of the run that was measured, if not ``folder``; returns the HTML page's path.
     """
-    figures = save_figures(results, examples, folder / "figures")
     write_card(folder, results, run)
+    results = results.titled()
+    figures = save_figures(results, examples, folder / "figures")
     about = {"headline": headline(results), "changed": examples.changed, "tables": all_tables(results)}
     content = page("report.md.j2", results=results, **about)
     return write_page(folder / "report.md", content, f"purifiers: {results.recipe['name']}", figures)
@@ -48,6 +49,7 @@ def write_card(folder: Path, results: Results, run: Path | None = None) -> None:
 
 def all_tables(results: Results) -> list[Table]:
     """Every table that these results can fill."""
+    results = results.titled()
     compared = bool(comparison.purifiers_of(results))
     choice = {
         comparison.table_1_for_all: compared,
@@ -63,13 +65,14 @@ def all_tables(results: Results) -> list[Table]:
 
 def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
     """Write Table 2 over several runs that differ in their seeds to ``table2.md`` in ``folder``, and return it."""
-    table = tables.table_2_over_seeds(runs)
+    table = tables.table_2_over_seeds([one.titled() for one in runs])
     write_text(folder / "table2.md", table.markdown())
     return table
 
 
 def headline(results: Results) -> list[str]:
     """The results and their limits in a few sentences."""
+    results = results.titled()
     blind = select(results)
     clean = blind.pop(CLEAN)
     return lines(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from statistics import mean
 
-from purifiers.attacks import VIEWS, Attack
+from purifiers.attacks import VIEWS
 from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
 from purifiers.recipes.schema import STARTS
@@ -34,18 +34,18 @@ def through_purifier(results: Results) -> list[Record]:
 
 
 def comparable_attacks(results: Results) -> set[str]:
-    """The attacks that are the paper's, by their parameters and not by name alone, on the paper's data set."""
+    """The titles of the attacks that are the paper's, by their parameters, on the paper's data set."""
     if results.recipe["data"]["name"] != "cifar10":
         return set()
-    attacks = results.recipe["evaluation"]["attacks"]
-    return {name for name, attack in paper.ATTACKS.items() if name in attacks and Attack.parse(attacks[name]) == attack}
+    attacks = results.attacks()
+    return {title for name, title in results.titles().items() if paper.ATTACKS.get(title) == attacks[name]}
 
 
 def table_1(results: Results) -> Table:
     """The paper's Table 1: this purifier under every attack by an attacker who does not know it."""
     records, comparable = select(results), comparable_attacks(results)
     compared = paper.TABLE_1 if comparable else {}
-    columns = ("attack", "epsilon", "images", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM")
+    columns = ("attack", "images", "undefended", "purified", "95 % interval", "agreement", "PSNR (dB)", "SSIM")
     rows = [
         cells(record, *columns) + [f"{theirs[attack]:.2f}" if attack in comparable else "-" for theirs in compared.values()]
         for attack, record in records.items()
@@ -166,8 +166,8 @@ def training(results: Results) -> Table:
 def threat_models(results: Results) -> Table:
     """The same purifier under every view that was measured, side by side."""
     records = [record for record in results.records if record.purifier == "student" and record.view != CLEAN]
-    order = list(results.recipe["evaluation"]["attacks"])
-    columns = ["attack", "view", "epsilon", "images", "purified", "95 % interval", "L2"]
+    order = list(select(results))
+    columns = ["attack", "view", "images", "purified", "95 % interval", "L2"]
     rows = [cells(one, *columns) for one in sorted(records, key=lambda r: (order.index(r.attack), r.view))]
     caption = text("threat_models", views={record.view for record in records})
     return Table("The same purifier under each threat model", caption, columns, rows)

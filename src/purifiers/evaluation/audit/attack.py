@@ -14,7 +14,7 @@ from purifiers.console import Stopwatch, detail, duration
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, WORST, group_of
+from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, ON, RAND, WORST, group_of
 from purifiers.evaluation.evaluator import Evaluator, Measured
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier
@@ -154,7 +154,7 @@ class Auditor:
             if view == "bpda" and not self.differentiable:
                 names = tuple(dict.fromkeys((*settings.views.get("full", ()), *names)))
             if view == TRANSFER:
-                models = {f" on {name}": model for name, model in self.surrogates.items()}
+                models = {ON + name: model for name, model in self.surrogates.items()}
             elif view == "eot":
                 models = {"": Expectation(defended if self.differentiable else VIEWS["bpda"](defended), settings.draws)}
             else:
@@ -162,7 +162,7 @@ class Auditor:
             for chosen in names:
                 attack, shown = settings.attacks[chosen], chosen
                 if self.random and view in ("full", "bpda") and isinstance(attack, AutoAttack):
-                    attack, shown = attack.model_copy(update={"version": "rand"}), f"{chosen}, rand"
+                    attack, shown = attack.model_copy(update={"version": "rand"}), chosen + RAND
                 count = min(len(self._data), settings.limit_of(chosen, self.subject.name))
                 for suffix, model in models.items():
                     yield _Planned(view, shown + suffix, attack, model, count, slow=chosen in settings.limits)

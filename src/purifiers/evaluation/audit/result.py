@@ -1,8 +1,9 @@
 """The result of an audit, as typed records in ``audit.json``. Its tables and its page read only this."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from purifiers.attacks import VIEWS
+from purifiers.attacks import VIEWS, AutoAttack
 from purifiers.errors import InputError, nearest
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record, Records
 from purifiers.evaluation.trust import Check
@@ -12,6 +13,8 @@ WORST = "worst"
 """The ``view`` of records of the worst case; their ``attack`` is one of ``GROUPS``, or ``EVERYTHING``."""
 EVERYTHING = "all attacks"
 """The worst case over all attacks of a norm: the number of an audit."""
+RAND, ON = ", rand", " on "
+"""In an attack's name: AutoAttack's version for a random purifier; before the surrogate that it attacked."""
 LEFT_OUT = "left out"
 """In the message of a warning, after the purifier's name, if an attack could not be run."""
 GROUPS = ("gray-box", "transfer", "black-box", "white-box")
@@ -44,6 +47,21 @@ class Audit(Records):
     seconds: float
     random: list[str]
     checks: dict[str, list[Check]]
+
+    def _settings(self) -> Mapping[str, Any]:
+        # All attacks of a norm share one epsilon, which their own settings need not repeat.
+        radii = {"linf": self.settings["epsilon"], "l2": self.settings["epsilon_l2"]}
+        written = {name: one for name, one in self.settings["attacks"].items() if one is not None}
+        return {name: {**one, "epsilon": radii[one.get("norm", "linf")]} for name, one in written.items()}
+
+    def titles(self) -> dict[str, str]:
+        """The attacks' titles by the names in the records, with those on random purifiers and on surrogates."""
+        own, attacks = super().titles(), self.attacks()
+        for name in list(own):
+            if isinstance(attacks[name], AutoAttack):
+                own[name + RAND] = attacks[name].model_copy(update={"version": "rand"}).title
+        on = {one.attack: one.attack.partition(ON)[0] for one in self.records if one.view == TRANSFER}
+        return own | {name: own[base] + name.removeprefix(base) for name, base in on.items() if base in own}
 
     @property
     def purifiers(self) -> list[str]:
