@@ -44,7 +44,7 @@ def _warn(warnings: "list[AttackWarning]") -> None:
 def report(run: "Run", folder: Path) -> "Results":
     """Measure a run, write its report into ``folder`` and print it."""
     from purifiers.evaluation.evaluate import evaluate_run
-    from purifiers.reports.run_report import all_tables, headline, write_report
+    from purifiers.reports.pages import all_tables, headline, write_report
 
     results, examples = evaluate_run(run)
     results.write(folder)
@@ -111,8 +111,7 @@ def audit(
     from purifiers.evaluation.audit.open import open_audited
     from purifiers.evaluation.records import Results
     from purifiers.recipes.load import load_recipe
-    from purifiers.reports.audit_report import overview, sentences, write_audit
-    from purifiers.reports.run_report import write_card
+    from purifiers.reports.pages import overview, sentences, write_audit, write_card
     from purifiers.runs import RECIPE_FILE, is_run, prepare_baselines
 
     overrides = changes.overrides(trained=True)
@@ -178,7 +177,7 @@ def certify(
     smooth-cpu. Writes certificate.json, certificate.md and a figure. If interrupted, the same command resumes.
     """
     from purifiers.evaluation.certify import Smoothing, certify_run
-    from purifiers.reports.certificate_report import certificate_tables, write_certificate
+    from purifiers.reports.pages import certificate_tables, write_certificate
     from purifiers.runs import is_run, open_defended
 
     overrides, name = changes.overrides(trained=True), weights.locate(purifier).resolve().name

@@ -85,7 +85,7 @@ def reproduce(
     if the recipe names variants. What is finished in the output folder is reused.
     """
     from purifiers.recipes.load import changed, load_recipe, with_shipped_classifiers
-    from purifiers.reports.run_report import write_seeds
+    from purifiers.reports.pages import write_seeds
     from purifiers.runs import open_weights, prepare_baselines
     from purifiers.training.pipeline import train_recipe, train_variants
 
