@@ -29,8 +29,7 @@ _PHOTOGRAPHS = (
 
 
 def samples_for(recipe: Recipe) -> ImageSet:
-    """Samples for a purifier that ``recipe`` trained, of its classifier's size and classes. Nothing is downloaded, and no image
-    of CIFAR-10 is needed or shown.
+    """Samples of the size and classes of ``recipe``'s classifier. Nothing is downloaded, and no image of CIFAR-10 is shown.
 
     Raises:
         ConfigError, MissingFileError, DataError: the recipe's folder of images is missing or not usable.

@@ -35,14 +35,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Trial:
-    """An attack on one image, and its effect.
-
-    Attributes:
-        view: the attacker's knowledge, a key of :data:`purifiers.attacks.VIEWS`.
-        attacked: its adversarial version, without a purifier.
-        purified: the adversarial version, purified.
-        unattacked: the original image, purified.
-    """
+    """An attack on one image under a view: its adversarial version without a purifier, the same purified, and the original
+    purified."""
 
     view: str
     original: Prediction
@@ -68,7 +62,6 @@ def attack_image(defended: PurifiedClassifier, image: Tensor, attack: Attack, vi
         seed: of every random choice, of the attack and of the purifier.
 
     Raises:
-        InputError: the image is not as above.
         AttackError: the model passes no gradient to its images, or the attack left its ball.
     """
     images = image[None]

@@ -36,22 +36,14 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass
 class BulkResult:
-    """Counts of files, and the failures.
-
-    Attributes:
-        replaced: how many of the purified had been made by another purifier before.
-        skipped: how many were there already.
-        animated: of how many only the first of several frames was purified.
-        dark: how many are 16-bit grey that uses 12 bits at most.
-        failed: which failed, and why.
-    """
+    """Counts of files, and the failures."""
 
     purified: int = 0
-    replaced: int = 0
-    skipped: int = 0
-    animated: int = 0
-    dark: int = 0
-    failed: list[str] = field(default_factory=list)
+    replaced: int = 0  # of the purified, had been made by another purifier before
+    skipped: int = 0  # were there already
+    animated: int = 0  # have several frames, of which the first was purified
+    dark: int = 0  # are 16-bit grey that uses 12 bits at most
+    failed: list[str] = field(default_factory=list)  # which, and why
 
     def fail(self, reason: str) -> None:
         """Add a failure, on one line: what cannot be printed, in names, is escaped."""

@@ -20,10 +20,9 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Loss:
-    """Differences of an 8-bit file from its float file.
+    """Differences of an 8-bit file from its float file on ``n`` images.
 
     Attributes:
-        n: images.
         largest: difference of an output from the float file's.
         psnr: of the purified images to the float file's, mean in dB; None where the output is logits.
         shares: accuracy of the float file and of the 8-bit one, and the share of the images that both classify alike, in

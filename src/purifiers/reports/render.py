@@ -29,14 +29,9 @@ class Doubted(str):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings; cells that are :class:`Doubted` are bold, on a terminal red.
+    """A table of strings, with a title above and a caption below, the meaning of the numbers.
 
-    Attributes:
-        title: printed above it.
-        caption: printed below it: the meaning of the numbers.
-        header: names of the columns.
-        rows: each as long as the header.
-        details: names of the columns that are left out on a terminal.
+    Cells that are :class:`Doubted` are bold, on a terminal red; columns whose names are in ``details`` are left out there.
     """
 
     title: str
@@ -124,11 +119,6 @@ def cells(record: Record, *columns: str) -> list[str]:
     return [fields[column] for column in columns]
 
 
-def _without_folder(path: str) -> str:
-    """A path of this machine as its last part; other paths and names as they are."""
-    return Path(path).name if Path(path).is_absolute() else path
-
-
 _PLAIN = jinja2.Environment(
     loader=jinja2.PackageLoader("purifiers.reports", "."),
     undefined=jinja2.StrictUndefined,
@@ -136,7 +126,8 @@ _PLAIN = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format, without_folder=_without_folder)
+_PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format)
+_PLAIN.filters.update(without_folder=lambda path: Path(path).name if Path(path).is_absolute() else path)  # of this machine
 _PLAIN.filters.update(yaml=lambda content: Markup(yaml.safe_dump(content, sort_keys=False)))
 _PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction, papers_clean=CLEAN_UNDEFENDED)
 _PAGES = _PLAIN.overlay(finalize=escape)

@@ -15,12 +15,7 @@ from purifiers.recipes.schema import STARTS
 from purifiers.reports import paper
 from purifiers.reports.render import Table, cells, half_width, percent, text, title_of
 
-COMPARISONS = (
-    ("student", "student_at"),
-    ("student", "student_nt"),
-    ("student_at", "teacher_at"),
-    ("student_nt", "teacher_at"),
-)
+COMPARISONS = (("student", "student_at"), ("student", "student_nt"), ("student_at", "teacher_at"), ("student_nt", "teacher_at"))
 """The better and the worse purifier of Table 2, as the paper claims, with its losses."""
 OURS = "ours"
 PAPERS = "ours, the paper's losses"

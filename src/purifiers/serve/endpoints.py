@@ -41,9 +41,15 @@ RETRY_AFTER = 1
 
 
 class PNG(Response):
-    """What ``/purify`` returns."""
+    """What ``/purify`` returns, made of uint8 (3, H, W)."""
 
     media_type = "image/png"
+
+    def render(self, content: np.ndarray) -> bytes:
+        """The file."""
+        buffer = io.BytesIO()
+        Image.fromarray(content.transpose(1, 2, 0)).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 class Refusal(HTTPException):
@@ -99,8 +105,7 @@ class Service:
 
     async def purify(self, request: Request) -> PNG:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
-        pixels = await self.result(request, "purify", self.purified)
-        return PNG(await asyncio.to_thread(_png, pixels))
+        return await asyncio.to_thread(PNG, await self.result(request, "purify", self.purified))
 
     async def classify(self, request: Request) -> JSONResponse:
         """Purify an image and classify the result. Returns the class, and the probability of each class (softmax)."""
@@ -240,9 +245,3 @@ async def _error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     return JSONResponse({"error": "the server failed; see its log"}, 500)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
