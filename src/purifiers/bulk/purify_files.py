@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
+from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels, results_of
 from purifiers.bulk.side_by_side import side_by_side
 from purifiers.console import progress
 from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, is_whole, read_image, text_under
@@ -209,21 +209,17 @@ class _Bulk:
                 self.result.dark += picture.dark
                 groups[picture.colours.size].append((job, picture))
         for group in groups.values():
-            done = self.purify_group(group)
+            purified = results_of(self.purified, [np.asarray(picture.colours) for _, picture in group])
             self.settle()
-            self.writing = [(job, self.pool.submit(_write, job, picture, pixels)) for job, picture, pixels in done]
+            for (job, picture), pixels in zip(group, purified, strict=True):
+                if isinstance(pixels, Exception):
+                    self.fail(job, pixels)
+                else:
+                    self.writing.append((job, self.pool.submit(_write, job, picture, pixels)))
 
-    def purify_group(self, group: Sequence[tuple[_Job, Picture]]) -> list[tuple[_Job, Picture, np.ndarray]]:
-        """Purify pictures of one size; if that fails, one by one, so that a picture fails alone."""
-        try:
-            stacked = torch.from_numpy(np.stack([np.asarray(picture.colours) for _, picture in group]))
-            purified = purify_pixels(self.purifier, stacked.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-        except (RuntimeError, ValueError, MemoryError) as error:
-            if len(group) > 1:
-                return [done for one in group for done in self.purify_group([one])]
-            self.fail(group[0][0], error)
-            return []
-        return [(job, picture, pixels) for (job, picture), pixels in zip(group, purified, strict=True)]
+    def purified(self, images: torch.Tensor) -> np.ndarray:
+        """Images, uint8 (N, H, W, 3), purified."""
+        return purify_pixels(self.purifier, images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
     def settle(self) -> None:
         """Wait for the files that are being written, and count them."""

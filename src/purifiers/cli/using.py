@@ -109,6 +109,13 @@ def export(
     model = exportable(loaded, _classifier_of(known, size) if classifier else None)
     channels = channels_of(loaded.network) or 3
     metadata = about(Path(purifier).resolve().name, loaded, classifier)
+    if int8:
+        calibration, test = _images(known, "train", CALIBRATION), _images(known, "test", MEASURED)
+        own = weights.locate(purifier) / "checkpoints" / "classifier"
+        trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
+        judge = None
+        if trained_for and not (classifier or images):
+            judge = load_classifier(trained_for, test, **known.classifier.options())
     with TemporaryDirectory() as folder:
         if format == "torch":
             exported = export_torch(model, target, size=size, channels=channels)
@@ -116,13 +123,7 @@ def export(
             whole = Path(folder) / "float.onnx" if int8 else target
             exported = export_onnx(model, whole, metadata, opset=opset, size=size, channels=channels)
         if int8:
-            test = _images(known, "test", MEASURED)
-            quantise(whole, target, _images(known, "train", CALIBRATION), metadata | {"quantised": "8 bits, static"})
-            own = weights.locate(purifier) / "checkpoints" / "classifier"
-            trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
-            judge = None
-            if trained_for and not (classifier or images):
-                judge = load_classifier(trained_for, test, **known.classifier.options())
+            quantise(whole, target, calibration, metadata | {"quantised": "8 bits, static"})
             loss = quantisation_loss(whole, target, test, judge)
             say(f"in float: {whole.stat().st_size / 1e6:.1f} MB")
     form = f"float32 (batch, {channels}, {size or 'height'}, {size or 'width'}) in [0,1]"

@@ -44,13 +44,12 @@ def write_card(folder: Path, results: Results, run: Path | None = None) -> None:
     """
     if "student" not in results.training:
         return
-    name = (run or folder).resolve().name
-    audits = []
-    for place in (folder, run or folder):
+    name, audit = (run or folder).resolve().name, None
+    for place in (run or folder, folder):
         with suppress(MissingFileError, CheckpointError):
-            audits.append(Audit.read(place))
-    own = ([name], results.records[0].classifier)
-    audit = next((one for one in audits if (one.purifiers, one.records[0].classifier) == own), None)
+            found = Audit.read(place)
+            if (found.purifiers, found.records[0].classifier) == ([name], results.records[0].classifier):
+                audit = found
     write_text(folder / RUN_CARD_FILE, model_card(name, [results], f"path/to/{name}", audit))
 
 

@@ -197,7 +197,7 @@ def table_1_for_all(results: Results) -> Table:
     for title, column in paper.TABLE_1.items() if known else ():
         theirs = [f"{column[attack]:.2f}" if attack in known else "-" for attack in ours]
         rows.append([f"{title}, as reported", *theirs, "-", "-", "-"])
-    own = {title: records for title, records in purifiers.items() if _own_classifier(ours, records)}
+    own = {title: records for title, records in purifiers.items() if records[CLEAN].classifier != ours[CLEAN].classifier}
     others = {title: records for title, records in purifiers.items() if title not in own}
     caption = text(
         "comparison_table",
@@ -247,13 +247,9 @@ def comparison(results: Results) -> str:
         best=best[CLEAN].purifier.removeprefix(BASELINE),
         theirs=attacked_mean(best),
         count=len(rivals),
-        own_classifier=best[CLEAN].classifier if _own_classifier(ours, best) else None,
+        own_classifier=best[CLEAN].classifier if best[CLEAN].classifier != ours[CLEAN].classifier else None,
         width=math.hypot(half_width(ours.values()), half_width(best.values())),
     )
-
-
-def _own_classifier(ours: dict[str, Record], theirs: dict[str, Record]) -> bool:
-    return theirs[CLEAN].classifier != ours[CLEAN].classifier
 
 
 def _cost(results: Results, name: str) -> list[str]:

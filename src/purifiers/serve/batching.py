@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from purifiers.bulk.pieces import results_of
 from purifiers.errors import InputError
 
 Function = Callable[[Tensor], Sequence[Any]]
@@ -58,19 +58,11 @@ class Batcher:
                         groups[function, image.shape].append((image, result))
                 self.observe(sum(map(len, groups.values())))
                 for (function, _), group in groups.items():
-                    outputs = await loop.run_in_executor(thread, _apply, function, [image for image, _ in group])
-                    for (_, result), output in zip(group, outputs, strict=True):
+                    outputs = await loop.run_in_executor(thread, results_of, function, [image for image, _ in group])
+                    for (image, result), output in zip(group, outputs, strict=True):
+                        size = "{2} x {1}".format(*image.shape)
+                        if isinstance(output, Exception):
+                            logger.error("an image of %s failed", size, exc_info=output)
+                            output = InputError(f"the purifier or the classifier cannot take an image of {size}")
                         if not result.done():
                             result.set_exception(output) if isinstance(output, InputError) else result.set_result(output)
-
-
-def _apply(function: Function, images: list[np.ndarray]) -> list[Any]:
-    """The results for images of one size, with an InputError for each image on which ``function`` fails."""
-    try:
-        return list(function(torch.from_numpy(np.stack(images))))
-    except Exception:  # of any type: classifiers are the user's code
-        if len(images) > 1:
-            return [result for image in images for result in _apply(function, [image])]
-        _, height, width = images[0].shape
-        logger.exception("an image of %d x %d failed", width, height)
-        return [InputError(f"the purifier or the classifier cannot take an image of {width} x {height}")]
