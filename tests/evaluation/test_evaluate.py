@@ -38,7 +38,7 @@ def test_records_of_every_view_and_attack(data: ImageSet, tmp_path: Path) -> Non
     assert blind.accuracy == full.accuracy == blind.accuracy_undefended < 1  # the purifier does nothing
     table = str(found)
     assert len(table.splitlines()) == 6
-    assert all(word in table for word in ("purifier", "blind", "second", "8/255", f"{blind.accuracy:.1%}"))
+    assert all(word in table for word in ("purifier", "blind", "FGSM, 8/255", f"{blind.accuracy:.1%}"))
     found.write(tmp_path)
     assert Results.read(tmp_path) == found
 

@@ -99,12 +99,12 @@ class Attack(Kind, ABC):
 
     Attributes:
         needs_gradients: it differentiates the model, which the view ``query`` does not allow.
-        label: the first word of its title; None for the name of its class.
+        shown_as: the first word of its title; None for the name of its class.
     """
 
     registry: ClassVar[Registry[Any]] = ATTACKS
     needs_gradients: ClassVar[bool] = True
-    label: ClassVar[str | None] = None
+    shown_as: ClassVar[str | None] = None
 
     norm: Literal["linf", "l2"] = "linf"
     epsilon: Length | None = None
@@ -125,7 +125,7 @@ class Attack(Kind, ABC):
 
     def _words(self) -> list[str]:
         """The title without the ball."""
-        name, steps = self.label or type(self).__name__, getattr(self, "num_steps", None)
+        name, steps = self.shown_as or type(self).__name__, getattr(self, "num_steps", None)
         words = [name if steps is None else f"{name}-{steps}"]
         words += ["targeted"] if getattr(self, "targeted", False) else []
         return words + ([f"{self.restarts} restarts"] if self.restarts > 1 else [])

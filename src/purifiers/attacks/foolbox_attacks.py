@@ -51,7 +51,7 @@ class CW(Attack):
 class FoolboxPGD(Attack):
     """Many small steps from a random point of the ball, as foolbox takes them."""
 
-    label = "foolbox PGD"
+    shown_as = "foolbox PGD"
 
     epsilon: Length = 8 / 255
     step_size: Length = share_of_epsilon(4)

@@ -80,7 +80,7 @@ class MIFGSM(BIM):
     ``step_size``: a tenth of epsilon by default.
     """
 
-    label = "MI-FGSM"
+    shown_as = "MI-FGSM"
 
     step_size: Length = share_of_epsilon(10)
     num_steps: int = Field(default=10, ge=1)
