@@ -93,27 +93,22 @@ def headline(results: Results) -> list[str]:
 
 def overview(audit: Audit) -> Table:
     """Every purifier under every threat model, and its worst case."""
-    cleans = {name: audit.clean(name) for name in audit.purifiers}
-    rows = []
+    header = ["purifier", "images", "clean", "PSNR (dB)", *GROUPS, *WORST_CASES.values(), VERDICT]
+    cleans, rows = {name: audit.clean(name) for name in audit.purifiers}, []
     for name, clean in cleans.items():
         groups = [audit.worst(name, "linf", group) for group in GROUPS]
         worst = [audit.worst(name, norm) for norm in NAMES]
-        rows.append(
-            [
-                name,
-                " / ".join(dict.fromkeys(f"{record.n:,}" for record in worst if record)) or "-",
-                percent(clean.accuracy),
-                *cells(clean, "PSNR (dB)"),
-                *(percent(record.accuracy) if record else "-" for record in groups),
-                *(f"{percent(record.accuracy)} ({span(record.ci95)})" if record else "-" for record in worst),
-                verdict(audit, name),
-            ]
-        )
+        row = [
+            name,
+            " / ".join(dict.fromkeys(f"{record.n:,}" for record in worst if record)) or "-",
+            *cells(clean, "purified", "PSNR (dB)"),
+            *(percent(record.accuracy) if record else "-" for record in groups),
+            *(f"{percent(record.accuracy)} ({span(record.ci95)})" if record else "-" for record in worst),
+            verdict(audit, name),
+        ]
+        red = doubted(audit, name)
+        rows.append([Doubted(cell) if column in red else cell for column, cell in zip(header, row, strict=True)])
     caption = text("overview", cleans=cleans, settings=audit.settings)
-    header = ["purifier", "images", "clean", "PSNR (dB)", *GROUPS, *WORST_CASES.values(), VERDICT]
-    for row in rows:
-        red = doubted(audit, row[0])
-        row[:] = [Doubted(cell) if column in red else cell for column, cell in zip(header, row, strict=True)]
     return Table("Every purifier under every threat model", caption, header, rows, ("images", "PSNR (dB)"))
 
 
@@ -162,25 +157,16 @@ def sentences(audit: Audit) -> list[tuple[str, bool]]:
         found += [(_worst_case(audit, name, norm), column in red) for norm, column in WORST_CASES.items()]
         found += [(text("failed_check", name=name, check=check, doubted=red), bool(red)) for check in audit.failed(name)]
         measured = {group for group in GROUPS for norm in NAMES if audit.worst(name, norm, group)}
-        remarks = lines(
-            "remarks",
-            name=name,
-            undefended=audit.clean(name).accuracy_undefended,
-            unchecked=audit.settings["check_images"] == 0,
-            missing=sorted({*GROUPS} - measured),
-            left_out=[f"{warning.attack} ({warning.view})" for warning in audit.left_out(name)],
-        )
+        remarks = lines("remarks", audit=audit, name=name, missing=sorted({*GROUPS} - measured))
         found += [(remark, False) for remark in remarks]
     return found
 
 
 def audit_page(audit: Audit) -> str:
-    """The report in Markdown; its figure is at ``AUDIT_FIGURE``."""
+    """The report in Markdown; its figure is at :data:`AUDIT_FIGURE`."""
     audit = audit.titled()
     others = [attacks(audit), *([trust(audit)] if any(audit.checks.values()) else [])]
-    return page(
-        "audit.md.j2", audit=audit, overview=overview(audit), tables=others, figure=AUDIT_FIGURE, sentences=sentences(audit)
-    )
+    return page("audit.md.j2", audit=audit, overview=overview(audit), tables=others, sentences=sentences(audit))
 
 
 def write_audit(audit: Audit, folder: Path) -> Path:
@@ -219,7 +205,7 @@ def certificate_tables(certificate: Certificate) -> list[Table]:
 
 def certificate_page(certificate: Certificate) -> str:
     """The page in Markdown; its figure is at ``CERTIFICATE_FIGURE``."""
-    return page("certificate.md.j2", one=certificate, figure=CERTIFICATE_FIGURE, tables=certificate_tables(certificate))
+    return page("certificate.md.j2", one=certificate, tables=certificate_tables(certificate))
 
 
 def write_certificate(certificate: Certificate, folder: Path) -> Path:
