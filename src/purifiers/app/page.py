@@ -38,23 +38,15 @@ _SCROLL = "() => document.querySelector('#result').scrollIntoView({behavior: 'sm
 
 @dataclass(frozen=True)
 class Defence:
-    """What the page shows.
-
-    Attributes:
-        name, classifier: the names of the purifier and of the classifier behind it.
-        samples: images to begin with, on the device of ``defended``; their size and classes are the classifier's.
-        credit: their origin, in a sentence.
-        robustness: what was measured of the purifier, in a sentence.
-        epsilon: the attack's strength at first, in [0,1] units.
-    """
+    """What the page shows."""
 
     defended: PurifiedClassifier
-    name: str
-    classifier: str
-    samples: ImageSet
-    credit: str
-    robustness: str
-    epsilon: float
+    name: str  # of the purifier
+    classifier: str  # the name of the one behind it
+    samples: ImageSet  # to begin with, on the device of ``defended``; their size and classes are the classifier's
+    credit: str  # their origin, in a sentence
+    robustness: str  # what was measured of the purifier, in a sentence
+    epsilon: float  # the attack's strength at first, in [0,1] units
 
 
 def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], None]) -> None:

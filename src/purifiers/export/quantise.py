@@ -20,19 +20,12 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Loss:
-    """Differences of an 8-bit file from its float file on ``n`` images.
+    """Differences of an 8-bit file from its float file."""
 
-    Attributes:
-        largest: difference of an output from the float file's.
-        psnr: of the purified images to the float file's, mean in dB; None where the output is logits.
-        shares: accuracy of the float file and of the 8-bit one, and the share of the images that both classify alike, in
-            [0,1]; None without a classifier.
-    """
-
-    n: int
-    largest: float
-    psnr: float | None
-    shares: tuple[float, float, float] | None
+    n: int  # images
+    largest: float  # difference of an output from the float file's
+    psnr: float | None  # of the purified images to the float file's, mean in dB; None where the output is logits
+    shares: tuple[float, float, float] | None  # accuracy in float and in 8 bits, and the same class; None without a classifier
 
 
 def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,14 @@ Function = Callable[[Tensor], Sequence[Any]]
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class Batcher:
-    """Collects images that arrive within a short time, and passes those of one size to their function together.
+    """Collects images that arrive within a short time, and passes those of one size to their function together."""
 
-    Args:
-        max_size: images of a batch.
-        timeout: seconds that the first image of a batch waits for others.
-        observe: called with the size of each batch.
-    """
-
-    def __init__(self, max_size: int, timeout: float, observe: Callable[[int], object]) -> None:
-        self.max_size = max_size
-        self.timeout = timeout
-        self.observe = observe
-        self.queue: asyncio.Queue[tuple[Function, np.ndarray, asyncio.Future[Any]]] = asyncio.Queue()
+    max_size: int  # images of a batch
+    timeout: float  # seconds that the first image of a batch waits for others
+    observe: Callable[[int], object]  # called with the size of each batch
+    queue: asyncio.Queue[tuple[Function, np.ndarray, asyncio.Future[Any]]] = field(default_factory=asyncio.Queue)
 
     async def submit(self, function: Function, image: np.ndarray) -> Any:
         """The result of ``function`` for an image, uint8 (3, H, W); raises InputError where it fails on this image."""

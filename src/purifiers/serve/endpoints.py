@@ -62,32 +62,18 @@ class Refusal(HTTPException):
 
 @dataclass
 class Service:
-    """A purifier, and a classifier behind it, with their queue and metrics.
-
-    Args:
-        purifier, classifier: they are put on ``device``; without a classifier there is no ``/classify``.
-        names: of the classes.
-        batch_size: images that are processed together, at most.
-        batch_timeout: seconds that the first image of a batch waits for others.
-        max_bytes: of a request's body.
-        max_pixels: width times height of an image.
-        max_queue: requests that are being read, queued or processed; one more is refused.
-        timeout: seconds for a request, from its first byte to the response.
-
-    Raises:
-        ConfigError: the purifier does not take RGB.
-    """
+    """A purifier and a classifier behind it, with their queue and metrics; ConfigError if the purifier does not take RGB."""
 
     purifier: Purifier
-    classifier: nn.Module | None = None
-    device: torch.device | str = "cpu"
-    names: Sequence[str] | None = None
-    batch_size: int = 16
-    batch_timeout: float = 0.01
-    max_bytes: int = 10_000_000
-    max_pixels: int = 4_000_000
-    max_queue: int = 64
-    timeout: float = 30.0
+    classifier: nn.Module | None = None  # without one there is no /classify
+    device: torch.device | str = "cpu"  # both are put there
+    names: Sequence[str] | None = None  # of the classes
+    batch_size: int = 16  # images that are processed together, at most
+    batch_timeout: float = 0.01  # seconds that the first image of a batch waits for others
+    max_bytes: int = 10_000_000  # of a request's body
+    max_pixels: int = 4_000_000  # width times height of an image
+    max_queue: int = 64  # requests that are being read, queued or processed; one more is refused
+    timeout: float = 30.0  # seconds for a request, from its first byte to the response
 
     def __post_init__(self) -> None:
         refuse_other_channels(self.purifier.placed(self.device))
