@@ -45,9 +45,10 @@ STUDENTS: dict[str, tuple[str, ...]] = {
     "student_at": ("AT",),
     "student_nt": ("NT",),
     "student_other": ("AT", "NT"),
+    "student_nt_other": ("NT",),
 }
-"""The students and their teachers. All but the first are for Table 2, with the paper's losses; the last has the other reading
-of equation 5."""
+"""The students and their teachers. All but the first are for Table 2, with the paper's losses; the last two have the other
+reading of equation 5."""
 PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0) | dict.fromkeys(
     ("strength_low", "strength_high"), 1.0
 )
@@ -63,7 +64,7 @@ def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
     paper = student.model_copy(update=PAPERS_LOSSES)
     other: Literal["adversarial", "clean"] = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
     configs = dict.fromkeys(STUDENTS, paper) | {"student": student}
-    configs["student_other"] = paper.model_copy(update={"nt_teacher_input": other})
+    configs |= dict.fromkeys(("student_other", "student_nt_other"), paper.model_copy(update={"nt_teacher_input": other}))
     if paper == student:
         del configs["student_paper"]
     return configs

@@ -79,7 +79,10 @@ def test_output_can_be_darker_than_mid_grey() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"widths": [4], "blocks": [1, 1]}, {"widths": [], "blocks": []}, {"widths": [0], "blocks": [1]}, {"skip_every": -1}],
+    [
+        *({"widths": [4], "blocks": [1, 1]}, {"widths": [], "blocks": []}, {"widths": [0], "blocks": [1]}),
+        *({"skip_every": -1}, {"shortcuts": -1}, {"last_block": "relu"}, {"last_block": "relu_tanh", "residual": True}),
+    ],
 )
 def test_impossible_networks_are_refused(arguments: dict) -> None:
     with pytest.raises(InputError, match="a CAE needs"):
@@ -96,3 +99,36 @@ def test_without_skips_the_latent_decides_the_output() -> None:
     for block in network.decoder:
         features = block(features)
     torch.testing.assert_close(network(images), ((features.tanh() + 1) / 2)[..., :10, :9])
+
+
+def test_shortcuts_add_the_input_of_every_k_blocks_that_keep_their_shape() -> None:
+    """With every block's last scale at zero, what is left of such blocks is their input."""
+    torch.manual_seed(0)
+    network = CAE(widths=[4], blocks=[5], skip_every=0, shortcuts=2).eval()
+    for block in network.encoder[1:]:
+        nn.init.zeros_(block[1].weight)  # of the batch normalisation; its bias is 0
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(network.latent(images), network.encoder[0](images * 2 - 1))
+    for block in network.decoder[:-1]:
+        nn.init.zeros_(block[1].weight)
+    expected = (network.decoder[-1](network.encoder[0](images * 2 - 1)).tanh() + 1) / 2
+    torch.testing.assert_close(network(images), expected)
+
+
+def test_shortcuts_leave_the_weights_names_as_they_are() -> None:
+    assert CAE(**SMALL, shortcuts=1).state_dict().keys() == CAE(**SMALL).state_dict().keys()
+
+
+def test_skips_from_a_stage_on_leave_out_the_finer_ones() -> None:
+    """Blocks 1 to 3 are at full resolution, 4 to 8 at half, 9 to 15 at a quarter; the latent needs no skip."""
+    skips = {stage: sorted(CAE(skips_from=stage).skips) for stage in range(4)}
+    assert skips == {0: [2, 4, 6, 8, 10, 12, 14], 1: [4, 6, 8, 10, 12, 14], 2: [10, 12, 14], 3: []}
+    assert CAE(skips_from=3).redraws and not CAE(skips_from=2).redraws
+
+
+def test_the_last_block_as_the_paper_draws_it_works_in_unit_range() -> None:
+    torch.manual_seed(0)
+    network = CAE(**SMALL, last_block="relu_tanh")
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.decoder.modules()) == 4
+    output = network(torch.rand(4, 3, 16, 16))
+    assert 0 == output.min() < 0.1 < 0.5 < output.max() < 1

@@ -9,7 +9,7 @@ from purifiers.evaluation.examples import Examples, Row
 from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes.load import load_recipe
 
-STAGES = ("teacher_at", "student_at", "student_nt", "student", "student_other")
+STAGES = ("teacher_at", "student_at", "student_nt", "student", "student_other", "student_nt_other")
 ATTACKS = {"none": None, "PGD-20, 8/255": 8 / 255, "CW-40": None}
 
 

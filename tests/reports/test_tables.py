@@ -47,11 +47,12 @@ def test_table_2_has_the_papers_numbers_in_brackets(make_results: Make) -> None:
         "student of AT",
         "student of NT",
         "student of AT and NT",
-        "same, NT sees clean",
+        "student of NT, which sees clean",
+        "student of AT and NT, which sees clean",
     ]
     assert rows["student of AT"][2] == "71.00 (35.46)"
     assert rows["student of AT"][1] == "61.00"
-    assert rows["same, NT sees clean"][2] == "74.00"
+    assert rows["student of AT and NT, which sees clean"][2] == "74.00"
 
 
 def test_table_2_of_a_guided_student_is_of_the_papers_losses(make_results: Make) -> None:
@@ -135,7 +136,7 @@ def test_table_2_over_seeds_has_means_and_ranges(make_results: Make) -> None:
     plain = make_results()
     table = table_2_over_seeds([plain, shifted(plain, 7, {"teacher_at": 0.03})])
     assert table.rows[0][:3] == ["AT, no distillation", "61.50 (60.00 to 63.00)", "71.50 (70.00 to 73.00)"]
-    assert table.rows[-1][0] == "same, NT sees clean"
+    assert table.rows[-1][0] == "student of AT and NT, which sees clean"
     assert "seeds 0, 7" in table.caption
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from purifiers.recipes.parts import Outputs
 from purifiers.training.losses import at_teacher_loss, distillation_loss, reconstruction_loss, student_loss
 
 N, C, H, W, CLASSES = 4, 3, 5, 6, 7
@@ -47,6 +48,23 @@ def test_equation_2(arrays: dict[str, np.ndarray], weight: float) -> None:
     assert second.item() == pytest.approx(weight * guidance, rel=1e-12)
 
 
+@pytest.mark.parametrize("outputs", ["largest", "all", "probabilities"])
+def test_equation_2_without_labels(arrays: dict[str, np.ndarray], outputs: Outputs) -> None:
+    def read(logits: np.ndarray) -> list[list[float]]:
+        if outputs == "largest":
+            return [[max(row)] for row in logits]
+        return [[*row] if outputs == "all" else [*(np.exp(row) / np.exp(row).sum())] for row in logits]
+
+    pairs = [
+        (p, a) for ps, advs in zip(read(arrays["p"]), read(arrays["adv"]), strict=True) for p, a in zip(ps, advs, strict=True)
+    ]
+    expected = sum(-math.log(1 / (1 + math.exp(-(p - a)))) for p, a in pairs) / len(pairs)
+    labels = torch.full((N,), -1)  # are not looked at
+    images = (tensor(arrays["purified"]), tensor(arrays["x"]), tensor(arrays["p"]), tensor(arrays["adv"]))
+    _, second = at_teacher_loss(*images, labels, outputs=outputs)
+    assert second.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_equation_2_is_finite_where_the_sigmoid_underflows() -> None:
     logits = torch.tensor([[-200.0, 0.0]])
     image = torch.zeros(1, 3, 2, 2)
@@ -65,6 +83,15 @@ def test_equation_5(arrays: dict[str, np.ndarray], teachers: list[str]) -> None:
     expected = [kl_of_softmax(arrays[name], student) + mse(arrays[name], student) for name in teachers]
     value = distillation_loss(tensor(student), [tensor(arrays[name]) for name in teachers])
     assert value.item() == pytest.approx(sum(expected) / len(teachers), rel=1e-12)
+
+
+def test_equation_5_over_colours(arrays: dict[str, np.ndarray]) -> None:
+    student, teacher = arrays["purified"], arrays["teacher_nt"]
+    pixels = [teacher.transpose(0, 2, 3, 1).reshape(-1, C), student.transpose(0, 2, 3, 1).reshape(-1, C)]
+    p, q = (np.exp(values) / np.exp(values).sum(1, keepdims=True) for values in pixels)
+    expected = (p * np.log(p / q)).sum() / N + mse(teacher, student)
+    value = distillation_loss(tensor(student), [tensor(teacher)], softmax_over="colours")
+    assert value.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_equation_5_is_zero_for_a_perfect_student_only(arrays: dict[str, np.ndarray]) -> None:

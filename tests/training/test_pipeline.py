@@ -31,6 +31,7 @@ def test_a_run_leaves_what_the_design_says(tiny_run: Run) -> None:
     folder = tiny_run.folder
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
     stages = ["classifier", "teacher_nt", "teacher_at", "student", "student_paper", "student_at", "student_nt", "student_other"]
+    stages.append("student_nt_other")
     files = ["config.json", "model.safetensors", "state.safetensors"]
     expected = {"recipe.yaml", "config.json", "model.safetensors"}
     assert names == expected | {f"checkpoints/{stage}/{file}" for stage in stages for file in files}
@@ -45,7 +46,7 @@ def test_students_of_the_ablation_start_alike_and_end_apart(tiny_run: Run) -> No
     first_losses = {tiny_run.histories[name][0]["mse"] for name in ("student_paper", "student_at", "student_nt")}
     assert max(first_losses) - min(first_losses) < 0.01
     prints = {fingerprint(purifier) for purifier in tiny_run.purifiers.values()}
-    assert len(prints) == len(tiny_run.purifiers) == 7
+    assert len(prints) == len(tiny_run.purifiers) == 8
 
 
 def test_students_of_table_2_have_the_papers_losses(tiny_recipe: Callable[..., Recipe]) -> None:
@@ -54,9 +55,10 @@ def test_students_of_table_2_have_the_papers_losses(tiny_recipe: Callable[..., R
     configs = student_configs(student, ablation=True)
     assert configs["student"] == student
     assert {name: (one.logits_weight, one.strength_low) for name, one in configs.items() if name != "student"} == dict.fromkeys(
-        ("student_paper", "student_at", "student_nt", "student_other"), (0, 1)
+        ("student_paper", "student_at", "student_nt", "student_other", "student_nt_other"), (0, 1)
     )
-    assert {name for name, one in configs.items() if one.nt_teacher_input == "adversarial"} == {"student_other"}
+    others = {name for name, one in configs.items() if one.nt_teacher_input == "adversarial"}
+    assert others == {"student_other", "student_nt_other"}
     assert "student_paper" not in student_configs(load_recipe("paper").student, ablation=True)
 
 

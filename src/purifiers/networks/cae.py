@@ -1,7 +1,8 @@
 """The purifier's convolutional autoencoder (Koo et al. 2023, section 3.1 and figure 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +18,19 @@ class CAE(Network):
     """A convolutional autoencoder with symmetric skips: images in [0,1] -> images in [0,1], any height and width.
 
     The encoder is ``sum(blocks)`` blocks Conv-BN-ReLU, the decoder its mirror, as many blocks
-    ConvTranspose-BN-ReLU; the last block ends in Tanh. Inside, images are scaled to [-1,1]. Every stage after the
-    first halves height and width in its first block; images are padded to a multiple of that and cropped back.
-
-    The paper draws BN and ReLU in the last block too. Tanh after ReLU could not give a pixel darker than mid-grey, so
-    here the last block is ConvTranspose (with bias) and Tanh alone.
+    ConvTranspose-BN-ReLU; the last block ends in Tanh. Every stage after the first halves height and width in its first
+    block; images are padded to a multiple of that and cropped back.
 
     Args:
         widths: channels of each stage, outermost first.
         blocks: blocks of each stage on each side; the paper has 15 in all (it does not say how they are divided).
         skip_every: the output of every k-th encoder block is added to the decoder's at the same depth; 0 for none, so
             that everything in the output has passed through the latent.
+        skips_from: the first stage, counted from 0, whose outputs are added: 1 leaves out those of full resolution.
+        shortcuts: on either side, the input of every k blocks that keep their shape is added to their output, as in a
+            ResNet; 0 for none.
+        last_block: ``tanh``: images are scaled to [-1,1] inside, and the last block is ConvTranspose (with bias) and Tanh;
+            ``relu_tanh``: they stay in [0,1], and it is ConvTranspose-BN-ReLU-Tanh, as the paper draws it.
         residual: the output is ``clamp(x + tanh(...))`` instead of ``tanh(...)``; starts as the identity.
         channels: image channels.
 
@@ -42,16 +45,28 @@ class CAE(Network):
         widths: Sequence[int] = (24, 48, 96),
         blocks: Sequence[int] = (3, 5, 7),
         skip_every: int = 2,
+        skips_from: int = 0,
+        shortcuts: int = 0,
+        last_block: Literal["tanh", "relu_tanh"] = "tanh",
         residual: bool = False,
         channels: int = 3,
     ) -> None:
         super().__init__()
-        if len(widths) != len(blocks) or not widths or min(*widths, *blocks, channels) < 1 or skip_every < 0:
+        if len(widths) != len(blocks) or not widths or min(*widths, *blocks, channels) < 1:
             raise InputError(
-                "a CAE needs as many widths as blocks, all at least 1, and skip_every of at least 0; "
-                f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}, skip_every={skip_every}"
+                "a CAE needs as many widths as blocks, all at least 1; "
+                f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}"
+            )
+        if min(skip_every, skips_from, shortcuts) < 0:
+            got = f"got {skip_every}, {skips_from} and {shortcuts}"
+            raise InputError(f"a CAE needs skip_every, skips_from and shortcuts of at least 0; {got}")
+        if last_block not in ("tanh", "relu_tanh") or (residual and last_block != "tanh"):
+            raise InputError(
+                f"a CAE needs last_block tanh or, without residual, relu_tanh; got {last_block}, residual={residual}"
             )
         self.residual = residual
+        # Inside, images are in [low, 1].
+        self.low = -1 if last_block == "tanh" else 0
         self.channels = channels
         self.stride = 2 ** (len(widths) - 1)
         # Every block reaches one step of the finer of its two resolutions, on either side of the latent.
@@ -61,14 +76,18 @@ class CAE(Network):
         flow = [channels] + [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
         halving = {sum(blocks[:stage]) for stage in range(1, len(blocks))}
         steps = [(fan_in, fan_out, 2 if i in halving else 1) for i, (fan_in, fan_out) in enumerate(pairwise(flow))]
+        same = [fan_in == fan_out and stride == 1 for fan_in, fan_out, stride in steps]
         self.encoder = nn.ModuleList(_encoder_block(*step) for step in steps)
-        self.decoder = nn.ModuleList(
-            _decoder_block(fan_out, fan_in, stride, last=i == 0)
-            for i, (fan_in, fan_out, stride) in reversed(list(enumerate(steps)))
-        )
+        up = [
+            _decoder_block(fan_out, fan_in, stride, bare=i == 0 and last_block == "tanh")
+            for i, (fan_in, fan_out, stride) in enumerate(steps)
+        ]
+        self.decoder = nn.ModuleList(reversed(up))
+        self.shortcuts = _shortcuts(same, shortcuts), _shortcuts(same[::-1], shortcuts)
         # Number of encoder blocks passed -> that output is kept for the decoder. The latent itself needs no skip.
-        depth = len(steps)
-        self.skips = frozenset(range(skip_every, depth, skip_every)) if skip_every else frozenset()
+        first = sum(blocks[:skips_from])
+        skips = range(skip_every, len(steps), skip_every) if skip_every else ()
+        self.skips = frozenset(passed for passed in skips if passed > first)
         self.redraws = not residual and not self.skips
         if residual:
             for parameter in self.decoder[-1].parameters():
@@ -78,17 +97,18 @@ class CAE(Network):
         """Purify ``images`` (N, channels, H, W), float, in [0,1]; same shape, dtype and range."""
         height, width = images.shape[-2:]
         padded = self._padded(images)
-        features, kept = self._encode(padded)
-        for passed, block in zip(range(len(self.decoder) - 1, -1, -1), self.decoder, strict=True):
-            features = block(features)
-            if passed in self.skips:
-                features = features + kept[passed]
-        output = torch.tanh(features)
+        latent, kept = self._encode(padded)
+        depth = len(self.decoder)
+
+        def add_skip(done: int, features: Tensor) -> Tensor:
+            return features + kept[depth - done] if depth - done in self.skips else features
+
+        output = torch.tanh(_through(self.decoder, self.shortcuts[1], latent, add_skip))
         if self.residual:
             output = (padded + output).clamp(-1, 1)
         # In the default layout, as a classifier may want to flatten it with view(). Always a copy: a data-dependent branch
         # would fix the input size on export.
-        return ((output + 1) / 2)[..., :height, :width].clone(memory_format=torch.contiguous_format)
+        return ((output - self.low) / (1 - self.low))[..., :height, :width].clone(memory_format=torch.contiguous_format)
 
     def latent(self, images: Tensor) -> Tensor:
         """The latent of ``images``, (N, widths[-1], H / stride, W / stride), H and W padded to multiples of the stride."""
@@ -97,16 +117,45 @@ class CAE(Network):
     def _padded(self, images: Tensor) -> Tensor:
         # Written so that a tracer of sizes sees that the padded ones are multiples of the stride.
         down, right = ((size + self.stride - 1) // self.stride * self.stride - size for size in images.shape[-2:])
-        return F.pad(images * 2 - 1, (0, right, 0, down), mode="replicate")
+        return F.pad(images * (1 - self.low) + self.low, (0, right, 0, down), mode="replicate")
 
-    def _encode(self, features: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    def _encode(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The latent, and the outputs that are added in the decoder, by the number of encoder blocks passed."""
         kept: dict[int, Tensor] = {}
-        for passed, block in enumerate(self.encoder, start=1):
-            features = block(features)
-            if passed in self.skips:
-                kept[passed] = features
-        return features, kept
+
+        def keep(done: int, features: Tensor) -> Tensor:
+            if done in self.skips:
+                kept[done] = features
+            return features
+
+        return _through(self.encoder, self.shortcuts[0], images, keep), kept
+
+
+def _shortcuts(same: Sequence[bool], every: int) -> dict[int, int]:
+    """Around every ``every`` blocks in a row that keep the shape: the number of the last one -> that of the one before them."""
+    ends: dict[int, int] = {}
+    count = 0
+    for done, keeps_shape in enumerate(same, start=1):
+        count = count + 1 if keeps_shape else 0
+        if every and count == every:
+            ends[done] = done - every
+            count = 0
+    return ends
+
+
+def _through(
+    blocks: Iterable[nn.Module], shortcuts: Mapping[int, int], features: Tensor, after: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Pass ``features`` through ``blocks``, and what each gives through ``after``, with the number of blocks done."""
+    starts = dict.fromkeys(shortcuts.values(), features)
+    for done, block in enumerate(blocks, start=1):
+        features = block(features)
+        if done in shortcuts:
+            features = features + starts[shortcuts[done]]
+        features = after(done, features)
+        if done in starts:
+            starts[done] = features
+    return features
 
 
 def _encoder_block(fan_in: int, fan_out: int, stride: int) -> nn.Module:
@@ -115,6 +164,6 @@ def _encoder_block(fan_in: int, fan_out: int, stride: int) -> nn.Module:
     )
 
 
-def _decoder_block(fan_in: int, fan_out: int, stride: int, last: bool) -> nn.Module:
-    up = nn.ConvTranspose2d(fan_in, fan_out, 3, stride=stride, padding=1, output_padding=stride - 1, bias=last)
-    return up if last else nn.Sequential(up, nn.BatchNorm2d(fan_out), nn.ReLU())
+def _decoder_block(fan_in: int, fan_out: int, stride: int, bare: bool) -> nn.Module:
+    up = nn.ConvTranspose2d(fan_in, fan_out, 3, stride=stride, padding=1, output_padding=stride - 1, bias=bare)
+    return up if bare else nn.Sequential(up, nn.BatchNorm2d(fan_out), nn.ReLU())

@@ -11,7 +11,18 @@ from purifiers.errors import nearest
 from purifiers.kinds import Group
 from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
 from purifiers.recipes.baseline_settings import AnyBaseline, Untrained, folder_of
-from purifiers.recipes.parts import Data, NetworkConfig, OnPerturbed, Optimisation, Place, Positive, checked, folder_name
+from purifiers.recipes.parts import (
+    Data,
+    NetworkConfig,
+    OnPerturbed,
+    Optimisation,
+    Outputs,
+    Place,
+    Positive,
+    SoftmaxOver,
+    checked,
+    folder_name,
+)
 from purifiers.registry import NETWORKS
 from purifiers.weights import absolute, anywhere
 
@@ -103,6 +114,8 @@ class TeacherNT(Optimisation):
 class TeacherAT(OnAttacked):
     """Equation 2. The weights of its two terms are 1 in the paper.
 
+    ``adversarial_outputs``: what the classifier's "outputs" are: the logit of the true class, or, without labels, the
+    largest logit, all logits or all probabilities.
     ``start``: a purifier of the same structure, by its shipped name or folder; with ``epochs`` of 0 it is the teacher. None:
     random weights, or those of the group ``latent``.
     """
@@ -111,6 +124,7 @@ class TeacherAT(OnAttacked):
     start: Place | None = None
     reconstruction_weight: float = Field(default=1.0, ge=0)
     adversarial_weight: float = Field(default=1.0, ge=0)
+    adversarial_outputs: Outputs = "true_class"
 
     @model_validator(mode="after")
     def _trained(self) -> Self:
@@ -137,6 +151,7 @@ class Student(OnAttacked):
 
     ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure
     images. The equation is the default.
+    ``softmax_over``: g in equation 5 is a softmax over all values of an image, or over the colours of each pixel.
     ``start``: from random weights, as in the paper (``scratch``), from those of teacher AT, which has the same structure
     (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
     """
@@ -145,6 +160,7 @@ class Student(OnAttacked):
     beta: float = Field(default=0.5, ge=0)
     gamma: float = Field(default=0.5, ge=0)
     nt_teacher_input: Literal["adversarial", "clean"] = "adversarial"
+    softmax_over: SoftmaxOver = "all"
 
     _absolute = field_validator("start")(PLACES["start"])
 

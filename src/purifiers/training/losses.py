@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from purifiers.recipes.parts import Outputs, SoftmaxOver
+
 Losses = dict[str, Tensor]
 """Scalars by name; training minimises the one called ``loss``, the others are recorded."""
 
@@ -19,18 +21,31 @@ def at_teacher_loss(
     adversarial_logits: Tensor,
     labels: Tensor,
     adversarial_weight: float = 1.0,
+    outputs: Outputs = "true_class",
 ) -> tuple[Tensor, Tensor]:
     """Equation 2: MSE(f_AT(x'), x) - w * log sigmoid(p_out - adv_out), as its two terms.
 
-    The paper does not say what the classifier's "outputs" are: here the logit of the true class, on the purified
-    (``p_out``) and on the adversarial image (``adv_out``).
+    The paper does not say what the classifier's "outputs" are, on the purified (``p_out``) and on the adversarial image
+    (``adv_out``). ``outputs`` is the logit of the true class; the largest logit; all logits, or all probabilities, where the
+    term is the mean over classes. Only the first needs ``labels``.
 
     Returns:
         The reconstruction term and the weighted adversarial term; their sum is the loss.
     """
-    true_class = labels.unsqueeze(1)
-    p_out, adv_out = (logits.gather(1, true_class).squeeze(1) for logits in (purified_logits, adversarial_logits))
+    p_out, adv_out = (_outputs(logits, labels, outputs) for logits in (purified_logits, adversarial_logits))
     return reconstruction_loss(purified, images), -adversarial_weight * F.logsigmoid(p_out - adv_out).mean()
+
+
+def _outputs(logits: Tensor, labels: Tensor, outputs: Outputs) -> Tensor:
+    match outputs:
+        case "true_class":
+            return logits.gather(1, labels.unsqueeze(1))
+        case "largest":
+            return logits.amax(dim=1)
+        case "all":
+            return logits
+        case "probabilities":
+            return logits.softmax(dim=1)
 
 
 def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
@@ -38,19 +53,21 @@ def reconstruction_loss(restored: Tensor, images: Tensor) -> Tensor:
     return F.mse_loss(restored, images)
 
 
-def distillation_loss(student: Tensor, teachers: Sequence[Tensor]) -> Tensor:
+def distillation_loss(student: Tensor, teachers: Sequence[Tensor], softmax_over: SoftmaxOver = "all") -> Tensor:
     """Equation 5: the mean over teachers of KL(g(teacher) || g(student)) + MSE(teacher, student).
-
-    ``g`` is the softmax over all C*H*W values of an image; KL is the mean over the batch.
 
     Args:
         student: the student's output images.
         teachers: each teacher's output images.
+        softmax_over: ``g`` is the softmax over ``all`` C*H*W values of an image, or over the C ``colours`` of each pixel, whose
+            divergences are summed. KL is the mean over the batch.
     """
-    log_student = F.log_softmax(student.flatten(1), dim=1)
+    if softmax_over == "all":
+        student, teachers = student.flatten(1), [teacher.flatten(1) for teacher in teachers]
+    log_student = F.log_softmax(student, dim=1)
     total = student.new_zeros(())
     for teacher in teachers:
-        log_teacher = F.log_softmax(teacher.flatten(1), dim=1)
+        log_teacher = F.log_softmax(teacher, dim=1)
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         total = total + divergence + F.mse_loss(student, teacher)
     return total / len(teachers)

@@ -42,7 +42,7 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
         with torch.no_grad():
             adversarial_logits = panel(adversarial) if config.adversarial_weight else counted
         reconstruction, adversarial_term = losses.at_teacher_loss(
-            purified, images, counted, adversarial_logits, labels, config.adversarial_weight
+            purified, images, counted, adversarial_logits, labels, config.adversarial_weight, config.adversarial_outputs
         )
         parts = {"mse": reconstruction, "adversarial": adversarial_term}
         total = config.reconstruction_weight * reconstruction + adversarial_term
@@ -63,7 +63,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
                 for name, teacher in teachers.items()
             ]
         reconstruction = losses.reconstruction_loss(purified, images)
-        distillation = losses.distillation_loss(purified, outputs)
+        distillation = losses.distillation_loss(purified, outputs, config.softmax_over)
         parts = {"mse": reconstruction, "distillation": distillation}
         total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
         logits = panel(purified) if config.classification_weight or config.logits_weight else None
