@@ -8,7 +8,6 @@ import typer
 
 from purifiers import weights
 from purifiers.cli import options
-from purifiers.console import duration, say
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 
 if TYPE_CHECKING:
@@ -37,12 +36,15 @@ def _refuse_foreign_baselines(run: Path, recipe: "Recipe") -> None:
 
 
 def _warn(warnings: "list[AttackWarning]") -> None:
+    from purifiers.console import say
+
     for warning in warnings:
         say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
 
 
 def report(run: "Run", folder: Path) -> "Results":
     """Measure a run, write its report into ``folder`` and print it."""
+    from purifiers.console import duration, say
     from purifiers.evaluation.evaluate import evaluate_run
     from purifiers.reports.pages import all_tables, headline, write_report
 
@@ -108,6 +110,7 @@ def audit(
     can only send queries. The number to quote is the worst case over all attacks, image by image. Writes audit.json, audit.md
     and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --images 50 gives a first impression.
     """
+    from purifiers.console import duration, say
     from purifiers.evaluation.audit.open import open_audited
     from purifiers.evaluation.records import Results
     from purifiers.recipes.load import load_recipe
@@ -176,6 +179,7 @@ def certify(
     the winning class by a perturbation shorter (L2) than the certified radius. Train for it with the recipe smooth or
     smooth-cpu. Writes certificate.json, certificate.md and a figure. If interrupted, the same command resumes.
     """
+    from purifiers.console import say
     from purifiers.evaluation.certify import Smoothing, certify_run
     from purifiers.reports.pages import certificate_tables, write_certificate
     from purifiers.runs import is_run, open_defended

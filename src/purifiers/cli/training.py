@@ -8,7 +8,6 @@ import typer
 
 from purifiers.cli import options
 from purifiers.cli.measuring import refuse_other_run, report
-from purifiers.console import Deadline, Stopwatch, duration, say
 from purifiers.errors import ConfigError
 from purifiers.weights import NAMES
 
@@ -30,6 +29,7 @@ def train(
     Train a classifier (or take yours), the two teachers and the student. Purifier.from_pretrained and 'purifiers evaluate'
     take the output folder. If interrupted, the same command resumes.
     """
+    from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import load_recipe, with_shipped_classifiers
     from purifiers.training.pipeline import train_recipe
 
@@ -84,6 +84,7 @@ def reproduce(
     against every attack. Table 2: the effect of each teacher (further students). Table 3: the effect of each ingredient,
     if the recipe names variants. What is finished in the output folder is reused.
     """
+    from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import changed, load_recipe, with_shipped_classifiers
     from purifiers.reports.pages import write_seeds
     from purifiers.runs import open_weights, prepare_baselines

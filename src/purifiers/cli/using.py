@@ -10,7 +10,6 @@ import typer
 
 from purifiers import weights
 from purifiers.cli import options
-from purifiers.console import say
 from purifiers.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,6 +83,7 @@ def export(
     with PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.
     """
     from purifiers.classifiers.load import load_classifier
+    from purifiers.console import say
     from purifiers.export.program_file import about, export_onnx, export_torch, exportable
     from purifiers.export.quantise import quantisation_loss, quantise
     from purifiers.networks.network import channels_of
@@ -166,6 +166,7 @@ def purify(
     image. Unreadable files do not stop the command: they are listed at the end and in OUT/failed.txt, with exit status 1.
     """
     from purifiers.bulk.purify_files import purify_files
+    from purifiers.console import say
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
 
@@ -214,6 +215,7 @@ def serve(
     to /classify to get scores. /docs describes the rest; /health and /metrics are for monitoring. SIGTERM and Ctrl-C stop the
     service, with exit status 0, when all requests in flight are answered.
     """
+    from purifiers.console import say
     from purifiers.data import DATASETS
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
@@ -249,6 +251,7 @@ def app(
     """
     from purifiers.app.page import Defence, serve_page
     from purifiers.app.samples import credit_of, samples_for
+    from purifiers.console import say
     from purifiers.purifier import PurifiedClassifier
     from purifiers.reports.cards import robustness_summary
     from purifiers.runs import open_defended, own_classifier
