@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -122,6 +123,28 @@ class TotalVariation(Transformation):
         denoise_tv_chambolle = require("skimage.restoration").denoise_tv_chambolle
         pixels = images.float().cpu().numpy()
         return torch.from_numpy(np.stack([denoise_tv_chambolle(one, weight=self.weight, channel_axis=0) for one in pixels]))
+
+
+@NETWORKS.register("shrink")
+class Shrink(Network):
+    """Images at a lower resolution and back, bicubic: what losing detail alone does. Unlike the others it has its own gradient.
+
+    Args:
+        factor: by which height and width are divided, rounded up.
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        if not isinstance(factor, int) or factor < 2:
+            raise InputError(f"images are shrunk by a whole factor of at least 2; got {factor}")
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Lose the detail of ``images`` (N, C, H, W), float, in [0,1]; same shape, dtype and range."""
+        height, width = images.shape[-2:]
+        small = (-(-height // self.factor), -(-width // self.factor))
+        shrunk = F.interpolate(images, small, mode="bicubic", antialias=True)
+        return F.interpolate(shrunk, (height, width), mode="bicubic").clamp(0, 1)
 
 
 @NETWORKS.register("nothing")

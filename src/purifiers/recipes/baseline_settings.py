@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from torch import nn
 
 from purifiers.attacks import SSP
-from purifiers.baselines.classical import Nothing, Transformation
+from purifiers.baselines.classical import Nothing, Shrink, Transformation
 from purifiers.baselines.wrappers import Wrapper
 from purifiers.errors import nearest
 from purifiers.kinds import Kind
@@ -146,7 +146,7 @@ class BaselineSOAP(TrainedBaseline):
 
 def _ready(name: str) -> bool:
     """Whether the network ``name`` purifies without training, alone or around another."""
-    return issubclass(NETWORKS[name], (Transformation, Nothing, Wrapper))
+    return issubclass(NETWORKS[name], (Transformation, Shrink, Nothing, Wrapper))
 
 
 def _not_ready(base: Any) -> str | None:

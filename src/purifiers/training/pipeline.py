@@ -187,12 +187,12 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
     recipe, data = run.recipe, run.images("train")
     clean = data.images
     pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
-    nt = _train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
+    nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:
         start = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs))
     guided = at_losses(recipe.teacher_at, panel)
-    at = _train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, list(panel.classifiers), start)
+    at = train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, list(panel.classifiers), start)
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
@@ -200,7 +200,7 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
         distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
         start = at if student.start == "teacher_at" else starts.get("student")
         parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
-        _train_purifier(run, name, student, pairs, data.labels, distilled, parents, start)
+        train_purifier(run, name, student, pairs, data.labels, distilled, parents, start)
 
 
 def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
@@ -211,7 +211,7 @@ def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def _train_purifier(
+def train_purifier(
     run: Run,
     name: str,
     optimisation: Optimisation,
@@ -221,6 +221,10 @@ def _train_purifier(
     parents: Sequence[nn.Module] = (),
     start: nn.Module | None = None,
 ) -> nn.Module:
+    """Train the stage ``name`` of ``run``, a purifier, from the weights of ``start`` if there is one, into ``run.purifiers``.
+
+    ``images`` may have adversarial examples stacked along the channels; ``parents`` are networks that decide the result.
+    """
     # All students start from the same weights and see the same batches, so that they differ in their teachers alone.
     stream = "student" if name in STUDENTS else name
     network = seeded(run, stream, run.recipe.purifier.build)

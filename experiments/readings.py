@@ -1,0 +1,165 @@
+"""Which reading of the paper gives its tables: small trainings of each, on shared adversarial examples.
+
+    python experiments/readings.py E0 E1 E2 E3 --output runs/readings
+
+- E0: no training; what losing detail alone does.
+- E1: teacher NT alone, for several autoencoders. The paper's numbers want one that leaves 55 to 65 % of clean images, 30 to
+  45 % under PGD of 8/255, and under 16/255 at least 0.7 of that (docs/method.md).
+- E2: teacher AT with each form of equation 2's second term, for the autoencoder ``--network``.
+- E3: all rows of Table 2 for ``--network`` and ``--outputs``, and how far they are from the paper's.
+
+What is finished in the output folder is reused, so a stopped command goes on. Each experiment writes its table to
+``<experiment>.md`` and its numbers to ``<experiment>.json`` there.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+import purifiers
+from purifiers.baselines import Shrink, TotalVariation
+from purifiers.classifiers.load import load_classifier
+from purifiers.console import say
+from purifiers.evaluation.evaluate import evaluate_run
+from purifiers.recipes.load import changed, load_recipe
+from purifiers.recipes.parts import Outputs
+from purifiers.recipes.schema import Recipe
+from purifiers.reports import paper
+from purifiers.runs import Run
+from purifiers.training.adversarial_data import Panel, attack_training_images
+from purifiers.training.objectives import at_losses, nt_losses
+from purifiers.training.pipeline import train_purifier, train_recipe
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "skips to full resolution": {},
+    "skips from half resolution on": {"skips_from": 1},
+    "skips at a quarter alone": {"skips_from": 2},
+    "shortcuts, latent 48 x 8 x 8": {"skip_every": 0, "shortcuts": 2},
+    "shortcuts, latent 16 x 8 x 8": {"skip_every": 0, "shortcuts": 2, "widths": [16, 32, 48, 16], "blocks": [3, 5, 6, 1]},
+    "the last block as drawn": {"last_block": "relu_tanh"},
+    "one halving, in the first layer": {"widths": [16, 32], "blocks": [1, 14], "skips_from": 1},
+}
+"""Readings of the autoencoder, as changes of BASE."""
+BASE = {"network": "cae", "widths": [16, 32, 48], "blocks": [3, 5, 7], "skip_every": 2}
+"""Two thirds of the default's widths, so that an experiment takes two cores about an hour."""
+
+
+def settings(arguments: argparse.Namespace, network: str, **others: Any) -> Recipe:
+    """The recipe ``paper-cpu`` at the size of the experiments, with one of NETWORKS."""
+    rate = {"schedule": "constant", "learning_rate": 0.01}
+    small = {"data.limit": arguments.images, "data.test_limit": arguments.test_images, "evaluation.batch_size": 125}
+    epochs = {f"{stage}.epochs": arguments.epochs for stage in ("teacher_nt", "teacher_at", "student")}
+    rates = {f"{stage}.{key}": value for stage in ("teacher_nt", "teacher_at", "student") for key, value in rate.items()}
+    base = {"precision": "32-true", "baselines": {}, "evaluation.views": ["blind"], "evaluation.limits": {}}
+    return changed(load_recipe("paper-cpu"), base | small | epochs | rates | {"purifier": BASE | NETWORKS[network]} | others)
+
+
+def opened(recipe: Recipe, folder: Path, cache: Path) -> Run:
+    """A run with the frozen classifier, and nothing trained yet."""
+    run = Run(recipe, folder, torch.device("cpu"), cache)
+    assert recipe.classifier.source is not None
+    run.classifier = load_classifier(recipe.classifier.source, run.images("train"), **recipe.classifier.options())
+    return run
+
+
+def measured(run: Run, purifier: nn.Module) -> dict[str, float]:
+    """Accuracy in % and PSNR in dB of ``purifier`` on the test images, by attack; attacks are on the classifier alone."""
+    attacks = run.recipe.evaluation.attacks
+    found = purifiers.evaluate(purifier, run.classifier, run.images("test"), attacks=attacks, cache=run.cache, batch_size=125)
+    return {record.attack: 100 * record.accuracy for record in found.records} | {"dB": found.records[0].psnr}
+
+
+def e0(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+    """Untrained networks that lose detail."""
+    run = opened(settings(arguments, "skips to full resolution"), arguments.output / "e0", arguments.output / "cache")
+    rows = {"no purifier": nn.Identity(), "to 16 x 16 and back": Shrink(2), "total variation": TotalVariation(0.1)}
+    for title, network in rows.items():
+        yield title, measured(run, network)
+
+
+def e1(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+    """Teacher NT of each autoencoder."""
+    for title in arguments.networks or NETWORKS:
+        recipe = settings(arguments, title)
+        run = opened(recipe, arguments.output / "e1" / title.replace(" ", "-"), arguments.output / "cache")
+        images = run.images("train")
+        yield (
+            title,
+            measured(run, train_purifier(run, "teacher_nt", recipe.teacher_nt, images.images, images.labels, nt_losses)),
+        )
+
+
+def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+    """Teacher AT with each form of its second term, and without it."""
+    forms: dict[str, dict[str, Any]] = {form: {"teacher_at.adversarial_outputs": form} for form in get_args(Outputs)}
+    for title, change in (forms | {"no second term": {"teacher_at.adversarial_weight": 0.0}}).items():
+        recipe = settings(arguments, arguments.network, **change)
+        run = opened(recipe, arguments.output / "e2" / title.replace(" ", "-"), arguments.output / "cache")
+        panel, images = Panel([run.classifier], recipe.precision), run.images("train")
+        pairs = torch.cat([images.images, attack_training_images(run, panel, images)], dim=1)
+        losses = at_losses(recipe.teacher_at, panel)
+        yield (
+            title,
+            measured(
+                run, train_purifier(run, "teacher_at", recipe.teacher_at, pairs, images.labels, losses, list(panel.classifiers))
+            ),
+        )
+
+
+def e3(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+    """All purifiers of Table 2, for each seed."""
+    for seed in arguments.seeds:
+        change = {"teacher_at.adversarial_outputs": arguments.outputs, "seed": seed}
+        recipe, cache = settings(arguments, arguments.network, **change), arguments.output / "cache"
+        run = train_recipe(recipe, arguments.output / "e3" / f"seed-{seed}", device="cpu", ablation=True, cache=cache)
+        records = evaluate_run(run)[0].records
+        for stage in run.purifiers:
+            own = {record.attack: 100 * record.accuracy for record in records if record.purifier == stage}
+            own["dB"] = next(record.psnr for record in records if record.purifier == stage)
+            theirs = paper.TABLE_2.get(stage, {})
+            if theirs:
+                own["from the paper's"] = mean(abs(own[attack] - theirs[attack]) for attack in theirs)
+            yield f"seed {seed}: {stage}", own
+
+
+EXPERIMENTS = {"E0": e0, "E1": e1, "E2": e2, "E3": e3}
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A Markdown table of rows by title."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[title, *(f"{row[column]:.1f}" if column in row else "-" for column in columns)] for title, row in rows.items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    """Run the experiments that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="+", choices=EXPERIMENTS)
+    parser.add_argument("--output", type=Path, default=Path("runs/readings"))
+    parser.add_argument("--network", choices=NETWORKS, default="skips from half resolution on", help="of E2 and E3")
+    parser.add_argument("--networks", choices=NETWORKS, nargs="+", help="of E1, by default all")
+    parser.add_argument("--outputs", choices=get_args(Outputs), default="largest", help="of E3: equation 2's outputs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of E3")
+    parser.add_argument("--images", type=int, default=10_000, help="training images")
+    parser.add_argument("--test-images", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=10)
+    arguments = parser.parse_args()
+    for name in arguments.experiments:
+        rows: dict[str, dict[str, float]] = {}
+        for title, row in EXPERIMENTS[name](arguments):
+            rows[title] = row
+            say(table({title: row}))
+            (arguments.output / f"{name}.json").write_text(json.dumps(rows, indent=1))
+            (arguments.output / f"{name}.md").write_text(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The script that trains readings of the paper: every one is a recipe that the library takes, and its table is a table."""
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from experiments.readings import NETWORKS, settings, table
+from purifiers.recipes.parts import Outputs
+
+ARGUMENTS = argparse.Namespace(images=10, test_images=5, epochs=1, output=Path("runs"))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_reading_is_a_network_that_returns_images(network: str) -> None:
+    recipe = settings(ARGUMENTS, network)
+    assert (recipe.data.limit, recipe.teacher_nt.epochs, recipe.student.schedule) == (10, 1, "constant")
+    images = torch.rand(2, 3, 32, 32)
+    assert recipe.purifier.build().eval()(images).shape == images.shape
+
+
+def test_no_two_readings_are_the_same() -> None:
+    recipes = [
+        settings(ARGUMENTS, network, **{"teacher_at.adversarial_outputs": form})
+        for network in NETWORKS
+        for form in get_args(Outputs)
+    ]
+    assert len({(str(recipe.purifier), recipe.teacher_at.adversarial_outputs) for recipe in recipes}) == len(recipes)
+
+
+def test_a_table_has_a_column_for_every_number_and_a_dash_where_there_is_none() -> None:
+    lines = table({"one": {"none": 90.04, "PGD8": 1}, "two": {"none": 50, "dB": 26.06}}).splitlines()
+    assert lines[0] == "|  | none | PGD8 | dB |"
+    assert lines[2:] == ["| one | 90.0 | 1.0 | - |", "| two | 50.0 | - | 26.1 |"]
