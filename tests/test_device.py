@@ -1,8 +1,12 @@
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import purifiers
+from purifiers import PurifiedClassifier, Purifier, attacks
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError
 
@@ -44,3 +48,41 @@ def test_nothing_is_set_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_devices_that_are_not_there(device: str) -> None:
     with pytest.raises(ConfigError, match="available"):
         find_device(device)
+
+
+@pytest.fixture(params=["float64", "meta"])
+def default(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The process has another default dtype, or another default device."""
+    before = torch.get_default_dtype()
+    try:
+        if request.param == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+        yield request.param
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+def test_the_defaults_of_the_process_are_of_no_consequence(default: str, tmp_path: Path) -> None:
+    defaults = torch.get_default_dtype(), torch.get_default_device()
+    images = torch.rand(4, 3, 16, 16, device="cpu", dtype=torch.float32)
+    labels = torch.arange(4, device="cpu")
+    purifier, classifier = Purifier.from_pretrained("cifar10-cpu"), purifiers.load_classifier("cifar10-resnet20")
+    model = PurifiedClassifier(purifier, classifier)
+    assert model(images).dtype == torch.float32
+    for attack in (attacks.PGD(num_steps=2), attacks.PGD(num_steps=2, norm="l2"), attacks.Square(num_queries=3)):
+        assert attack(model, images, labels).dtype == torch.float32
+    few = {"FGSM": attacks.FGSM()}
+    assert len(purifiers.evaluate(purifier, classifier, images, labels, attacks=few).records) == 2
+    settings = {
+        "teacher_at": {"epochs": 1, "batch_size": 4},
+        "teacher_nt": {"epochs": 1, "batch_size": 4},
+        "student": {"epochs": 1, "batch_size": 4},
+        "training_attacks": {"FGSM": {"kind": "fgsm"}},
+        "purifier.widths": [4, 4, 4],
+    }
+    trained = purifiers.train(classifier, images, labels, output=tmp_path / "run", recipe="digits", settings=settings)
+    assert trained(images).dtype == torch.float32
+    assert (torch.get_default_dtype(), torch.get_default_device()) == defaults

@@ -35,11 +35,29 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 @contextmanager
+def float32_on_cpu() -> Iterator[None]:
+    """New tensors are float32 on the CPU unless said otherwise, whatever defaults the process has, which are restored."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@contextmanager
 def repeatable() -> Iterator[None]:
-    """On a GPU: deterministic algorithms, and float32 without TF32, which attacks need. Everything is restored at the end.
+    """:func:`float32_on_cpu`; on a GPU also deterministic algorithms, and no TF32, as attacks need it. All is restored.
 
     A context, or a decorator: ``@repeatable()``.
     """
+    with float32_on_cpu(), _deterministic():
+        yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from purifiers.errors import ConfigError, nearest
 from purifiers.registry import Registry
@@ -63,4 +63,22 @@ class Kind(Group):
             raise ValueError(f"kind: {error}") from error
         if not (isinstance(chosen, type) and issubclass(chosen, cls)):
             raise ValueError(f"kind: '{content['kind']}' is not a subclass of purifiers' {cls.__name__}")
-        return chosen.model_validate({**content, "kind": cls.registry.name_of(chosen)})
+        try:
+            return chosen.model_validate({**content, "kind": cls.registry.name_of(chosen)})
+        except ValidationError as error:
+            # An attack's constructor raises ConfigError; its cause has the keys.
+            causes = [fault["ctx"]["error"].__cause__ for fault in error.errors() if "error" in fault.get("ctx", {})]
+            raise next((cause for cause in causes if isinstance(cause, ValidationError)), error) from None
+
+
+def faults(error: ValidationError, group: str | None = None) -> list[str]:
+    """The faults of settings, such as a recipe's or those of one ``group``: a line each, with the dotted key and the value."""
+    lines = []
+    for fault in error.errors():
+        if fault["type"] == "default_factory_not_called":  # a consequence of another fault
+            continue
+        key = ".".join(map(str, (*(() if group is None else (group,)), *fault["loc"]))) or "recipe"
+        message = fault["msg"].removeprefix("Value error, ")
+        own = fault["type"] == "value_error" or not isinstance(fault["input"], str | float | int)
+        lines.append(f"{key}: {message}" + ("" if own else f"; got {fault['input']!r}"))
+    return lines

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from purifiers.device import float32_on_cpu
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.storage import digest, load_tensors, save_tensors, write_text
 from purifiers.version import __version__
@@ -135,6 +136,7 @@ NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", 
 """Networks that purify images, and classifiers: subclasses of :class:`purifiers.networks.Network`."""
 
 
+@float32_on_cpu()
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build the network ``name`` with its constructor's ``arguments``.
 
@@ -214,6 +216,7 @@ def save_network(folder: Path, network: nn.Module) -> None:
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
+@float32_on_cpu()
 def load_network(folder: Path) -> nn.Module:
     """Load what :func:`save_network` wrote, in evaluation mode, on the CPU.
 

@@ -53,7 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TrainingError(f"another process trains in {folder}: wait for it, or give another --output") from error
+            raise TrainingError(f"another process trains in {folder}: wait for it, or choose another output folder") from error
         except OSError:  # some network file systems have none
             pass
         yield

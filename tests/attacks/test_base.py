@@ -1,13 +1,14 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from purifiers.attacks import BIM, CW, FGSM, MIFGSM, PGD, Attack, AutoAttack, FoolboxPGD, Square, show_fraction, titles
 from purifiers.attacks.base import frozen
-from purifiers.errors import AttackError, InputError
+from purifiers.errors import AttackError, ConfigError, InputError
 from purifiers.networks import ResNet
 
 
@@ -121,8 +122,8 @@ def test_lengths_are_read_and_written_as_people_do(levels: int) -> None:
 def test_lengths_that_are_no_numbers_are_refused() -> None:
     assert [show_fraction(value) for value in (8 / 255, 0.1, 0.2, 0.0, 1.0, None)] == ["8/255", "0.1", "0.2", "0.0", "1.0", "-"]
     for wrong in ("8/0", "a lot", "", -0.1):
-        with pytest.raises(ValidationError):
-            FGSM.model_validate({"epsilon": wrong})
+        with pytest.raises(ConfigError, match=r"FGSM\.epsilon"):
+            FGSM(epsilon=wrong)  # type: ignore[arg-type]
 
 
 class Labels(nn.Module):
@@ -235,3 +236,11 @@ def test_a_title_has_steps_and_ball(attack: Attack, title: str) -> None:
 def test_of_equal_titles_the_later_has_its_name_too() -> None:
     both = {"BIM": BIM(), "BIM, small steps": BIM(step_size=1 / 255), "CW": CW()}
     assert list(titles(both).values()) == ["BIM-20, 8/255", "BIM-20, 8/255 (BIM, small steps)", "CW-40"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"), [({"restarts": 0}, "PGD.restarts: .*1"), ({"epsilon": 8}, "8/255"), ({"stepsize": 1}, "step_size")]
+)
+def test_settings_that_cannot_be_are_an_error_of_this_library(wrong: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        PGD(**wrong)

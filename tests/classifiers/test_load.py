@@ -165,6 +165,12 @@ def test_what_cannot_be_protected_is_refused(module: str, data: ImageSet, functi
         load_classifier(f"{module}:{function}", data, **options())
 
 
+def test_a_module_alone_is_told_from_a_name(module: str, data: ImageSet) -> None:
+    for source in (module, f"{module}.py"):
+        with pytest.raises(ConfigError, match=f"is a module.*{module}:function"):
+            load_classifier(source, data, **options())
+
+
 def test_probabilities_are_pointed_out(module: str, data: ImageSet, capsys: pytest.CaptureFixture[str]) -> None:
     load_classifier(f"{module}:good", data, **options())
     assert "warning" not in capsys.readouterr().out

@@ -58,9 +58,9 @@ def test_the_first_page_lists_the_commands_and_the_version(capsys: pytest.Captur
         (["train", "--mean", "grey"], ["--mean", "commas", "'grey'"]),
         (["demo", "--baselines", "some"], ["--baselines", "'ready'"]),
         (["certify", "cifar10", "--sigma", "wide"], ["--sigma", "64/255", "'wide'"]),
-        (["certify", "cifar10", "--images", "0"], ["--images", "x>=1"]),
-        (["audit", "cifar10", "--images", "0"], ["--images", "x>=1"]),
-        (["audit", "cifar10", "--images", "x"], ["--images", "'x'"]),
+        (["certify", "cifar10", "--limit", "0"], ["--limit", "x>=1"]),
+        (["audit", "cifar10", "--limit", "0"], ["--limit", "x>=1"]),
+        (["audit", "cifar10", "--limit", "x"], ["--limit", "'x'"]),
         (["reproduce", "--tables", "4"], ["--tables", "1 to 3", "'4'"]),
         (["reproduce", "--tables", "one"], ["--tables", "1 to 3", "'one'"]),
         (["reproduce", "--seeds", "1,1"], ["--seeds", "different", "'1,1'"]),
@@ -96,7 +96,7 @@ def test_mistyped_commands_are_status_2(arguments: list[str], words: list[str], 
         (["audit", "cifar10-resnet56"], "is a classifier"),
         (["certify", "cifar10", "--sigma", "64/255", "--set", "audit.imags=3"], "'images'"),
         (["certify", "cifar10", "--set", "student.epochs=1"], "training is over"),
-        (["certify", "cifar10", "--recipe", "digits"], "'digits'"),
+        (["certify", "cifar10", "--recipe", "digits", "--sigma", "0.1"], "'digits'"),
         (["certify", "cifar-10"], "'cifar10'"),
         (["purify", "a", "b", "--purifier", "nowhere"], "'nowhere'"),
         (["serve", "cifar10", "--data-dir", "x"], "--data-dir has no effect"),
@@ -146,7 +146,11 @@ def test_ctrl_c_tells_how_to_resume(
 
     monkeypatch.setattr("purifiers.training.pipeline.train_recipe", interrupt)
     monkeypatch.setattr("purifiers.runs.open_defended", interrupt)
-    for command, restarts in ((["train"], False), (["train", "--restart"], True), (["certify", "cifar10"], False)):
+    for command, restarts in (
+        (["train"], False),
+        (["train", "--restart"], True),
+        (["certify", "cifar10", "--sigma", "0.1"], False),
+    ):
         assert main([*command, "--output", str(tmp_path)]) == 130
         message = capsys.readouterr().err
         assert "resume" in message

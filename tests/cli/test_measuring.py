@@ -88,7 +88,8 @@ def test_baselines_are_never_trained_for_another_classifier_than_the_runs(
 def test_the_network_of_a_trained_classifier_cannot_be_changed(
     tiny_run: Run, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([command, str(tiny_run.folder), "--set", "classifier.network.depth=32", *CPU]) == 1
+    sigma = ["--sigma", "0.1"] if command == "certify" else []
+    assert main([command, str(tiny_run.folder), "--set", "classifier.network.depth=32", *sigma, *CPU]) == 1
     assert "classifier.network" in capsys.readouterr().err
 
 
@@ -101,7 +102,7 @@ def test_a_run_and_its_baselines_in_one_audit(
     save_network(surrogate, ResNet(20, width=4))
     out = str(tmp_path / "audit")
     surrogates = ["--set", f"audit.surrogates=['{surrogate}', '{run}+{surrogate}']", "--set", "audit.limits.JPGE=5"]
-    command = ["audit", str(run), "--output", out, *CPU, "--images", "6", "--baselines", "ready"]
+    command = ["audit", str(run), "--output", out, *CPU, "--limit", "6", "--baselines", "ready"]
     assert main([*command, *SETTINGS, *surrogates]) == 0
     printed = capsys.readouterr().out
     for text in ("worst case L-inf", "a check: Masked.", "JPEG", "audit.html", "is left out", "'JPGE'"):
@@ -122,7 +123,7 @@ def test_a_run_and_its_baselines_in_one_audit(
 
 @needs_cifar10
 def test_a_shipped_purifier_is_audited_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["audit", "cifar10", "--output", str(tmp_path), *CPU, "--images", "2", "--no-checks"]
+    command = ["audit", "cifar10", "--output", str(tmp_path), *CPU, "--limit", "2", "--no-checks"]
     settings = ["--set", "audit.views={full: FGSM, bpda: [], eot: [], blind: [], transfer: FGSM, query: []}"]
     assert main([*command, *settings, "--data-dir", str(CIFAR10)]) == 0
     records = json.loads((tmp_path / "audit.json").read_text())["records"]
@@ -152,9 +153,13 @@ def test_what_cannot_be_audited_is_refused(tiny_run: Run, tmp_path: Path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_is_certified(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    certify = ["certify", str(run), "--n", "50", "--n0", "5", "--images", "4", *CPU]
-    assert main(certify) == 1
+def test_a_run_is_certified(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certify = ["certify", str(run), "--n", "50", "--n0", "5", "--limit", "4", *CPU]
+    with monkeypatch.context() as closed:
+        closed.setattr("purifiers.runs.open_defended", lambda *arguments: pytest.fail("it was opened first"))
+        assert main(certify) == 1
     assert "--sigma" in capsys.readouterr().err
     noisy = recipe_text(load_recipe(run / "recipe.yaml", ["student.noise=0.1"]))  # as if it had been trained on noise
     (run / "recipe.yaml").write_text(noisy)
@@ -201,7 +206,7 @@ def test_a_run_is_certified(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 @needs_cifar10
 def test_a_shipped_purifier_is_certified_with_the_classifier_of_its_recipe(tmp_path: Path) -> None:
-    size = ["--sigma", "12.75/255", "--alpha", "0.1", "--n", "12", "--n0", "2", "--images", "2"]
+    size = ["--sigma", "12.75/255", "--alpha", "0.1", "--n", "12", "--n0", "2", "--limit", "2"]
     assert main(["certify", "cifar10", "--data-dir", str(CIFAR10), "--output", str(tmp_path), *CPU, *size]) == 0
     found = json.loads((tmp_path / "certificate.json").read_text())
     assert (found["purifier"], found["classifier"], found["recipe"]["name"]) == ("cifar10", "resnet56", "strong")

@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path) -> N
     fabric, path = make_fabric(torch.device("cpu")), tmp_path / "s.safetensors"
     fit(stage(epochs=1), fabric, path)
     content = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"another recipe.*--restart"):
+    with pytest.raises(CheckpointError, match=r"another recipe.*restart"):
         fit(replace(stage(epochs=1), fingerprint="other"), fabric, path)
     assert path.read_bytes() == content
 

@@ -6,15 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, ValidationError, model_validator
 from torch import Tensor, nn
 
 from purifiers.data.images import check_images
-from purifiers.errors import AttackError, InputError, require
-from purifiers.kinds import Kind
+from purifiers.device import autocast, float32_on_cpu
+from purifiers.errors import AttackError, ConfigError, InputError, require
+from purifiers.kinds import Kind, faults
 from purifiers.registry import Registry
 from purifiers.seeds import generator_for, seed_for
 
@@ -111,6 +112,14 @@ class Attack(Kind, ABC):
     restarts: int = Field(default=1, ge=1)
     weight: int = Field(default=1, ge=1)
 
+    if not TYPE_CHECKING:  # which would hide the parameters
+
+        def __init__(self, **settings: Any) -> None:
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise ConfigError("; ".join(faults(error, type(self).__name__))) from error
+
     @model_validator(mode="after")
     def _in_unit_range(self) -> Self:
         if self.norm == "linf" and (self.epsilon or 0) > 1:
@@ -163,7 +172,13 @@ class Attack(Kind, ABC):
         if not len(images):
             return images.clone()
         # An attack needs gradients in whatever mode the caller is.
-        with torch.inference_mode(False), torch.enable_grad(), frozen(model), torch.autocast(images.device.type, enabled=False):
+        with (
+            float32_on_cpu(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            frozen(model),
+            autocast(images.device, "32-true"),
+        ):
             images, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
             dense = _Dense(model, self.kind, labels)
             aims = self._aims(dense, images, labels, seed, targets)

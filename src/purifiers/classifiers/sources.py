@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def open_source(
         classifier = _call(source)
     else:
         hint = nearest(source, weights.CLASSIFIERS)
+        module = source.removesuffix(".py")
+        with working_directory_importable():
+            if all(map(str.isidentifier, module.split("."))) and find_spec(module.split(".")[0]) is not None:
+                raise ConfigError(f"'{source}' is a module: name its function that returns the classifier, {module}:function")
         raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
     return classifier if mean is None or std is None else Normalized(classifier, mean, std)
 

@@ -96,7 +96,7 @@ def audit(
     *,
     changes: options.Changes,
     recipe: options.BehindRecipe = None,
-    images: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack at most N images.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack at most N images.")] = None,
     no_checks: Annotated[
         bool, typer.Option("--no-checks", help="Skip the checks of how far the attacks can be trusted.")
     ] = False,
@@ -108,7 +108,7 @@ def audit(
 
     Attack purifier and classifier together: by an attacker who knows both, only the classifier, only other models, or who
     can only send queries. The number to quote is the worst case over all attacks, image by image. Writes audit.json, audit.md
-    and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --images 50 gives a first impression.
+    and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --limit 50 gives a first impression.
     """
     from purifiers.console import duration, say
     from purifiers.evaluation.audit.open import open_audited
@@ -118,7 +118,7 @@ def audit(
     from purifiers.runs import RECIPE_FILE, is_run, prepare_baselines
 
     overrides = changes.overrides(trained=True)
-    overrides += [("audit.images", images)] if images else []
+    overrides += [("audit.images", limit)] if limit else []
     overrides += [("audit.check_images", 0)] if no_checks else []
     runs = [Path(name) for name in purifiers if is_run(name)]
     if recipe and len(runs) == len(purifiers):
@@ -169,7 +169,7 @@ def certify(
     ] = 1000,
     n0: Annotated[int, typer.Option("--n0", metavar="N", help="Noisy copies per image to select its class.")] = 100,
     alpha: Annotated[float, typer.Option(metavar="P", help="Probability that a certificate is wrong, at most.")] = 0.001,
-    images: Annotated[int, typer.Option(metavar="N", min=1, help="Certify N random test images.")] = 100,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Certify at most N random test images.")] = 100,
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/NAME-certificate")] = None,
     device: options.Device = "auto",
 ) -> None:
@@ -181,19 +181,23 @@ def certify(
     """
     from purifiers.console import say
     from purifiers.evaluation.certify import Smoothing, certify_run
+    from purifiers.recipes.load import load_recipe
     from purifiers.reports.pages import certificate_tables, write_certificate
-    from purifiers.runs import is_run, open_defended
+    from purifiers.runs import is_run, open_defended, recipe_of
 
     overrides, name = changes.overrides(trained=True), weights.locate(purifier).resolve().name
     own = Path(purifier) if is_run(purifier) else None
     folder = output or own or Path("runs") / f"{name}-certificate"
     refuse_other_run(folder, own)
+    if sigma is None and (trained := recipe_of(purifier, recipe)) is not None:
+        sigma = load_recipe(trained, overrides).student.noise
+        if not sigma:
+            raise ConfigError(f"{purifier} was not trained on Gaussian noise (student.noise): give --sigma")
+    smoothing = None if sigma is None else Smoothing(sigma, n0, n, alpha)  # before anything is downloaded
     run = open_defended(purifier, overrides, folder, recipe, device)
     run.cache = folder / "cache"
-    if sigma is None and not run.recipe.student.noise:
-        raise ConfigError("this purifier was not trained on Gaussian noise (student.noise): give --sigma")
-    smoothing = Smoothing(run.recipe.student.noise if sigma is None else sigma, n0, n, alpha)
-    certificate = certify_run(run, name, smoothing, images)
+    assert smoothing is not None  # a purifier without a recipe is not opened
+    certificate = certify_run(run, name, smoothing, limit)
     page = write_certificate(certificate, folder)
     for table in certificate_tables(certificate):
         table.show(caption=True)

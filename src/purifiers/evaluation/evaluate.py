@@ -23,9 +23,9 @@ from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.examples import Examples, find_examples
 from purifiers.evaluation.models import as_data, check_defended
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
+from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import refuse_gradients
-from purifiers.recipes.load import faults
 from purifiers.recipes.schema import Evaluation
 from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, Run, own_classifier, student_configs
@@ -46,7 +46,7 @@ def evaluate(
     attacks: Mapping[str, Attack | str] | None = None,
     views: Sequence[str] | str = ("blind",),
     limits: Mapping[str, int] | None = None,
-    name: str = "purifier",
+    purifier_name: str = "purifier",
     classifier_name: str = "classifier",
     seed: int = 0,
     batch_size: int = 250,
@@ -65,7 +65,7 @@ def evaluate(
         views: the threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind``, the paper's, attacks the classifier
             alone, ``full`` the purifier too.
         limits: an attack's name -> on how many random images it is run.
-        name, classifier_name: for the records.
+        purifier_name, classifier_name: for the records.
         seed: decides every random choice.
         batch_size: images at once.
         cache: a folder where finished attacks and measurements are kept, so that a stopped evaluation resumes.
@@ -86,10 +86,10 @@ def evaluate(
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
         with frozen(defended):
-            check_defended(name, defended, data)
+            check_defended(purifier_name, defended, data)
             evaluator = Evaluator(classifier, classifier_name, data, seed, batch_size, Cache(cache))
             records, warnings = evaluator.evaluate(
-                name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
+                purifier_name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
             )
         return Results(
             recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from purifiers.errors import ConfigError, MissingFileError, nearest
+from purifiers.kinds import faults
 from purifiers.recipes.schema import Recipe
 from purifiers.weights import HUB, anywhere
 
@@ -52,19 +53,6 @@ def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recip
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n  ".join([f"{where} is not valid:", *faults(error)])) from error
-
-
-def faults(error: ValidationError, group: str | None = None) -> list[str]:
-    """The faults of a recipe, or of one ``group`` of it: a line each, with the dotted key and the value."""
-    lines = []
-    for fault in error.errors():
-        if fault["type"] == "default_factory_not_called":  # a consequence of another fault
-            continue
-        key = ".".join(map(str, (*(() if group is None else (group,)), *fault["loc"]))) or "recipe"
-        message = fault["msg"].removeprefix("Value error, ")
-        own = fault["type"] == "value_error" or not isinstance(fault["input"], str | float | int)
-        lines.append(f"{key}: {message}" + ("" if own else f"; got {fault['input']!r}"))
-    return lines
 
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -154,14 +154,14 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     if state.get("fingerprint") != stage.fingerprint:
         raise CheckpointError(
             f"{checkpoint} was trained with another recipe, seed or data; "
-            f"give another --output, delete {checkpoint.parent} to train this part again, or --restart to discard all"
+            f"choose another output folder, delete {checkpoint.parent} to train this part again, or restart to discard all"
         )
     # Any machine may read a finished one, but generators of different devices draw different numbers.
     started, here = state["device"], stage.images.device.type
     if len(state["history"]) < stage.optimisation.epochs and started != here:
         raise CheckpointError(
-            f"{checkpoint} was started on {started} and cannot resume on {here}: give --device {started}, "
-            f"delete {checkpoint.parent} to train this part again, or --restart to discard all"
+            f"{checkpoint} was started on {started} and cannot resume on {here}: choose {started} as device, "
+            f"delete {checkpoint.parent} to train this part again, or restart to discard all"
         )
     return state
 

@@ -30,7 +30,7 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
         if not (locate(start) / CONFIG_FILE).is_file():
             hint = nearest(start, [*PURIFIERS, *(STARTS if stage == "student" else ())])
             raise MissingFileError(
-                f"{stage}.start: there is no purifier at '{start}'{hint} (or give the --output of 'purifiers train')"
+                f"{stage}.start: there is no purifier at '{start}'{hint} (or the output folder of a training)"
             )
         network = load_network(locate(start))
         if (found := describe(network)) != expected:
@@ -47,10 +47,10 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
         if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
             listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
             listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
-            hint = "give another --output, or --restart to discard what is there"
+            hint = "choose another output folder, or restart to discard what is there"
             raise CheckpointError(f"{folder} was made with another recipe: {listed}; {hint}")
     elif found := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
-        raise ConfigError(f"{folder} holds a network that was not trained there ({found}): give another --output")
+        raise ConfigError(f"{folder} holds a network that was not trained there ({found}): choose another output folder")
 
 
 def report_accuracy(run: Run, data: ImageSet) -> None:

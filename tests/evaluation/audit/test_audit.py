@@ -86,7 +86,7 @@ def test_the_worst_case_of_a_linear_model_is_the_known_one_in_both_norms() -> No
         epsilon=balls["linf"],
         epsilon_l2=balls["l2"],
     )
-    found = audit(nn.Identity(), model, data, settings=chosen, name="nothing")
+    found = audit(nn.Identity(), model, data, settings=chosen, purifier_name="nothing")
     for norm in ("linf", "l2"):
         worst = found.worst("nothing", norm)
         assert worst is not None
@@ -107,7 +107,7 @@ def test_views_decide_what_a_known_purifier_withstands() -> None:
         mirrored.bias.copy_(model.bias + model.weight.sum(1))
     epsilon = median_distance(model, data, "linf")
     one = settings({"PGD": pgd(epsilon=epsilon)}, {"full": "PGD", "bpda": "PGD", "blind": "PGD"}, epsilon=epsilon)
-    found = audit(Mirror(), mirrored, data, settings=one, name="mirror")
+    found = audit(Mirror(), mirrored, data, settings=one, purifier_name="mirror")
     exact = exact_accuracy(model, data, "linf", epsilon)
     by_view = {record.view: record.accuracy for record in found.records}
     assert by_view["none"] == pytest.approx(39 / 40)
@@ -140,7 +140,7 @@ def half_blind(*labels: int, **others: Any) -> AuditSettings:
 
 def test_the_worst_case_is_the_and_over_attacks_image_by_image() -> None:
     model, data = problem(30, classes=3)
-    found = audit(nn.Identity(), model, data, settings=half_blind(0, 1), name="x")
+    found = audit(nn.Identity(), model, data, settings=half_blind(0, 1), purifier_name="x")
     right = torch.ones(30, dtype=torch.bool)
     right[0] = False
     for label in (0, 1):
@@ -155,8 +155,8 @@ def test_the_worst_case_is_the_and_over_attacks_image_by_image() -> None:
 
 def test_a_cascade_attacks_survivors_only_and_finds_the_same_worst_case() -> None:
     model, data = problem(30, classes=3)
-    whole = audit(nn.Identity(), model, data, settings=half_blind(0, 1), name="x")
-    cascade = audit(nn.Identity(), model, data, settings=half_blind(0, 1, 2, cascade=True), name="x")
+    whole = audit(nn.Identity(), model, data, settings=half_blind(0, 1), purifier_name="x")
+    cascade = audit(nn.Identity(), model, data, settings=half_blind(0, 1, 2, cascade=True), purifier_name="x")
     first, second, third = (record for record in cascade.records if record.view == "full")
     right = data.labels != -1
     right[0] = False
@@ -175,7 +175,7 @@ def test_a_cascade_attacks_survivors_only_and_finds_the_same_worst_case() -> Non
 def test_a_cascades_row_is_of_what_was_attacked() -> None:
     """The second attack changes nothing, so that its images are the originals, whatever the first has made of others."""
     model, data = problem(30, classes=3)
-    found = audit(nn.Identity(), model, data, settings=half_blind(0, 7, cascade=True), name="x")
+    found = audit(nn.Identity(), model, data, settings=half_blind(0, 7, cascade=True), purifier_name="x")
     first, second = (record for record in found.records if record.view == "full")
     assert first.psnr < 100
     assert (second.psnr, second.l2, second.agreement, second.accuracy_undefended) == (pytest.approx(100), 0, 1, 1)
@@ -188,7 +188,7 @@ def test_every_group_has_a_cascade_of_its_own() -> None:
     chosen = half_blind(0, 1, cascade=True)
     names = tuple(chosen.attacks)
     chosen = chosen.model_copy(update={"views": {"full": names[:1], "blind": names[1:]}})
-    found = audit(nn.Identity(), model, data, settings=chosen, name="x")
+    found = audit(nn.Identity(), model, data, settings=chosen, purifier_name="x")
     full, blind = (next(record for record in found.records if record.view == view) for view in ("full", "blind"))
     assert full.attacked == blind.attacked == 29
     left = {group: found.worst("x", group=group) for group in ("white-box", "gray-box", "all attacks")}
@@ -201,7 +201,7 @@ def test_a_cascade_with_nothing_left_says_so() -> None:
     again = half_blind(0, 1, cascade=True)
     attacks = {"first": HalfBlind(label=0), "second": HalfBlind(label=1), "third": HalfBlind(label=1)}
     again = again.model_copy(update={"attacks": attacks, "views": {"full": tuple(attacks)}})
-    found = audit(nn.Identity(), model, data, settings=again, name="x")
+    found = audit(nn.Identity(), model, data, settings=again, purifier_name="x")
     assert [record.attacked for record in found.records if record.view == "full"][-1] == 0
     worst = found.worst("x")
     assert worst is not None and worst.accuracy == 0 and worst.n == 12
@@ -217,7 +217,7 @@ def test_limits_give_nested_subsets_and_the_worst_case_is_over_the_smallest() ->
         images=30,
         limits={"few": 10},
     )
-    found = audit(nn.Identity(), model, data, settings=chosen, name="x", seed=4)
+    found = audit(nn.Identity(), model, data, settings=chosen, purifier_name="x", seed=4)
     assert [(record.attack, record.n) for record in found.records] == [
         ("none", 30),
         ("PGD", 30),
@@ -228,7 +228,7 @@ def test_limits_give_nested_subsets_and_the_worst_case_is_over_the_smallest() ->
     few, worst = found.records[2], found.worst("x")
     assert worst is not None and worst.accuracy == few.accuracy  # a linear model: both break the same images
     by_name = settings({"PGD": pgd()}, {"full": ["PGD"]}, limits={"x": 7})
-    assert {record.n for record in audit(nn.Identity(), model, data, settings=by_name, name="x").records} == {7}
+    assert {record.n for record in audit(nn.Identity(), model, data, settings=by_name, purifier_name="x").records} == {7}
 
 
 def test_transfer_attacks_other_models_and_names_them() -> None:
@@ -239,11 +239,11 @@ def test_transfer_attacks_other_models_and_names_them() -> None:
         opposite.weight.copy_(-model.weight)
     surrogates = {"twin": Linear(2, SHAPE), "pair": PurifiedClassifier(nn.Identity(), opposite)}
     chosen = settings({"PGD": pgd(epsilon=epsilon)}, {"transfer": ["PGD"]}, epsilon=epsilon)
-    found = audit(nn.Identity(), model, data, settings=chosen, surrogates=surrogates, name="x")
+    found = audit(nn.Identity(), model, data, settings=chosen, surrogates=surrogates, purifier_name="x")
     accuracy = {record.attack: record.accuracy for record in found.records if record.view == "transfer"}
     assert accuracy["PGD on twin"] == pytest.approx(exact_accuracy(model, data, "linf", epsilon))
     assert accuracy["PGD on pair"] >= 39 / 40  # drives every image away from the boundary
-    alone = audit(nn.Identity(), model, data, settings=chosen, name="x")
+    alone = audit(nn.Identity(), model, data, settings=chosen, purifier_name="x")
     assert [record.view for record in alone.records] == ["none"]
     assert alone.worst("x") is None
 
@@ -263,10 +263,10 @@ def test_random_purifiers_are_attacked_in_expectation_and_by_autoattacks_rand_ve
         draws=3,
         images=4,
     )
-    noise = audit(Noisy(Nothing(), sigma=0.01), model, data, settings=chosen, name="noise")
+    noise = audit(Noisy(Nothing(), sigma=0.01), model, data, settings=chosen, purifier_name="noise")
     assert noise.random == ["noise"]
     assert [(record.view, record.attack) for record in noise.records[1:3]] == [("eot", "PGD"), ("full", "AA, rand")]
-    still = audit(nn.Identity(), model, data, settings=chosen, name="still")
+    still = audit(nn.Identity(), model, data, settings=chosen, purifier_name="still")
     assert ran == ["rand", "standard"]
     assert still.random == []
     assert [(record.view, record.attack) for record in still.records[1:2]] == [("full", "AA")]
@@ -287,7 +287,7 @@ def test_an_attack_that_cannot_be_run_is_left_out_and_named() -> None:
         model,
         data,
         settings=chosen.model_copy(update={"attacks": both, "views": {"full": ("outside", "PGD")}}),
-        name="x",
+        purifier_name="x",
     )
     assert {record.attack for record in found.records} == {"none", "PGD", EVERYTHING, "white-box"}
     (warning,) = found.warnings
@@ -317,7 +317,7 @@ def test_without_a_gradient_the_white_box_attacks_take_the_identitys() -> None:
         {"full": ["PGD", "again", "AA"], "bpda": ["PGD"], "query": ["Square"], "transfer": ["PGD"]},
         epsilon=epsilon,
     )
-    found = audit(WithoutGradient(), model, data, settings=chosen, surrogates={"twin": Linear(2, SHAPE)}, name="x")
+    found = audit(WithoutGradient(), model, data, settings=chosen, surrogates={"twin": Linear(2, SHAPE)}, purifier_name="x")
     assert {(warning.view, warning.attack) for warning in found.left_out("x")} == {
         ("full", name) for name in ("PGD", "again", "AA")
     }
@@ -336,7 +336,7 @@ def test_a_random_purifier_without_a_gradient_is_averaged_over_the_identitys() -
     model, data = problem(12)
     epsilon = median_distance(model, data, "linf")
     chosen = settings({"PGD": pgd(epsilon=epsilon)}, {"full": ["PGD"], "eot": ["PGD"]}, epsilon=epsilon, draws=3)
-    found = audit(NoisyWithoutGradient(), model, data, settings=chosen, name="x")
+    found = audit(NoisyWithoutGradient(), model, data, settings=chosen, purifier_name="x")
     assert found.random == ["x"]
     (eot,) = (record for record in found.records if record.view == "eot")
     assert eot.accuracy == pytest.approx(exact_accuracy(model, data, "linf", epsilon))
@@ -350,7 +350,7 @@ def test_a_random_purifier_is_judged_by_one_draw_whatever_subset_is_attacked() -
         chosen = settings(
             near, {"blind": list(near)}, epsilon=1e-6, limits={"few": 40, "fewer": 20}, cascade=cascade, check_images=0
         )
-        found = audit(Noisy(Nothing(), sigma=0.05), model, data, settings=chosen, name="noise")
+        found = audit(Noisy(Nothing(), sigma=0.05), model, data, settings=chosen, purifier_name="noise")
         clean = found.clean("noise")
         assert 0.3 < clean.accuracy < 0.99  # the draw decides
         worst, fewer = found.worst("noise"), next(record for record in found.records if record.attack == "fewer")
@@ -367,7 +367,7 @@ def test_an_average_that_had_nothing_left_to_attack_was_taken(monkeypatch: pytes
     chosen = settings(
         {"PGD": pgd(epsilon=0.5)}, {"full": ["PGD"], "eot": ["PGD"]}, epsilon=0.5, cascade=True, check_images=6, draws=2
     )
-    found = audit(Noisy(Nothing(), sigma=1e-3), model, data, settings=chosen, name="noise")
+    found = audit(Noisy(Nothing(), sigma=1e-3), model, data, settings=chosen, purifier_name="noise")
     assert [record.attacked for record in found.records if record.view == "eot"] == [0]
     assert told["eot"] is True
 
@@ -388,7 +388,7 @@ def test_one_infinite_gradient_does_not_spare_the_other_images() -> None:
         epsilon = median_distance(model, data, norm) * 1.5
         attacks = {"PGD": pgd(norm, epsilon), "MI": {**pgd(norm, epsilon), "kind": "mifgsm"}}
         chosen = settings(attacks, {"full": ["PGD", "MI"]}, **{"epsilon" if norm == "linf" else "epsilon_l2": epsilon})
-        found = audit(Root(), model, data, settings=chosen, name="x")
+        found = audit(Root(), model, data, settings=chosen, purifier_name="x")
         assert found.left_out("x") == []
         for record in found.records[1:3]:
             assert record.accuracy < 0.5 * found.clean("x").accuracy
@@ -448,7 +448,7 @@ def test_trust_checks_are_told_what_was_measured(monkeypatch: pytest.MonkeyPatch
         limits={"Square": 20},
         check_images=8,
     )
-    found = audit(nn.Identity(), model, data, settings=chosen, surrogates={"twin": Linear(2, SHAPE)}, name="x", seed=3)
+    found = audit(nn.Identity(), model, data, settings=chosen, surrogates={"twin": Linear(2, SHAPE)}, purifier_name="x", seed=3)
     assert [check.name for check in found.failed("x")] == ["one"]
     assert (told["n"], told["epsilon"], told["seed"]) == (8, epsilon, 3)
     known = told["known"]
@@ -461,9 +461,9 @@ def test_trust_checks_are_told_what_was_measured(monkeypatch: pytest.MonkeyPatch
     assert len(known["black-box"]) == 20
     assert not (known["white-box"] & ~known["black-box"]).any()  # the square attack finds nothing that a gradient does not
     few = chosen.model_copy(update={"limits": {"x": 5}, "views": {"full": ("FGSM",)}})
-    audit(nn.Identity(), model, data, settings=few, name="x")
+    audit(nn.Identity(), model, data, settings=few, purifier_name="x")
     assert told["n"] == 5  # the purifier's own limit
-    without = audit(nn.Identity(), model, data, settings=few.model_copy(update={"check_images": 0}), name="x")
+    without = audit(nn.Identity(), model, data, settings=few.model_copy(update={"check_images": 0}), purifier_name="x")
     assert without.checks == {}
 
 

@@ -24,9 +24,10 @@ from purifiers.evaluation.evaluator import Evaluator
 from purifiers.evaluation.models import LOOK, as_data, check_defended, check_logits
 from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
 from purifiers.evaluation.trust import Check, trust_checks
+from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import AuditSettings
-from purifiers.recipes.load import faults, set_value
+from purifiers.recipes.load import set_value
 
 
 def audit(
@@ -37,7 +38,7 @@ def audit(
     *,
     settings: AuditSettings | Mapping[str, Any] | None = None,
     surrogates: Mapping[str, nn.Module] | None = None,
-    name: str = "purifier",
+    purifier_name: str = "purifier",
     classifier_name: str = "classifier",
     seed: int = 0,
     batch_size: int = 250,
@@ -51,7 +52,7 @@ def audit(
             8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels; ``{"images": 20}`` gives a
             first impression. Keys may be dotted: ``{"attacks.PGD.num_steps": 50}``.
         surrogates: further models, images -> logits, by name: an attacker without access attacks these instead.
-        name, classifier_name: for the records.
+        purifier_name, classifier_name: for the records.
         seed: decides every random choice.
         batch_size: images at once.
         cache: a folder where finished attacks and measurements are kept, so that a stopped audit resumes; None keeps nothing.
@@ -66,11 +67,10 @@ def audit(
     with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
         defended = PurifiedClassifier(purifier, classifier)
         data = as_data(defended, images, labels, batch_size)
-        subject = Subject(name, defended, classifier_name)
+        subject = Subject(purifier_name, defended, classifier_name)
         return audit_all([subject], data, settings, surrogates, seed=seed, batch_size=batch_size, cache=cache)
 
 
-@repeatable()
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in settings.items():
@@ -78,6 +78,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+@repeatable()
 def audit_all(
     subjects: Sequence[Subject],
     data: ImageSet,
