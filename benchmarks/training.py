@@ -54,7 +54,7 @@ def main() -> None:
         return time.perf_counter() - begun
 
     def ours() -> float:
-        stage = Stage("benchmark", "", network(), images, labels, nt_losses, recipe.teacher_nt, seed=0)
+        stage = Stage("benchmark", network(), images, labels, nt_losses, recipe.teacher_nt)
         with tempfile.TemporaryDirectory() as folder:
             begun = time.perf_counter()
             fit(stage, fabric, Path(folder) / "state.safetensors")

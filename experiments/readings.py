@@ -89,10 +89,7 @@ def e1(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
         recipe = settings(arguments, title)
         run = opened(recipe, arguments.output / "e1" / title.replace(" ", "-"), arguments.output / "cache")
         images = run.images("train")
-        yield (
-            title,
-            measured(run, train_purifier(run, "teacher_nt", recipe.teacher_nt, images.images, images.labels, nt_losses)),
-        )
+        yield title, measured(run, train_purifier(run, "teacher_nt", recipe.teacher_nt, images.images, nt_losses))
 
 
 def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
@@ -104,12 +101,8 @@ def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
         panel, images = Panel([run.classifier], recipe.precision), run.images("train")
         pairs = torch.cat([images.images, attack_training_images(run, panel, images)], dim=1)
         losses = at_losses(recipe.teacher_at, panel)
-        yield (
-            title,
-            measured(
-                run, train_purifier(run, "teacher_at", recipe.teacher_at, pairs, images.labels, losses, list(panel.classifiers))
-            ),
-        )
+        teacher = train_purifier(run, "teacher_at", recipe.teacher_at, pairs, losses, list(panel.classifiers))
+        yield title, measured(run, teacher)
 
 
 def e3(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:

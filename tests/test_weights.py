@@ -49,7 +49,7 @@ def test_a_shipped_purifier_loads_by_name_and_its_card_says_what_it_is(name: str
         "seed ",
         "at commit ",
         "| clean images |",
-        "| PGD8 | blind |",
+        "| PGD-20, 8/255 | blind |",
         "## Limits",
         "against attackers who know it" if recipe_of(name).student.attack else "**not** the purifier",
     ):

@@ -26,21 +26,14 @@ from purifiers.version import __version__
 
 T = TypeVar("T")
 State = dict[str, Any]
-LIBRARIES = ("torch", "foolbox", "pyautoattack")
-PROBES = 2
-"""Images on which a model's outputs and gradient become part of the key."""
-STALE = 24 * 3600
-"""After so many seconds a temporary file is one that a killed process left."""
+PROBES = 2  # images on which a model's outputs and gradient become part of the key
+_FILE = "{}-{:.32}.safetensors"
+STALE = 24 * 3600  # after so many seconds a temporary file is one that a killed process left
 
 
 class Cache:
-    """Finished results, one file for each: ``<kind>-<key>.safetensors``.
-
-    A model counts as it was when this object first saw it: make a new cache after changing one.
-
-    Args:
-        folder: where the files are; None keeps nothing.
-    """
+    """Finished results, one file for each in ``folder``, or none: ``<kind>-<key>.safetensors``. A model counts as it was when
+    this object first saw it: make a new cache after changing one."""
 
     def __init__(self, folder: Path | str | None) -> None:
         self.folder = None if folder is None else Path(folder)
@@ -51,14 +44,9 @@ class Cache:
                     left.unlink()
 
     def key(self, model: nn.Module, images: Tensor, *others: Any) -> str:
-        """SHA-256 (hex) of what decides a result.
-
-        Args:
-            model: counts with its weights, attributes, hooks and the source files of its classes. Compiled parts, which Python
-                cannot see, count by the outputs and the gradient on a few of the images.
-            images: uint8 (N, C, H, W).
-            others: labels, an attack, a seed and so on.
-        """
+        """SHA-256 (hex) of what decides a result: ``images``, uint8 (N, C, H, W), ``others``, such as labels, and ``model``,
+        with its weights, attributes, hooks and the source files of its classes. Compiled parts, which Python cannot see, count
+        by the outputs and the gradient on a few of the images."""
         if self.folder is None:
             return ""
         few = to_float(images[:: -(-len(images) // PROBES)])
@@ -66,29 +54,24 @@ class Cache:
             with reproducible(0, images.device):
                 outputs = model(few)
             gradient = gradient_at(model, few)
-        versions = [__version__, *(version(library) for library in LIBRARIES)]
+        versions = [__version__, *map(version, ("torch", "foolbox", "pyautoattack"))]
         return digest(self._describe([model, outputs, gradient, images, *others, versions, images.device.type]))
 
     def load(self, kind: str, key: str, accept: Callable[[State], T]) -> T | None:
-        """What ``accept`` makes of an entry; None if there is none, or a damaged one: ``accept`` raised an error."""
-        # What is damaged is computed again, and replaced.
+        """What ``accept`` makes of an entry; None if there is none, or a damaged one, which is then computed again."""
         with suppress(PurifiersError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            return None if self.folder is None else accept(load_state(self._path(self.folder, kind, key)))
+            return None if self.folder is None else accept(load_state(self.folder / _FILE.format(kind, key)))
         return None
 
     def save(self, kind: str, key: str, state: State) -> State:
         """Keep ``state``, which holds tensors and JSON-like values; returns it."""
         if self.folder is not None:
             try:
-                save_state(self._path(self.folder, kind, key), state)
+                save_state(self.folder / _FILE.format(kind, key), state)
             except OSError as error:  # a full or read-only disk costs the cache, not the result
                 say(f"warning: cannot write the cache {self.folder}, continuing without it: {error}")
                 self.folder = None
         return state
-
-    @staticmethod
-    def _path(folder: Path, kind: str, key: str) -> Path:
-        return folder / f"{kind}-{key[:32]}.safetensors"
 
     def _describe(self, value: Any) -> Any:
         """``value`` as JSON-like content that is the same in every process."""
@@ -131,10 +114,8 @@ def _source(thing: type | FunctionType) -> list[str]:
     """The name of a class or function, and a digest of its source file, unless that is of an installed package."""
     name = f"{thing.__module__}.{thing.__qualname__}"
     file = Path(getattr(sys.modules.get(thing.__module__), "__file__", None) or "")
-    if file.suffix == ".py" and "site-packages" not in file.parts:
-        return [name, _digest_of(file)]
-    texts = []
-    if thing.__module__ == "__main__":  # a notebook's, which has no file
+    texts = [_digest_of(file)] if file.suffix == ".py" and "site-packages" not in file.parts else []
+    if not texts and thing.__module__ == "__main__":  # a notebook's, which has no file
         for function in (thing, *vars(thing).values()):
             with suppress(OSError, TypeError):
                 texts.append(inspect.getsource(function))

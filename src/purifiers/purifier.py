@@ -1,7 +1,7 @@
 """The two main classes: a purifier, and a classifier behind a purifier."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -91,13 +91,9 @@ class Purifier(nn.Module):
             ConfigError: there is no such device; or it is on the hub, and huggingface_hub is not installed.
         """
         name = pretrained_model_name_or_path
-        folder = weights.locate(name)
-        if hub.is_repository(name):
-            folder = hub.download(str(name), **download)
+        folder = hub.download(str(name), **download) if hub.is_repository(name) else weights.locate(name)
         if not (folder / CONFIG_FILE).is_file():
-            forms = (
-                f"a name ({', '.join(weights.PURIFIERS)}), a folder such as the --output of 'purifiers train', or owner/name"
-            )
+            forms = f"a name ({', '.join(weights.PURIFIERS)}), a folder (the --output of 'purifiers train'), or owner/name"
             raise MissingFileError(f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)}: give {forms} on the hub")
         network = load_network(folder)
         if getattr(network, "output", "images") != "images":
@@ -122,16 +118,13 @@ class Purifier(nn.Module):
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
         kept = card is None and there.is_file()
-        kept = kept and ("model-index" not in hub.metadata(there.read_text()) or self._is_in(folder))
+        if kept and "model-index" in hub.metadata(there.read_text()):
+            kept = False
+            with suppress(PurifiersError):
+                kept = fingerprint(load_network(folder)) == fingerprint(self.network)
         save_network(folder, self.network)
         if not kept:
             write_text(there, card or self.card or self._simple_card(folder.resolve().name))
-
-    def _is_in(self, folder: Path) -> bool:
-        try:
-            return fingerprint(load_network(folder)) == fingerprint(self.network)
-        except PurifiersError:
-            return False
 
     def push_to_hub(
         self,
@@ -143,7 +136,8 @@ class Purifier(nn.Module):
         commit_message: str = "Push a purifier",
         create_pr: bool = False,
     ) -> str:
-        """Push what :meth:`save_pretrained` writes to the Hugging Face hub; ``from_pretrained(repo_id)`` loads it.
+        """Push what :meth:`save_pretrained` writes to the Hugging Face hub; ``from_pretrained(repo_id)`` loads it. Returns the
+        commit's URL.
 
         Args:
             repo_id: ``owner/name``; made if missing.
@@ -151,9 +145,6 @@ class Purifier(nn.Module):
             private: whether a new repository is.
             token: by default that of ``hf auth login``.
             commit_message, create_pr: of the one commit, which may be a pull request.
-
-        Returns:
-            The commit's URL.
 
         Raises:
             ConfigError: huggingface_hub is not installed (``pip install 'purifiers[hub]'``).
@@ -172,8 +163,8 @@ class PurifiedClassifier(nn.Module):
     """A frozen classifier behind a purifier: images in [0,1] -> the classifier's logits of the purified images.
 
     Differentiable end to end, so an attack on this module is one by an attacker who knows the purifier.
-    In every call the classifier is in evaluation mode and the purifier in the mode of this module, evaluation from the start;
-    outside of calls both keep the modes that they had.
+    In calls the classifier is in evaluation mode and the purifier in the mode of this module, evaluation from the start;
+    outside of them both keep the modes that they had.
 
     Args:
         purifier: images -> images.

@@ -9,11 +9,12 @@ import json
 import pkgutil
 import sys
 import traceback
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,13 +32,11 @@ CONFIG_FILE = "config.json"
 FORMAT = 1
 
 
-class Registry(Mapping[str, T], Generic[T]):
-    """Things of one kind by name: a registered one, or ``module:Name`` of anybody's module.
+class Registry(UserDict[str, T]):
+    """Things of one ``kind`` by name: a registered one, or ``module:Name`` of anybody's module.
 
-    Args:
-        kind: the kind, for messages.
-        packages: whose modules register theirs; imported when a name is first looked up.
-        make: makes the entry from a registered thing and the further arguments of :meth:`register`; by default the thing.
+    The modules of ``packages``, which register theirs, are imported when a name is first looked up. ``make`` makes the entry
+    from a registered thing and the further arguments of :meth:`register`; by default it is the thing.
     """
 
     def __init__(self, kind: str, *packages: str, make: Callable[..., T] | None = None) -> None:
@@ -58,48 +57,34 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return decorate
 
-    def __getitem__(self, name: str) -> T:
-        """The thing called ``name``; raises ConfigError if there is none, or its module cannot be imported."""
-        self._discover()
-        if name not in self._entries and isinstance(name, str) and ":" in name:
-            thing = resolve(name, self.kind)
-            if thing not in self._names:
-                self.register(name)(thing)
-            return self._entries[self._names[thing]]
-        if name not in self._entries:
-            raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self._entries)}")
-        return self._entries[name]
+    @property
+    def data(self) -> dict[str, T]:  # type: ignore[override]  # where UserDict looks
+        """The registered things by name, after the packages' modules have registered theirs."""
+        packages, self._packages = self._packages, ()
+        for name in packages:
+            for module in pkgutil.iter_modules(import_module(name).__path__):
+                import_module(f"{name}.{module.name}")
+        return self._entries
 
-    def __contains__(self, name: object) -> bool:
-        self._discover()
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        self._discover()
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        self._discover()
-        return len(self._entries)
+    def __missing__(self, name: str) -> T:
+        """The thing at ``module:Name``; raises ConfigError if there is none, or its module cannot be imported."""
+        if not isinstance(name, str) or ":" not in name:
+            raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self)}")
+        thing = resolve(name, self.kind)
+        if thing not in self._names:
+            self.register(name)(thing)
+        return self._entries[self._names[thing]]
 
     def name_of(self, thing: Any) -> str:
         """The name under which ``thing`` is found again: as it was registered, else ``module:Name``."""
-        self._discover()
-        return self._names.get(thing) or f"{thing.__module__}:{thing.__qualname__}"
-
-    def _discover(self) -> None:
-        packages, self._packages = self._packages, ()
-        for name in packages:
-            package = import_module(name)
-            for module in pkgutil.iter_modules(package.__path__):
-                import_module(f"{name}.{module.name}")
+        return (self.data and self._names.get(thing)) or f"{thing.__module__}:{thing.__qualname__}"
 
 
 def resolve(place: str, what: str) -> Any:
     """The object at ``module:Name``, also of the working directory; raises ConfigError if it cannot be imported."""
     module_name, _, name = place.partition(":")
     try:
-        with working_directory_importable():
+        with user_modules():
             module = import_module(module_name)
     except ModuleNotFoundError as error:
         advice = "run the command in the folder that holds the module, or add that folder to PYTHONPATH"
@@ -113,12 +98,10 @@ def resolve(place: str, what: str) -> Any:
 
 
 @contextmanager
-def working_directory_importable() -> Iterator[None]:
+def user_modules() -> Iterator[None]:
     """The working directory is on ``sys.path`` within, as it is for ``python -m`` but not for an installed command."""
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
+    added = [here] if (here := str(Path.cwd())) not in sys.path else []
+    sys.path[:0] = added
     try:
         yield
     finally:
@@ -138,9 +121,8 @@ NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", 
 
 @float32_on_cpu()
 def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build the network ``name`` with its constructor's ``arguments``.
-
-    An argument that is a network is a mapping: its name under ``network``, beside its own arguments.
+    """Build the network ``name`` with its constructor's ``arguments``; one that is a network is a mapping: its name under
+    ``network``, beside its own arguments.
 
     Raises:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
@@ -152,22 +134,17 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     for argument in arguments:
         if argument not in valid:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
-    built = dict(arguments)
+    parts = {key: dict(value) for key, value in arguments.items() if isinstance(value, Mapping) and "network" in value}
     try:
-        for key, value in arguments.items():
-            if isinstance(value, Mapping) and "network" in value:
-                built[key] = build_network(value["network"], {k: v for k, v in value.items() if k != "network"})
-        return network(**built)
+        return network(**{**arguments, **{key: build_network(value.pop("network"), value) for key, value in parts.items()}})
     except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build the network '{name}': {error}") from error
 
 
 def place(network: Module, device: torch.device | str) -> Module:
-    """``network`` on ``device``; registered networks get channels-last memory, in which convolutions are fast.
-
-    Others keep their layout: channels last breaks code such as ``x.view(len(x), -1)``. On MPS all keep it: there the backward
-    pass of BatchNorm is wrong for channels-last tensors (pytorch #175189).
-    """
+    """``network`` on ``device``; registered networks get channels-last memory, in which convolutions are fast. Others keep
+    theirs: channels last breaks code such as ``x.view(len(x), -1)``. On MPS all keep it: there the backward pass of BatchNorm
+    is wrong for channels-last tensors (pytorch #175189)."""
     if type(network) not in NETWORKS.values() or torch.device(device).type == "mps":
         return network.to(device)
     placed: Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -188,17 +165,15 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
+        hint = str(error).split("\n", 1)[-1].strip()[:300]
         prefixes = {key.split(".")[0] for key in tensors}
         if len(prefixes) == 1 and not hasattr(network, prefix := prefixes.pop()):
             hint = f"all their names begin with '{prefix}.', as of a DataParallel or compiled model: save the module inside it"
-        else:
-            hint = str(error).split("\n", 1)[-1].strip()[:300]
         raise CheckpointError(f"the weights in {path} do not fit this network: {hint}") from error
 
 
 def describe(network: nn.Module) -> dict[str, Any]:
-    """The network's name under ``network`` and its constructor's arguments beside it, JSON-able, networks in them too; raises
-    InputError if it, or a network within, does not keep these."""
+    """The network's name under ``network``, its constructor's arguments beside it, JSON-able; InputError if it keeps none."""
     config = getattr(network, "config", None)
     if not isinstance(config, dict):
         advice = "derive it from purifiers.networks.Network, which keeps its constructor's arguments"
@@ -210,8 +185,8 @@ def describe(network: nn.Module) -> dict[str, Any]:
 def save_network(folder: Path, network: nn.Module) -> None:
     """Write ``network`` to ``folder`` as model.safetensors and config.json; raises as :func:`describe` does."""
     arguments = describe(network)
-    config = {"format": FORMAT, "version": __version__, "output": getattr(network, "output", "images")}
-    config |= {"network": arguments.pop("network"), "arguments": arguments}
+    about = {"format": FORMAT, "version": __version__, "output": getattr(network, "output", "images")}
+    config = about | {"network": arguments.pop("network"), "arguments": arguments}
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 

@@ -27,17 +27,14 @@ from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
 STATE_FILE = "state.safetensors"
-SETTINGS_FILE = "baseline.json"
-"""In the folder of a trained baseline: its settings."""
+SETTINGS_FILE = "baseline.json"  # in the folder of a trained baseline: its settings
 RUN_FILES = (
     *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
-    *("certificate.json", "certificate.md"),
-    RECIPE_FILE,
+    *("certificate.json", "certificate.md", RECIPE_FILE),
 )
 """Everything that a run writes into its folder. The recipe, by which a run is known, is the last to be discarded."""
-LATENT = ("latent_encoder", "latent_decoder")
-"""Trained before the teachers, where the recipe has a group ``latent``."""
+LATENT = ("latent_encoder", "latent_decoder")  # trained before the teachers, where the recipe has a group ``latent``
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {
     "student": ("AT", "NT"),
@@ -49,58 +46,39 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 }
 """The students and their teachers. All but the first are for Table 2, with the paper's losses; the last two have the other
 reading of equation 5."""
-PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0) | dict.fromkeys(
-    ("strength_low", "strength_high"), 1.0
-)
+PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0)
+PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0}
 
 
 def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
-    """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths.
-
-    A recipe without these has no ``student_paper``: its student is that.
-    """
+    """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths. A
+    recipe without these has no ``student_paper``: its student is that."""
     if not ablation:
         return {"student": student}
     paper = student.model_copy(update=PAPERS_LOSSES)
-    other: Literal["adversarial", "clean"] = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
-    configs = dict.fromkeys(STUDENTS, paper) | {"student": student}
-    configs |= dict.fromkeys(("student_other", "student_nt_other"), paper.model_copy(update={"nt_teacher_input": other}))
-    if paper == student:
-        del configs["student_paper"]
-    return configs
+    reading = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
+    other = paper.model_copy(update={"nt_teacher_input": reading})
+    configs = dict.fromkeys(STUDENTS, paper) | {"student": student, "student_other": other, "student_nt_other": other}
+    return {name: config for name, config in configs.items() if name != "student_paper" or paper != student}
 
 
 @dataclass
 class Run:
-    """A run's folder, and everything that is trained so far.
-
-    Attributes:
-        folder: where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained.
-        cache: the folder of cached adversarial examples.
-        deadline: the time limit of this call.
-        trained: the recipe that the weights were trained with, where ``recipe`` may have other attacks or another classifier.
-        classifier: frozen, in evaluation mode; set by the first stage.
-        classifiers: the same and the companions, by stage, where training needed them.
-        purifiers: by stage: teacher_nt, teacher_at, student, and the other ``STUDENTS`` for Table 2.
-        baselines: purifiers to compare with, by title; see :func:`prepare_baselines`.
-        variants: the students of the recipe's variants, by title.
-        histories: stage -> one record for each epoch.
-        splits: the images that were read so far; use :meth:`images`.
-    """
+    """A run's folder, and everything that is trained so far."""
 
     recipe: Recipe
-    folder: Path
+    folder: Path  # where everything is kept; ``Purifier.from_pretrained`` takes it once the student is trained
     device: torch.device
-    cache: Path
+    cache: Path  # the folder of cached adversarial examples
     deadline: Deadline = field(default_factory=Deadline)
-    trained: Recipe | None = None
-    classifier: nn.Module = field(init=False)
-    classifiers: dict[str, nn.Module] = field(default_factory=dict)
-    purifiers: dict[str, Purifier] = field(default_factory=dict)
-    baselines: dict[str, Purifier] = field(default_factory=dict)
-    variants: dict[str, Purifier] = field(default_factory=dict)
-    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    splits: dict[str, ImageSet] = field(default_factory=dict)
+    trained: Recipe | None = None  # what the weights were trained with; ``recipe`` may have other attacks or another classifier
+    classifier: nn.Module = field(init=False)  # frozen, in evaluation mode; set by the first stage
+    classifiers: dict[str, nn.Module] = field(default_factory=dict)  # it and its companions, by stage, if training needed them
+    purifiers: dict[str, Purifier] = field(default_factory=dict)  # by stage: the teachers and ``STUDENTS``
+    baselines: dict[str, Purifier] = field(default_factory=dict)  # by title; see :func:`prepare_baselines`
+    variants: dict[str, Purifier] = field(default_factory=dict)  # the students of the recipe's variants, by title
+    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # stage -> one record for each epoch
+    splits: dict[str, ImageSet] = field(default_factory=dict)  # that were read so far; use :meth:`images`
 
     def checkpoint(self, stage: str) -> Path:
         """The folder of a stage: its training state and, once it is finished, the trained network."""
@@ -140,7 +118,6 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     Args:
         recipe: its ``classifier.source`` may name another classifier to protect.
         trained: the same as it is in the library.
-        folder: for adversarial examples and results.
         images: instead of the recipe's test images, which then need not be on disk; of their size and classes.
 
     Raises:
@@ -150,21 +127,14 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     source = recipe.classifier.source or recipe.weights.get("classifier")
     if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
-    _refuse_another_network(recipe, trained)
     run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
-    if images is not None:
-        run.take(images, "test")
-    run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
+    _load_classifier(run, source, images)
     run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.device)
     return run
 
 
 def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
-    """Open a folder that training filled, with everything that is finished in it.
-
-    Args:
-        recipe: usually ``folder``'s own; its ``classifier.source`` may name another classifier to protect.
-        images: see :func:`open_weights`.
+    """Open a folder that training filled, with everything that is finished in it; for the arguments see :func:`open_weights`.
 
     Raises:
         MissingFileError: the folder holds no trained student, or no classifier.
@@ -172,15 +142,10 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     """
     run = Run(recipe, folder, find_device(device), folder / "cache")
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
-        raise MissingFileError(
-            f"{folder} holds no trained student; 'purifiers train --output {folder}' resumes where it stopped"
-        )
-    if images is not None:
-        run.take(images, "test")
+        advice = f"'purifiers train --output {folder}' resumes where it stopped"
+        raise MissingFileError(f"{folder} holds no trained student; {advice}")
     run.trained = load_recipe(folder / RECIPE_FILE)
-    _refuse_another_network(recipe, run.trained)
-    source = recipe.classifier.source or str(run.checkpoint("classifier"))
-    run.classifier = load_classifier(source, run.images("test"), **recipe.classifier.options())
+    _load_classifier(run, recipe.classifier.source or str(run.checkpoint("classifier")), images)
     run.purifiers = _load_purifiers({stage: run.checkpoint(stage) for stage in (*TEACHERS, *STUDENTS)}, run)
     files = {title: run.variant(title) / RECIPE_FILE for title in recipe.variants}
     there = {title: load_recipe(file) for title, file in files.items() if file.is_file()}
@@ -193,9 +158,14 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     return run
 
 
-def _refuse_another_network(recipe: Recipe, trained: Recipe) -> None:
-    if recipe.classifier.source is None and recipe.classifier.network != trained.classifier.network:
+def _load_classifier(run: Run, source: str, images: ImageSet | None) -> None:
+    """The run's classifier from ``source``, and its test images, which may be passed."""
+    config = run.recipe.classifier
+    if run.trained is not None and config.source is None and config.network != run.trained.classifier.network:
         raise ConfigError("classifier.network describes the weights of a classifier.source: the trained one keeps its own")
+    if images is not None:
+        run.take(images, "test")
+    run.classifier = load_classifier(source, run.images("test"), **config.options())
 
 
 def is_run(what: str) -> bool:
@@ -204,11 +174,7 @@ def is_run(what: str) -> bool:
 
 
 def recipe_of(what: str, recipe: str | None = None) -> str | Path | None:
-    """The recipe, by name or file, that a purifier was trained with, or None; for one without a run ``recipe``, if any.
-
-    Raises:
-        ConfigError: ``recipe`` is passed for a run.
-    """
+    """The recipe, by name or file, that a purifier was trained with, or None; for one without a run ``recipe``, if any."""
     if is_run(what):
         if recipe is not None:
             raise ConfigError(f"{weights.locate(what)} is a run, which has its own recipe: leave out --recipe")
@@ -230,15 +196,11 @@ def open_defended(
 
     Args:
         what: a run's folder; or a purifier, by its shipped name or folder, in front of the classifier of ``recipe`` or, for a
-            shipped one, of the recipe that trained it: a run with nothing but the student.
-        overrides: of the recipe; see :func:`purifiers.recipes.load.load_recipe`.
-        folder: of the run of a purifier without one.
-        recipe: the data set and classifier of a purifier without a run.
+            shipped one, of the recipe that trained it: a run in ``folder`` with nothing but the student.
         images: recipe -> images to use instead of its test images.
 
     Raises:
-        ConfigError, MissingFileError: no such purifier, or its recipe is not known.
-        CheckpointError: damaged files.
+        ConfigError, MissingFileError, CheckpointError: no such purifier, its recipe is not known, or its files are damaged.
     """
     place = weights.locate(what)
     name = recipe_of(what, recipe)
@@ -276,18 +238,15 @@ def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | No
 
 @repeatable()
 def prepare_baselines(run: Run, train: bool = True) -> None:
-    """Build, read or train the recipe's baselines into ``run.baselines``.
-
-    Args:
-        run: with a classifier and a student.
-        train: train those that are not trained yet; False leaves them out, with those that wrap them.
+    """Build, read or train the recipe's baselines into ``run.baselines``; without ``train``, those that are not trained yet are
+    left out, with those that wrap them.
 
     Raises:
         OutOfTime, TrainingError, CheckpointError: see :func:`purifiers.training.loop.fit`.
         ConfigError: the classifier has no such layer, or images do not suit the baseline.
     """
+    network: nn.Module | None
     for title, config in run.recipe.baselines.items():
-        network: nn.Module | None
         if isinstance(config, Untrained):
             network = _untrained(run, config)
         elif not isinstance(config, TrainedBaseline):

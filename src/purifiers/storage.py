@@ -19,10 +19,8 @@ from purifiers.errors import CheckpointError, ConfigError, MissingFileError, Tra
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it becomes ``path`` on success and vanishes on any error.
-
-    The rename is atomic, so another process, or this one after a kill, sees the old file or the new one, never a part.
-    """
+    """Yield a temporary path beside ``path``; it becomes ``path`` on success and vanishes on any error. The rename is atomic:
+    another process, or this one after a kill, sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: image and figure writers choose the format by it. File systems limit the length of names.
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}.tmp{path.suffix}")
@@ -61,22 +59,15 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
 def write_text(path: Path, content: str) -> None:
     """Write a whole UTF-8 text file atomically."""
-    write_bytes(path, content.encode())
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode())
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 (hex) of tensors, modules' states, strings, numbers and JSON-like containers, in this order.
-
-    Tensors count with dtype, shape and bytes, so that equal digests mean equal content whatever the device.
-    """
+    """SHA-256 (hex) of tensors, modules' states, strings, numbers and JSON-like containers, in this order. Tensors count with
+    dtype, shape and bytes, so that equal digests mean equal content whatever the device."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
@@ -97,7 +88,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     The same tensors give the same bytes; with metadata its header comes in random order."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"sha256": digest(flat)} | ({"metadata": json.dumps(dict(metadata))} if metadata else {})
-    write_bytes(path, safetensors.torch.save(flat, header))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(flat, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from purifiers.data import ImageSet, augmented, load_images, shuffled_batches, to_float, to_uint8
-from purifiers.errors import ConfigError, DataError
+from purifiers.errors import ConfigError, InputError
 
 
 def image_set(count: int = 10) -> ImageSet:
@@ -73,7 +73,7 @@ def test_malformed_sets_are_refused() -> None:
         (good.images, good.labels.int()),
         (good.images[:0], good.labels[:0]),
     ]:
-        with pytest.raises(DataError):
+        with pytest.raises(InputError):
             ImageSet("x", images, labels, good.classes)
 
 

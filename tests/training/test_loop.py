@@ -22,7 +22,7 @@ def stage(epochs: int = 4, **options: object) -> Stage:
     images = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     defaults = {"batch_size": 16, "learning_rate": 0.01, "schedule": "one_cycle", "flip": True, "crop": 1}
     optimisation = Optimisation(epochs=epochs, **{**defaults, **options})  # type: ignore[arg-type]
-    return Stage("test", "key", network, images, torch.zeros(40, dtype=torch.int64), nt_losses, optimisation, seed=1)
+    return Stage("test", network, images, torch.zeros(40, dtype=torch.int64), nt_losses, optimisation, seed=1)
 
 
 def weights(stage: Stage) -> dict[str, Tensor]:
@@ -199,15 +199,15 @@ def test_floating_point_operations_are_those_of_the_convolutions(tmp_path: Path)
 
 
 def test_a_compiled_training_learns_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, compile_with = [], torch.compile
 
     def compiled(module: nn.Module) -> nn.Module:
         calls.append(module)
-        return torch.compile(module, backend="aot_eager")  # type: ignore[return-value]
+        return compile_with(module, backend="aot_eager")  # type: ignore[return-value]
 
     fabric, plain, traced = make_fabric(torch.device("cpu")), stage(), replace(stage(), compiled=True)
     fit(plain, fabric, tmp_path / "plain.safetensors")
-    monkeypatch.setattr("purifiers.training.loop.compiled", compiled)
+    monkeypatch.setattr(torch, "compile", compiled)
     history = fit(traced, fabric, tmp_path / "traced.safetensors")
     assert len(calls) == 1
     assert history[0]["flops_per_image"] > 0

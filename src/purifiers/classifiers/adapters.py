@@ -15,11 +15,8 @@ becomes what it was, and no perturbation grows in L-inf."""
 
 
 class Normalized(nn.Module):
-    """A classifier behind a normalisation: images (N, C, H, W) in [0,1] -> ``network((images - mean) / std)``.
-
-    ``mean`` and ``std`` are in [0,1] units, one number for each channel or one for all; for images of another number of
-    channels it raises InputError.
-    """
+    """A classifier behind a normalisation: images (N, C, H, W) in [0,1] -> ``network((images - mean) / std)``, both in [0,1]
+    units, a number for each channel or one for all; else InputError."""
 
     mean: Tensor
     std: Tensor
@@ -51,10 +48,8 @@ class Grey(nn.Module):
 
 
 class Resized(nn.Module):
-    """A classifier of images of one size: images (N, C, H, W) -> ``network`` of them at ``size`` (height, width).
-
-    Bilinear with antialiasing, the whole image and no crop; images of that size pass as they are.
-    """
+    """A classifier of images of one size: images (N, C, H, W) -> ``network`` of them at ``size`` (height, width), bilinear with
+    antialiasing, the whole image and no crop; images of that size pass as they are."""
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -71,15 +66,12 @@ class Resized(nn.Module):
 
 
 class Fixed(nn.Module):
-    """A ``network`` of one mode, such as an exported program, which refuses ``eval()`` and ``train()``.
-
-    ``about`` distinguishes it from others of the same weights; it is a part of the fingerprint.
-    """
+    """A ``network`` of one mode, such as an exported program, which refuses ``eval()`` and ``train()``."""
 
     def __init__(self, network: nn.Module, about: str = "") -> None:
         super().__init__()
         self.network = network
-        self.about = about
+        self.about = about  # a part of the fingerprint, to distinguish it from others of the same weights
 
     def extra_repr(self) -> str:
         return self.about

@@ -22,8 +22,7 @@ HOW = (
     '(images,), dynamic_shapes=({0: batch},)), "classifier.pt2")  with two or more images, float32 in [0,1]'
 )
 """How a file has to be made."""
-LARGEST = 10_000
-"""An upper bound on the images of any batch."""
+LARGEST = 10_000  # an upper bound on the images of any batch
 
 
 def load_exported(path: Path) -> nn.Module:
@@ -58,7 +57,7 @@ def load_exported(path: Path) -> nn.Module:
 def _without_pickle() -> Iterator[None]:
     """Tensors only, whatever ``torch.export.load`` falls back to; and it logs no traceback, as an error of ours follows."""
     name, disabled = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", logging.root.manager.disable
-    before = os.environ.get(name)
+    before = {key: value for key, value in os.environ.items() if key == name}
     os.environ[name] = "1"
     logging.disable(logging.ERROR)
     try:
@@ -66,8 +65,7 @@ def _without_pickle() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+        os.environ.update(before)
 
 
 def _refuse_other_inputs(program: ExportedProgram, path: Path) -> None:

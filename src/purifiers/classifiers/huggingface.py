@@ -36,9 +36,9 @@ def load_transformers(
     if not mean or not std:
         mean, std = _normalization(settings, where)
     order = _order(getattr(network.config, "id2label", None) or {}, data.classes)
-    flip = bool(settings.get("do_flip_channel_order"))
-    classifier: nn.Module = Normalized(_Logits(network, order, flip), mean, std)
-    say(f"{'classifier':<16} {type(network).__name__}, mean {_numbers(mean)}, std {_numbers(std)}")
+    classifier = Normalized(_Logits(network, order, bool(settings.get("do_flip_channel_order"))), mean, std)
+    numbers = [",".join(f"{one:.4g}" for one in values) for values in (mean, std)]
+    say(f"{'classifier':<16} {type(network).__name__}, mean {numbers[0]}, std {numbers[1]}")
     if order is not None:
         say(f"{'':<16} its classes are put in the order of the images' folders: {', '.join(data.classes)}")
     size, height, width = _size(settings), *data.images.shape[-2:]
@@ -49,10 +49,9 @@ def load_transformers(
     elif size is None and not _runs(classifier, data):
         wanted = getattr(network.config, "image_size", None)
         if isinstance(wanted, int) and (height, width) != (wanted, wanted):
-            raise ConfigError(
-                f"the classifier '{where}' takes images of {wanted} x {wanted} only, and these are of {height} x {width}: "
-                f"--set data.size={wanted}, or a {PREPROCESSOR} beside its weights that asks for that size"
-            )
+            found = f"the classifier '{where}' takes images of {wanted} x {wanted} only, and these are of {height} x {width}"
+            advice = f"--set data.size={wanted}, or a {PREPROCESSOR} beside its weights that asks for that size"
+            raise ConfigError(f"{found}: {advice}")
     return classifier if size is None else Resized(classifier, size)
 
 
@@ -91,8 +90,7 @@ def _is_folder(where: str) -> bool:
 
 _NO_SAFETENSORS = (
     "'{where}' holds no weights as safetensors: pickles can run code when they are opened, so they are not read. If you trust "
-    "them, write them anew with  transformers.AutoModelForImageClassification.from_pretrained('{where}')"
-    ".save_pretrained('NEW')  and pass the folder NEW"
+    "them:  transformers.AutoModelForImageClassification.from_pretrained('{where}').save_pretrained('NEW')  writes NEW to pass"
 )
 
 
@@ -120,9 +118,7 @@ def _load(where: str, local: bool) -> Any:
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     if missing:
         names = ", ".join(missing[:4]) + (" and others" if len(missing) > 4 else "")
-        raise CheckpointError(
-            f"'{where}' holds no weights for {names}, which would be drawn at random: has it no trained head?"
-        )
+        raise CheckpointError(f"'{where}' holds no weights for {names}, which would be drawn at random: no trained head?")
     if network.config.problem_type == "multi_label_classification":
         raise ConfigError(f"'{where}' is a multi-label classifier; one class an image is needed")
     return network.float()  # some are stored in half precision, in which attacks lose their epsilon
@@ -164,9 +160,8 @@ def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float]
     """Mean and standard deviation of images in [0,1] that are the same as the model's rescaling and normalisation of 0..255."""
     wanted = settings.get("do_normalize")
     if not settings or (wanted and not (settings.get("image_mean") and settings.get("image_std"))):
-        raise ConfigError(
-            f"'{where}' has no normalisation in a {PREPROCESSOR}: give --mean and --std in [0,1] units (0 and 1: none)"
-        )
+        advice = "give --mean and --std in [0,1] units (0 and 1: none)"
+        raise ConfigError(f"'{where}' has no normalisation in a {PREPROCESSOR}: {advice}")
     found = (settings[key] if wanted else none for key, none in (("image_mean", 0.0), ("image_std", 1.0)))
     means, stds = ([float(one) for one in (value if isinstance(value, list | tuple) else [value])] for value in found)
     if len(means) != len(stds) or min(stds) <= 0:
@@ -178,20 +173,15 @@ def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float]
     return [(mean + offset) / scale for mean in means], [std / scale for std in stds]
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return ",".join(f"{value:.4g}" for value in values)
-
-
 def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width in which the model is given its images; None if its files ask for none."""
     size = settings.get("size") if settings.get("do_resize") else None
     if settings.get("do_center_crop"):
         size = settings.get("crop_size") or size
     if isinstance(size, Mapping):
-        edge = size.get("shortest_edge")
-        size = (size.get("height", edge), size.get("width", edge))
+        size = [size.get(side, size.get("shortest_edge")) for side in ("height", "width")]
     elif isinstance(size, int):
-        size = (size, size)
+        size = [size, size]
     return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 and all(size) else None
 
 

@@ -1,27 +1,30 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from purifiers.classifiers.adapters import Fixed, Grey
-from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, relative_difference
-from purifiers.classifiers.sources import open_source
+from purifiers import registry, weights
+from purifiers.classifiers import CLASSIFIER_FORMS
+from purifiers.classifiers.adapters import Fixed, Grey, Normalized
+from purifiers.classifiers.exported import HOW, load_exported
+from purifiers.classifiers.huggingface import load_transformers
+from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, logits_of, relative_difference
 from purifiers.console import say
-from purifiers.data import ImageSet, slices, to_float
-from purifiers.errors import ConfigError, InputError
-from purifiers.registry import fingerprint, located, place
+from purifiers.data import ImageSet, noise, slices, to_float
+from purifiers.errors import ConfigError, InputError, nearest
+from purifiers.registry import fingerprint, place
 
-_GENERATOR = torch.Generator().manual_seed(0)
-NOISE = ImageSet(
-    "noise", torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8, generator=_GENERATOR), torch.zeros(2).long(), ()
-)
-"""What stands for images of which nothing is known."""
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+NOISE = noise((32, 32))  # stands for images of which nothing is known
 ALONE = 1e-2
-"""An image's logits, alone and in a batch, agree up to this share of the largest. Rounding differs with the batch, in
-half precision by about this much; BatchNorm in training mode does far more."""
+"""An image's logits, alone and in a batch, agree up to this share of the largest: about the rounding of half precision."""
 
 
 def load_classifier(
@@ -50,26 +53,24 @@ def load_classifier(
             for the data's classes, has no input gradient, is random, changes when it is called, or mixes images of a batch.
         MissingFileError, CheckpointError: see ``load_network``, ``load_exported``, ``load_transformers``.
     """
-    classifier = place(open_source(source, data or NOISE, mean, std, network), device if data is None else data.images.device)
+    classifier = place(_open(source, data or NOISE, mean, std, network), device if data is None else data.images.device)
     try:
         classifier.eval()
     except NotImplementedError:  # an exported program, or one with such a part
         classifier = Fixed(classifier)
     classifier.requires_grad_(False)
-    if data is None:
-        try:
-            return _for_channels(classifier, source, to_float(NOISE.images).to(device))
-        except ConfigError:  # it may take another size
-            return classifier
-    return adapt_classifier(classifier, source, data)
+    if data is not None:
+        return adapt_classifier(classifier, source, data)
+    with suppress(ConfigError):  # it may take another size
+        return _for_channels(classifier, source, to_float(NOISE.images).to(device))
+    return classifier
 
 
 def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
-    """``classifier``, in evaluation mode and called ``source`` in messages, checked on ``data``: as it is, or behind a
-    conversion to grey; see :func:`load_classifier`."""
+    """``classifier``, in evaluation mode, called ``source`` in messages, checked on ``data``: as it is, or behind Grey."""
     images = to_float(data.images[:2])
     classifier = _for_channels(classifier, source, images)
-    check_classifier(classifier, source, images, data.classes)
+    _check(classifier, source, images, data.classes)
     return classifier
 
 
@@ -87,13 +88,14 @@ def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
 
 def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Module:
     """``classifier``, or, if it takes one channel where images have three, the same behind :class:`Grey`."""
+    name = f"the classifier '{source}'"
     with torch.no_grad():
         try:
-            _logits(classifier, source, images)
+            logits_of(name, classifier, images, ConfigError)
         except ConfigError as fault:
             grey = place(Grey(classifier), images.device).eval()
             try:
-                _logits(grey, source, images)
+                logits_of(name, grey, images, ConfigError)
             except ConfigError as other:
                 first = next((part for part in classifier.modules() if isinstance(part, nn.Conv2d)), None)
                 raise (other if first is not None and first.in_channels == 1 else fault) from None
@@ -102,42 +104,14 @@ def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Modu
     return classifier
 
 
-def _logits(classifier: nn.Module, source: str, images: Tensor) -> Tensor:
-    shape = tuple(images.shape)
-    try:
-        logits = classifier(images.clone())  # which it may change in place
-    except Exception as error:
-        hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(error) else ""
-        raise ConfigError(f"the classifier '{source}' fails on images {shape}: {located(error)}{hint}") from error
-    if not isinstance(logits, Tensor):
-        transformers = "pass the folder or hub name of a transformers model, or return .logits"
-        hint = transformers if hasattr(logits, "logits") else "return the logits alone"
-        raise ConfigError(f"the classifier '{source}' returns a {type(logits).__name__}, not a tensor of logits: {hint}")
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ConfigError(f"the classifier '{source}' must return logits (N, classes); got {tuple(logits.shape)} for {shape}")
-    return logits
-
-
-def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str] = ()) -> None:
-    """Refuse a classifier that cannot be defended or attacked; see :func:`load_classifier`.
-
-    Args:
-        classifier: in evaluation mode.
-        source: its name in messages.
-        images: float32 (N, 3, H, W), in [0,1], two or more.
-        classes: their class names; empty where they are not known.
-
-    Raises:
-        ConfigError: says what is wrong.
-    """
-    before = fingerprint(classifier)
+def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str]) -> None:
+    """Refuse, with ConfigError, a classifier that cannot be defended or attacked. ``images``: two or more, of ``classes``."""
+    name, before = f"the classifier '{source}'", fingerprint(classifier)
     with torch.no_grad():
-        logits, alone = (_logits(classifier, source, batch) for batch in (images, images[:1]))
+        logits, alone = (logits_of(name, classifier, batch, ConfigError) for batch in (images, images[:1]))
     if are_probabilities(logits).all():
-        say(
-            f"warning: the outputs of the classifier '{source}' lie in [0,1] and sum to 1: they are probabilities, whose "
-            "gradient vanishes, so that attacks look weaker than they are; return the logits, from before the softmax"
-        )
+        found = f"the outputs of {name} lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes"
+        say(f"warning: {found}, so that attacks look weaker than they are; return the logits, from before the softmax")
     random = is_random(classifier, images)
     if classes and logits.shape[1] != len(classes):
         named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
@@ -145,9 +119,7 @@ def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes
     elif not logits.isfinite().all():
         fault = "must return finite logits; those of the first images are not"
     elif fingerprint(classifier) != before:
-        fault = (
-            "changes when it is called, as BatchNorm in training mode does: call no train() in it, or export it after eval()"
-        )
+        fault = "changes when it is called, as BatchNorm in training mode does: call no train() in it; export it after eval()"
     elif random:
         fault = "returns different logits for the same images; it must be deterministic: is there dropout or noise in it?"
     elif (relative_difference(logits[:1], alone) > ALONE).any():
@@ -155,7 +127,7 @@ def check_classifier(classifier: nn.Module, source: str, images: Tensor, classes
     else:
         fault = _gradient_fault(classifier, images, logits)
     if fault:
-        raise ConfigError(f"the classifier '{source}' {fault}")
+        raise ConfigError(f"{name} {fault}")
 
 
 def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> str:
@@ -173,12 +145,82 @@ def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> st
 
 def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:
     """Share of ``data`` that is classified correctly, in [0,1]; raises InputError for logits that are not finite."""
-    matches, odd = torch.zeros(2, dtype=torch.int64, device=data.images.device)
     with torch.no_grad():
-        for batch in slices(len(data), batch_size):
-            logits = classifier(to_float(data.images[batch]))
-            matches += (logits.argmax(1) == data.labels[batch]).sum()
-            odd += (~logits.isfinite().all(1)).sum()
-    if odd:
-        raise InputError(f"the classifier returns NaN or infinite logits for {int(odd)} of {len(data)} images of '{data.name}'")
-    return matches.item() / len(data)
+        logits = torch.cat([classifier(to_float(data.images[batch])) for batch in slices(len(data), batch_size)])
+    if odd := int((~logits.isfinite().all(1)).sum()):
+        raise InputError(f"the classifier returns NaN or infinite logits for {odd} of {len(data)} images of '{data.name}'")
+    return (logits.argmax(1) == data.labels).sum().item() / len(data)
+
+
+def build_classifier(network: Mapping[str, Any], classes: int) -> nn.Module:
+    """The untrained ``network`` (its name under ``network``, arguments beside it) for ``classes`` classes."""
+    arguments = {key: value for key, value in network.items() if key != "network"}
+    return registry.build_network(network["network"], {**arguments, "num_classes": classes})
+
+
+def _open(
+    source: str, data: ImageSet, mean: Sequence[float] | None, std: Sequence[float] | None, network: Mapping[str, Any] | None
+) -> nn.Module:
+    """The classifier that ``source`` names, on the CPU, unchecked. ``mean`` and ``std`` replace those of ``network`` or of a
+    Hugging Face model's files, and go before anything else."""
+    path = weights.locate(source)
+    if source.startswith(weights.HUB) or _is_transformers(path):
+        return load_transformers(source.removeprefix(weights.HUB), data, mean, std)
+    if source.startswith(f"{weights.MEMORY}:"):
+        raise ConfigError(f"'{source}' was passed from Python and is not on disk: name the classifier with --classifier")
+    if path.suffix == ".safetensors":
+        if _is_transformers(path.parent):
+            raise ConfigError(f"{path} belongs to a Hugging Face model: give its folder, {path.parent}")
+        if not data.classes or network is None:
+            advice = "give --recipe or --data-dir, or a saved network's folder (in Python: data=, network=)"
+            raise ConfigError(f"{path} holds weights alone, and their network or its classes are not known: {advice}")
+        own = {key: list(value) * (3 // len(value)) for key, value in (("mean", mean), ("std", std)) if value}
+        classifier = build_classifier({**network, **own}, len(data.classes))
+        registry.load_weights(classifier, path)
+        return classifier
+    if path.is_dir():
+        if mean is not None:
+            raise ConfigError(f"the classifier in {path} has its normalisation inside: leave out mean and std")
+        classifier = registry.load_network(path)
+        if getattr(classifier, "output", None) != "logits":
+            raise ConfigError(f"'{source}' is a purifier; expected a classifier")
+        return classifier
+    if path.suffix in PICKLES:
+        anew = f"safetensors.torch.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')"
+        raise ConfigError(
+            f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it: for weights of the "
+            f"recipe's network,  {anew}  writes a file to give; else give a module:function that returns the classifier"
+        )
+    if path.suffix != ".pt2" and ":" not in source:
+        module, hint = source.removesuffix(".py"), nearest(source, weights.CLASSIFIERS)
+        with registry.user_modules():
+            if all(map(str.isidentifier, module.split("."))) and find_spec(module.split(".")[0]) is not None:
+                raise ConfigError(f"'{source}' is a module: name its function that returns the classifier, {module}:function")
+        raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
+    classifier = load_exported(path) if path.suffix == ".pt2" else _call(source)
+    return classifier if mean is None or std is None else Normalized(classifier, mean, std)
+
+
+def _is_transformers(folder: Path) -> bool:
+    """Is this the folder of a Hugging Face model? The library's own name a ``network`` in their config.json."""
+    try:
+        config: Any = json.loads((folder / registry.CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "network" not in config and ("model_type" in config or "architectures" in config)
+
+
+def _call(source: str) -> nn.Module:
+    build = registry.resolve(source, "classifier")
+    if not callable(build):
+        raise ConfigError(f"'{source}' is a {type(build).__name__}; it must be a function that returns a torch.nn.Module")
+    try:
+        with registry.user_modules():
+            classifier = build()
+    except Exception as error:
+        raise ConfigError(f"calling the classifier '{source}' failed: {registry.located(error)}") from error
+    if isinstance(classifier, torch.jit.ScriptModule):
+        raise ConfigError(f"'{source}' returned a TorchScript module, which cannot be frozen: return its source, or {HOW}")
+    if not isinstance(classifier, nn.Module):
+        raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
+    return classifier

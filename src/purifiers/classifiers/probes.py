@@ -1,13 +1,35 @@
-"""Short tests of a model: is it random, are its outputs probabilities, what is its gradient?"""
+"""Short tests of a model: does it return logits, is it random, are its outputs probabilities, what is its gradient?"""
 
 import torch
 from torch import Tensor, nn
 
-from purifiers.errors import InputError
+from purifiers.errors import InputError, PurifiersError
+from purifiers.registry import located
 from purifiers.seeds import reproducible
 
 RANDOM = 1e-4
 """Two passes of a deterministic model agree up to this share of the largest output; AutoAttack has the same number."""
+
+
+def logits_of(name: str, model: nn.Module, images: Tensor, error: type[PurifiersError] = InputError) -> Tensor:
+    """The logits (N, classes) of ``images`` (N, C, H, W); raises ``error`` if the model fails or returns something else."""
+    shape = tuple(images.shape)
+    try:
+        logits = model(images.clone())  # which it may change in place
+    except error:
+        raise
+    except Exception as fault:
+        other = {parameter.dtype for parameter in model.parameters()} - {images.dtype}
+        hint = f"; its parameters are {other.pop()}: convert it with .float()" if other else ""
+        hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(fault) else hint
+        raise error(f"{name} fails on images {shape}: {located(fault)}{hint}") from fault
+    if not isinstance(logits, Tensor):
+        transformers = "pass the folder or hub name of a transformers model, or return .logits"
+        hint = transformers if hasattr(logits, "logits") else "return the logits alone"
+        raise error(f"{name} returns a {type(logits).__name__}, not a tensor of logits: {hint}")
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise error(f"{name} must return logits (N, classes); got shape {tuple(logits.shape)} for images {shape}")
+    return logits
 
 
 def relative_difference(outputs: Tensor, again: Tensor) -> Tensor:
@@ -22,8 +44,7 @@ def are_probabilities(outputs: Tensor) -> Tensor:
 
 
 def is_random(model: nn.Module, images: Tensor) -> bool:
-    """Does ``model`` return different outputs for the same ``images`` (N, C, H, W) with different random states, by more than
-    rounding may do (``RANDOM``)?"""
+    """Do outputs of ``model`` for ``images`` (N, C, H, W) differ with the random state by more than rounding (``RANDOM``)?"""
     with torch.no_grad():
         outputs = []
         for seed in (0, 1):
@@ -39,8 +60,7 @@ def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
     try:
         with torch.enable_grad(), reproducible(0, images.device):
             outputs = model(given.clone()).flatten(1)
-            weights = torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)
-            total = (outputs * weights).sum()
+            total = (outputs * torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)).sum()
     except InputError:  # the view query
         return torch.zeros_like(images)
     if not total.requires_grad:

@@ -31,18 +31,15 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def load_cifar10(split: Literal["train", "test"], path: str | None = None) -> ImageSet:
     """CIFAR-10's 50,000 training or 10,000 test images.
 
-    Args:
-        split: which of the two.
-        path: the folder ``cifar-10-batches-py`` or the one that holds it; by default ``$PURIFIERS_DATA``, else the user's
-            cache, into which the original archive (170 MB) is downloaded once.
+    ``path``: the folder ``cifar-10-batches-py`` or the one that holds it; by default ``$PURIFIERS_DATA``, else the user's
+    cache, into which the original archive (170 MB) is downloaded once.
 
     Raises:
         MissingFileError: a named folder does not hold the batches, or the download failed.
         DataError: a batch is damaged: its MD5 is not the original's. Nothing is unpickled before that check.
     """
     folder = _find(path or os.environ.get("PURIFIERS_DATA"))
-    names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
-    batches = [_read_batch(folder / name) for name in names]
+    batches = [_read_batch(folder / name) for name in BATCH_MD5 if (name == "test_batch") == (split == "test")]
     images, labels = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*batches, strict=True))
     return ImageSet("cifar10", images, labels, CLASSES)
 
@@ -60,13 +57,8 @@ def _find(path: str | None) -> Path:
 def _download() -> Path:
     pooch, requests = require("pooch"), require("requests")
     try:
-        files = pooch.retrieve(
-            ARCHIVE_URL,
-            known_hash=f"md5:{ARCHIVE_MD5}",
-            path=pooch.os_cache("purifiers"),
-            processor=pooch.Untar(members=[f"{FOLDER}/{name}" for name in BATCH_MD5]),
-            progressbar=True,
-        )
+        unpack, folder = pooch.Untar(members=[f"{FOLDER}/{name}" for name in BATCH_MD5]), pooch.os_cache("purifiers")
+        files = pooch.retrieve(ARCHIVE_URL, f"md5:{ARCHIVE_MD5}", path=folder, processor=unpack, progressbar=True)
     except (requests.RequestException, OSError, ValueError) as error:
         advice = f"fetch {ARCHIVE_URL} by hand, unpack it, and give the folder with --data-dir or $PURIFIERS_DATA"
         raise MissingFileError(f"CIFAR-10 could not be downloaded ({error}); {advice}") from error

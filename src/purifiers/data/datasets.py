@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 
 from purifiers.data.images import ImageSet
-from purifiers.errors import ConfigError
+from purifiers.errors import ConfigError, DataError
 from purifiers.registry import Registry
+from purifiers.weights import MEMORY
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,29 @@ DATASETS: Registry[DataSet] = Registry("data set", "purifiers.data", make=DataSe
 
 
 def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
-    """Load a split of a data set by its name; options that are None are left to the loader's defaults.
-
-    Raises ConfigError for an unknown data set or option; see also the loaders.
-    """
+    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown."""
     load = DATASETS[name].load
     given = {key: value for key, value in options.items() if value is not None}
-    valid = inspect.signature(load).parameters
-    for key in given:
-        if key not in valid:
-            raise ConfigError(f"the data set '{name}' takes no data.{key}")
+    if unknown := given.keys() - inspect.signature(load).parameters:
+        raise ConfigError(f"the data set '{name}' takes no data.{min(unknown)}")
     return load(split, **given)
 
 
 def placeholder(name: str, path: str | None = None, size: int | None = None) -> ImageSet | None:
-    """Two images of noise, of the size and classes of a data set that need not be here; None where its size is not known."""
+    """:func:`noise` of the size and classes of a data set that need not be here; None where its size is not known."""
     data = DATASETS[name]
     shape = data.shape(path, size)
-    if shape is None:
-        return None
+    return None if shape is None else noise(shape, data.class_names(path) or ())
+
+
+def noise(shape: tuple[int, int], classes: tuple[str, ...] = ()) -> ImageSet:
+    """Two images of noise of height and width ``shape``, where images are not known."""
     pixels = torch.randint(256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), data.class_names(path) or ())
+    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), classes)
+
+
+@DATASETS.register(MEMORY)
+def load_memory(split: Literal["train", "test"], size: int | None = None) -> ImageSet:
+    """The images of a run that was trained from Python: always raises DataError, as they are not on disk."""
+    advice = "measure it there, with purifiers.evaluate(purifier, classifier, images, labels)"
+    raise DataError(f"the {split} images of this run were passed from Python and are not on disk: {advice}")

@@ -5,8 +5,8 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,37 +20,24 @@ from purifiers.storage import lfs_hint
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, by content and not by name. Pillow knows more, some of which starts other programs (EPS)."""
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit."""
-PHOTOMETRIC = 262
-"""The tag of a TIFF that says whether zero is black or white."""
+MAX_PIXELS = 178_956_970  # Pillow's own limit
+PHOTOMETRIC = 262  # the tag of a TIFF that says whether zero is black or white
 T = TypeVar("T")
 _LIMIT = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image file.
+    """A decoded image file."""
 
-    Attributes:
-        colours: RGB, 8 bits, upright; also under transparent pixels.
-        alpha: its opacity, 8 bits, of the same size; None if it has none.
-        animated: it holds more frames or pages; this is the first.
-        dark: 16-bit grey of which no pixel uses more than 12 bits, as of many cameras: hardly more than black.
-        icc: the colour profile, if it is one of RGB.
-        exif: EXIF without the orientation, as that has been applied, and without the thumbnail; None if there is none.
-        dpi: pixels per inch, across and down.
-        text: the texts of a PNG.
-    """
-
-    colours: Image.Image
-    alpha: Image.Image | None = None
-    animated: bool = False
-    dark: bool = False
-    icc: bytes | None = None
-    exif: bytes | None = None
-    dpi: tuple[float, float] | None = None
-    text: dict[str, str] = field(default_factory=dict)
+    colours: Image.Image  # RGB, 8 bits, upright; also under transparent pixels
+    alpha: Image.Image | None = None  # its opacity, 8 bits, of the same size
+    animated: bool = False  # it holds more frames or pages; this is the first
+    dark: bool = False  # 16-bit grey of which no pixel uses more than 12 bits, as of many cameras: hardly more than black
+    icc: bytes | None = None  # the colour profile, if it is one of RGB
+    exif: bytes | None = None  # without the orientation, as that has been applied, and without the thumbnail
+    dpi: tuple[float, float] | None = None  # pixels per inch, across and down
+    text: dict[str, str] = field(default_factory=dict)  # the texts of a PNG
 
     def over_white(self) -> Image.Image:
         """RGB, 8 bits, transparency shown over white."""
@@ -62,13 +49,8 @@ class Picture:
 
 
 def image_files(folder: Path, problem: Callable[[OSError], None] = lambda error: None) -> list[Path]:
-    """All image files below ``folder``, by their endings, sorted; hidden files and folders are left out, linked folders not
-    entered.
-
-    Args:
-        folder: where to look.
-        problem: is called with errors: a folder without permission, a link to nothing.
-    """
+    """All image files below ``folder``, by their endings, sorted, without hidden files and folders and linked folders.
+    ``problem`` is called with errors: a folder without permission, a link to nothing."""
     found = []
     for home, folders, names in os.walk(folder, onerror=problem):
         folders[:] = [name for name in folders if not name.startswith(".")]  # what os.walk then enters
@@ -88,25 +70,22 @@ def image_size(file: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def text_under(file: Path, key: str) -> str:
-    """The text of a PNG file under ``key``, or the comment of a JPEG that begins with it, from the header; empty if there is
-    none."""
+    """The text of a PNG file under ``key``, or the comment of a JPEG that begins with it, from the header; empty if none."""
 
     def text(image: Image.Image) -> str:
         name, _, comment = image.info.get("comment", b"").decode(errors="replace").partition(": ")
         return str(image.info.get(key, comment if name == key else ""))
 
-    try:
+    with suppress(DataError):
         return _read(file, text, sys.maxsize, ("PNG", "JPEG"))
-    except DataError:
-        return ""
+    return ""
 
 
 def is_whole(file: Path) -> bool:
     """Whether all of an image file, of any size, can be decoded."""
-    try:
+    with suppress(DataError):
         return _read(file, lambda image: image.load() is not None, sys.maxsize)
-    except DataError:
-        return False
+    return False
 
 
 def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Picture:
@@ -115,15 +94,9 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: S
     Turned upright by its EXIF orientation; 16-bit grey scaled, not cut off; CMYK and palettes as RGB; of an animation the
     first frame. Its format is read from its content, not from its name.
 
-    Args:
-        source: a file, or the content of one.
-        max_pixels: width times height that are allowed; more is refused before anything is decoded, as a few kilobytes can
-            hold a picture that fills the memory.
-        formats: what may be read, in Pillow's names.
-
     Raises:
-        ImageTooLargeError: it has more pixels than ``max_pixels``.
-        DataError: it is not an image of these formats, or a damaged one, or one of a kind that cannot be shown.
+        ImageTooLargeError: it has more pixels than ``max_pixels``: a few kilobytes can hold a picture that fills the memory.
+        DataError: it is no image of ``formats``, in Pillow's names, or a damaged one, or one of a kind that cannot be shown.
     """
     return _read(source, decoded, max_pixels, formats)
 
@@ -134,20 +107,19 @@ def read_rgb(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Seq
 
 
 def decoded(opened: Image.Image) -> Picture:
-    """An image that Pillow has opened, the way it is meant to be seen; see :func:`read_image`.
-
-    Raises:
-        DataError: grey of which nothing tells what is white.
-        OSError: of Pillow, where it is damaged.
-    """
+    """An image that Pillow has opened, the way it is meant to be seen; see :func:`read_image`. Raises DataError for grey of
+    which nothing tells what is white, and Pillow's OSError for damage."""
     image = _upright(opened)
     info = image.info
     text = {key: str(info.get(key, value)) for key, value in getattr(opened, "text", {}).items()}
-    about: dict[str, Any] = {
+    about: dict[str, Any] = {"exif": None}
+    with suppress(Exception):  # bad metadata should not keep a picture from being read
+        about["exif"] = image.getexif().tobytes() if image.getexif() else None
+    about |= {
         # MPO: a photograph and its preview.
         "animated": opened.format != "MPO" and bool(getattr(opened, "is_animated", False)),
-        "icc": _rgb_profile(info.get("icc_profile")),
-        "exif": _exif(image),
+        # Bytes 16 to 19 of a profile's header are its colour space (ICC.1:2022, 7.2).
+        "icc": profile if (profile := info.get("icc_profile") or b"")[16:20] == b"RGB " else None,
         "dpi": _dpi(info.get("dpi")),
         # EXIF and the like in an older form, with the orientation that has been applied.
         "text": {key: value for key, value in text.items() if not key.startswith("Raw profile type")},
@@ -170,24 +142,22 @@ def decoded(opened: Image.Image) -> Picture:
     return Picture(image.convert("RGB"), **about)
 
 
-def _read(source: Path | bytes, look: Callable[[Image.Image], T], max_pixels: int, formats: Sequence[str] = FORMATS) -> T:
+def _read(
+    source: Path | bytes, look: Callable[[Image.Image], T], max_pixels: int, formats: Sequence[str] = FORMATS, name: str = ""
+) -> T:
     """What ``look`` finds in an image; raises as :func:`read_image` does, with the file's name."""
-    name = "" if isinstance(source, bytes) else f"{source}: "
+    name = name or ("" if isinstance(source, bytes) else f"{source}: ")
     try:
-        try:
-            with _opened(source, max_pixels, formats) as image:
-                return look(image)
-        except ValueError as error:
-            if "MAX_TEXT" not in str(error):
-                raise
-            with _opened(_without_texts(source), max_pixels, formats) as image:
-                return look(image)
+        with _opened(source, max_pixels, formats) as image:
+            return look(image)
     except DataError as error:
         raise type(error)(f"{name}{error}") from error
     except UnidentifiedImageError as error:
         hint = lfs_hint(source) or f"not an image ({', '.join(formats)} can be read)"
         raise DataError(f"{name}{hint}") from error
     except Exception as error:  # decoders meet damage with errors of any kind
+        if "MAX_TEXT" in str(error):
+            return _read(_without_texts(source), look, max_pixels, formats, name)
         raise DataError(f"{name}{getattr(error, 'strerror', None) or f'a damaged image: {error}'}") from error
 
 
@@ -195,27 +165,18 @@ def _opened(source: Path | bytes, max_pixels: int, formats: Sequence[str]) -> Im
     """The image with nothing read but its header."""
     if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
         raise DataError("empty, 0 bytes")
-    with _unlimited():
-        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(formats))
+    with _LIMIT:  # Pillow's own limit, which is one for the whole process and does not name an image's size, is lifted
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=tuple(formats))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
     width, height = opened.size
     if width * height > max_pixels:
         opened.close()
-        raise ImageTooLargeError(
-            f"{width} x {height} are {width * height / 1e6:.1f} megapixels; at most {max_pixels / 1e6:.6g} are read "
-            "(--max-pixels)"
-        )
+        got = f"{width} x {height} are {width * height / 1e6:.1f} megapixels"
+        raise ImageTooLargeError(f"{got}; at most {max_pixels / 1e6:.6g} are read (--max-pixels)")
     return opened
-
-
-@contextmanager
-def _unlimited() -> Iterator[None]:
-    """Pillow's own limit, which is one for the whole process and does not name an image's size, lifted for a header."""
-    with _LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _without_texts(source: Path | bytes) -> bytes:
@@ -239,19 +200,6 @@ def _upright(opened: Image.Image) -> Image.Image:
         orientation[ExifTags.Base.Orientation] = opened.getexif().get(ExifTags.Base.Orientation, 1)
         image.info["exif"] = orientation.tobytes()
         return ImageOps.exif_transpose(image)
-
-
-def _rgb_profile(profile: bytes | None) -> bytes | None:
-    """The profile if its colour space, bytes 16 to 19 of its header (ICC.1:2022, 7.2), is that of the result."""
-    return profile if profile and profile[16:20] == b"RGB " else None
-
-
-def _exif(image: Image.Image) -> bytes | None:
-    try:
-        exif = image.getexif()
-        return exif.tobytes() if exif else None
-    except Exception:  # bad metadata should not keep a picture from being read
-        return None
 
 
 def _dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -17,9 +17,7 @@ from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
 
 TEST_SHARE = 0.2
-TEST_FOLDERS = ("test", "val")
-NAMED = 20
-"""Unreadable files that an error names; it counts all."""
+NAMED = 20  # unreadable files that an error names; it counts all
 
 
 def folder_classes(path: str | None) -> tuple[str, ...] | None:
@@ -29,18 +27,16 @@ def folder_classes(path: str | None) -> tuple[str, ...] | None:
 
 def folder_shape(path: str | None) -> tuple[int, int] | None:
     """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
-    with suppress(DataError):
-        for files in _training_files(path).values():
-            first = read_rgb(files[0])
-            return first.height, first.width
+    with suppress(DataError, StopIteration):
+        first = read_rgb(next(iter(_training_files(path).values()))[0])
+        return first.height, first.width
     return None
 
 
 def _training_files(path: str | None) -> dict[str, list[Path]]:
-    try:
+    with suppress(DataError, OSError):
         return _layout(Path(path), "train")[0] if path else {}
-    except (DataError, MissingFileError, OSError):
-        return {}
+    return {}
 
 
 @DATASETS.register("folder", classes=folder_classes, size=folder_shape)
@@ -52,10 +48,7 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     Classes are numbered in the alphabetical order of their folders, or in numeric order where all their names are numbers;
     hidden ones are left out. Pixels: see :func:`read_rgb`.
 
-    Args:
-        split: which of the two.
-        path: the folder.
-        size: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
+    ``size``: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
@@ -93,22 +86,17 @@ def _layout(root: Path, split: str) -> tuple[dict[str, list[Path]], bool]:
     """The classes with their files, and whether these are the split's own: in its folder."""
     if not root.is_dir():
         raise MissingFileError(f"there is no folder {root}")
+    folders = [root / name for name in ("train", "test", "val") if (root / name).is_dir()]
     # A folder that holds images itself is a class, whatever its name.
-    train, test, val = (_is_split(root / name) for name in ("train", *TEST_FOLDERS))
-    if not (train or test or val):
+    own = [folder for folder in folders if not any(file.parent == folder for file in image_files(folder))]
+    if not own:
         return _classes(root), False
-    if not (train and (test or val)):
-        found = "train" if train else "test" if test else "val"
-        raise DataError(f"{root} has a folder {found} of its own; it needs both train and {' or '.join(TEST_FOLDERS)}")
-    own = {"train": root / "train", "test": root / ("test" if test else "val")}
-    classes = {name: _classes(folder) for name, folder in own.items()}
-    if list(classes["train"]) != list(classes["test"]):
-        raise DataError(f"{own['train']} and {own['test']} do not have the same class folders")
-    return classes[split], True
-
-
-def _is_split(folder: Path) -> bool:
-    return folder.is_dir() and not any(file.parent == folder for file in image_files(folder))
+    if own[0].name != "train" or len(own) == 1:
+        raise DataError(f"{root} has a folder {own[0].name} of its own; it needs both train and test or val")
+    train, test = (_classes(folder) for folder in own[:2])
+    if list(train) != list(test):
+        raise DataError(f"{own[0]} and {own[1]} do not have the same class folders")
+    return train if split == "train" else test, True
 
 
 def _classes(home: Path) -> dict[str, list[Path]]:
@@ -139,7 +127,7 @@ def _drawn(folder: Path, files: list[Path], split: str) -> list[Path]:
 def _read_all(files: dict[str, list[Path]], size: int | None) -> tuple[list[np.ndarray], list[str]]:
     """The images of ``files``, uint8 (H, W, 3), and the faults of those that cannot be read."""
     images, unreadable = [], []
-    for file in chain.from_iterable(files.values()):
+    for file in chain(*files.values()):
         try:
             image = read_rgb(file)
             images.append(np.asarray(image if size is None else cover(image, size, size)))

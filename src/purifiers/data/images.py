@@ -1,25 +1,25 @@
 """The one in-memory form of every data set: uint8 images and labels, resident on the model's device."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purifiers.errors import DataError, InputError
+from purifiers.errors import InputError
 from purifiers.storage import digest
+from purifiers.weights import MEMORY
 
 TOLERANCE = 1e-4
 """How far rounding may take a pixel out of [0,1]."""
 
 
 def check_images(images: Tensor, *, values: bool = True) -> None:
-    """Refuse, with InputError, a tensor that is not a batch of images: float32 (or half), (N, C, H, W), in [0,1].
-
-    ``values``: check these too (range, NaN, infinity), which waits for the device.
-    """
+    """Refuse, with InputError, a tensor that is not a batch of images: float32 (or half), (N, C, H, W), in [0,1]. ``values``:
+    check these too (range, NaN, infinity), which waits for the device."""
     if not isinstance(images, Tensor):
         raise InputError(f"images must be a torch.Tensor; got {type(images).__name__}")
     if images.ndim != 4:
@@ -39,7 +39,7 @@ def check_images(images: Tensor, *, values: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A whole split of a data set.
+    """A whole split of a data set; raises InputError if it is not as below, with how to mend it.
 
     Attributes:
         name: the data set, for results.
@@ -54,12 +54,17 @@ class ImageSet:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
-            raise DataError(f"images must be uint8 (N, 3, H, W); got {self.images.dtype} {tuple(self.images.shape)}")
-        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
-            raise DataError(f"labels must be int64 (N,); got {self.labels.dtype} {tuple(self.labels.shape)}")
-        if not len(self):
-            raise DataError(f"the data set '{self.name}' is empty")
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            hint = "; repeat grey images with .expand(-1, 3, -1, -1)" if images.ndim == 4 and images.shape[1] == 1 else ""
+            raise InputError(f"images must be uint8 (N, 3, H, W); got {images.dtype} {tuple(images.shape)}{hint}")
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise InputError(f"labels must be an int64 tensor; got {got}: convert with .long() or torch.tensor(labels)")
+        if labels.shape != images.shape[:1]:
+            raise InputError(f"labels must have shape ({len(images)},), one for each image; got {tuple(labels.shape)}")
+        if not len(images):
+            raise InputError(f"there are no images in the data set '{self.name}'")
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -91,6 +96,57 @@ class ImageSet:
         return digest(self.images, self.labels, self.classes)
 
 
+def as_image_set(
+    images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None = None, *, classes: int | None = None
+) -> ImageSet:
+    """Images and labels as an :class:`ImageSet`; float images are rounded to the 8 bits that image files have.
+
+    Args:
+        images: an ImageSet; (N, 3, H, W), uint8 or float32 in [0,1]; or batches of ``(images, labels)``, as of a DataLoader.
+        labels: int64 (N,), the true classes; beside a tensor of images, and only there.
+        classes: the number of classes, where the ImageSet does not name them; None where it is not known.
+
+    Raises:
+        InputError: says which of type, shape, dtype or values is wrong, and how to mend it.
+    """
+    if isinstance(images, Tensor):
+        data = _from_tensors(images, labels)
+    elif labels is not None:
+        raise InputError(f"labels go with a tensor of images; got a {type(images).__name__}: leave out labels, or convert it")
+    elif isinstance(images, ImageSet):
+        data = images
+    elif isinstance(images, Iterable):
+        batches = [_from_batch(batch) for batch in images]
+        if not batches:
+            raise InputError("there are no images: the DataLoader yields nothing")
+        if len({batch.images.shape[2:] for batch in batches}) > 1:
+            raise InputError("the batches have images of several sizes; resize them to one")
+        data = ImageSet(MEMORY, torch.cat([one.images for one in batches]), torch.cat([one.labels for one in batches]), ())
+    else:
+        raise InputError(f"images must be a tensor, a DataLoader or an ImageSet; got {type(images).__name__}")
+    count = len(data.classes) or classes
+    low, high = int(data.labels.min()), int(data.labels.max())
+    if low < 0 or (count and high >= count):
+        expected = f"from 0 to {count - 1}, as there are {count} classes" if count else "0 or more"
+        raise InputError(f"labels must be {expected}; got {low} to {high}")
+    return replace(data, classes=tuple(map(str, range(classes)))) if classes and not data.classes else data
+
+
+def _from_batch(batch: Any) -> ImageSet:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise InputError(f"a DataLoader must yield pairs (images, labels); got a {type(batch).__name__}: are labels missing?")
+    return _from_tensors(*batch)
+
+
+def _from_tensors(images: Tensor, labels: Tensor | None) -> ImageSet:
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        check_images(images)
+        images = to_uint8(images)
+    if labels is None:
+        raise InputError("labels are missing: pass the true classes, int64 (N,), beside the images")
+    return ImageSet(MEMORY, images, labels, ()).to(images.device)
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 0..255 -> float32 [0,1], in the default memory layout, which any classifier takes."""
     return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
@@ -102,36 +158,26 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index tensors of one epoch in random order, all of ``batch_size``.
-
-    The incomplete last batch is left out, as batch statistics of a few images would be noise, unless it is the only one.
-    """
+    """Index tensors of one epoch in random order, all of ``batch_size``: the incomplete last batch is left out, as batch
+    statistics of a few images would be noise, unless it is the only one."""
     order = torch.randperm(count, generator=generator, device=generator.device)
     yield from order[: max(count - count % batch_size, min(count, batch_size))].split(batch_size)
 
 
-def slices(count: int, size: int) -> Iterator[slice]:
+def slices(count: int, size: int) -> list[slice]:
     """The places of ``count`` items in consecutive batches of ``size``; the last may be shorter."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: int) -> Tensor:
     """Randomly mirror images left to right, and shift them by up to ``crop`` pixels over a black border.
 
-    One gather on the device for the whole batch. To move several images alike (an image and its adversarial example),
-    stack them along the channels.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        generator: on the images' device.
-        flip: mirror each image with probability one half.
-        crop: padding on each side before a crop of the original size; 0 for none.
+    ``images``: uint8 (N, C, H, W), on the device of ``generator``; stack along the channels what moves alike (an image and its
+    adversarial example). One gather on the device for the whole batch.
     """
     if not flip and not crop:
         return images
-    count, _, height, width = images.shape
-    device = images.device
+    (count, _, height, width), device = images.shape, images.device
 
     def draw(high: int) -> Tensor:
         return torch.randint(high, (count, 1), generator=generator, device=device)

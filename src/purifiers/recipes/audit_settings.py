@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
@@ -13,8 +13,7 @@ from purifiers.kinds import Group
 from purifiers.recipes.parts import Positive, checked
 from purifiers.weights import anywhere
 
-TRANSFER = "transfer"
-"""The threat model that is no view: its adversarial images are made on another model."""
+TRANSFER = "transfer"  # the threat model that is no view: its adversarial images are made on another model
 Radius = Annotated[Length, Field(gt=0)]
 
 
@@ -54,10 +53,7 @@ STANDARD_VIEWS: Mapping[str, list[str]] = {
     "transfer": _both("PGD", "MI-FGSM"),
     "query": _both("Square", "HopSkipJump"),
 }
-STANDARD_LIMITS: Mapping[str, int] = {
-    **dict.fromkeys(_both("AA", "Square"), 200),
-    **dict.fromkeys(_both("HopSkipJump"), 100),
-}
+STANDARD_LIMITS: Mapping[str, int] = {**dict.fromkeys(_both("AA", "Square"), 200), **dict.fromkeys(_both("HopSkipJump"), 100)}
 
 
 class AuditSettings(Group):
@@ -93,17 +89,16 @@ class AuditSettings(Group):
     def _over_the_standard(cls, content: Any) -> Any:
         if not isinstance(content, Mapping):
             return content
-        defaults = {key: cls.model_fields[key].default for key in ("epsilon", "epsilon_l2")}
-        radii = list(defaults.values())
+        radii = {key: cls.model_fields[key].default for key in ("epsilon", "epsilon_l2")}
         with suppress(TypeError, ValueError):  # the fields raise the error
-            found = [float(parse_fraction(content.get(key, default))) for key, default in defaults.items()]
-            radii = found if 0 < found[0] <= 1 and found[1] > 0 else radii
-        standard = standard_attacks(*radii)
+            found = {key: float(parse_fraction(content.get(key, default))) for key, default in radii.items()}
+            radii = found if 0 < found["epsilon"] <= 1 and found["epsilon_l2"] > 0 else radii
+        standard = standard_attacks(**radii)
         given = {key: content.get(key) or {} for key in ("attacks", "views", "limits")}
         for key, value in given.items():
             if not isinstance(value, Mapping):
                 raise ValueError(f"{key} is a group of values; got {value!r}")
-        attacks = {name: given["attacks"].get(name, {}) for name in {**standard, **given["attacks"]}}
+        attacks: dict[str, Any] = {name: {} for name in standard} | given["attacks"]
         removed = {name for name, attack in attacks.items() if attack is None}
         attacks = {name: attack for name, attack in attacks.items() if attack is not None}
         for name, attack in attacks.items():
@@ -113,10 +108,9 @@ class AuditSettings(Group):
             # Another kind shares no numbers with the standard one.
             known = standard.get(name, {})
             filled = {**(known if attack.get("kind", known.get("kind")) == known.get("kind") else {}), **attack}
-            radius = radii[filled.get("norm") == "l2"]
-            own = filled.get("epsilon")
+            group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
+            own, radius = filled.get("epsilon"), radii[group]
             if own is not None and own not in (radius, str(radius)) and parse_fraction(own) != radius:
-                group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
                 raise ValueError(f"attacks.{name} has an epsilon of its own: all attacks of a norm share one, {group}")
             attacks[name] = filled if filled.get("kind") == "cw" else {**filled, "epsilon": radius}
         views: dict[str, Any] = {}
@@ -128,16 +122,11 @@ class AuditSettings(Group):
         limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in removed}
         return {**content, "attacks": attacks, "views": views, "limits": limits}
 
-    @field_validator("attacks")
-    @classmethod
-    def _within_a_ball(cls, attacks: dict[str, Any]) -> dict[str, Any]:
-        for name, attack in attacks.items():
-            if attack.epsilon is None:
-                raise ValueError(f"{name} ({attack.kind}) has no epsilon: its results would count at any distance")
-        return attacks
-
     @model_validator(mode="after")
-    def _known_names(self) -> "AuditSettings":
+    def _consistent(self) -> "AuditSettings":
+        for name, attack in self.attacks.items():
+            if attack.epsilon is None:
+                raise ValueError(f"attacks.{name} ({attack.kind}) has no epsilon: its results would count at any distance")
         for view, names in self.views.items():
             if view != TRANSFER:
                 checked(VIEWS, view)
@@ -149,8 +138,7 @@ class AuditSettings(Group):
 
     @field_serializer("attacks")
     def _without_lengths(self, attacks: dict[str, AnyAttack]) -> dict[str, Any]:
-        # Without epsilon and the step sizes that follow from it, so that audit.epsilon can be changed in a written recipe; null
-        # keeps an attack removed.
+        # Without lengths that follow from audit.epsilon, so that it can be changed in a written recipe; null keeps one removed.
         standard = standard_attacks(self.epsilon, self.epsilon_l2)
         written: dict[str, Any] = {name: None for name in standard if name not in attacks}
         for name, attack in attacks.items():

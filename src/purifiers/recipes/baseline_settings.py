@@ -14,8 +14,7 @@ from purifiers.kinds import Kind
 from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Positive, folder_name
 from purifiers.registry import NETWORKS, Registry
 
-BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes")
-"""The values of a baseline's ``kind``."""
+BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes")  # the values of a baseline's ``kind``
 
 
 class TrainingNRP(OnPerturbed):
@@ -29,26 +28,21 @@ class TrainingNRP(OnPerturbed):
 class TrainingSOAP(Optimisation):
     """SOAP's classifier and its auxiliary task, together.
 
-    ``alpha``: weight of the auxiliary loss; 1 in the paper, for rotation 0.5 in its authors' log.
     ``noise``: standard deviation of the noise on the auxiliary task's input, before clipping; in the authors' code 0.5 for
     reconstruction and 0.1 for the others, without its negative half for consistency.
     """
 
-    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # weight of the auxiliary loss; for rotation 0.5 in their log
     noise: float = Field(default=0.1, ge=0, allow_inf_nan=False)
 
 
 class Baseline(Kind):
-    """Base of all baselines.
-
-    ``network``: images -> images.
-    ``test_limit``: the number of random test images it is measured on, where it is slow.
-    """
+    """Base of all baselines."""
 
     registry: ClassVar[Registry[Any]] = BASELINES
 
-    network: NetworkConfig
-    test_limit: Positive | None = None
+    network: NetworkConfig  # images -> images
+    test_limit: Positive | None = None  # of the random test images it is measured on, where it is slow
 
     def build(self, classes: int) -> nn.Module:
         """Its network, untrained, for data of so many ``classes``."""
@@ -56,16 +50,10 @@ class Baseline(Kind):
 
 
 class TrainedBaseline(Baseline):
-    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them.
+    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them."""
 
-    Attributes:
-        trainer: ``module:function`` that trains it: (run, title, these settings, training images) -> the network.
-        trains: the name of the only network that this trains; None for any.
-    """
-
-    trainer: ClassVar[str]
-    trains: ClassVar[str | None] = None
-
+    trainer: ClassVar[str]  # ``module:function`` that trains it: (run, title, these settings, training images) -> the network
+    trains: ClassVar[str | None] = None  # the name of the only network that this trains; None for any
     limit: Positive | None = None
     training: Optimisation
 
@@ -95,8 +83,7 @@ class Untrained(Baseline):
         if not _ready(name):
             valid = [one for one in NETWORKS if _ready(one)]
             raise ValueError(f"'{name}' needs training, or maps no images{nearest(name, valid)}")
-        base = self.network.arguments.get("base")
-        if inside := _not_ready(base):
+        if inside := _not_ready(base := self.network.arguments.get("base")):
             raise ValueError(f"network.base: {inside} needs training, or is no network")
         wraps = issubclass(NETWORKS[name], Wrapper)
         if wraps and (self.around is None) == (base is None):
@@ -108,19 +95,14 @@ class Untrained(Baseline):
 
 @BASELINES.register("nrp")
 class BaselineNRP(TrainedBaseline):
-    """NRP (Naseer et al. 2020), trained on the recipe's images in front of the classifier to protect.
-
-    ``attack``: makes its training images from features of the classifier.
-    ``feature_layer``: the dotted name of the layer of these features; by default the logits.
-    ``critic_width``: channels of the critic's first convolution.
-    """
+    """NRP (Naseer et al. 2020), trained on the recipe's images in front of the classifier to protect."""
 
     trainer = "purifiers.training.baselines:train_nrp"
     trains = "nrp"
 
-    attack: Annotated[SSP, BeforeValidator(SSP.parse)]
-    feature_layer: str | None = None
-    critic_width: Positive = 64
+    attack: Annotated[SSP, BeforeValidator(SSP.parse)]  # makes its training images from features of the classifier
+    feature_layer: str | None = None  # the dotted name of the layer of these features; by default the logits
+    critic_width: Positive = 64  # channels of the critic's first convolution
     training: TrainingNRP
 
 

@@ -88,11 +88,7 @@ def _is_gone(place: Any) -> bool:
 
 
 def variant_recipes(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all of them.
-
-    Raises:
-        ConfigError: a variant sets a key that does not exist, or to a value that is not valid.
-    """
+    """The recipe of each of ``recipe.variants``, by title; the first one's settings are in all. Raises as :func:`changed`."""
     trained = changed(recipe, {"variants": {}, "baselines": {}, "weights": {}})
     base = next(iter(recipe.variants.values()), {})
     return {title: changed(trained, base | own) for title, own in recipe.variants.items()}
@@ -106,18 +102,12 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def with_shipped_classifiers(recipe: Recipe) -> Recipe:
-    """``recipe`` with shipped weights for the classifiers that it would train.
-
-    Raises:
-        ConfigError: not all of its classifiers ship.
-    """
-    trained = [stage for stage, config in recipe.classifiers().items() if config.source is None]
-    if missing := ", ".join(stage for stage in trained if stage not in recipe.weights):
+    """``recipe`` with shipped weights for the classifiers that it would train; raises ConfigError if not all of them ship."""
+    configs = recipe.classifiers()
+    sources = {stage: config.source or recipe.weights.get(stage, "") for stage, config in configs.items()}
+    if missing := ", ".join(stage for stage, source in sources.items() if not source):
         raise ConfigError(f"no weights for {missing} of the recipe '{recipe.name}' come with the library: train them")
-    one, *others = [
-        config.model_dump(mode="json") | ({"source": recipe.weights[stage]} if stage in trained else {})
-        for stage, config in recipe.classifiers().items()
-    ]
+    one, *others = [config.behind(sources[stage]).model_dump(mode="json") for stage, config in configs.items()]
     return changed(recipe, {"classifier": one, "companions": others})
 
 

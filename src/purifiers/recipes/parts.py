@@ -24,16 +24,12 @@ Outputs = Literal["true_class", "largest", "all", "probabilities"]
 """What the classifier's "outputs" in equation 2 are: see :func:`purifiers.training.losses.at_teacher_loss`."""
 SoftmaxOver = Literal["all", "colours"]
 """Over what g in equation 5 is a softmax: see :func:`purifiers.training.losses.distillation_loss`."""
-Place = Annotated[str, AfterValidator(anywhere)]
-"""Weights: a name, or a file or folder, whose path is made absolute."""
+Place = Annotated[str, AfterValidator(anywhere)]  # weights: a name, or a file or folder, whose path is made absolute
 
 
 def checked(registry: Registry[Any], name: str) -> str:
-    """``name``, which ``registry`` must have: raises ValueError with the nearest name."""
-    try:
-        registry[name]
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+    """``name``, which ``registry`` must have: raises a ValueError with the nearest name."""
+    registry[name]
     return name
 
 
@@ -78,10 +74,7 @@ class NetworkConfig(BaseModel):
 
     @model_validator(mode="after")
     def _buildable(self) -> "NetworkConfig":
-        try:
-            _check_network(self.network, json.dumps(self.model_extra, default=str))
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
+        _check_network(self.network, json.dumps(self.model_extra, default=str))
         return self
 
 
@@ -99,20 +92,16 @@ def _check_network(name: str, arguments: str) -> None:
 
 
 class Optimisation(Group):
-    """How one network is trained.
-
-    ``schedule``: ``constant``, or ``one_cycle`` (Smith and Topin 2018: up to ``learning_rate`` and down to nothing).
-    ``flip`` and ``crop``: random mirroring; random shifts by up to so many pixels.
-    """
+    """How one network is trained."""
 
     epochs: Positive
     batch_size: Positive = 128
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.0, ge=0)
-    schedule: Literal["constant", "one_cycle"] = "constant"
-    flip: bool = False
-    crop: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "one_cycle"] = "constant"  # the latter: up and down to nothing (Smith and Topin 2018)
+    flip: bool = False  # random mirroring
+    crop: int = Field(default=0, ge=0)  # random shifts by up to so many pixels
 
 
 class OnPerturbed(Optimisation):

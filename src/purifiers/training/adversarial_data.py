@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 
 import torch
@@ -18,17 +19,9 @@ from purifiers.seeds import generator_for, seed_for
 
 
 class Panel(nn.Module):
-    """Networks, usually frozen classifiers, each on its share of a batch, in the training's precision.
+    """One or more networks, usually frozen classifiers, each on its share of a batch, in the training's precision."""
 
-    Args:
-        classifiers: at least one.
-        precision: of their passes.
-
-    Attributes:
-        failed: bool (), whether a logit of finite images was ever not finite; on the classifiers' device.
-    """
-
-    failed: Tensor
+    failed: Tensor  # bool (), on the classifiers' device: was a logit of finite images ever not finite?
 
     def __init__(self, classifiers: Iterable[nn.Module], precision: Precision = "32-true") -> None:
         super().__init__()
@@ -41,10 +34,7 @@ class Panel(nn.Module):
         return self.precision  # a part of the fingerprint that cached adversarial examples are found by
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
-
-        Batches are shuffled, so that every classifier sees every image in time.
-        """
+        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on."""
         with autocast(images.device, self.precision):
             shares = images.chunk(len(self.classifiers))
             # A classifier may change its images in place.
@@ -71,25 +61,15 @@ def attack_for_training(
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
-    return generate(
-        attack,
-        model,
-        data,
-        seed=seed,
-        batch_size=run.recipe.evaluation.batch_size,
-        cache=run.cache,
-        quantized=True,
-        advance=advance,
-        saved=lambda: run.deadline.check("a part of the adversarial examples"),
-    )
+    size, cache = run.recipe.evaluation.batch_size, run.cache
+    saved = partial(run.deadline.check, "a part of the adversarial examples")
+    return generate(attack, model, data, seed=seed, batch_size=size, cache=cache, quantized=True, advance=advance, saved=saved)
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
-    """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels.
-
-    Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each round (on
-    ``weight`` shares); without attacks there are no channels.
-    """
+    """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels. Every attack
+    of the recipe is run on every classifier of the panel, each on its share of the images of each round (on ``weight`` shares);
+    without attacks there are no channels."""
     recipe = run.recipe
     if not recipe.training_attacks:
         return data.images[:, :0]

@@ -13,11 +13,9 @@ from purifiers.recipes.baseline_settings import BaselineNRP, BaselineSOAP, Train
 from purifiers.runs import Run
 from purifiers.seeds import seed_for
 from purifiers.training.adversarial_data import Panel, attack_for_training
+from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses, attacked
-from purifiers.training.stage import fit_stage, seeded
-
-# NRP
 
 
 class NRPGame(nn.Module):
@@ -59,7 +57,7 @@ def nrp_losses(config: TrainingNRP, features: nn.Module) -> StageLosses:
 
 def train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.Module:
     """Train NRP on self-supervised perturbations of ``data``; for errors see ``prepare_baselines``."""
-    stage = folder_of(title)
+    name = folder_of(title)
     try:
         features = Features(run.classifier, config.feature_layer)
         with torch.no_grad():
@@ -70,16 +68,13 @@ def train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.M
     with progress(f"{title}: attacking training images", len(data)) as advance:
         adversarial = attack_for_training(run, config.attack, features, data, seed, advance)
     say(f"{title:<16} {len(data):,} training images attacked, {len(data) / max(adversarial.seconds, 1e-9):,.0f} images/s")
-    purifier = seeded(run, stage, config.network.build)
-    game = NRPGame(purifier, seeded(run, f"{stage} critic", lambda: nrp.Critic(config.critic_width)))
+    purifier = seeded(run, name, config.network.build)
+    game = NRPGame(purifier, seeded(run, f"{name} critic", lambda: nrp.Critic(config.critic_width)))
     pairs = torch.cat([data.images, adversarial.images], dim=1)
     made_from = [config.attack.model_dump(), config.feature_layer]
     losses = nrp_losses(config.training, Panel([features], run.recipe.precision))
-    fit_stage(run, stage, stage, game, pairs, data.labels, losses, config.training, [run.classifier], made_from, purifier)
+    fit_stage(run, Stage(name, game, pairs, data.labels, losses, config.training), [run.classifier], made_from, purifier)
     return purifier
-
-
-# SOAP
 
 
 class JointTraining(nn.Module):
@@ -131,17 +126,16 @@ def soap_losses(config: TrainingSOAP, purifier: SOAP) -> StageLosses:
 
 def train_soap(run: Run, title: str, config: BaselineSOAP, data: ImageSet) -> nn.Module:
     """Train SOAP's classifier and its auxiliary task on ``data``; for errors see ``prepare_baselines``."""
-    stage = folder_of(title)
-    purifier = seeded(run, stage, lambda: config.build(len(data.classes)))
+    name = folder_of(title)
+    purifier = seeded(run, name, lambda: config.build(len(data.classes)))
     assert isinstance(purifier, SOAP)
     height, width = data.images.shape[-2:]
     if purifier.task == "rotation" and height != width:
-        raise ConfigError(
-            f"baselines.{title}: turned images need to be square; these are {height} by {width}: set data.size, or leave it out"
-        )
+        found = f"turned images need to be square; these are {height} by {width}"
+        raise ConfigError(f"baselines.{title}: {found}: set data.size, or leave it out")
     losses = soap_losses(config.training, purifier)
     # Not in the structure: buffers that are not saved, and the task.
     made_from = [purifier.task, purifier.mirrored, purifier.classifier.config]
-    joint = JointTraining(purifier)
-    fit_stage(run, stage, stage, joint, data.images, data.labels, losses, config.training, made_from=made_from, kept=purifier)
+    stage = Stage(name, JointTraining(purifier), data.images, data.labels, losses, config.training)
+    fit_stage(run, stage, made_from=made_from, kept=purifier)
     return purifier

@@ -14,10 +14,8 @@ WARM_UP = 3
 class CapturedStep:
     """``step``, recorded after a few calls and replayed from then on. It does the same, to the last digit.
 
-    Args:
-        step: int64 indices (N,) of a batch, on the device -> its losses. All that differs between its calls lies in tensors
-            that stay where they are, and nothing in it waits for the device.
-        generator: the source of all its random numbers, on the device.
+    ``step``: int64 indices (N,) of a batch, on the device -> its losses. All that differs between its calls lies in tensors
+    that stay where they are and in ``generator``, for all its random numbers, and nothing in it waits for the device.
     """
 
     def __init__(self, step: Callable[[Tensor], Losses], generator: torch.Generator) -> None:
@@ -33,26 +31,17 @@ class CapturedStep:
         """The losses of one more step. All batches have the size of the first."""
         self.calls += 1
         if self.calls <= WARM_UP:
-            return self._aside(chosen)
-        if self.graph is None:
-            self.graph = self._capture(chosen)
+            # Not on the default stream: what autograd keeps for a parameter would stay bound to that, which cannot be captured.
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                losses = self.step(chosen)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return losses
+        if self.graph is None:  # recorded, and nothing is computed yet
+            self.graph, self.chosen = torch.cuda.CUDAGraph(), chosen.clone()
+            self.graph.register_generator_state(self.generator)
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.losses = self.step(self.chosen)
         self.chosen.copy_(chosen)
         self.graph.replay()
         return {name: value.clone() for name, value in self.losses.items()}
-
-    def _aside(self, chosen: Tensor) -> Losses:
-        # Not on the default stream: what autograd keeps for a parameter would stay bound to that, which cannot be captured.
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            losses = self.step(chosen)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return losses
-
-    def _capture(self, chosen: Tensor) -> torch.cuda.CUDAGraph:
-        """Record the step; nothing is computed yet."""
-        self.chosen = chosen.clone()
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph, stream=self.stream):
-            self.losses = self.step(self.chosen)
-        return graph

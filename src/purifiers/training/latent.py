@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from purifiers.networks import CAE
 from purifiers.runs import LATENT, Run
 from purifiers.training.adversarial_data import Panel
+from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.objectives import at_losses, encoder_losses
-from purifiers.training.stage import fit_stage, seeded
 
 
 class EncoderWithHead(nn.Module):
@@ -45,21 +45,18 @@ class DecoderAlone(nn.Module):
         return self.purifier(images)
 
 
-def train_latent(run: Run, panel: Panel, batch: Tensor, labels: Tensor, made_from: object) -> nn.Module:
-    """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable.
-
-    ``batch`` and ``made_from``: see :func:`purifiers.training.stage.fit_stage`.
-    """
-    config = run.recipe.latent
+def train_latent(run: Run, panel: Panel, batch: Tensor) -> nn.Module:
+    """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable. ``batch``:
+    the images, and the adversarial examples of them stacked along the channels."""
+    config, data = run.recipe.latent, run.images("train")
     assert config is not None
     encoder, decoder = LATENT
     purifier = seeded(run, encoder, run.recipe.purifier.build)
     assert isinstance(purifier, CAE)  # the schema knows no other that is trained
-    width, classes = purifier.config["widths"][-1], len(run.images("train").classes)
+    width, classes = purifier.config["widths"][-1], len(data.classes)
     probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
-    losses, attack = encoder_losses(config.attack, panel), [config.attack.model_dump()]
-    fit_stage(run, encoder, encoder, probe, batch[:, :3], labels, losses, config.encoder, (), attack, purifier)
-    alone, losses = DecoderAlone(purifier), at_losses(config.decoder, panel)
-    parents: list[nn.Module] = [*panel.classifiers, purifier.encoder]
-    fit_stage(run, decoder, decoder, alone, batch, labels, losses, config.decoder, parents, made_from, purifier)
+    stage = Stage(encoder, probe, data.images, data.labels, encoder_losses(config.attack, panel), config.encoder)
+    fit_stage(run, stage, made_from=[config.attack.model_dump()], kept=purifier)
+    stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, at_losses(config.decoder, panel), config.decoder)
+    fit_stage(run, stage, [*panel.classifiers, purifier.encoder], kept=purifier)
     return purifier.requires_grad_(True)

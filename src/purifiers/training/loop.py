@@ -1,9 +1,9 @@
-"""The training loop, the same for the classifier, the teachers and the student."""
+"""The training of one stage, in one loop for the classifier, the teachers and the student."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,15 @@ from purifiers.data import augmented, shuffled_batches, to_float
 from purifiers.device import Precision
 from purifiers.errors import CheckpointError, TrainingError
 from purifiers.recipes.parts import Optimisation
-from purifiers.seeds import generator_for
-from purifiers.storage import load_state, save_state
+from purifiers.registry import fingerprint, place, save_network
+from purifiers.runs import STATE_FILE, Run
+from purifiers.seeds import generator_for, seed_for
+from purifiers.storage import digest, load_state, save_state
 from purifiers.training.cuda_graph import CapturedStep
 from purifiers.training.losses import Losses
+from purifiers.training.objectives import StageLosses
+
+LOST = "this epoch is not saved: try a smaller learning rate"  # the end of an error
 
 
 def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabric:
@@ -32,37 +37,24 @@ def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabri
 
 @dataclass(frozen=True)
 class Stage:
-    """One network's training.
+    """One network's training."""
 
-    Attributes:
-        name: for messages and the checkpoint's folder.
-        fingerprint: digest of everything that decides the result; a checkpoint with another one is refused.
-        network: what is trained, on the device.
-        images: uint8 (N, C, H, W), on the device; an image and its adversarial example are stacked along C.
-        labels: int64 (N,).
-        losses: (network, float images, labels, source of randomness on the device) -> losses.
-        seed: decides order and augmentation: stages of one seed see the same batches.
-        compiled: run the network through ``torch.compile``, after a first step without it.
-        captured: on a GPU, replay the step as a CUDA graph instead; for losses that never wait for the device.
-    """
-
-    name: str
-    fingerprint: str
-    network: nn.Module
-    images: Tensor
-    labels: Tensor
-    losses: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
+    name: str  # for messages and the checkpoint's folder
+    network: nn.Module  # on the device
+    images: Tensor  # uint8 (N, 3 * k, H, W), on the device; what is made from the first three channels is stacked after them
+    labels: Tensor  # int64 (N,)
+    losses: StageLosses
     optimisation: Optimisation
-    seed: int
-    compiled: bool = False
-    captured: bool = False
+    captured: bool = False  # on a GPU, replay the step as a CUDA graph; for losses that never wait for the device
+    compiled: bool = False  # run the network through ``torch.compile``, after a first step without it
+    seed: int = 0  # decides order and augmentation: stages of one seed see the same batches
+    fingerprint: str = ""  # digest of everything that decides the result; a checkpoint with another one is refused
 
 
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
-    A resumed training gives the same weights, bit for bit, as one that was never interrupted. ``deadline`` is checked after
-    every epoch: does another one fit?
+    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Each epoch checks ``deadline``.
 
     Returns:
         The history: for each epoch its mean losses, the learning rate at its end, images/s, floating-point operations of
@@ -81,7 +73,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
     eager, optimizer = fabric.setup(stage.network, optimizer)
-    model = compiled(eager) if stage.compiled and not captured else eager
+    model = cast(nn.Module, torch.compile(eager)) if stage.compiled and not captured else eager
     history: list[dict[str, float]] = []
     deadline = deadline or Deadline()
     if checkpoint.exists():
@@ -93,9 +85,9 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
             _to_device(optimizer)
             scheduler.load_state_dict(state["scheduler"])
             generator.set_state(state["generator"])
-        finished = len(history) == optimisation.epochs
-        status = "is trained already" if finished else f"resumes after epoch {len(history)}/{optimisation.epochs}"
-        say(f"{stage.name:<16} {status}")
+            say(f"{stage.name:<16} resumes after epoch {len(history)}/{optimisation.epochs}")
+        else:
+            say(f"{stage.name:<16} is trained already")
     per_epoch = steps * min(optimisation.batch_size, len(stage.images))
     left = optimisation.epochs - len(history)
     if left:
@@ -124,8 +116,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
                 records.append(take(chosen))
                 scheduler.step()
                 advance(len(chosen))
-            means = _mean_losses(records, stage.name, epoch)
-            _check_weights(stage, epoch)
+            means = _mean_losses(records, stage, epoch)
             record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
             speed = {"images_per_second": per_epoch / watch.seconds, "flops_per_image": flops, "seconds": watch.seconds}
             history.append(record | speed)
@@ -144,52 +135,37 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     return history
 
 
-def compiled(module: nn.Module) -> nn.Module:
-    """``module`` through ``torch.compile``."""
-    return cast(nn.Module, torch.compile(module))
-
-
 def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
     state = load_state(checkpoint)
+    advice = f"delete {checkpoint.parent} to train this part again, or restart to discard all"
     if state.get("fingerprint") != stage.fingerprint:
-        raise CheckpointError(
-            f"{checkpoint} was trained with another recipe, seed or data; "
-            f"choose another output folder, delete {checkpoint.parent} to train this part again, or restart to discard all"
-        )
+        fault = f"{checkpoint} was trained with another recipe, seed or data"
+        raise CheckpointError(f"{fault}; choose another output folder, {advice}")
     # Any machine may read a finished one, but generators of different devices draw different numbers.
     started, here = state["device"], stage.images.device.type
     if len(state["history"]) < stage.optimisation.epochs and started != here:
-        raise CheckpointError(
-            f"{checkpoint} was started on {started} and cannot resume on {here}: choose {started} as device, "
-            f"delete {checkpoint.parent} to train this part again, or restart to discard all"
-        )
+        fault = f"{checkpoint} was started on {started} and cannot resume on {here}"
+        raise CheckpointError(f"{fault}: choose {started} as device, {advice}")
     return state
 
 
-def _mean_losses(records: list[Losses], name: str, epoch: int) -> dict[str, float]:
+def _mean_losses(records: list[Losses], stage: Stage, epoch: int) -> dict[str, float]:
+    """The mean losses of an epoch; raises TrainingError if one of them, or a weight after it, is not finite."""
     # One wait for the device, at the end of the epoch: all its losses at once.
     table = {key: torch.stack([record[key] for record in records]) for key in records[0]}
     finite = torch.stack([values.isfinite() for values in table.values()]).all(0).tolist()
     if not all(finite):
         step = finite.index(False)
         values = ", ".join(f"{key} = {value[step].item()}" for key, value in table.items())
-        raise TrainingError(
-            f"{name}: a loss is not finite at epoch {epoch}, step {step + 1} of {len(records)} ({values}); "
-            "this epoch is not saved: try a smaller learning rate"
-        )
-    return {key: value.mean().item() for key, value in table.items()}
-
-
-def _check_weights(stage: Stage, epoch: int) -> None:
+        where = f"epoch {epoch}, step {step + 1} of {len(records)}"
+        raise TrainingError(f"{stage.name}: a loss is not finite at {where} ({values}); {LOST}")
     # The last step's loss was measured before its update.
     state = stage.network.state_dict()
     finite = torch.stack([value.isfinite().all() for value in state.values()]).tolist()
     if not all(finite):
         broken = list(state)[finite.index(False)]
-        raise TrainingError(
-            f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken}); "
-            "this epoch is not saved: try a smaller learning rate"
-        )
+        raise TrainingError(f"{stage.name}: the last step of epoch {epoch} left weights that are not finite ({broken}); {LOST}")
+    return {key: value.mean().item() for key, value in table.items()}
 
 
 def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -> torch.optim.Optimizer:
@@ -218,3 +194,39 @@ def _scheduler(optimisation: Optimisation, optimizer: torch.optim.Optimizer, ste
         return LambdaLR(optimizer, lambda step: 1.0)
     total = max(1, steps * optimisation.epochs)
     return OneCycleLR(optimizer, optimisation.learning_rate, total_steps=total, cycle_momentum=False)
+
+
+def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` builds, on the run's device, with initial weights drawn by the recipe's seed for ``stream``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(run.recipe.seed, stream, "initial weights"))
+        network = build()
+    return place(network, run.device)
+
+
+def fit_stage(
+    run: Run, stage: Stage, parents: Sequence[nn.Module] = (), made_from: object = None, kept: nn.Module | None = None
+) -> None:
+    """Train a stage's network in place, or read it where it is trained already, in the run's folder of the stage.
+
+    Args:
+        stage: fingerprint and compilation come from ``run``, and the seed if it has none.
+        parents: the frozen networks that the losses use or that the network starts from: others make another training.
+        made_from: what further channels are made from, besides the first three, by default the training attacks; JSON-able.
+        kept: the part of the network that is saved as the stage's result, by default all.
+    """
+    recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)
+    # Adversarial examples are keyed by what they are made from, not by their pixels: made again, on another machine or after
+    # the cache was deleted, they may differ in a bit. The start is one of the parents, wherever it lies.
+    if made_from is None and stage.images.shape[1] > 3:
+        made_from = {name: attack.model_dump() for name, attack in recipe.training_attacks.items()}, recipe.attack_rounds
+    settings = optimisation.model_dump(exclude={"start"})
+    frozen = [fingerprint(parent) for parent in parents]
+    images = stage.images[:, :3]
+    key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
+    # What is not one network, such as two that play against each other, is not compiled.
+    compiled = recipe.compiled and kept is None
+    seed = stage.seed or seed_for(recipe.seed, stage.name)
+    stage = replace(stage, fingerprint=key, seed=seed, compiled=compiled, captured=compiled and stage.captured)
+    run.histories[stage.name] = fit(stage, make_fabric(run.device, recipe.precision), folder / STATE_FILE, run.deadline)
+    save_network(folder, network if kept is None else kept)

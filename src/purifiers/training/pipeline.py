@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.classifiers.load import adapt_classifier, load_classifier, watch
-from purifiers.classifiers.sources import build_classifier
+from purifiers.classifiers.load import adapt_classifier, build_classifier, load_classifier, watch
 from purifiers.console import Deadline, say
 from purifiers.data import ImageSet, as_image_set, to_float
 from purifiers.device import find_device, repeatable
@@ -23,11 +22,12 @@ from purifiers.recipes.parts import Optimisation
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import save_network
 from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_configs
+from purifiers.seeds import seed_for
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.latent import train_latent
+from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
-from purifiers.training.stage import fit_stage, seeded
 from purifiers.training.starting import load_starts, prepare_folder, report_accuracy
 from purifiers.weights import MEMORY
 
@@ -46,7 +46,8 @@ def train(
     seed: int | None = None,
     restart: bool = False,
 ) -> Purifier:
-    """Train a purifier for a classifier and images in memory; the same call resumes what was stopped.
+    """Train a purifier for a classifier and images in memory; the same call resumes what was stopped. The purifier comes back
+    on the classifier's device.
 
     Args:
         classifier: images (N, 3, H, W), float32, in [0,1] -> logits (N, classes), with its normalisation inside; one of grey
@@ -61,9 +62,6 @@ def train(
         device: where to train; by default where the classifier is.
         seed: of all randomness; by default the recipe's.
         restart: discard what an earlier run left in ``output`` first.
-
-    Returns:
-        The purifier, on the classifier's device.
 
     Raises:
         InputError: images or labels are not as above.
@@ -87,8 +85,7 @@ def train(
         **({} if seed is None else {"seed": seed}),
     }
     recipe = changed(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), own)
-    folder = Path(output)
-    run = Run(recipe, folder, chosen, folder / "cache")
+    run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
     with frozen(model):
         adapted = adapt_classifier(model, name, data)
@@ -96,7 +93,7 @@ def train(
             classes = adapted(to_float(data.images[:1])).shape[1]
         run.take(as_image_set(data, classes=classes), "train")
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
-    return Purifier.from_pretrained(folder, device=home)
+    return Purifier.from_pretrained(run.folder, device=home)
 
 
 def train_recipe(
@@ -113,9 +110,6 @@ def train_recipe(
     """Train everything that the recipe asks for, into ``folder``; what is finished there is reused, the rest is resumed.
 
     Args:
-        recipe: the recipe.
-        folder: the run's folder.
-        device: see :func:`find_device`.
         ablation: also train the other students of Table 2.
         restart: discard everything that an earlier run left in ``folder`` first.
         deadline: stop before the epoch that would not fit.
@@ -137,10 +131,7 @@ def train_recipe(
 
 
 def train_variants(run: Run, device: str = "auto") -> None:
-    """Train the variants of ``run``'s recipe below its folder, each by :func:`train_recipe`, into ``run.variants``.
-
-    A variant with the same classifiers uses those of the run.
-    """
+    """Train the variants of ``run``'s recipe below its folder into ``run.variants``; equal classifiers are trained once."""
     own = run.recipe.classifiers()
     for title, recipe in variant_recipes(run.recipe).items():
         say(f"\nvariant: {title}")
@@ -170,7 +161,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if not (folder / RECIPE_FILE).is_file():
             write_text(folder / RECIPE_FILE, recipe_text(recipe))
         for name in recipe.classifiers():
-            run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name, data)
+            run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
         run.classifier = run.classifiers["classifier"]
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         report_accuracy(run, data)
@@ -185,14 +176,13 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
 def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
     """The teachers, from ``starts`` if they name one, and the students."""
     recipe, data = run.recipe, run.images("train")
-    clean = data.images
-    pairs = torch.cat([clean, attack_training_images(run, panel, data)], dim=1)
-    nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, clean, data.labels, nt_losses)
+    pairs = torch.cat([data.images, attack_training_images(run, panel, data)], dim=1)
+    nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:
-        start = train_latent(run, panel, pairs, data.labels, _made_from(run, pairs))
+        start = train_latent(run, panel, pairs)
     guided = at_losses(recipe.teacher_at, panel)
-    at = train_purifier(run, "teacher_at", recipe.teacher_at, pairs, data.labels, guided, list(panel.classifiers), start)
+    at = train_purifier(run, "teacher_at", recipe.teacher_at, pairs, guided, list(panel.classifiers), start)
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
@@ -200,14 +190,14 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
         distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
         start = at if student.start == "teacher_at" else starts.get("student")
         parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
-        train_purifier(run, name, student, pairs, data.labels, distilled, parents, start)
+        train_purifier(run, name, student, pairs, distilled, parents, start)
 
 
-def _train_classifier(run: Run, name: str, data: ImageSet) -> nn.Module:
-    config = run.recipe.classifiers()[name]
+def _train_classifier(run: Run, name: str) -> nn.Module:
+    config, data = run.recipe.classifiers()[name], run.images("train")
     assert config.training is not None  # the schema asks for a source or a training
     network = seeded(run, name, lambda: build_classifier(config.network.model_dump(), len(data.classes)))
-    fit_stage(run, name, name, network, data.images, data.labels, classifier_losses, config.training, captured=True)
+    fit_stage(run, Stage(name, network, data.images, data.labels, classifier_losses, config.training, captured=True))
     return network.requires_grad_(False)
 
 
@@ -216,7 +206,6 @@ def train_purifier(
     name: str,
     optimisation: Optimisation,
     images: Tensor,
-    labels: Tensor,
     losses: StageLosses,
     parents: Sequence[nn.Module] = (),
     start: nn.Module | None = None,
@@ -232,13 +221,8 @@ def train_purifier(
         network.load_state_dict(start.state_dict())
         parents = [*parents, start]
     # An attack in every step checks its result, and waits for that.
-    captured, made_from = getattr(optimisation, "attack", None) is None, _made_from(run, images)
-    fit_stage(run, name, stream, network, images, labels, losses, optimisation, parents, made_from, captured=captured)
+    captured = getattr(optimisation, "attack", None) is None
+    seed, labels = seed_for(run.recipe.seed, stream), run.images("train").labels
+    fit_stage(run, Stage(name, network, images, labels, losses, optimisation, captured, seed=seed), parents)
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network
-
-
-def _made_from(run: Run, images: Tensor) -> list[object]:
-    """The settings of the adversarial examples stacked along the channels of ``images``; empty where there are none."""
-    attacks = {name: attack.model_dump() for name, attack in run.recipe.training_attacks.items()}
-    return [attacks, run.recipe.attack_rounds] if images.shape[1] > 3 else []

@@ -18,8 +18,7 @@ from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
 from purifiers.weights import HUB, PURIFIERS, locate
 
-SAMPLE = 1000
-"""Images on which the classifier's accuracy is measured before it is defended."""
+SAMPLE = 1000  # images on which the classifier's accuracy is measured before it is defended
 
 
 def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
@@ -29,9 +28,8 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
             hint = nearest(start, [*PURIFIERS, *(STARTS if stage == "student" else ())])
-            raise MissingFileError(
-                f"{stage}.start: there is no purifier at '{start}'{hint} (or the output folder of a training)"
-            )
+            advice = "or the output folder of a training"
+            raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{hint} ({advice})")
         network = load_network(locate(start))
         if (found := describe(network)) != expected:
             raise ConfigError(f"{stage}.start: '{start}' does not have the structure of the purifier: {found}, not {expected}")
@@ -81,9 +79,7 @@ def _places(recipe: Recipe) -> Iterator[str]:
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / RECIPE_FILE).is_file():
+    if any(folder.iterdir()) and not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
     paths = [folder / name for name in RUN_FILES]
     for name in _places(recipe):
