@@ -112,5 +112,5 @@ def test_a_shipped_purifier_is_as_good_as_its_card_says(name: str, data: ImageSe
     model = PurifiedClassifier(Purifier.from_pretrained(name), classifier)
     assert right(model, images, data) == close_to(accuracies_in(name)["accuracy (none, view none)"])
     assert right(model, FGSM()(classifier, images, data.labels), data) == close_to(
-        accuracies_in(name)["accuracy (FGSM, view blind)"]
+        accuracies_in(name)["accuracy (FGSM, 8/255, view blind)"]
     )

@@ -22,7 +22,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int) -> Iterator[Callable[[float], None]]:
     """On a terminal, a bar with rate and time left of ``total`` images; yields a function to call with the number just done."""
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Norm = Literal["linf", "l2"]
+
 
 def pgd(
     objective: Callable[[Tensor], Tensor],
@@ -14,7 +16,7 @@ def pgd(
     epsilon: float,
     step_size: float,
     num_steps: int,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     generator: torch.Generator | None = None,
     momentum: float = 0.0,
 ) -> Tensor:
@@ -49,7 +51,7 @@ def pgd(
     return adversarial
 
 
-def project(candidate: Tensor, images: Tensor, epsilon: float, norm: Literal["linf", "l2"] = "linf") -> Tensor:
+def project(candidate: Tensor, images: Tensor, epsilon: float, norm: Norm = "linf") -> Tensor:
     """``candidate`` brought into the ball of ``epsilon`` around ``images``, and into [0,1]."""
     difference = candidate - images
     if norm == "linf":
@@ -59,7 +61,7 @@ def project(candidate: Tensor, images: Tensor, epsilon: float, norm: Literal["li
     return difference.add_(images).clamp_(0, 1)
 
 
-def _random_in_ball(images: Tensor, epsilon: float, norm: Literal["linf", "l2"], generator: torch.Generator) -> Tensor:
+def _random_in_ball(images: Tensor, epsilon: float, norm: Norm, generator: torch.Generator) -> Tensor:
     # Drawn in the default memory layout, so that the same seed means the same numbers whatever layout the images have.
     if norm == "linf":
         uniform = torch.rand(images.shape, generator=generator, device=images.device)

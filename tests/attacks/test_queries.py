@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from purifiers.attacks import PGD, Attack, AutoAttack, FoolboxPGD, HopSkipJump, Square, distances
-from purifiers.attacks.autoattack import fits_square, make_reference, run_reference
+from purifiers.attacks.libraries import fits_square, make_reference, run_reference
 from purifiers.attacks.views import Queries
 from purifiers.baselines import Noisy, Nothing
 from purifiers.errors import AttackError, InputError

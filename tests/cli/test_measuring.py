@@ -7,8 +7,8 @@ import pytest
 
 from purifiers import Purifier
 from purifiers.cli import main
-from purifiers.evaluation.audit import run as audit_module
-from purifiers.evaluation.trust import Check
+from purifiers.evaluation.audit import attack as audit_module
+from purifiers.evaluation.trust.checks import Check
 from purifiers.networks import ResNet
 from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.registry import save_network

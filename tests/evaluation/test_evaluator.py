@@ -12,10 +12,9 @@ from purifiers.baselines import Adaptive, Noisy, Nothing
 from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.evaluation.cost import measure_cost
-from purifiers.evaluation.evaluate import evaluate_run
+from purifiers.evaluation.evaluate import evaluate_run, find_examples
 from purifiers.evaluation.evaluator import Evaluator
-from purifiers.evaluation.examples import find_examples
+from purifiers.evaluation.metrics import measure_cost
 from purifiers.evaluation.records import Record, Results
 from purifiers.runs import Run, prepare_baselines
 
@@ -107,14 +106,14 @@ def test_views_decide_what_the_attacker_differentiates(data: ImageSet) -> None:
 
 def test_examples_are_images_that_the_attack_changes(data: ImageSet) -> None:
     evaluator = Evaluator(Brightness(), "brightness", data)
-    examples = find_examples(evaluator, Purifier(Shift(-0.1)), "FGSM", FGSM(epsilon=0.1))
+    examples = find_examples(evaluator, Purifier(Shift(-0.1)), FGSM(epsilon=0.1))
     assert examples.changed
     assert all(examples.original.correct)
     assert not any(examples.adversarial.correct)
     assert all(examples.purified.correct)
     assert examples.original.classes == ["dark"] * len(examples.original.classes)
     assert examples.adversarial.classes == ["bright"] * len(examples.original.classes)
-    nothing = find_examples(evaluator, Purifier(Shift(-0.1)), "FGSM", FGSM(epsilon=0.0))
+    nothing = find_examples(evaluator, Purifier(Shift(-0.1)), FGSM(epsilon=0.0))
     assert not nothing.changed
     assert len(nothing.original.images) == 3  # where no attack succeeds, images that were right
 
@@ -186,7 +185,7 @@ def test_subsets_of_one_length_are_not_taken_for_each_other(data: ImageSet) -> N
     defended = PurifiedClassifier(Purifier(Shift(0.0)), Brightness())
     bright = replace(data, images=255 - data.images)
     for which, undefended in ((data.subset(torch.tensor([0, 1])), 1.0), (bright.subset(torch.tensor([2, 3])), 0.5)):
-        record, _ = evaluator.measure("nothing", defended, which, "full", "PGD")
+        record, _ = evaluator.measure("nothing", defended, which)
         assert (record.agreement, record.accuracy_undefended) == (1.0, undefended)
 
 

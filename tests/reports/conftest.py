@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from purifiers.evaluation.examples import Examples, Row
+from purifiers.evaluation.evaluate import Examples, Row
 from purifiers.evaluation.records import AttackWarning, Record, Results
 from purifiers.recipes.load import load_recipe
 

@@ -5,7 +5,7 @@ import pytest
 
 from purifiers.evaluation.audit.result import EVERYTHING, Audit
 from purifiers.evaluation.records import AttackWarning, Record
-from purifiers.evaluation.trust import Check
+from purifiers.evaluation.trust.checks import Check
 from purifiers.reports.pages import attacks, doubted, overview, sentences, verdict, write_audit
 
 

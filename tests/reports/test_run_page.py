@@ -7,7 +7,7 @@ import pytest
 
 from purifiers.attacks import VIEWS
 from purifiers.evaluation.audit.result import Audit
-from purifiers.evaluation.examples import Examples
+from purifiers.evaluation.evaluate import Examples
 from purifiers.evaluation.records import Results
 from purifiers.reports.figures import accuracy_figure
 from purifiers.reports.pages import all_tables, headline, write_card, write_report, write_seeds

@@ -1,5 +1,4 @@
-"""The base class of attacks: functions (model, images, labels, seed) -> adversarial images, whose input and result are
-checked."""
+"""The base class of attacks: functions (model, images, labels, seed) -> adversarial images, with checks of both ends."""
 
 import os
 from abc import ABC, abstractmethod
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from purifiers.data.images import check_images
 from purifiers.device import autocast, float32_on_cpu
 from purifiers.errors import AttackError, ConfigError, InputError, require
+from purifiers.gradient_steps import Norm
 from purifiers.kinds import Kind, faults
+from purifiers.purifier import in_mode
 from purifiers.registry import Registry
 from purifiers.seeds import generator_for, seed_for
 
@@ -60,19 +61,14 @@ def share_of_epsilon(divisor: int) -> Any:
 @contextmanager
 def frozen(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for parameters, for the duration; every module and parameter is restored."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    gradients = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
+    together = nn.ModuleList(models)
+    trainable = [parameter for parameter in together.parameters() if parameter.requires_grad]
     try:
-        for module, _ in modes:
-            module.training = False
-        for parameter, _ in gradients:
-            parameter.requires_grad_(False)
-        yield
+        with in_mode(together.requires_grad_(False), False):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, required in gradients:
-            parameter.requires_grad_(required)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def import_foolbox() -> Any:
@@ -94,8 +90,7 @@ class Attack(Kind, ABC):
     knows (see :mod:`purifiers.attacks.views`).
 
     ``epsilon``: in [0,1] units of ``norm``; None for an attack that minimises the distance.
-    ``restarts``: the number of runs, each with its own seed, on the images that those before did not break (targeted: did
-        not bring to their target).
+    ``restarts``: the number of runs, each with its own seed, on the images where those before had no success.
     ``weight``: in a recipe's ``training_attacks``, how many shares of the images it takes.
 
     Attributes:
@@ -107,7 +102,7 @@ class Attack(Kind, ABC):
     needs_gradients: ClassVar[bool] = True
     shown_as: ClassVar[str | None] = None
 
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     epsilon: Length | None = None
     restarts: int = Field(default=1, ge=1)
     weight: int = Field(default=1, ge=1)
@@ -165,9 +160,7 @@ class Attack(Kind, ABC):
         """
         check_images(images)
         if images.dtype != torch.float32:
-            raise InputError(
-                f"attacks run in float32 (half precision breaks epsilon), got {images.dtype}: convert with .float()"
-            )
+            raise InputError(f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}: use .float()")
         check_labels(labels, len(images))
         if not len(images):
             return images.clone()
@@ -199,9 +192,7 @@ class Attack(Kind, ABC):
         choice: Targeting | bool = getattr(self, "targeted", False)
         if targets is not None:
             if not choice:
-                raise InputError(
-                    f"targets are for a targeted attack; make it one, such as {type(self).__name__}(targeted=True)"
-                )
+                raise InputError(f"targets are for targeted attacks; make it one, such as {type(self).__name__}(targeted=True)")
             check_labels(targets, len(images), "targets")
             classes, low, high = model(images).shape[-1], int(targets.min()), int(targets.max())
             if low < 0 or high >= classes:
@@ -220,32 +211,37 @@ class Attack(Kind, ABC):
         return (labels + drawn) % classes
 
     def check_result(self, images: Tensor, adversarial: Tensor) -> None:
-        """Raise an AttackError unless ``adversarial`` is float32, the shape of ``images`` (float32), in [0,1], and within
-        ``epsilon`` of them."""
+        """Raise an AttackError unless ``adversarial`` is as :meth:`__call__` says of ``images`` (float32)."""
         if adversarial.dtype != torch.float32 or adversarial.shape != images.shape:
             raise AttackError(f"{self.kind} returned {adversarial.dtype} {tuple(adversarial.shape)}")
         low, high = torch.stack(torch.aminmax(adversarial)).tolist()
         if not (low >= 0 and high <= 1):
             raise AttackError(f"{self.kind} returned pixels from {low:.6g} to {high:.6g}, outside [0,1]")
         if self.epsilon is not None:
-            largest = distances(images, adversarial, self.norm).max().item()
+            moved = distances(images, adversarial, self.norm).max().item()
             allowed = self.epsilon + (ROUNDING if self.norm == "linf" else 10 * ROUNDING)
-            if not largest <= allowed:
-                raise AttackError(
-                    f"{self.kind} moved an image by {largest:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}"
-                )
+            if not moved <= allowed:
+                raise AttackError(f"{self.kind} moved an image by {moved:.8g} ({self.norm}), beyond epsilon {self.epsilon:.8g}")
 
 
-class _Dense(nn.Module):
+class Around(nn.Module):
+    """Base of modules around a ``model``, in evaluation mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+
+class _Dense(Around):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
     image. ``labels`` must be classes of the model."""
 
     def __init__(self, model: nn.Module, attack: str, labels: Tensor) -> None:
-        super().__init__()
-        self.model, self.attack = model, attack
+        super().__init__(model)
+        self.attack = attack
         self.lowest, self.highest = torch.stack(torch.aminmax(labels)).tolist()
-        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         wanted = images.requires_grad and torch.is_grad_enabled()
@@ -268,7 +264,7 @@ def check_labels(labels: Tensor, count: int, name: str = "labels") -> None:
         raise InputError(f"{name} must be int64 ({count},); got {labels.dtype} {tuple(labels.shape)}")
 
 
-def distances(images: Tensor, others: Tensor, norm: Literal["linf", "l2"]) -> Tensor:
+def distances(images: Tensor, others: Tensor, norm: Norm) -> Tensor:
     """Distance of each image to its counterpart, (N,), in [0,1] units."""
     difference = (others - images).flatten(1)
     return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)

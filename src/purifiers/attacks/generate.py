@@ -2,18 +2,20 @@
 
 import logging
 import re
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks.autoattack import LOGGER
 from purifiers.attacks.base import Attack, show_fraction
+from purifiers.attacks.libraries import LOGGER
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.errors import AttackError
@@ -27,9 +29,9 @@ class Adversarial:
     """Adversarial examples of a whole data set."""
 
     images: Tensor  # (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 if ``quantized``
-    warnings: Mapping[str, int]  # from the attack's library, with the figures of the first batch -> in how many batches
-    batches: int
-    seconds: float  # time of the attack when it was run, also if the result came from the cache
+    warnings: Mapping[str, int] = field(default_factory=dict)  # from the attack's library, by text -> in how many batches
+    batches: int = 0
+    seconds: float = 0.0  # time of the attack when it was run, also if the result came from the cache
 
 
 def generate(
@@ -51,9 +53,8 @@ def generate(
         seed: decides every random choice, together with the place of a batch in the data.
         batch_size: images attacked at once.
         cache: where finished shards are kept, or its folder; None keeps nothing.
-        quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay
-            within epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack,
-            so results are measured on float.
+        quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay within
+            epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack.
         advance: called with the number of images after each batch.
         saved: called after each shard that was computed now, once it is in the cache: stopping there loses nothing.
 
@@ -84,16 +85,14 @@ def generate(
                         adversarial = attack(model, to_float(images[batch]), labels[batch], seed=own_seed)
                     results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
                     advance(len(adversarial))
-            found = Adversarial(torch.cat(results), noted, len(results), time.perf_counter() - begun)
+            seconds, warnings = time.perf_counter() - begun, _counted(record.getMessage() for record in noted)
+            found = Adversarial(torch.cat(results), warnings, len(results), seconds)
             cache.save("adversarial", key, vars(found))
             saved()
         else:
             advance(len(images))
         shards.append(found)
-    warnings: dict[str, int] = {}
-    for found in shards:
-        for text, times in found.warnings.items():
-            _count(warnings, text, times)
+    warnings = _counted(text for found in shards for text in Counter(found.warnings).elements())
     images = torch.cat([found.images for found in shards])
     return Adversarial(images, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
 
@@ -111,28 +110,24 @@ def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 
 
-def _count(warnings: dict[str, int], text: str, times: int) -> None:
-    """Add to a warning's count; warnings that differ in their figures only are one."""
-    pattern = partial(re.sub, r"[\d.]+", "#")
-    known = next((other for other in warnings if pattern(other) == pattern(text)), text)
-    warnings[known] = warnings.get(known, 0) + times
+def _counted(warnings: Iterable[str]) -> dict[str, int]:
+    """How often each came; those that differ in their figures only are one."""
+    alike: dict[str, list[str]] = {}
+    for text in warnings:
+        alike.setdefault(re.sub(r"[\d.]+", "#", text), []).append(text)
+    return {texts[0]: len(texts) for texts in alike.values()}
 
 
 @contextmanager
-def _collected() -> Iterator[dict[str, int]]:
-    """Count AutoAttack's warnings instead of printing them: they belong in the results."""
-    noted: dict[str, int] = {}
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            _count(noted, record.getMessage(), 1)
-
-    logger, handler = logging.getLogger(LOGGER), Collector(logging.WARNING)
+def _collected() -> Iterator[list[logging.LogRecord]]:
+    """Collect AutoAttack's warnings instead of printing them: they belong in the results."""
+    logger, handler = logging.getLogger(LOGGER), BufferingHandler(sys.maxsize)
+    handler.setLevel(logging.WARNING)
     propagate = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield noted
+        yield handler.buffer
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

@@ -15,11 +15,13 @@ from purifiers.seeds import generator_for
 
 
 class GradientAttack(Attack):
-    """Climbs the cross-entropy, or descends that of a target.
+    """Climbs the cross-entropy, or descends that of a target: one step of epsilon, unless a subclass has fields for more.
 
     ``targeted``: reach a target instead of leaving the true class. How the target is chosen (:data:`Targeting`), or True for
     the targets of the call, at random where it passes none.
     """
+
+    random_start: ClassVar[bool] = False
 
     epsilon: Length = 8 / 255
     targeted: Targeting | bool = False
@@ -29,14 +31,22 @@ class GradientAttack(Attack):
         sign = -1 if self.targeted else 1
         return lambda adversarial: sign * F.cross_entropy(model(adversarial), labels, reduction="sum")
 
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        return pgd(
+            self.objective(model, images, labels),
+            images,
+            epsilon=self.epsilon,
+            step_size=getattr(self, "step_size", self.epsilon),
+            num_steps=getattr(self, "num_steps", 1),
+            norm=self.norm,
+            generator=generator_for(seed, "random start", device=images.device) if self.random_start else None,
+            momentum=getattr(self, "momentum", 0.0),
+        )
+
 
 @ATTACKS.register("fgsm")
 class FGSM(GradientAttack):
     """The fast gradient sign method: one step of length epsilon from the image."""
-
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        objective = self.objective(model, images, labels)
-        return pgd(objective, images, epsilon=self.epsilon, step_size=self.epsilon, num_steps=1, norm=self.norm)
 
 
 @ATTACKS.register("bim")
@@ -46,22 +56,8 @@ class BIM(GradientAttack):
     ``step_size``: a quarter of epsilon by default.
     """
 
-    random_start: ClassVar[bool] = False
-
     step_size: Length = share_of_epsilon(4)
     num_steps: int = Field(default=20, ge=1)
-
-    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        return pgd(
-            self.objective(model, images, labels),
-            images,
-            epsilon=self.epsilon,
-            step_size=self.step_size,
-            num_steps=self.num_steps,
-            norm=self.norm,
-            generator=generator_for(seed, "random start", device=images.device) if self.random_start else None,
-            momentum=getattr(self, "momentum", 0.0),
-        )
 
 
 @ATTACKS.register("pgd")

@@ -1,7 +1,7 @@
 """Views: a threat model is the module that the attacker differentiates.
 
-A view is a function: the defended model -> the module that an attack is run on. So any library's attack runs under any
-threat model, and a new threat model is one function.
+A view is a function, or a class of such modules: the defended model -> the module that an attack is run on. So any library's
+attack runs under any threat model, and a new threat model is one function.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from purifiers.attacks.base import Around
 from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.purifier import PurifiedClassifier
 from purifiers.registry import Registry
@@ -18,10 +19,10 @@ from purifiers.registry import Registry
 
 @dataclass(frozen=True)
 class View:
-    """A threat model.
+    """A threat model; calling it makes the module that an attack on a defended model is run on.
 
     Attributes:
-        build: the defended model -> the module that an attack is run on: images in [0,1] -> logits.
+        build: the defended model -> that module: images in [0,1] -> logits.
         group: what the attacker has; worst cases are over each group.
         attacker: what the attacker does, to follow "An attacker who".
         random_only: it makes sense only for a purifier that draws random numbers.
@@ -35,7 +36,6 @@ class View:
     gradients: bool = True
 
     def __call__(self, defended: PurifiedClassifier) -> nn.Module:
-        """The module that an attack on ``defended`` is run on."""
         return self.build(defended)
 
 
@@ -62,62 +62,35 @@ def bpda(defended: PurifiedClassifier) -> nn.Module:
     return PurifiedClassifier(StraightThrough(defended.purifier), defended.classifier)
 
 
-@VIEWS.register("eot", attacker="knows the purifier too and averages over its random draws", random_only=True)
-def eot(defended: PurifiedClassifier) -> nn.Module:
-    """The whole defended model, averaged over 20 draws of the purifier's random numbers (Athalye et al. 2018)."""
-    return Expectation(defended)
-
-
-@VIEWS.register(
-    "query", group="black-box", attacker="can only query the purifier and the classifier behind it", gradients=False
-)
-def query(defended: PurifiedClassifier) -> nn.Module:
-    """The outputs of the whole defended model, without gradients: the attacker can only query it."""
-    return Queries(defended)
-
-
-class StraightThrough(nn.Module):
-    """A purifier with the identity's gradient: images (N, C, H, W) -> exactly what the purifier gives, of the same shape.
-
-    Raises:
-        InputError: when called, if the purifier changes the shape.
-    """
-
-    def __init__(self, purifier: nn.Module) -> None:
-        super().__init__()
-        self.purifier = purifier
-        self.eval()
+class StraightThrough(Around):
+    """A purifier with the identity's gradient: images -> exactly what it gives; an InputError when called if shapes differ."""
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            purified = self.purifier(images.detach())
+            purified = self.model(images.detach())
         if purified.shape != images.shape:
-            raise InputError(
-                f"the purifier makes {tuple(purified.shape)} of {tuple(images.shape)}: the view bpda needs images of one shape"
-            )
+            shapes = f"{tuple(purified.shape)} of {tuple(images.shape)}"
+            raise InputError(f"the purifier makes {shapes}: the view bpda needs images of one shape")
         return purified + (images - images.detach())
 
 
-class Expectation(nn.Module):
-    """A random model's mean logits over ``draws`` passes: images -> (N, classes).
+@VIEWS.register("eot", attacker="knows the purifier too and averages over its random draws", random_only=True)
+class Expectation(Around):
+    """A random model's mean logits over ``draws`` passes (Athalye et al. 2018): images -> (N, classes).
 
     Means of logits and of log-probabilities give the same cross-entropy, margin and DLR. The mean of probabilities would lose
     the gradient where one draw is sure. A pass keeps ``draws`` graphs in memory: attack in batches smaller by that factor.
 
     Args:
         model: images in [0,1] -> logits; draws from torch's global source of randomness.
-        draws: 20 as in AutoAttack's version for random defences.
-
-    Raises:
-        InputError: fewer than one draw.
+        draws: at least 1; 20 as in AutoAttack's version for random defences.
     """
 
     def __init__(self, model: nn.Module, draws: int = 20) -> None:
-        super().__init__()
+        super().__init__(model)
         if draws < 1:
             raise InputError(f"an expectation needs at least one draw; got {draws}")
-        self.model, self.draws = model, draws
-        self.eval()
+        self.draws = draws
 
     def extra_repr(self) -> str:
         return f"draws={self.draws}"  # a part of the fingerprint that cached adversarial examples are found by
@@ -129,13 +102,11 @@ class Expectation(nn.Module):
         return total / self.draws
 
 
-class Queries(nn.Module):
-    """A model without gradients: images -> logits (N, classes); an InputError when called for one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()
+@VIEWS.register(
+    "query", group="black-box", attacker="can only query the purifier and the classifier behind it", gradients=False
+)
+class Queries(Around):
+    """A model that can only be queried: images -> logits (N, classes); an InputError when called for a gradient."""
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
@@ -169,11 +140,8 @@ class Features(nn.Module):
         if self.layer is None:
             return self.classifier(images).float()
         kept: list[object] = []
-        handle = self.classifier.get_submodule(self.layer).register_forward_hook(lambda *called: kept.append(called[2]))
-        try:
+        with self.classifier.get_submodule(self.layer).register_forward_hook(lambda *called: kept.append(called[2])):
             self.classifier(images)
-        finally:
-            handle.remove()
         if len(kept) != 1 or not isinstance(kept[0], Tensor):
             found = ", ".join(type(output).__name__ for output in kept) or "nothing"
             raise ConfigError(f"the layer '{self.layer}' returned {found} for one image; features are one tensor")

@@ -27,8 +27,7 @@ def relativistic_loss(leading: Tensor, trailing: Tensor) -> Tensor:
     """The relativistic average loss (Jolicoeur-Martineau 2019; equation 2 of NRP): ``leading`` should score above
     ``trailing``, each against the other's mean.
 
-    Of the critic's scores, (N,): its own loss is ``relativistic_loss(of clean, of purified)``, the purifier's the other way
-    round.
+    Of scores, (N,): the critic's loss is ``relativistic_loss(of clean, of purified)``, the purifier's the other way round.
     """
     above = F.softplus(-(leading - trailing.mean())).mean()
     below = F.softplus(trailing - leading.mean()).mean()
@@ -55,27 +54,18 @@ class _DenseBlock(nn.Module):
         return x + SCALE * self.convs[-1](seen)
 
 
-class _RRDB(nn.Module):
-    """A residual in residual dense block: three dense blocks."""
+class _Residual(nn.Sequential):
+    """Three dense blocks, or two convolutions: on the residual."""
 
-    def __init__(self, features: int, growth: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(_DenseBlock(features, growth) for _ in range(3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + SCALE * self.blocks(x)
-
-
-class _ResidualBlock(nn.Module):
-    """Two convolutions, no normalisation."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+    def __init__(self, block: Block, features: int, growth: int) -> None:
+        if block == "dense":
+            super().__init__(*(_DenseBlock(features, growth) for _ in range(3)))
+        else:
+            first, second = (nn.Conv2d(features, features, 3, padding=1) for _ in range(2))
+            super().__init__(first, nn.LeakyReLU(SLOPE), second)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + SCALE * self.conv2(F.leaky_relu(self.conv1(x), SLOPE))
+        return x + SCALE * super().forward(x)  # type: ignore[no-untyped-call]
 
 
 @NETWORKS.register("nrp")
@@ -100,9 +90,7 @@ class NRP(Network):
             got = f"got block='{block}', blocks={blocks}, features={features}, growth={growth}"
             raise InputError(f"NRP has {' or '.join(get_args(Block))} blocks, and sizes of at least 1; {got}")
         self.first = nn.Conv2d(3, features, 3, padding=1)
-        self.blocks = nn.Sequential(
-            *(_RRDB(features, growth) if block == "dense" else _ResidualBlock(features) for _ in range(blocks))
-        )
+        self.blocks = nn.Sequential(*(_Residual(block, features, growth) for _ in range(blocks)))
         self.last = nn.Conv2d(features, 3, 3, padding=1)
         for module in self.blocks.modules():
             if isinstance(module, nn.Conv2d):  # small residuals at the start, as in ESRGAN
@@ -120,19 +108,14 @@ class Critic(nn.Module):
     """Tells clean from purified images: (N, 3, H, W) -> scores (N,), higher for clean.
 
     Args:
-        width: channels of the first of four convolutions; the later ones halve the resolution and have up to four times
-            as many.
+        width: channels of the first of four convolutions; later ones halve the resolution and have up to four times as many.
     """
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         widths = [3, width, 2 * width, 4 * width, 4 * width]
-        self.layers = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(fan_in, out, 3, stride=1 + (i > 0), padding=1), nn.LeakyReLU(SLOPE))
-                for i, (fan_in, out) in enumerate(pairwise(widths))
-            )
-        )
+        convs = [nn.Conv2d(*sizes, 3, stride=1 + (i > 0), padding=1) for i, sizes in enumerate(pairwise(widths))]
+        self.layers = nn.Sequential(*(nn.Sequential(conv, nn.LeakyReLU(SLOPE)) for conv in convs))
         self.last = nn.Linear(widths[-1], 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -59,8 +59,7 @@ class SOAP(Network):
         num_steps, step_size: of each descent; 5 steps of 4/255 in the paper.
         epsilon_step, num_epsilons: the epsilons to choose from; 10 of 4/255 and their multiples, besides 0, in the paper.
         mirrored: the views of ``consistency`` are mirror images too (not where left and right mean something).
-        held: at test time the other view of ``consistency`` is a constant in each step, a variant of ours; as published, the
-            gradient moves both.
+        held: at test time the other view of ``consistency`` is a constant in each step (ours; as published, both move).
     """
 
     channels = 3
@@ -87,11 +86,8 @@ class SOAP(Network):
             raise InputError(f"SOAP needs at least one step and one epsilon, both above 0; got {got}")
         self.classifier = classifier
         self.task: Task = task
-        self.num_steps = num_steps
-        self.step_size = step_size
-        self.epsilon_step = epsilon_step
-        self.mirrored = mirrored
-        self.held = held
+        self.num_steps, self.step_size, self.epsilon_step = num_steps, step_size, epsilon_step
+        self.mirrored, self.held = mirrored, held
         # A descent never moves further than this: larger epsilons would all give the same.
         reach = math.ceil(num_steps * step_size / epsilon_step - ROUNDING)
         self.levels = min(num_epsilons, reach)
@@ -125,10 +121,8 @@ class SOAP(Network):
     def error(self, images: Tensor) -> Tensor:
         """The auxiliary error of each image at test time, (N,); lower is cleaner."""
         if self.task == "rotation":
-            errors = [
-                rotation_error(self.auxiliary(images.rot90(turn, (2, 3))), images.new_full((len(images),), turn).long())
-                for turn in range(TURNS)
-            ]
+            turns = torch.arange(TURNS, device=images.device)[:, None].expand(-1, len(images))
+            errors = [rotation_error(self.auxiliary(images.rot90(i, (2, 3))), turn) for i, turn in enumerate(turns)]
             return torch.stack(errors).mean(0)
         if self.task == "reconstruction":
             return reconstruction_error(self.auxiliary(images), images)

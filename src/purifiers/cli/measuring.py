@@ -111,11 +111,11 @@ def audit(
     and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --limit 50 gives a first impression.
     """
     from purifiers.console import duration, say
-    from purifiers.evaluation.audit.open import open_audited
+    from purifiers.evaluation.audit.run import audit_by_name
     from purifiers.evaluation.records import Results
     from purifiers.recipes.load import load_recipe
     from purifiers.reports.pages import overview, sentences, write_audit, write_card
-    from purifiers.runs import RECIPE_FILE, is_run, prepare_baselines
+    from purifiers.runs import RECIPE_FILE, is_run
 
     overrides = changes.overrides(trained=True)
     overrides += [("audit.images", limit)] if limit else []
@@ -128,11 +128,7 @@ def audit(
     own = runs[0] if len(runs) == len(purifiers) == 1 else None
     folder = output or own or Path("runs/audit")
     refuse_other_run(folder, runs[0] if len(runs) == 1 else None)
-    opened = open_audited(purifiers, overrides, folder, recipe=recipe, device=device)
-    if baselines != "none":
-        prepare_baselines(opened.run, train=baselines == "all")
-        opened.add_baselines()
-    found = opened.audit(folder / "cache")
+    found = audit_by_name(purifiers, overrides, folder, recipe=recipe, device=device, baselines=baselines)
     page = write_audit(found, folder)
     if own and folder.resolve() == own.resolve():
         with suppress(MissingFileError, CheckpointError):  # the run may not have been measured

@@ -88,7 +88,7 @@ class ImageSet:
         return torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.images.device)
 
     def subset(self, chosen: Tensor) -> "ImageSet":
-        """The images at the indices ``chosen``, int64 (M,), in that order."""
+        """The images at the indices ``chosen``, int64 (M,), in that order, or where it is true, bool (N,)."""
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def fingerprint(self) -> str:

@@ -8,8 +8,9 @@ base classifier's first step: the theorem's noise is still Gaussian, and certifi
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -24,13 +25,14 @@ from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
 from purifiers.device import repeatable
 from purifiers.errors import InputError
-from purifiers.evaluation import metrics
-from purifiers.evaluation.models import LOOK, check_logits
+from purifiers.evaluation.evaluator import LOOK, check_logits
+from purifiers.evaluation.metrics import classes, wilson_interval
 from purifiers.evaluation.records import Result, ResultFile, hardware, versions
 from purifiers.purifier import PurifiedClassifier
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, reproducible, seed_for
 
+Advance = Callable[[int], None]
 ABSTAIN = -1
 """The class in :func:`predict` of an image that is not certain enough."""
 
@@ -54,7 +56,7 @@ class Smoothing:
     def __post_init__(self) -> None:
         if not 0 < self.sigma <= 1:
             raise InputError(f"sigma must be above 0 and at most 1, in [0,1] units: 0.25 or 64/255, not 64; got {self.sigma:g}")
-        for name, count in (("n0", self.n0), ("n", self.n)):
+        for name, count in {"n0": self.n0, "n": self.n}.items():
             if count < 1:
                 raise InputError(f"{name}, a number of noisy copies of each image, must be at least 1; got {count}")
         if not 0 < self.alpha < 1:
@@ -139,15 +141,13 @@ def certify(
     seed: int = 0,
     batch_size: int = 250,
     cache: Cache | Path | str | None = None,
-    advance: Callable[[int], None] = lambda copies: None,
+    advance: Advance = lambda copies: None,
 ) -> list[ImageCertificate]:
     """CERTIFY every image of ``data``.
 
     Args:
-        model: the base classifier: images in [0,1] -> logits; in evaluation mode meanwhile. Each image's logits must depend
-            on that image alone.
+        model: the base classifier: images in [0,1] -> logits, each image's of that image alone; in evaluation mode meanwhile.
         data: the images, on the model's device.
-        smoothing: noise, and how much of it.
         seed: decides the noise, together with an image's place in the data.
         batch_size: noisy copies at once.
         cache: where the counts of finished images are kept, or its folder; None keeps nothing.
@@ -156,30 +156,22 @@ def certify(
     Raises:
         InputError: the model does not give finite logits of at least two classes for such images.
     """
-    device = data.images.device
+    device, found = data.images.device, []
     cache = cache if isinstance(cache, Cache) else Cache(cache)
-    found = []
     with torch.no_grad(), frozen(model):
         with reproducible(seed, device):
             check_logits("the model", model, to_float(data.images[:LOOK]))
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
-
             # Alpha judges the counts and does not change them.
             key = cache.key(model, image, smoothing.sigma, smoothing.n0, smoothing.n, seed, place, batch_size)
             certificate = cache.load("certified", key, lambda state: _certificate(label, smoothing, **state))  # noqa: B023
             if certificate is None:
                 watch, own = Stopwatch(), seed_for(seed, "certify", place)
-                state: dict[str, Any] = {}
+                generator = generator_for(own, "noise", device=device)
+                sample = partial(_sample, model, to_float(image), smoothing.sigma, batch_size, generator, advance)
                 with reproducible(own, device):  # for models that draw random numbers
-                    generator = generator_for(own, "noise", device=device)
-                    for name, count in (("selection", smoothing.n0), ("estimation", smoothing.n)):
-                        votes = torch.zeros((), dtype=torch.int64, device=device)
-                        for part in _sample(model, to_float(image), smoothing.sigma, count, batch_size, generator):
-                            votes = votes + part
-                            advance(int(part.sum()))
-                        state[name] = votes.tolist()
-                state["seconds"] = watch.seconds
+                    state = {"selection": sample(smoothing.n0), "estimation": sample(smoothing.n), "seconds": watch.seconds}
                 certificate = _certificate(label, smoothing, **cache.save("certified", key, state))
             else:
                 advance(smoothing.n0 + smoothing.n)
@@ -194,24 +186,23 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
     With probability 1 - alpha an answer is the smoothed classifier's, or ``ABSTAIN``.
 
     Args:
-        model: see :func:`certify`.
         images: float32 (N, C, H, W), in [0,1].
-        smoothing, seed, batch_size: see :func:`certify`; ``n0`` is not used.
+        model, smoothing, seed, batch_size: see :func:`certify`; ``n0`` is not used.
 
     Raises:
         InputError: ``images`` are not as above, or see :func:`certify`.
     """
     check_images(images)
-    classes = []
+    found = []
     with torch.no_grad(), frozen(model), reproducible(seed, images.device):
         if len(images):
             check_logits("the model", model, images[:LOOK])
         for place in range(len(images)):
-            generator = generator_for(seed, "predict", place, device=images.device)
-            parts = _sample(model, images[place : place + 1], smoothing.sigma, smoothing.n, batch_size, generator)
-            top = _majority(torch.stack([*parts]).sum(0).tolist(), smoothing.alpha)
-            classes.append(ABSTAIN if top is None else top)
-    return torch.tensor(classes, dtype=torch.int64, device=images.device)
+            generator, one = generator_for(seed, "predict", place, device=images.device), images[place : place + 1]
+            votes = _sample(model, one, smoothing.sigma, batch_size, generator, lambda copies: None, smoothing.n)
+            top = _majority(votes, smoothing.alpha)
+            found.append(ABSTAIN if top is None else top)
+    return torch.tensor(found, dtype=torch.int64, device=images.device)
 
 
 def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | None = None) -> Certificate:
@@ -247,13 +238,11 @@ def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[fl
     """The counts over ``images``, with certified accuracy at each of ``radii``."""
     n = len(images)
     certified = [image.radius for image in images if image.predicted == image.label]
-    right = [sum(found >= radius for found in certified) for radius in radii]
+    right = {radius: sum(found >= radius for found in certified) for radius in radii}
+    levels = [Level(radius=radius, accuracy=count / n, ci95=wilson_interval(count, n)) for radius, count in right.items()]
     return SmoothedModel(
         name=name,
-        certified_accuracy=[
-            Level(radius=radius, accuracy=count / n, ci95=metrics.wilson_interval(count, n))
-            for radius, count in zip(radii, right, strict=True)
-        ],
+        certified_accuracy=levels,
         natural_accuracy=sum(image.majority == image.label for image in images) / n,
         abstention=sum(image.predicted is None for image in images) / n,
         average_radius=sum(certified) / n,
@@ -263,14 +252,17 @@ def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[fl
 
 
 def _sample(
-    model: nn.Module, image: Tensor, sigma: float, count: int, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """SAMPLEUNDERNOISE: of each batch of noisy copies of ``image`` (1, C, H, W), the count of each class and, last, of none."""
+    model: nn.Module, image: Tensor, sigma: float, batch_size: int, generator: torch.Generator, advance: Advance, count: int
+) -> list[int]:
+    """SAMPLEUNDERNOISE: of ``count`` noisy copies of ``image`` (1, C, H, W), how many are of each class and, last, of none."""
+    votes = []
     for batch in slices(count, batch_size):
         noise = torch.randn((batch.stop - batch.start, *image.shape[1:]), generator=generator, device=image.device)
         logits = model(noise.mul_(sigma).add_(image).clamp_(0, 1))
-        found, without = metrics.classes(logits), logits.shape[1]
-        yield torch.bincount(torch.where(found < 0, without, found), minlength=without + 1)
+        found, without = classes(logits), logits.shape[1]
+        votes.append(torch.bincount(torch.where(found < 0, without, found), minlength=without + 1))
+        advance(len(noise))
+    return torch.stack(votes).sum(0).tolist()
 
 
 def _certificate(
@@ -293,8 +285,7 @@ def _certificate(
 
 
 def _majority(votes: list[int], alpha: float) -> int | None:
-    """PREDICT, once the copies are counted: the first class, if it leads the second by more than chance; None otherwise, and
-    if most copies are of no class."""
+    """PREDICT, once the copies are counted: the class of most; None if it leads by chance, or if most have no class."""
     from scipy import stats
 
     first, second = sorted(votes, reverse=True)[:2]

@@ -1,7 +1,8 @@
 """Evaluate a purifier in memory, or everything that a run trained."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,20 @@ from torch import Tensor, nn
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AnyAttack, Attack
 from purifiers.attacks.base import frozen
-from purifiers.attacks.generate import SHARD
+from purifiers.attacks.generate import SHARD, generate
 from purifiers.cache import Cache
 from purifiers.classifiers.load import watch
 from purifiers.console import Stopwatch
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
-from purifiers.errors import ConfigError, InputError, nearest
-from purifiers.evaluation.cost import count_parameters, measure_cost, peak_flops
-from purifiers.evaluation.evaluator import Evaluator
-from purifiers.evaluation.examples import Examples, find_examples
-from purifiers.evaluation.models import as_data, check_defended
+from purifiers.errors import InputError, nearest
+from purifiers.evaluation import metrics
+from purifiers.evaluation.evaluator import Evaluator, as_data, check_defended
+from purifiers.evaluation.metrics import count_parameters, measure_cost, peak_flops
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
 from purifiers.kinds import faults
-from purifiers.purifier import PurifiedClassifier
+from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import refuse_gradients
-from purifiers.recipes.schema import Evaluation
 from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, Run, own_classifier, student_configs
 from purifiers.seeds import seed_for
@@ -34,6 +33,27 @@ from purifiers.storage import load_state
 
 COST_BATCH = 100
 """Images on which purifiers are timed: few, as some take a tenth of a second for each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the picture."""
+
+    images: Tensor  # (N, 3, H, W), float, in [0,1]
+    classes: list[str]  # the classifier's class of each
+    correct: list[bool]  # whether that is right
+    psnr: list[float] | None = None  # against the original image, in dB; None for the originals
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The same N images original, attacked and purified; ``changed``: the attack changed their classes."""
+
+    attack: str
+    changed: bool
+    original: Row
+    adversarial: Row
+    purified: Row
 
 
 @repeatable()
@@ -62,8 +82,7 @@ def evaluate(
         labels: int64 (N,), the true classes; only beside a tensor of images.
         attacks: by the names of the records, an attack or its kind, such as ``"pgd"``; by default PGD (L-inf, 8/255, 20
             steps), FGSM, BIM and CW of the paper.
-        views: the threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind``, the paper's, attacks the classifier
-            alone, ``full`` the purifier too.
+        views: threat models, names in :data:`purifiers.attacks.VIEWS`: ``blind`` attacks the classifier alone, ``full`` both.
         limits: an attack's name -> on how many random images it is run.
         purifier_name, classifier_name: for the records.
         seed: decides every random choice.
@@ -81,8 +100,16 @@ def evaluate(
         stopwatch = Stopwatch()
         defended = PurifiedClassifier(purifier, classifier)
         data = as_data(defended, images, labels, batch_size)
-        views = (views,) if isinstance(views, str) else views
-        chosen, counts = _attacks(attacks, views), limits or {}
+        if not isinstance(attacks, Mapping | None):
+            raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
+        given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
+        try:
+            chosen = TypeAdapter(dict[str, AnyAttack]).validate_python(given)
+        except ValidationError as error:
+            raise InputError("\n  ".join(["these attacks cannot be used:", *faults(error, "attacks")])) from error
+        views, counts = (views,) if isinstance(views, str) else views, limits or {}
+        for view in views:
+            refuse_gradients(view, chosen)
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
         with frozen(defended):
@@ -104,31 +131,11 @@ def evaluate(
         )
 
 
-def _attacks(attacks: Mapping[str, Attack | str] | None, views: Sequence[str]) -> dict[str, Attack]:
-    if not isinstance(attacks, Mapping | None):
-        raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
-    given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
-    try:
-        chosen = TypeAdapter(dict[str, AnyAttack]).validate_python(given)
-        for view in views:
-            refuse_gradients(view, chosen)
-    except ConfigError:
-        raise
-    except ValidationError as error:
-        raise InputError("\n  ".join(["these attacks cannot be used:", *faults(error, "attacks")])) from error
-    except ValueError as error:
-        raise InputError(f"attacks: {error}") from error
-    return chosen
-
-
 @repeatable()
 def evaluate_run(run: Run) -> tuple[Results, Examples]:
     """Measure what the run trained on the recipe's test images and attacks; the student under every view, baselines blind."""
-    stopwatch = Stopwatch()
-    unchanged = watch({"the classifier": run.classifier})
-    config = run.recipe.evaluation
-    seed = seed_for(run.recipe.seed, "evaluation")
-    data = run.images("test")
+    stopwatch, unchanged = Stopwatch(), watch({"the classifier": run.classifier})
+    config, data, seed = run.recipe.evaluation, run.images("test"), seed_for(run.recipe.seed, "evaluation")
     evaluator = Evaluator(run.classifier, run.classifier_name, data, seed, config.batch_size, Cache(run.cache))
     records: list[Record] = []
     warnings: list[AttackWarning] = []
@@ -150,24 +157,25 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
             warnings += [note.model_copy(update={"message": f"of {own.classifier_name}: {note.message}"}) for note in noted]
     # Blind attacks on the first images are in the cache already, in shards.
     few = replace(evaluator, data=data.subset(torch.arange(min(SHARD, len(data)), device=data.images.device)))
+    # Those that are run on all, and the first, which the picture shows.
+    first, *_ = config.attacks
+    quick = {name: attack for name, attack in config.attacks.items() if name == first or name not in config.limits}
     for title, purifier in run.variants.items():
-        records += few.evaluate(VARIANT + title, purifier, lambda view: quick_attacks(config))[0]
+        records += few.evaluate(VARIANT + title, purifier, lambda view: quick)[0]
     student = run.purifiers["student"]
     baselines = {BASELINE + title: purifier for title, purifier in run.baselines.items()}
     costed, sample = {"classifier": run.classifier, "student": student, **baselines}, to_float(data.images[:COST_BATCH])
     costs = {name: measure_cost(module, sample) for name, module in costed.items()}
-    examples = find_examples(few, student, *next(iter(config.attacks.items())))
+    examples = find_examples(few, student, quick[first])
     unchanged()
+    training = sum(record["seconds"] for history in run.histories.values() for record in history)
     results = Results(
         recipe=run.recipe.model_dump(mode="json"),
         trained=None if run.trained in (None, run.recipe) else run.trained.model_dump(mode="json"),
         seed=run.recipe.seed,
         versions=versions(),
         hardware=hardware(run.device),
-        seconds={
-            "training": sum(record["seconds"] for history in run.histories.values() for record in history),
-            "evaluation": stopwatch.seconds,
-        },
+        seconds={"training": training, "evaluation": stopwatch.seconds},
         training=run.histories,
         parameters=count_parameters(student),
         peak_flops=_peak(run),
@@ -180,7 +188,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
 
 
 def _peak(run: Run) -> float | None:
-    """The peak to compare the training's arithmetic with; None if it ran on another kind of device, or with other threads."""
+    """What to compare the training's arithmetic with; None if it ran on another kind of device, or with other threads."""
     files = [run.checkpoint(stage) / STATE_FILE for stage in run.histories]
     here, threads = run.device.type, torch.get_num_threads()
     for state in [load_state(file) for file in files if file.is_file()]:
@@ -189,7 +197,36 @@ def _peak(run: Run) -> float | None:
     return peak_flops(run.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16)
 
 
-def quick_attacks(config: Evaluation) -> Mapping[str, Attack]:
-    """The attacks on the first images: those that are run on all, and the first of all, which the picture shows."""
-    first = next(iter(config.attacks))
-    return {name: attack for name, attack in config.attacks.items() if name == first or name not in config.limits}
+def find_examples(evaluator: Evaluator, purifier: Purifier, attack: Attack, count: int = 10) -> Examples:
+    """Choose images of which the attack, made on the classifier alone, changes the class: the first of each class first.
+
+    The choice does not depend on the purified images, so that the picture shows failures as often as they are. All of the
+    evaluator's images are attacked: pass one with a few.
+    """
+    defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.data
+    size, labels = evaluator.batch_size, data.labels
+    attacked = generate(attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=size, cache=evaluator.cache)
+    with torch.no_grad():
+        right, still = (metrics.predict(defended.classifier, one, size) == labels for one in (data.images, attacked.images))
+        changed = right & ~still
+        chosen = _spread(labels, changed if changed.any() else right, count)
+        images, labels, adversarial = to_float(data.images[chosen]), labels[chosen], attacked.images[chosen]
+        purified = defended.purifier(adversarial)
+
+        def row(shown: Tensor) -> Row:
+            predicted = metrics.classes(defended.classifier(shown.clone()))
+            psnr = None if shown is images else metrics.psnr(shown, images).tolist()
+            names = [data.classes[i] if i >= 0 else "none" for i in predicted.tolist()]
+            return Row(shown.cpu(), names, (predicted == labels).tolist(), psnr)
+
+        return Examples(attack.title, bool(changed.any()), row(images), row(adversarial), row(purified))
+
+
+def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:
+    """Indices of up to ``count`` wanted images: the first of every class, then the second of every class, ..."""
+    indices = wanted.nonzero().flatten().tolist() or list(range(len(labels)))
+    seen, order = Counter[int](), []
+    for index in indices:
+        seen[label := int(labels[index])] += 1
+        order.append((seen[label], label, index))
+    return torch.tensor([index for _, _, index in sorted(order)[:count]], device=labels.device)

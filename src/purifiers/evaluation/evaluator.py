@@ -1,6 +1,6 @@
-"""Attack a classifier under each threat model, purify, and count."""
+"""Check the models and images that a user passes; attack a classifier under each threat model, purify, and count."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,19 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, distances
+from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import Adversarial, generate
 from purifiers.attacks.views import Expectation
 from purifiers.cache import Cache, State
 from purifiers.console import progress
-from purifiers.data import ImageSet, slices, to_float
+from purifiers.data import ImageSet, as_image_set, slices, to_float
+from purifiers.errors import InputError, PurifiersError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.records import CLEAN, AttackWarning, Record
+from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import reproducible, seed_for
 from purifiers.storage import digest
 
+LOOK = 2
+"""Images that models are tried on."""
 Among = tuple[ImageSet, Tensor]
-"""Images, and places among them, int64 (N,), on the CPU."""
+"""Images, and which of them are meant, bool (N,), on the CPU."""
 Measured = tuple[Record, Tensor]
 """A record, and which images are right after purification, bool (N,), on the CPU."""
 
@@ -59,8 +63,8 @@ class Evaluator:
                 counts = [count for count in (limit(view, attack_name), at_most) if count is not None]
                 data = self.limited(min(counts, default=None))
                 found, noted = self.attack(name, view, VIEWS[view](defended), attack_name, attack, data)
-                ball = (attack.norm, attack.epsilon)
-                records.append(self.measure(name, defended, data, view, attack_name, ball, found)[0])
+                about: dict[str, Any] = {"view": view, "attack": attack_name, "norm": attack.norm, "epsilon": attack.epsilon}
+                records.append(self.measure(name, defended, data, found, **about)[0])
                 warnings += noted
         return records, warnings
 
@@ -85,38 +89,26 @@ class Evaluator:
         name: str,
         defended: PurifiedClassifier,
         data: ImageSet,
-        view: str = CLEAN,
-        attack_name: str = CLEAN,
-        ball: tuple[str | None, float | None] = (None, None),
         attacked: Adversarial | None = None,
         among: Among | None = None,
+        **about: Any,
     ) -> Measured:
         """Count one purifier's results on ``attacked``, adversarial versions of ``data``, by default on ``data`` itself.
 
-        ``ball`` is the attack's norm and epsilon. ``among``, for a random purifier: the images that ``data`` is a part of, and
-        its places there; an image then gets the draw of its place, whatever the subset.
+        ``about`` is the record's view, attack, norm and epsilon. ``among``, for a random purifier: the images that ``data`` is
+        a part of, and which of them it is; an image then gets the draw of its place there, whatever the subset.
         """
-        attacked = attacked or Adversarial(data.images, {}, 0, 0.0)
+        attacked = attacked or Adversarial(data.images)
+        names = {"dataset": self.data.name, "classifier": self.classifier_name, "purifier": name}
 
         def as_record(state: State) -> Measured:
-            if len(state["right"]) != len(data):
+            right = state.pop("right")
+            if len(right) != len(data):
                 raise ValueError("other images")
-            record = Record(
-                dataset=self.data.name,
-                classifier=self.classifier_name,
-                purifier=name,
-                view=view,
-                attack=attack_name,
-                norm=ball[0],
-                epsilon=ball[1],
-                n=len(data),
-                seconds=attacked.seconds,
-                **{key: value for key, value in state.items() if key != "right"},
-            )
-            return record, state["right"]
+            return Record(**names, n=len(data), seconds=attacked.seconds, **about, **state), right
 
-        places = None if among is None else (among[0].images, among[1])
-        key = self.cache.key(defended, data.images, attacked.images, data.labels, self.seed, self.batch_size, places)
+        whole = None if among is None else (among[0].images, among[1])
+        key = self.cache.key(defended, data.images, attacked.images, data.labels, self.seed, self.batch_size, whole)
         found = self.cache.load("counted", key, as_record)
         return found or as_record(self.cache.save("counted", key, self._count(defended, attacked, data, among)))
 
@@ -125,12 +117,20 @@ class Evaluator:
     ) -> dict[str, Any]:
         originals, undefended = self._undefended(data.images), self._undefended(attacked.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
+        whole, meant = among or (data, torch.ones(len(data), dtype=torch.bool))
+        done = 0
         with torch.no_grad(), reproducible(seed_for(self.seed, "purifier"), data.images.device):
-            for images, adversarial, purified in self._purified(defended, attacked, data, among):
-                predictions.append(metrics.classes(defended.classifier(purified.clone())))
-                psnrs.append(metrics.psnr(purified, images))
-                ssims.append(metrics.ssim(purified, images))
-                l2.append(distances(images, adversarial, "l2"))
+            for batch in slices(len(whole), self.batch_size):
+                inputs, here = to_float(whole.images[batch]), meant[batch].to(whole.images.device)
+                own = slice(done, done := done + int(meant[batch].sum()))
+                images, adversarial = to_float(data.images[own]), attacked.images[own]
+                inputs[here] = to_float(adversarial) if adversarial.dtype == torch.uint8 else adversarial
+                purified = defended.purifier(inputs)[here]
+                if len(images):
+                    predictions.append(metrics.classes(defended.classifier(purified.clone())))
+                    psnrs.append(metrics.psnr(purified, images))
+                    ssims.append(metrics.ssim(purified, images))
+                    l2.append(distances(images, inputs[here], "l2"))
         n, predicted = len(data), torch.cat(predictions)
         right = metrics.matches(predicted, data.labels)
         similarities = [value for value in ssims if value is not None]
@@ -146,24 +146,71 @@ class Evaluator:
             "right": (predicted == data.labels).cpu(),
         }
 
-    def _purified(
-        self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of originals, their adversarial versions, and these purified."""
-        whole, places = among or (data, torch.arange(len(data)))
-        row = torch.full((len(whole),), -1).index_put_((places,), torch.arange(len(data)))
-        for batch in slices(len(whole), self.batch_size):
-            images = to_float(whole.images[batch])
-            here = (row[batch] >= 0).to(images.device)
-            own = row[batch][row[batch] >= 0].to(images.device)
-            adversarial = attacked.images[own]
-            images[here] = to_float(adversarial) if adversarial.dtype == torch.uint8 else adversarial
-            purified = defended.purifier(images)
-            if here.any():
-                yield to_float(data.images[own]), images[here], purified[here]
-
     def _undefended(self, images: Tensor) -> Tensor:
         key = digest(images)
         if key not in self.undefended:
             self.undefended[key] = metrics.predict(self.classifier, images, self.batch_size)
         return self.undefended[key]
+
+
+def as_data(
+    defended: PurifiedClassifier, images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None, batch_size: int
+) -> ImageSet:
+    """The images and labels that a user passed, on the models' device; raises InputError or DataError if they, or
+    ``batch_size``, cannot be used. See :func:`purifiers.data.as_image_set`."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1; got {batch_size}")
+    return as_image_set(images, labels).to(next((one.device for one in defended.parameters()), torch.device("cpu")))
+
+
+def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> int:
+    """Try a purifier and its classifier on the first images; returns the number of classes.
+
+    Raises:
+        InputError: a model fails, its outputs have the wrong type or shape or are not finite, or labels are out of range.
+    """
+    images = to_float(data.images[:LOOK])
+    with torch.no_grad(), frozen(defended):
+        purified = defended.purifier(images)
+        if not isinstance(purified, Tensor) or purified.shape != images.shape:
+            raise InputError(f"{name} must keep the shape of images, {tuple(images.shape)}; it returns {_described(purified)}")
+        if purified.dtype != images.dtype:
+            raise InputError(f"{name} returns {purified.dtype} images; expected {images.dtype}: convert them with .float()")
+        if not purified.isfinite().all():
+            raise InputError(f"{name} returns images that are NaN or infinite for the first images")
+        classes = check_logits(f"the classifier behind {name}", defended.classifier, purified).shape[1]
+    low, high = int(data.labels.min()), int(data.labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(f"labels go from {low} to {high}, but the classifier behind {name} has {classes} classes")
+    return classes
+
+
+def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
+    """The logits (N, classes) of ``images`` (N, C, H, W).
+
+    Raises:
+        InputError: the model fails, or returns no finite logits of at least two classes.
+    """
+    shape = tuple(images.shape)
+    try:
+        logits = model(images)
+    except PurifiersError:
+        raise
+    except Exception as error:
+        other = {parameter.dtype for parameter in model.parameters()} - {images.dtype}
+        hint = f"; its parameters are {other.pop()}: convert it with .float()" if other else ""
+        raise InputError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}{hint}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != shape[0] or logits.shape[1] < 2:
+        raise InputError(
+            f"{name} must return a tensor of logits (N, at least 2 classes); for images of shape {shape} it returns "
+            f"{_described(logits)}"
+        )
+    if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
+        raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
+    if not logits.isfinite().all():
+        raise InputError(f"{name} returns logits that are NaN or infinite for images of shape {shape}")
+    return logits
+
+
+def _described(output: object) -> str:
+    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"

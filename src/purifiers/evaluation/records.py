@@ -4,6 +4,7 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -92,10 +93,10 @@ class Record(Result):
     dataset: str
     classifier: str
     purifier: str
-    view: str
-    attack: str
-    norm: str | None
-    epsilon: float | None
+    view: str = CLEAN
+    attack: str = CLEAN
+    norm: str | None = None
+    epsilon: float | None = None
     n: int
     accuracy_undefended: float
     accuracy: float
@@ -234,36 +235,26 @@ class Results(Records):
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that decide numbers."""
-    found = {"python": platform.python_version(), "commit": _commit()}
+    found = {"python": platform.python_version(), "commit": _commit(), **dict.fromkeys(_PACKAGES, "not installed")}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # used from a source tree without being installed
             found[package] = version(package)
-        except PackageNotFoundError:  # used from a source tree without being installed
-            found[package] = "not installed"
     return found
 
 
 def _commit() -> str:
     """The commit of the source tree that runs, marked if files differ from it."""
+    git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
     try:
         # Installed into somebody's project, the repository around is that project's.
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])
+        return git(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "none (installed from a package)"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
     """The machine: device, its name, threads, platform."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": device.type,
-        "name": name,
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
+    system = f"{platform.system()} {platform.machine()}"
+    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "platform": system}

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_serializer, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
-from purifiers.errors import nearest
+from purifiers.errors import InputError, nearest
 from purifiers.kinds import Group
 from purifiers.recipes.parts import Positive, checked
 from purifiers.weights import anywhere
@@ -18,10 +18,10 @@ Radius = Annotated[Length, Field(gt=0)]
 
 
 def refuse_gradients(view: str, attacks: Mapping[str, Attack]) -> None:
-    """Raise ValueError for an attack, by name, that needs gradients where ``view`` gives none."""
+    """Raise InputError for an attack, by name, that needs gradients where ``view`` gives none."""
     for name, attack in attacks.items():
         if view != TRANSFER and attack.needs_gradients and not VIEWS[view].gradients:
-            raise ValueError(f"views.{view}: '{name}' takes gradients, which this view does not give")
+            raise InputError(f"views.{view}: '{name}' takes gradients, which this view does not give")
 
 
 def standard_attacks(epsilon: float, epsilon_l2: float) -> dict[str, dict[str, Any]]:

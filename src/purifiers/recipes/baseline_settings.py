@@ -7,8 +7,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from torch import nn
 
 from purifiers.attacks import SSP
-from purifiers.baselines.classical import Nothing, Shrink, Transformation
-from purifiers.baselines.wrappers import Wrapper
+from purifiers.baselines.classical import Nothing, Shrink, Transformation, Wrapper
 from purifiers.errors import nearest
 from purifiers.kinds import Kind
 from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Positive, folder_name

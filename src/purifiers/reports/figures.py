@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.certify import Certificate
-from purifiers.evaluation.examples import Examples
+from purifiers.evaluation.evaluate import Examples
 from purifiers.evaluation.records import Results
 from purifiers.reports.render import title_of
 from purifiers.reports.tables import select, through_purifier

@@ -8,7 +8,7 @@ from purifiers.console import duration
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.evaluation.audit.result import GROUPS, WORST, Audit, group_of
 from purifiers.evaluation.certify import Certificate
-from purifiers.evaluation.examples import Examples
+from purifiers.evaluation.evaluate import Examples
 from purifiers.evaluation.records import CLEAN, VARIANT, Results
 from purifiers.hub import RUN_CARD_FILE
 from purifiers.reports import tables

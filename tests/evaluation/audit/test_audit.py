@@ -16,13 +16,12 @@ from purifiers.attacks import PGD, VIEWS, Attack, AutoAttack
 from purifiers.baselines import Noisy, Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, InputError, MissingFileError
-from purifiers.evaluation.audit import audit
-from purifiers.evaluation.audit import run as audit_module
+from purifiers.evaluation.audit import attack as audit_module
 from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
-from purifiers.evaluation.audit.run import audit_all
+from purifiers.evaluation.audit.run import audit, audit_all
 from purifiers.evaluation.records import CLEAN
-from purifiers.evaluation.trust import Check
+from purifiers.evaluation.trust.checks import Check
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from tests.attacks.test_libraries import boundary_distances
 from tests.conftest import Linear

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,14 @@ from purifiers.attacks import VIEWS, Attack, AutoAttack
 from purifiers.attacks.generate import Adversarial
 from purifiers.attacks.views import Expectation
 from purifiers.classifiers.probes import gradient_at, is_random
-from purifiers.console import Stopwatch, detail, duration
+from purifiers.console import Stopwatch, detail, duration, progress
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, ON, RAND, WORST, group_of
 from purifiers.evaluation.evaluator import Evaluator, Measured
 from purifiers.evaluation.records import AttackWarning, Record
+from purifiers.evaluation.trust.checks import KNOWN, Check, trust_checks
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from purifiers.seeds import seed_for
@@ -50,25 +52,19 @@ class Composite:
     def __init__(self, data: ImageSet, right: Tensor) -> None:
         self.images = to_float(data.images)  # of each the first version that broke it, or the last that was tried
         self.right = right.clone()  # bool (N,), on the CPU: under every attack, and unattacked
-        self.fewest: int | None = None  # the smallest number of images on which an attack was run; None before the first
+        self.fewest = len(data)  # the smallest number of images on which an attack was run
         self.seconds = 0.0  # of all attacks
 
-    def add(self, places: Tensor, adversarial: Tensor, right: Tensor, of: int, seconds: float = 0.0) -> None:
-        """Add an attack, meant for ``of`` images, of which those at ``places``, int64 (M,), were not broken already.
+    def add(self, attacked: Tensor, adversarial: Tensor, right: Tensor, of: int, seconds: float = 0.0) -> None:
+        """Add an attack, meant for ``of`` images, of which ``attacked``, bool (N,), are those that were not broken already.
 
-        Of these, ``adversarial`` (M, 3, H, W) are the versions, and ``right``, bool (M,), which the defended model gets right.
+        Of these M images, ``adversarial`` (M, 3, H, W) are the versions, and ``right``, bool (M,), those classified correctly.
         """
-        still = self.right[places]
-        device = self.images.device
-        self.images[places[still].to(device)] = adversarial[still.to(device)]
-        self.right[places] = still & right
-        self.fewest = of if self.fewest is None else min(self.fewest, of)
+        device, still = self.images.device, self.right[attacked]
+        self.images[(attacked & self.right).to(device)] = adversarial[still.to(device)]
+        self.right[attacked] = still & right
+        self.fewest = min(self.fewest, of)
         self.seconds += seconds
-
-
-def positions(within: Tensor, chosen: Tensor) -> Tensor:
-    """The places of the sorted indices ``chosen`` among the sorted indices ``within``, which contain them; on the CPU."""
-    return torch.searchsorted(within.cpu(), chosen.cpu())
 
 
 class Auditor:
@@ -86,12 +82,13 @@ class Auditor:
         few = to_float(evaluator.data.images[:PROBE])
         self.random = is_random(subject.defended, few)  # it draws random numbers
         self.differentiable = bool(gradient_at(subject.defended, few).nan_to_num(1).any())  # its gradient is not zero
-        self._drawn = self._subset(settings.limit_of("", subject.name))
+        self._seed = seed_for(evaluator.seed, "limit")
+        self._drawn = evaluator.data.drawn(settings.limit_of("", subject.name), self._seed)
         self._data = evaluator.data.subset(self._drawn)
         self.records: list[Record] = []
         self.warnings: list[AttackWarning] = []
-        self._composites: dict[tuple[str, str], Composite] = {}  # by norm and group
-        self._tried: list[tuple[_Planned, Tensor, Tensor]] = []  # with places, and which were right there
+        self._composites: dict[tuple[str, str], Composite] = {}  # by norm and group, of attacks that could be run
+        self._tried: list[tuple[_Planned, Tensor]] = []  # with which images are right; False where it was not run
 
     def run(self) -> None:
         """Run everything, and fill ``records`` and ``warnings``."""
@@ -99,56 +96,51 @@ class Auditor:
         self.records.append(record)
         # Slow attacks come last: a cascade spares them the images that quick ones break.
         for planned in sorted(self._plan(), key=lambda planned: planned.slow):
-            for group in (EVERYTHING, group_of(planned.view)):
-                if (planned.attack.norm, group) not in self._composites:
-                    self._composites[planned.attack.norm, group] = Composite(self._data, right)
-            self._attack(planned)
+            self._attack(planned, right)
         for (norm, group), composite in self._composites.items():
-            fewest = self._composites[norm, EVERYTHING].fewest
-            if composite.fewest is not None and fewest is not None:
-                radius = self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2
-                places = self._places(fewest)
-                self.records.append(self._combined(composite, places, WORST, group, (norm, radius), composite.seconds))
+            images = self._within(self._composites[norm, EVERYTHING].fewest)
+            radius = self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2
+            about = {"view": WORST, "attack": group, "norm": norm, "epsilon": radius}
+            self.records.append(self._combined(composite, images, composite.seconds, **about))
 
-    def known(self) -> dict[str, Tensor]:
-        """For the trust checks: of the images that all attacks in the L-inf ball share, which are right, bool, by attack."""
-        total = self._composites.get(("linf", EVERYTHING))
-        if total is None or total.fewest is None:
-            return {}
-        common = self._places(total.fewest)
-        found = {
-            group: composite.right[common]
-            for (norm, group), composite in self._composites.items()
-            if norm == "linf" and group in ("white-box", "black-box", "transfer") and composite.fewest is not None
+    def checks(self) -> list[Check]:
+        """The trust checks on the first images, from the cache if they are finished."""
+        name, defended, cache, watch = self.subject.name, self.subject.defended, self.evaluator.cache, Stopwatch()
+        few = self.evaluator.limited(min(self.settings.check_images, len(self._data)))
+        white = self._composites.get(("linf", "white-box"))
+        options: dict[str, Any] = {
+            "epsilon": self.settings.epsilon,
+            "seed": self.evaluator.seed,
+            "batch_size": min(self.evaluator.batch_size, len(few)),
+            "known": self._known(),
+            "reported": None if white is None else (white.right & self._within(white.fewest))[self._within(len(few))],
+            "eot": any(one.view == "eot" or getattr(one.attack, "version", "") == "rand" for one, _ in self._tried),
         }
-        # Attacks of a cascade are not made on the same images.
-        for key, kind in () if self.settings.cascade else (("one-step", "fgsm"), ("iterative", "pgd")):
-            for planned, places, right in self._tried:
-                if (planned.view, planned.attack.kind, planned.attack.norm) == ("full", kind, "linf"):
-                    found.setdefault(key, right[positions(places, common)])
+        key = cache.key(defended, few.images, few.labels, options)
+        found = cache.load("checks", key, lambda state: [Check.model_validate(check) for check in state["checks"]])
+        if found is None:
+            with progress(f"{name}: trust checks", len(few)) as advance:
+                found = trust_checks(defended, few, advance=advance, **options)
+            detail(f"{name}: {len(found)} trust checks, {duration(watch.seconds)}")
+            cache.save("checks", key, {"checks": [check.model_dump() for check in found]})
         return found
 
-    def reported(self, count: int) -> Tensor | None:
-        """For the trust checks, of their ``count`` images: which are right under all white-box attacks in the L-inf ball, bool
-        (count,); False where not all of these were run. None if there was no such attack."""
-        white = self._composites.get(("linf", "white-box"))
-        if white is None or white.fewest is None:
-            return None
-        images = self._subset(count)
-        shared = self._subset(min(count, white.fewest))
-        right = torch.zeros(count, dtype=torch.bool)
-        right[positions(images, shared)] = white.right[positions(self._drawn, shared)]
-        return right
-
-    @property
-    def averaged(self) -> bool:
-        """Whether an attack averaged over the model's random numbers."""
-        return any(planned.view == "eot" or getattr(planned.attack, "version", "") == "rand" for planned, _, _ in self._tried)
+    def _known(self) -> dict[str, Tensor]:
+        """Of the images that all attacks in the L-inf ball share, which are right, bool, by attack."""
+        found = {group: composite.right for (norm, group), composite in self._composites.items() if norm == "linf"}
+        if not found:
+            return {}
+        # Attacks of a cascade are not made on the same images.
+        for key, kind in () if self.settings.cascade else (("one-step", "fgsm"), ("iterative", "pgd")):
+            for planned, right in self._tried:
+                if (planned.view, planned.attack.kind, planned.attack.norm) == ("full", kind, "linf"):
+                    found.setdefault(key, right)
+        common = self._within(self._composites["linf", EVERYTHING].fewest)
+        return {name: right[common] for name, right in found.items() if name in KNOWN}
 
     def _plan(self) -> Iterator[_Planned]:
         settings, defended = self.settings, self.subject.defended
-        for view in settings.views:
-            names = settings.views.get(view, ())
+        for view, names in settings.views.items():
             if view != TRANSFER and VIEWS[view].random_only and not self.random:
                 continue
             if view == "bpda" and not self.differentiable:
@@ -167,54 +159,50 @@ class Auditor:
                 for suffix, model in models.items():
                     yield _Planned(view, shown + suffix, attack, model, count, slow=chosen in settings.limits)
 
-    def _attack(self, planned: _Planned) -> None:
+    def _attack(self, planned: _Planned, unattacked: Tensor) -> None:
         view, name, attack, watch = planned.view, planned.name, planned.attack, Stopwatch()
-        total, group = (self._composites[attack.norm, key] for key in (EVERYTHING, group_of(view)))
-        ball = (attack.norm, attack.epsilon)
-        subset = self._places(planned.count)
-        places = subset[group.right[subset]] if self.settings.cascade else subset
-        found = Adversarial(to_float(self._data.images[:0]), {}, 0, 0.0)
-        if len(places):
+        about = {"view": view, "attack": name, "norm": attack.norm, "epsilon": attack.epsilon}
+        keys = [(attack.norm, key) for key in (EVERYTHING, group_of(view))]
+        total, group = (self._composites.get(key) or Composite(self._data, unattacked) for key in keys)
+        meant = self._within(planned.count)
+        attacked = meant & group.right if self.settings.cascade else meant
+        found = Adversarial(to_float(self._data.images[:0]))
+        if attacked.any():
             try:
-                found, noted = self.evaluator.attack(self.subject.name, view, planned.model, name, attack, self._at(places))
+                found, noted = self.evaluator.attack(self.subject.name, view, planned.model, name, attack, self._at(attacked))
             except (AttackError, InputError) as error:
                 message = f"{self.subject.name}: {LEFT_OUT}: {error}"
                 self.warnings.append(AttackWarning(view=view, attack=name, message=message))
                 return
             self.warnings += [one.model_copy(update={"message": f"{self.subject.name}: {one.message}"}) for one in noted]
-            record, right = self._measure(places, found, view, name, ball)
+            record, right = self._measure(attacked, found, **about)
         else:
-            record, right = self._combined(group, subset, view, name, ball, 0.0), group.right[places]
-        self._tried.append((planned, places, right))
-        for composite in (total, group):
-            composite.add(places, found.images, right, planned.count, found.seconds)
+            record, right = self._combined(group, meant, 0.0, **about), group.right[attacked]
+        self._tried.append((planned, torch.zeros_like(attacked).masked_scatter(attacked, right)))
+        for key, composite in zip(keys, (total, group), strict=True):
+            composite.add(attacked, found.images, right, planned.count, found.seconds)
+            self._composites[key] = composite
         if self.settings.cascade:
-            record = _counted(record, group.right[subset]).model_copy(update={"attacked": len(places)})
+            record = _counted(record, group.right[meant]).model_copy(update={"attacked": int(attacked.sum())})
         self.records.append(record)
         result = f"{record.accuracy:.1%} of {record.n:,} images, {duration(watch.seconds)}"
         detail(f"{self.subject.name}: {name} ({view}): {result}")
 
-    def _combined(
-        self, composite: Composite, places: Tensor, view: str, attack: str, ball: tuple[str, float | None], seconds: float
-    ) -> Record:
-        images = composite.images[places.to(composite.images.device)]
-        record, _ = self._measure(places, Adversarial(images, {}, 0, seconds), view, attack, ball)
-        return _counted(record, composite.right[places])
+    def _combined(self, composite: Composite, images: Tensor, seconds: float, **about: Any) -> Record:
+        worst = Adversarial(composite.images[images.to(composite.images.device)], seconds=seconds)
+        return _counted(self._measure(images, worst, **about)[0], composite.right[images])
 
-    def _measure(self, places: Tensor, found: Adversarial, view: str, attack: str, ball: tuple[str, float | None]) -> Measured:
+    def _measure(self, images: Tensor, found: Adversarial, **about: Any) -> Measured:
         # Of a random purifier an image gets one draw under all attacks.
-        among = (self._data, places) if self.random else None
-        subject, data = self.subject, self._at(places)
-        return self.evaluator.measure(subject.name, subject.defended, data, view, attack, ball, found, among)
+        among = (self._data, images) if self.random else None
+        return self.evaluator.measure(self.subject.name, self.subject.defended, self._at(images), found, among, **about)
 
-    def _subset(self, count: int) -> Tensor:
-        return self.evaluator.data.drawn(count, seed_for(self.evaluator.seed, "limit"))
+    def _within(self, count: int) -> Tensor:
+        """Which of the images are among the first ``count`` that are drawn, bool (N,), on the CPU."""
+        return torch.isin(self._drawn, self.evaluator.data.drawn(count, self._seed)).cpu()
 
-    def _places(self, count: int) -> Tensor:
-        return positions(self._drawn, self._subset(count))
-
-    def _at(self, places: Tensor) -> ImageSet:
-        return self._data.subset(places.to(self._data.images.device))
+    def _at(self, images: Tensor) -> ImageSet:
+        return self._data.subset(images.to(self._data.images.device))
 
 
 def _counted(record: Record, right: Tensor) -> Record:

@@ -6,7 +6,7 @@ from typing import Any
 from purifiers.attacks import VIEWS, AutoAttack
 from purifiers.errors import InputError, nearest
 from purifiers.evaluation.records import CLEAN, AttackWarning, Record, Records
-from purifiers.evaluation.trust import Check
+from purifiers.evaluation.trust.checks import Check
 from purifiers.recipes.audit_settings import TRANSFER
 
 WORST = "worst"
@@ -74,10 +74,7 @@ class Audit(Records):
 
     def worst(self, purifier: str, norm: str = "linf", group: str = EVERYTHING) -> Record | None:
         """The worst case of ``purifier`` in a norm, over a group of threat models or over everything; None if not measured.
-
-        Raises:
-            InputError: no such purifier, norm or group.
-        """
+        Raises InputError if there is no such purifier, norm or group."""
         valid = {"purifier": self.purifiers, "norm": NORMS, "group": (EVERYTHING, *GROUPS)}
         for kind, name in (("purifier", purifier), ("norm", norm), ("group", group)):
             if name not in valid[kind]:

@@ -3,31 +3,36 @@
 The module that the attacker differentiates is the threat model (:mod:`purifiers.attacks.views`); for ``transfer`` another one.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from purifiers import weights
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
-from purifiers.console import Stopwatch, detail, duration, progress, say
+from purifiers.classifiers.load import load_classifier, watch
+from purifiers.console import Stopwatch, say
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
-from purifiers.errors import InputError
+from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
-from purifiers.evaluation.evaluator import Evaluator
-from purifiers.evaluation.models import LOOK, as_data, check_defended, check_logits
+from purifiers.evaluation.evaluator import LOOK, Evaluator, as_data, check_defended, check_logits
 from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
-from purifiers.evaluation.trust import Check, trust_checks
+from purifiers.evaluation.trust.checks import Check
 from purifiers.kinds import faults
-from purifiers.purifier import PurifiedClassifier
+from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import AuditSettings
 from purifiers.recipes.load import set_value
+from purifiers.registry import CONFIG_FILE
+from purifiers.runs import Run, is_run, open_defended, own_classifier, prepare_baselines
+from purifiers.seeds import seed_for
 
 
 def audit(
@@ -52,10 +57,7 @@ def audit(
             8/255 (L-inf) and 128/255 (L2). Hours on two cores for 1,000 images of 32 by 32 pixels; ``{"images": 20}`` gives a
             first impression. Keys may be dotted: ``{"attacks.PGD.num_steps": 50}``.
         surrogates: further models, images -> logits, by name: an attacker without access attacks these instead.
-        purifier_name, classifier_name: for the records.
-        seed: decides every random choice.
-        batch_size: images at once.
-        cache: a folder where finished attacks and measurements are kept, so that a stopped audit resumes; None keeps nothing.
+        purifier_name, classifier_name, seed, batch_size, cache: see :func:`purifiers.evaluate`.
 
     Returns:
         All records, among them the worst case (view ``worst``), and the trust checks; ``print`` shows the records as a table.
@@ -71,13 +73,6 @@ def audit(
         return audit_all([subject], data, settings, surrogates, seed=seed, batch_size=batch_size, cache=cache)
 
 
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for key, value in settings.items():
-        set_value(content, key, deepcopy(value))
-    return content
-
-
 @repeatable()
 def audit_all(
     subjects: Sequence[Subject],
@@ -90,8 +85,11 @@ def audit_all(
     cache: Path | str | None = None,
 ) -> Audit:
     """Audit several defended models, of different names, on the same images, into one :class:`Audit`; see :func:`audit`."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items() if isinstance(settings, Mapping) else ():
+        set_value(nested, key, deepcopy(value))
     try:
-        chosen = AuditSettings.model_validate(_nested(settings) if isinstance(settings, Mapping) else settings or {})
+        chosen = AuditSettings.model_validate(nested if isinstance(settings, Mapping | None) else settings)
     except ValidationError as error:
         raise InputError("\n  ".join(["the settings of the audit are not valid:", *faults(error, "audit")])) from error
     for idle in sorted(chosen.attacks.keys() - {name for names in chosen.views.values() for name in names}):
@@ -120,8 +118,7 @@ def audit_all(
             warnings += auditor.warnings
             random += [subject.name] if auditor.random else []
             if chosen.check_images:
-                few = evaluator.limited(min(chosen.check_images, chosen.limit_of("", subject.name)))
-                checks[subject.name] = _checked(auditor, few, chosen.epsilon)
+                checks[subject.name] = auditor.checks()
     return Audit(
         settings=chosen.resolved(),
         seed=seed,
@@ -135,18 +132,94 @@ def audit_all(
     )
 
 
-def _checked(auditor: Auditor, few: ImageSet, epsilon: float) -> list[Check]:
-    """The trust checks of one model, from the cache if they are finished."""
-    subject, evaluator, known, reported = auditor.subject, auditor.evaluator, auditor.known(), auditor.reported(len(few))
-    numbers = (few.labels, epsilon, evaluator.seed, evaluator.batch_size, known, reported, auditor.averaged)
-    key = evaluator.cache.key(subject.defended, few.images, *numbers)
-    found = evaluator.cache.load("checks", key, lambda state: [Check.model_validate(check) for check in state["checks"]])
-    if found is None:
-        watch = Stopwatch()
-        results: dict[str, Any] = {"known": known, "reported": reported, "eot": auditor.averaged}
-        options = {"seed": evaluator.seed, "batch_size": min(evaluator.batch_size, len(few)), **results}
-        with progress(f"{subject.name}: trust checks", len(few)) as advance:
-            found = trust_checks(subject.defended, few, epsilon=epsilon, advance=advance, **options)
-        detail(f"{subject.name}: {len(found)} trust checks, {duration(watch.seconds)}")
-        evaluator.cache.save("checks", key, {"checks": [check.model_dump() for check in found]})
+def audit_by_name(
+    whats: Sequence[str],
+    overrides: Sequence[str | tuple[str, Any]],
+    folder: Path,
+    *,
+    recipe: str | None = None,
+    device: str = "auto",
+    baselines: Literal["all", "ready", "none"] = "none",
+) -> Audit:
+    """Audit purifiers together, each in front of its run's classifier, SOAP in front of its own.
+
+    Args:
+        whats: folders of runs or saved purifiers, or shipped names; the first one's images, settings and baselines count.
+        overrides, recipe, device: see :func:`purifiers.runs.open_defended`; ``recipe`` is for those that are no runs.
+        folder: where finished work is kept, and baselines of a purifier that is no run are trained.
+        baselines: audit these too: all, trained first where necessary, or those that are ready.
+
+    Raises:
+        ConfigError: other images than the first's, the same purifier or title of a surrogate twice, or see the parts.
+        MissingFileError, CheckpointError: see :func:`purifiers.runs.open_defended`.
+        InputError, DataError: see :func:`audit`.
+    """
+    if duplicates := [what for what in whats if whats.count(what) > 1]:
+        raise ConfigError(f"duplicate purifier: {duplicates[0]}")
+    runs = {what: open_defended(what, overrides, folder, None if is_run(what) else recipe, device) for what in whats}
+    run, names = runs[whats[0]], _names(whats)
+    for what, one in runs.items():
+        if _images_of(one) != _images_of(run):
+            raise ConfigError(
+                f"{what} uses other images ({one.recipe.data.name}) than {whats[0]} ({run.recipe.data.name}): audit them apart"
+            )
+    settings = run.recipe.audit
+    known = {*names.values(), *run.recipe.baselines, *settings.attacks}
+    if unknown := [f"'{name}'" for name in settings.limits if name not in known]:
+        say(f"warning: audit.limits: no attack or purifier is called {', '.join(unknown)}")
+    surrogates = _surrogates(run)
+    if not surrogates and settings.views.get("transfer"):
+        say("transfer is left out: no companions, and no audit.surrogates")
+    audited = [(names[what], one.purifiers["student"], one) for what, one in runs.items()]
+    if baselines != "none":
+        prepare_baselines(run, train=baselines == "all")
+        audited += [(title, purifier, run) for title, purifier in run.baselines.items()]
+    subjects = []
+    for name, purifier, one in audited:
+        classifier, title = own_classifier(name, purifier) or (one.classifier, one.classifier_name)
+        subjects.append(Subject(name, PurifiedClassifier(purifier, classifier), title))
+    unchanged = watch({f"the classifier behind {one.name}": one.defended.classifier for one in subjects})
+    seed, size, cache = seed_for(run.recipe.seed, "evaluation"), run.recipe.evaluation.batch_size, folder / "cache"
+    found = audit_all(subjects, run.images("test"), settings, surrogates, seed=seed, batch_size=size, cache=cache)
+    unchanged()
     return found
+
+
+def _names(whats: Sequence[str]) -> dict[str, str]:
+    """Short names for the table: the last part of each folder, if these differ."""
+    last = {what: Path(what).resolve().name if what not in weights.NAMES else what for what in whats}
+    return last if len(set(last.values())) == len(last) else {what: what for what in whats}
+
+
+def _title(source: str) -> str:
+    return Path(source).name.removesuffix(".safetensors")
+
+
+def _images_of(run: Run) -> tuple[Any, ...]:
+    # CIFAR-10 is the same in every folder.
+    data = run.recipe.data
+    return data.name, data.size, data.path if data.name == "folder" else None
+
+
+def _surrogates(run: Run) -> dict[str, nn.Module]:
+    """The recipe's companions, if they are trained or ship, and those that ``audit.surrogates`` names."""
+    found: list[tuple[str, nn.Module]] = []
+    for stage, config in run.recipe.classifiers().items():
+        trained = run.checkpoint(stage)
+        ready = str(trained) if (trained / CONFIG_FILE).is_file() else None
+        source = config.source or ready or run.recipe.weights.get(stage)
+        if stage != "classifier" and source is not None:
+            model = load_classifier(source, run.images("test"), **config.options())
+            found.append((stage if source == ready else _title(source), model))
+    for text in run.recipe.audit.surrogates:
+        *purifier, source = text.split("+")
+        if len(purifier) > 1 or not all((*purifier, source)):
+            raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
+        model = load_classifier(source, run.images("test"), **run.recipe.classifier.behind(source).options())
+        if purifier:
+            model = PurifiedClassifier(Purifier.from_pretrained(purifier[0]).placed(run.device), model)
+        found.append(("+".join(map(_title, (*purifier, source))), model))
+    for title, count in Counter(title for title, _ in found).items():
+        if count > 1:
+            raise ConfigError(f"two surrogates, of companions and audit.surrogates, are called '{title}': rename or drop one")
+    return dict(found)

@@ -3,8 +3,3 @@
 A robust accuracy is an upper bound, which a broken attack makes worthless. The checks look for the signs of broken attacks.
 Passing them proves nothing; failing one means that the number is not reliable.
 """
-
-from purifiers.evaluation.trust.checks import Check, trust_checks
-from purifiers.evaluation.trust.evidence import PASSES
-
-__all__ = ["PASSES", "Check", "trust_checks"]

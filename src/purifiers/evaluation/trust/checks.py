@@ -18,6 +18,7 @@ from purifiers.errors import InputError, nearest
 from purifiers.evaluation.metrics import wilson_interval
 from purifiers.evaluation.records import Result
 from purifiers.evaluation.trust.evidence import FACTORS, LONG, SHORT, STARTS, UNBOUNDED_STEPS, Evidence, gather
+from purifiers.gradient_steps import Norm
 from purifiers.purifier import PurifiedClassifier
 
 SIGNIFICANT = 0.01
@@ -61,13 +62,13 @@ def trust_checks(
     data: ImageSet,
     *,
     epsilon: float,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     seed: int = 0,
     batch_size: int = 100,
     known: Mapping[str, Tensor] | None = None,
     reported: Tensor | None = None,
     eot: bool = False,
-    advance: Callable[[int], None] = lambda images: None,
+    advance: Callable[[float], None] = lambda images: None,
 ) -> list[Check]:
     """Run all checks, at the cost of ``PASSES`` forward and backward passes of the data.
 
@@ -75,14 +76,12 @@ def trust_checks(
         defended: the model whose robust accuracy is in question, attacked with full knowledge (view ``full``).
         data: images on its device, about a hundred; few images show only gross failures.
         epsilon, norm: of the attack whose result is in question, in [0,1] units.
-        seed: decides every random choice.
-        batch_size: images at once.
+        seed, batch_size: decides every random choice; images at once.
         known: results of attacks by ``white-box``, ``black-box``, ``transfer``, ``iterative`` or ``one-step``: which images are
             right after it, bool (M,), the same M for all, on the CPU; without ``white-box``, those of ``data``.
-        reported: which images of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not
-            run.
+        reported: which of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not run.
         eot: whether the attack in question averaged over the model's randomness.
-        advance: called after each pass, with numbers of images that add up to ``len(data)``.
+        advance: called before each pass, with numbers, not whole, that add up to ``len(data)``.
 
     Raises:
         InputError: an epsilon out of range, an unknown name in ``known``, or other results than M booleans.
@@ -102,7 +101,7 @@ def trust_checks(
 
 
 def judge(
-    evidence: Evidence, norm: Literal["linf", "l2"], known: Mapping[str, Tensor], eot: bool, reported: Tensor | None = None
+    evidence: Evidence, norm: Norm, known: Mapping[str, Tensor], eot: bool, reported: Tensor | None = None
 ) -> list[Check]:
     """All checks, in the order in which a report shows them: the model, its gradient, the attack, attacks side by side."""
     return [
@@ -114,13 +113,13 @@ def judge(
 
 
 def share(images: Tensor) -> float:
-    """The share of images for which ``images``, bool (N,), is true."""
+    """The share of images for which ``images``, bool (..., N), is true."""
     return images.float().mean().item()
 
 
-def exceeds(number: int | Tensor, count: int, limit: float) -> bool:
-    """Whether the share of ``number`` images in ``count`` is above ``limit``, at the low end of its 95 % interval."""
-    return wilson_interval(max(int(number), 0), count)[0] > limit
+def exceeds(images: Tensor, limit: float) -> bool:
+    """Whether :func:`share` of ``images`` is above ``limit``, at the low end of its 95 % interval."""
+    return wilson_interval(int(images.sum()), len(images))[0] > limit
 
 
 def weaker(strong: Tensor, weak: Tensor) -> float:
@@ -131,15 +130,14 @@ def weaker(strong: Tensor, weak: Tensor) -> float:
     return float(binomtest(against, against + favour, alternative="greater").pvalue) if against + favour else 1.0
 
 
-def _check(name: str, bad: bool | None, sentence: str, advice: str = "", **figures: float) -> Check:
-    """A check that failed if ``bad``; then ``advice`` follows the sentence. None: it does not apply."""
+def _check(
+    name: str, bad: bool | Tensor | None, sentence: str, advice: str = "", *, limit: float = LITTLE, **figures: float
+) -> Check:
+    """A check that failed if ``bad``, or if it, bool (N,), is true for more than a share of ``limit``; then ``advice`` follows
+    the sentence. None: it does not apply."""
+    bad = exceeds(bad, limit) if isinstance(bad, Tensor) else bad
     status: Literal["passed", "failed", "not applicable"] = "failed" if bad else "passed" if bad is False else "not applicable"
     return Check(name=name, status=status, sentence=f"{sentence} {advice}" if bad and advice else sentence, figures=figures)
-
-
-def _few(name: str, images: Tensor, sentence: str, advice: str, limit: float = LITTLE, **figures: float) -> Check:
-    """A check that failed if ``images``, bool (N,), are true for more than a share of ``limit``."""
-    return _check(name, exceeds(images.sum(), len(images), limit), sentence, advice, **figures)
 
 
 def _stronger(name: str, weak: Tensor, strong: Tensor, weak_name: str, strong_name: str) -> Check:
@@ -157,31 +155,27 @@ def _of(images: Tensor) -> str:
 
 def _of_the_model(evidence: Evidence, eot: bool) -> Iterator[Check]:
     # AutoAttack's checks.py: probabilities hide the gradient behind one more softmax.
-    bad = bool(evidence.probabilities.all())
     sentence = "The outputs are logits, not probabilities."
-    if bad:
+    if bad := bool(evidence.probabilities.all()):
         sentence = "All outputs lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes; attack the logits."
     yield _check("outputs are logits", bad, sentence, probabilities=share(evidence.probabilities))
 
     # Carlini et al., "Properly ensemble over randomness"; AutoAttack's checks.py.
     largest = evidence.difference.nan_to_num(0).max().item()
+    advice = ": the model is random, and an attack that averages over its randomness (EOT) may break more."
     sentence = "Two passes of the same images agree."
     if random := largest > RANDOM:
-        sentence = f"Two passes of the same images differ by {largest:.2g} of the largest logit" + (
-            ", and the attack averaged (EOT)."
-            if eot
-            else ": the model is random, and an attack that averages over its randomness (EOT) may break more."
-        )
+        sentence = f"Two passes of the same images differ by {largest:.2g} of the largest logit"
+        sentence += ", and the attack averaged (EOT)." if eot else advice
     yield _check("deterministic, or EOT used", random and not eot, sentence, difference=largest)
 
 
-def _of_its_gradient(evidence: Evidence, norm: str) -> Iterator[Check]:
+def _of_its_gradient(evidence: Evidence, norm: Norm) -> Iterator[Check]:
     # Pintor et al., I1; Carlini et al., "Approximate non-differentiable layers"; AutoAttack's checks.py.
     broken = ~evidence.gradient_finite
     absent = evidence.gradient_finite & (evidence.gradient_length <= SMALLEST[norm])
-    bad = exceeds((broken | absent).sum(), evidence.images, NO_GRADIENT)
     sentence = f"The loss has a gradient on {_of(~(broken | absent))} images."
-    if bad:
+    if bad := exceeds(broken | absent, NO_GRADIENT):
         sentence = (
             f"The loss has a gradient of zero on {_of(absent)} images and one that is not finite on {int(broken.sum())}: "
             "attacks by gradients are blind there; attack by queries and transfer."
@@ -196,9 +190,8 @@ def _of_its_gradient(evidence: Evidence, norm: str) -> Iterator[Check]:
         error, closest = (ratios - 1).abs().nan_to_num(1, posinf=1e6).min(0)
         wrong = error > TRUE_WITHIN
         ratio = ratios.gather(0, closest[None]).nan_to_num(0).median().item()
-        bad = exceeds(wrong.sum(), len(wrong), FALSE)
         sentence = f"Small steps along the gradient change the loss by what the gradient says on {_of(~wrong)} images."
-        if bad:
+        if bad := exceeds(wrong, FALSE):
             sentence = (
                 f"The gradient is not that of the model: small steps along it change the loss by {ratio:.2g} of what it says, "
                 "in the median. A part of the model rounds, is detached or passes on another gradient (BPDA), or the loss "
@@ -219,13 +212,13 @@ def _of_its_gradient(evidence: Evidence, norm: str) -> Iterator[Check]:
     # Athalye et al. 2018 (BPDA); Carlini et al., "Approximate non-differentiable layers": a purifier's output is close to its
     # input, so the identity's gradient is a poor one; only a hidden gradient is poorer.
     name = "the purifier's gradient beats the identity's"
+    missed = evidence.right[LONG] & ~evidence.bpda
+    sentence = f"The identity's gradient in place of the purifier's (BPDA) breaks {_of(missed)} images more."
+    advice = "The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
     if evidence.same.all():
         yield _check(name, None, "The purifier passes on the identity's gradient: both attacks are one.")
     else:
-        missed = evidence.right[LONG] & ~evidence.bpda
-        sentence = f"The identity's gradient in place of the purifier's (BPDA) breaks {_of(missed)} images more."
-        advice = "The purifier's own gradient vanishes or misleads; believe the attack that breaks more."
-        yield _few(name, missed, sentence, advice, missed=share(missed))
+        yield _check(name, missed, sentence, advice, missed=share(missed))
 
     # Croce and Hein 2020: cross-entropy underflows where logits are large, and may lead elsewhere than to another class; the
     # margin of the logits does neither.
@@ -235,7 +228,7 @@ def _of_its_gradient(evidence: Evidence, norm: str) -> Iterator[Check]:
     advice = f"Of {flat} the true class has a probability that rounds to 1, where the cross-entropy is flat. "
     advice += "Attack the margin (CW, DLR)."
     figures = {"saturated": share(evidence.saturated), "missed": share(missed)}
-    yield _few("another loss changes little", missed, sentence, advice, **figures)
+    yield _check("another loss changes little", missed, sentence, advice, **figures)
 
 
 def _of_the_attack(evidence: Evidence) -> Iterator[Check]:
@@ -252,7 +245,7 @@ def _of_the_attack(evidence: Evidence) -> Iterator[Check]:
     again = evidence.right[-1] & ~evidence.right.all(0)
     sentence = f"{_of(again)} images were broken along the attack and are right again at its end."
     advice = "Count an image as broken if any step breaks it."
-    yield _few("the attack keeps what it finds", again, sentence, advice, lost=share(again))
+    yield _check("the attack keeps what it finds", again, sentence, advice, lost=share(again))
 
     # Carlini et al., "Verify attack convergence": on the same images, from the same start.
     short, long = evidence.right[SHORT], evidence.right[LONG]
@@ -262,11 +255,12 @@ def _of_the_attack(evidence: Evidence) -> Iterator[Check]:
     late = short & ~long
     sentence = f"Doubling the steps from {SHORT} to {LONG} breaks {_of(late)} images more."
     advice = "The attack has not converged; give it more steps."
-    yield _few("more steps no longer help", late, sentence, advice, late=share(late))
+    yield _check("more steps no longer help", late, sentence, advice, late=share(late))
 
     # Carlini et al., "Start search from random offsets".
-    one, worst = evidence.starts.float().mean().item(), share(evidence.starts.all(0))
-    bad = exceeds(round((one - worst) * evidence.images), evidence.images, LITTLE)
+    one, worst = share(evidence.starts), share(evidence.starts.all(0))
+    count = len(evidence.difference)
+    bad = wilson_interval(round((one - worst) * count), count)[0] > LITTLE
     sentence = f"Robust accuracy is {one:.1%} with one random start, {worst:.1%} with the worst of {STARTS}."
     advice = "The result depends on the start, a sign of hidden gradients; use many restarts."
     yield _check("random restarts change little", bad, sentence, advice, one=one, worst=worst)
@@ -287,7 +281,7 @@ def _side_by_side(evidence: Evidence, known: Mapping[str, Tensor], reported: Ten
     whole = evidence.unbounded
     sentence = f"{_of(whole)} images withstand {UNBOUNDED_STEPS} steps that may change every pixel to any value."
     advice = "Nothing can withstand that: the attack is misled, and robust accuracy is too high."
-    yield _few("an unbounded attack reaches 0 %", whole, sentence, advice, UNBOUNDED, robust_accuracy=share(whole))
+    yield _check("an unbounded attack reaches 0 %", whole, sentence, advice, limit=UNBOUNDED, robust_accuracy=share(whole))
 
     # Carlini et al., "Perform basic sanity tests"; single steps are better only where gradients mislead.
     pair = (evidence.one_step, evidence.right[LONG], "one step", f"{LONG} steps")
@@ -314,4 +308,4 @@ def _side_by_side(evidence: Evidence, known: Mapping[str, Tensor], reported: Ten
         missed = reported & ~evidence.right[LONG].cpu()
         sentence = f"{LONG} steps of the checks' own attack break {_of(missed)} images that the reported attacks do not."
         advice = "Report a stronger attack: more steps, larger ones, or AutoAttack."
-        yield _few(name, missed, sentence, advice, missed=share(missed))
+        yield _check(name, missed, sentence, advice, missed=share(missed))

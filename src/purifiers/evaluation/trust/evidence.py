@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,14 @@ from purifiers.attacks.views import bpda
 from purifiers.classifiers.probes import are_probabilities, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation.metrics import classes
-from purifiers.gradient_steps import pgd
+from purifiers.gradient_steps import Norm, pgd
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
 
+Advance = Callable[[float], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
+cross_entropy: Loss = partial(F.cross_entropy, reduction="none")
+"""What the attack climbs, (N,)."""
 
 LONG = 50
 """Steps of the attack."""
@@ -62,41 +65,18 @@ class Evidence:
     one_step: Tensor  # (N,), the same after one step of length epsilon
     unbounded: Tensor  # (N,), the same after an attack that may change everything
 
-    @property
-    def images(self) -> int:
-        """N."""
-        return len(self.difference)
-
 
 def gather(
-    model: PurifiedClassifier,
-    data: ImageSet,
-    *,
-    epsilon: float,
-    norm: Literal["linf", "l2"],
-    seed: int,
-    batch_size: int,
-    advance: Callable[[int], None],
+    model: PurifiedClassifier, data: ImageSet, epsilon: float, norm: Norm, seed: int, batch_size: int, advance: Advance
 ) -> Evidence:
-    """Measure everything, batch by batch; ``advance`` is called after each pass, with numbers that add up to ``len(data)``."""
-    parts, done = [], 0
-
-    def passed(images: int) -> None:
-        nonlocal done
-        before, done = done, done + images
-        advance(done // PASSES - before // PASSES)
-
+    """Measure everything, batch by batch; ``advance`` is called before each pass, with numbers that add up to ``len(data)``."""
+    parts = []
     with frozen(model), torch.autocast(data.images.device.type, enabled=False):
         for batch in slices(len(data), batch_size):
             own_seed = seed_for(seed, "trust", batch.start)
-            measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, passed)
+            measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, advance)
             parts.append(measured.evidence())
     return Evidence(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in vars(parts[0])})
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """What the attack climbs, (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -112,9 +92,9 @@ class _Batch:
     images: Tensor
     labels: Tensor
     epsilon: float
-    norm: Literal["linf", "l2"]
+    norm: Norm
     seed: int
-    passed: Callable[[int], None]
+    advance: Advance
 
     def evidence(self) -> Evidence:
         with torch.no_grad():
@@ -146,7 +126,7 @@ class _Batch:
     def _logits(self, images: Tensor, *, draw: str = "one", identity: bool = False) -> Tensor:
         """By the same draw of a random model in every pass (Carlini et al., "Verify that attacks succeed if randomness is
         fixed"): the checks are of its gradient and of attacks on it."""
-        self.passed(len(images))
+        self.advance(len(images) / PASSES)
         with reproducible(seed_for(self.seed, draw, "draw"), images.device):
             return (bpda(self.model) if identity else self.model)(images)
 
