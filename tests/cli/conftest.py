@@ -17,4 +17,4 @@ def run(tiny_run: Run, tmp_path: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures, which take most of their time."""
-    monkeypatch.setattr("purifiers.reports.run_report.save_figures", lambda *_: [])
+    monkeypatch.setattr("purifiers.reports.pages.save_figures", lambda *_: [])
