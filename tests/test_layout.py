@@ -77,7 +77,7 @@ SAME_STEM = {
 
 
 def test_no_two_modules_have_one_stem() -> None:
-    # The module of a command has the command's name, which is that of what it calls.
+    # The command line's modules are named for what their commands do.
     modules = [path for path in SOURCE.rglob("*.py") if part_of(path) != "cli" and path.stem != "__init__"]
     counts = Counter(path.stem for path in modules)
     assert {stem for stem, count in counts.items() if count > 1} <= SAME_STEM

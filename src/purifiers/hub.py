@@ -33,9 +33,7 @@ def is_repository(name: str | Path) -> bool:
 
 
 def download(repo_id: str, **options: Any) -> Path:
-    """The folder in the local cache with the files of ``repo_id``, ``owner/name``, fetched if they are not there yet.
-
-    ``options`` are those of ``huggingface_hub.snapshot_download``.
+    """The folder in the local cache with the files of ``repo_id``, fetched with ``options`` of ``snapshot_download``.
 
     Raises:
         ConfigError: huggingface_hub is not installed.
@@ -61,14 +59,7 @@ def download(repo_id: str, **options: Any) -> Path:
 
 
 def upload(folder: Path, repo_id: str, private: bool | None, token: str | bool | None, **options: Any) -> str:
-    """Send ``folder``'s files to ``repo_id``, which is made if missing, in one commit; returns the commit's URL.
-
-    The arguments are those of :meth:`purifiers.Purifier.push_to_hub`.
-
-    Raises:
-        ConfigError: huggingface_hub is not installed.
-        InputError: the hub refused it; the message has its reason.
-    """
+    """Send ``folder``'s files to ``repo_id``; the rest is as in :meth:`purifiers.Purifier.push_to_hub`."""
     library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
     try:
         api = library.HfApi(token=token)

@@ -145,7 +145,7 @@ def test_the_demo_writes_all_tables_and_a_report(run: Path, capsys: pytest.Captu
         "Table 2.",
         "threat model",
         "Table 3.",
-        "same, NT sees adversarial",
+        "student of AT and NT, which sees adversarial",
         "report.html",
     ):
         assert text in out

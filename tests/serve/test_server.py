@@ -18,12 +18,13 @@ from PIL import Image
 from torch import nn
 
 from purifiers import Purifier
+from purifiers.baselines import Nothing
 from purifiers.cli import main
 from purifiers.errors import ConfigError
 from purifiers.networks import CAE, ResNet
 from purifiers.recipes.load import load_recipe, recipe_text
-from purifiers.recipes.schema import Recipe
-from purifiers.serve import server
+from purifiers.serve import endpoints, server
+from purifiers.serve.endpoints import Service
 from purifiers.storage import save_tensors
 from tests.serve.test_endpoints import decoded, encoded, image, purified, until
 
@@ -47,7 +48,7 @@ def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     purifier = Purifier(CAE(widths=[4, 8], blocks=[1, 1], skip_every=1))
     purifier.save_pretrained(tmp_path / "saved")
-    with server.bind("127.0.0.1", 0) as free:
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = ["serve", "saved", "--port", str(port), "--device", "cpu", "--max-queue", "8", "--batch-timeout", "0.2"]
@@ -116,14 +117,17 @@ Served = Callable[..., nn.Module]
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Served:
-    """The classifier that ``purifiers serve`` with these arguments puts behind the purifier."""
-    recipes: list[Recipe] = []
-    monkeypatch.setattr(server, "serve", lambda what, *, recipe, **_: recipes.append(recipe))
+    """The classifier that ``purifiers serve`` with these arguments puts behind the purifier, of which only the name counts."""
+    services: list[Service] = []
+    monkeypatch.setattr(Purifier, "from_pretrained", lambda name: Purifier(Nothing()))
+    monkeypatch.setattr(endpoints, "make_app", lambda service, _: services.append(service))
+    monkeypatch.setattr(server, "serve_app", lambda make, *_, **__: make())
 
     def served(*words: object) -> nn.Module:
         if main(["serve", *map(str, words), "--device", "cpu"]) != 0:
             raise ConfigError(capsys.readouterr().err)
-        return server.recipe_classifier(recipes[-1])
+        assert services[-1].classifier is not None
+        return services[-1].classifier
 
     return served
 
@@ -218,7 +222,7 @@ def test_what_cannot_classify_these_images_is_refused(served: Served, tmp_path: 
 def test_serving_imports_nothing_that_trains_or_evaluates() -> None:
     code = """
 import sys
-import purifiers.serve.server
+import purifiers.serve.endpoints, purifiers.serve.server
 from purifiers import Purifier
 Purifier.from_pretrained("cifar10")
 print(*{name.partition(".")[2] for name in sys.modules if name.startswith("purifiers.")})

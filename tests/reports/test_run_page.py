@@ -10,7 +10,7 @@ from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluate import Examples
 from purifiers.evaluation.records import Results
 from purifiers.reports.figures import accuracy_figure
-from purifiers.reports.run_report import all_tables, headline, write_card, write_report, write_seeds
+from purifiers.reports.pages import all_tables, headline, write_card, write_report, write_seeds
 from purifiers.reports.tables import claim, threat_models
 from tests.reports.conftest import record
 
