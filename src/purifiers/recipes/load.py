@@ -72,7 +72,16 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
-    free: tuple[str, ...] = ("evaluation", "audit", "data.test_limit", "name", "weights", "baselines", "variants")
+    free: tuple[str, ...] = (
+        "evaluation",
+        "audit",
+        "data.test_limit",
+        "name",
+        "weights",
+        "baselines",
+        "variants",
+        "both_inputs",
+    )
     if now.data.name == "cifar10":  # the same wherever it is
         free += ("data.path",)
     # Training attacks are run in the batches of the evaluation, and drawn by them.

@@ -20,7 +20,17 @@ from purifiers.recipes.schema import STARTS
 from purifiers.reports.render import Table, cells, epsilon_of, page, percent, text
 from purifiers.reports.tables import select, through_purifier
 
-_NOT_TRAINING = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
+_NOT_TRAINING = (
+    "evaluation",
+    "audit",
+    "baselines",
+    "variants",
+    "both_inputs",
+    "weights",
+    "seed",
+    "data.path",
+    "data.test_limit",
+)
 """Keys of a recipe that do not change what is trained."""
 _STARTS = ("teacher_at.start", "student.start")
 """Keys that the list of stages has."""
