@@ -4,16 +4,16 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.text import Text
 
 from purifiers import console
-from purifiers.console import progress, say, show_table
+from purifiers.console import progress, say
+from purifiers.reports.render import Doubted, Table
 
 NAME = "[bold]x[/bold] [/red] [1] :bug:"
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    show_table(NAME, ["purifier", NAME], [[NAME, Text("9", "red")]])
+    Table(NAME, "", ["purifier", NAME], [[NAME, Doubted("9")]]).show()
     say(NAME)
     assert capsys.readouterr().out.count(NAME) == 4
 

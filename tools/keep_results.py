@@ -16,13 +16,16 @@ from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.certify import Certificate
 from purifiers.evaluation.records import Results
 from purifiers.recipes.load import parse_recipe
-from purifiers.reports.audit_report import FIGURE as AUDIT_FIGURE
-from purifiers.reports.audit_report import audit_page
-from purifiers.reports.certificate_report import FIGURE as CERTIFICATE_FIGURE
-from purifiers.reports.certificate_report import PAGE as CERTIFICATE_PAGE
-from purifiers.reports.certificate_report import certificate_page
 from purifiers.reports.figures import audit_figure, certificate_figure, save_figure
-from purifiers.reports.run_report import all_tables, headline, write_seeds
+from purifiers.reports.pages import (
+    AUDIT_FIGURE,
+    CERTIFICATE_FIGURE,
+    all_tables,
+    audit_page,
+    certificate_page,
+    headline,
+    write_seeds,
+)
 from purifiers.storage import write_text
 
 
@@ -47,7 +50,7 @@ def write_pages(root: Path) -> None:
         save_figure(audit_figure(audit), path.parent / AUDIT_FIGURE)
     for path in sorted(root.rglob(Certificate.filename)):
         certificate = Certificate.read(path.parent)
-        write_text(path.parent / CERTIFICATE_PAGE, certificate_page(certificate))
+        write_text(path.parent / "certificate.md", certificate_page(certificate))
         save_figure(certificate_figure(certificate), path.parent / CERTIFICATE_FIGURE)
     for path in sorted(root.rglob("seed-0")):
         write_seeds([Results.read(seed) for seed in sorted(path.parent.glob("seed-*"))], path.parent)

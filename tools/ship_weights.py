@@ -37,7 +37,7 @@ from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, load_network, place
 from purifiers.reports.cards import classifier_card, model_card
-from purifiers.reports.run_report import write_seeds
+from purifiers.reports.pages import write_seeds
 from purifiers.runs import RECIPE_FILE, STATE_FILE, Run
 from purifiers.storage import load_state, load_tensors, save_tensors, write_text
 

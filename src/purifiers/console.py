@@ -2,14 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Task as ProgressTask
-from rich.table import Table
 from rich.text import Text
 
 from purifiers.errors import OutOfTime
@@ -88,13 +86,3 @@ class Deadline:
             limit = duration(self._limit)
             advice = "run the same command (without --restart) to resume"
             raise OutOfTime(f"stopped at the time limit of {limit} after {done}; {advice}")
-
-
-def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Print a table, numbers to the right; cells that are ``Text`` keep their style."""
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    console.print(table)

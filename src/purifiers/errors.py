@@ -1,7 +1,6 @@
 """Errors for the user: each message has what was wrong, where, and what to do.
 
 Each class also derives from the matching built-in error, so ``except ValueError`` and ``except FileNotFoundError`` work.
-The command line prints the message alone and exits with status 1.
 """
 
 from collections.abc import Iterable, Iterator

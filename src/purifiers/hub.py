@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from purifiers.errors import ConfigError, InputError, MissingFileError, first_line, require
+from purifiers.storage import parse_yaml
 
 CARD_FILE = "README.md"
 RUN_CARD_FILE = "card.md"
@@ -33,9 +34,7 @@ def is_repository(name: str | Path) -> bool:
 
 
 def download(repo_id: str, **options: Any) -> Path:
-    """The folder in the local cache with the files of ``repo_id``, ``owner/name``, fetched if they are not there yet.
-
-    ``options`` are those of ``huggingface_hub.snapshot_download``.
+    """The folder in the local cache with the files of ``repo_id``, fetched with ``options`` of ``snapshot_download``.
 
     Raises:
         ConfigError: huggingface_hub is not installed.
@@ -61,14 +60,7 @@ def download(repo_id: str, **options: Any) -> Path:
 
 
 def upload(folder: Path, repo_id: str, private: bool | None, token: str | bool | None, **options: Any) -> str:
-    """Send ``folder``'s files to ``repo_id``, which is made if missing, in one commit; returns the commit's URL.
-
-    The arguments are those of :meth:`purifiers.Purifier.push_to_hub`.
-
-    Raises:
-        ConfigError: huggingface_hub is not installed.
-        InputError: the hub refused it; the message has its reason.
-    """
+    """Send ``folder``'s files to ``repo_id``; the rest is as in :meth:`purifiers.Purifier.push_to_hub`."""
     library, errors = require("huggingface_hub"), require("huggingface_hub.errors")
     try:
         api = library.HfApi(token=token)
@@ -94,7 +86,7 @@ def metadata(card: str | None) -> dict[str, Any]:
     """The front matter of a card; empty if there is none, or it cannot be read."""
     front, end, _ = (card or "").partition("\n---\n")
     try:
-        found = yaml.safe_load(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
+        found = parse_yaml(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
     except yaml.YAMLError:
         found = None
     return found if isinstance(found, dict) else {}

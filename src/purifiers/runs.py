@@ -44,22 +44,25 @@ STUDENTS: dict[str, tuple[str, ...]] = {
     "student_other": ("AT", "NT"),
     "student_nt_other": ("NT",),
 }
-"""The students and their teachers. All but the first are for Table 2, with the paper's losses; the last two have the other
-reading of equation 5."""
+"""The students and their teachers. All but the first are for Table 2, with the paper's losses."""
+OTHER_INPUT = ("student_other", "student_nt_other")
+"""Those with the other reading of equation 5, where the recipe asks for it."""
 PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0)
 PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0}
 
 
-def student_configs(student: Student, ablation: bool) -> dict[str, Student]:
+def student_configs(recipe: Recipe, ablation: bool) -> dict[str, Student]:
     """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths. A
     recipe without these has no ``student_paper``: its student is that."""
+    student = recipe.student
     if not ablation:
         return {"student": student}
     paper = student.model_copy(update=PAPERS_LOSSES)
     reading = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
     other = paper.model_copy(update={"nt_teacher_input": reading})
-    configs = dict.fromkeys(STUDENTS, paper) | {"student": student, "student_other": other, "student_nt_other": other}
-    return {name: config for name, config in configs.items() if name != "student_paper" or paper != student}
+    configs = dict.fromkeys(STUDENTS, paper) | {"student": student} | dict.fromkeys(OTHER_INPUT, other)
+    left_out = {*(() if recipe.both_inputs else OTHER_INPUT), *(("student_paper",) if paper == student else ())}
+    return {name: config for name, config in configs.items() if name not in left_out}
 
 
 @dataclass

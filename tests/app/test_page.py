@@ -21,7 +21,6 @@ from PIL import Image
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.app import page as page_module
 from purifiers.app.page import KNOWS, Defence, make_page, serve_page, trial_html
-from purifiers.app.samples import Samples
 from purifiers.app.trial import Prediction, Trial, attack_image
 from purifiers.attacks import FGSM
 from purifiers.cli import main
@@ -93,7 +92,7 @@ def test_the_page_without_a_browser(tmp_path: Path) -> None:
     gradio = pytest.importorskip("gradio")
     data = ImageSet("two", torch.full((2, 3, 16, 16), 128, dtype=torch.uint8), torch.tensor([0, 1]), ("<cat>", "dog"))
     defended = PurifiedClassifier(torch.nn.Identity(), Linear(2, (3, 16, 16)))
-    defence = Defence(defended, "mine", "<theirs>", Samples(data, "by me"), "robust", 0.1)
+    defence = Defence(defended, "mine", "<theirs>", data, "by me", "robust", 0.1)
 
     async def make() -> Any:  # without a running event loop gradio makes one and leaves it open
         return make_page(defence)
@@ -127,10 +126,10 @@ def test_a_run_has_its_own_classifier_classes_and_numbers(tiny_run: Run, opened:
     assert main(["app", str(tiny_run.folder), "--device", "cpu"]) == 0
     (defence, host, port, _), *_ = opened
     assert (host, port) == ("127.0.0.1", 7860)
-    assert defence.samples.captions == [str(i) for i in range(10)]
+    assert defence.samples.labels.tolist() == list(range(10)) and defence.samples.classes == tuple("0123456789")
     assert defence.epsilon == 0.1
     assert "no model card" in defence.robustness  # it was not evaluated
-    images = defence.samples.data.images[:2] / 255
+    images = defence.samples.images[:2] / 255
     assert torch.equal(defence.defended(images), tiny_run.classifier(tiny_run.purifiers["student"](images)))
 
 
@@ -141,9 +140,7 @@ def test_a_shipped_one_needs_no_data(
     assert main(["app", "cifar10-robust", "--device", "cpu"]) == 0
     assert main(["app", "--classifier", "cifar10-resnet20", "--device", "cpu"]) == 0
     (robust, *_), (other, *_) = opened
-    assert (
-        robust.samples.data.classes == CLASSES and "29.50 %" in robust.robustness and "Behind it here" not in robust.robustness
-    )
+    assert robust.samples.classes == CLASSES and "29.50 %" in robust.robustness and "Behind it here" not in robust.robustness
     assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.robustness
     assert main(["app", "cifar11"]) == 1
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
@@ -164,7 +161,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     torch.manual_seed(0)
     Purifier(CAE(widths=[4, 6], blocks=[1, 1], skip_every=1)).save_pretrained(folder / "small")
-    save_network(folder / "classifier", ResNet(20, width=4))
+    save_network(folder / "classifier", ResNet(8, width=4))
     command = ["app", str(folder / "small"), "--recipe", "digits", "--classifier", str(folder / "classifier"), "--port", "0"]
     with (
         (folder / "errors").open("w+") as errors,
@@ -194,7 +191,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("the page in a browser needs chromium or chrome, and there is none on the PATH")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
 

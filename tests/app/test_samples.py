@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from purifiers.app.samples import read_picture, samples_for
+from purifiers.app.samples import credit_of, read_picture, samples_for
 from purifiers.data import load_images, to_float
 from purifiers.data.cifar10 import CLASSES
 from purifiers.errors import ConfigError, InputError
@@ -27,19 +27,20 @@ def halves(path: Path, width: int, height: int) -> Path:
 
 def test_digits_are_test_images_one_of_each_class(tiny_recipe: Callable[..., Recipe]) -> None:
     samples = samples_for(tiny_recipe())
-    assert samples.captions == [str(i) for i in range(10)]
+    assert [samples.classes[label] for label in samples.labels] == [str(i) for i in range(10)]
     test = {image.numpy().tobytes() for image in load_images("digits", "test").images}
-    assert all(image.numpy().tobytes() in test for image in samples.data.images)
+    assert all(image.numpy().tobytes() in test for image in samples.images)
 
 
 def test_for_cifar10_they_are_free_pictures_that_its_classifier_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("purifiers.app.samples.load_images", None)  # which would download the data set
-    samples = samples_for(load_recipe("strong-cpu"))
-    assert samples.data.images.shape == (3, 3, 32, 32) and samples.data.classes == CLASSES
+    recipe = load_recipe("strong-cpu")
+    samples = samples_for(recipe)
+    assert samples.images.shape == (3, 3, 32, 32) and samples.classes == CLASSES
     with torch.no_grad():
-        said = load_network(locate("cifar10-resnet56"))(to_float(samples.data.images)).argmax(1)
-    assert [CLASSES[label] for label in said] == samples.captions
-    assert "Stefan van der Walt" in samples.credit
+        said = load_network(locate("cifar10-resnet56"))(to_float(samples.images)).argmax(1)
+    assert torch.equal(said, samples.labels)
+    assert "Stefan van der Walt" in credit_of(recipe)
 
 
 def test_of_a_folder_they_are_its_own_test_images(tmp_path: Path) -> None:
@@ -48,9 +49,9 @@ def test_of_a_folder_they_are_its_own_test_images(tmp_path: Path) -> None:
             halves(tmp_path / split / name / "x.png", 8, 6)
     recipe = load_recipe("folder", [("data.path", str(tmp_path)), ("classifier.source", "a:b")])
     samples = samples_for(recipe)
-    assert (samples.captions, tuple(samples.data.images.shape)) == (["a", "b"], (2, 3, 6, 8))
+    assert (samples.classes, samples.labels.tolist(), samples.images.shape) == (("a", "b"), [0, 1], (2, 3, 6, 8))
     samples = samples_for(load_recipe("folder", [("data.path", str(tmp_path)), ("data.size", 5), ("classifier.source", "a:b")]))
-    assert tuple(samples.data.images.shape) == (2, 3, 5, 5)
+    assert tuple(samples.images.shape) == (2, 3, 5, 5)
     gone = load_recipe("folder", [("data.path", str(tmp_path / "gone")), ("classifier.source", "a:b")])
     with pytest.raises(ConfigError, match="--data-dir"):
         samples_for(gone)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from purifiers import load_classifier
 from purifiers.cli import main
+from purifiers.registry import fingerprint
 from purifiers.runs import Run
 
 CPU = ["--device", "cpu"]
@@ -48,21 +50,31 @@ def test_export_writes_a_program(tiny_run: Run, tmp_path: Path, capsys: pytest.C
 
 
 def test_options_of_serve_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    monkeypatch.setattr("purifiers.serve.server.serve", lambda *given, **options: calls.append((given, options)))
-    run = str(tiny_run.folder)
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setenv("PURIFIERS_API_KEY", "secret")
+    monkeypatch.setattr("purifiers.serve.endpoints.make_app", lambda *given: given)
+    monkeypatch.setattr(
+        "purifiers.serve.server.serve_app", lambda make, host, port, **options: calls.append((*make(), host, port, options))
+    )
     words = ["--host", "0.0.0.0", "--port", "9000", "--max-batch-size", "4", "--batch-timeout", "0.5", "--max-bytes", "100"]
     words += ["--max-pixels", "50", "--max-queue", "3", "--classifier", "cifar10-resnet20", "--set", "data.size=16"]
-    assert main(["serve", run, *words, *CPU]) == 0
+    assert main(["serve", str(tiny_run.folder), *words, *CPU]) == 0
     assert main(["serve", "cifar10", *CPU]) == 0
     assert capsys.readouterr().out == "stopped\nstopped\n"
-    (given, options), (_, defaults) = calls
-    limits, recipe = options["limits"], options["recipe"]
-    assert (given, options["host"], options["port"]) == ((run,), "0.0.0.0", 9000)
-    assert (options["max_batch_size"], options["batch_timeout"]) == (4, 0.5)
-    assert (limits.max_bytes, limits.max_pixels, limits.max_queue) == (100, 50, 3)
-    assert (recipe.classifier.source, recipe.data.size) == ("cifar10-resnet20", 16)
-    assert (defaults["recipe"], defaults["port"], defaults["limits"].max_pixels) == (None, 8000, 4_000_000)
+    (service, *others), (plain, _, *defaults) = calls
+    assert others == ["secret", "0.0.0.0", 9000, {"timeout_graceful_shutdown": 30}]
+    assert (service.batch_size, service.batch_timeout) == (4, 0.5)
+    assert (service.max_bytes, service.max_pixels, service.max_queue) == (100, 50, 3)
+    assert service.names == tuple("0123456789")
+    assert fingerprint(service.classifier) == fingerprint(load_classifier("cifar10-resnet20"))
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(service.purifier(images), tiny_run.purifiers["student"](images))
+    assert (plain.classifier, plain.names, plain.max_pixels, defaults[:2]) == (
+        None,
+        None,
+        4_000_000,
+        ["127.0.0.1", 8000],
+    )
 
 
 def test_options_of_app_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ import pytest
 
 from purifiers.evaluation.records import Cost, Record, Results
 from purifiers.recipes.load import changed, load_recipe, parse_recipe
-from purifiers.reports.comparison import purifiers_of, sentence, table_1_for_all, table_of_baselines
-from purifiers.reports.run_report import all_tables, headline
+from purifiers.reports.pages import all_tables, headline
+from purifiers.reports.tables import comparison, purifiers_of, table_1_for_all, table_of_baselines
 
 ATTACKS = ("none", "PGD-20, 8/255", "AutoAttack, 8/255")
 
@@ -80,7 +80,7 @@ def test_ours_with_the_papers_losses_alone_has_a_row_and_no_part_in_the_sentence
     rows = {row[0]: row[1:3] for row in table_1_for_all(both).rows}
     assert list(rows)[1:3] == ["ours", "ours, the paper's losses"]
     assert rows["ours, the paper's losses"] == ["65.00", "55.00"]
-    assert sentence(both) == sentence(alone)
+    assert comparison(both) == comparison(alone)
     assert len(table_of_baselines(both).rows) == 3
 
 
@@ -94,14 +94,14 @@ def test_the_size_that_was_used_stands_beside_the_papers() -> None:
 
 @pytest.mark.parametrize(("ours", "said"), [(0.9, "is better than"), (0.5, "is NOT better than"), (0.705, "may be chance")])
 def test_a_purifier_that_does_not_beat_the_baselines_is_told_so(ours: float, said: str) -> None:
-    found = sentence(results(ours))
+    found = comparison(results(ours))
     assert said in found and "NRP" in found
     assert found in headline(results(ours))
 
 
 def test_without_baselines_there_is_nothing_to_compare() -> None:
     alone = results(baselines=())
-    assert purifiers_of(alone) == {} and sentence(alone) == ""
+    assert purifiers_of(alone) == {} and comparison(alone) == ""
     assert all_tables(alone)[0].title.startswith("Table 1. Purification")
     assert all_tables(results())[0].title.startswith("Table 1. Every purifier")
 
@@ -111,8 +111,8 @@ def test_another_use_of_ours_is_no_rival() -> None:
     recipe = changed(parse_recipe(compared.recipe), {}).model_dump(mode="json")
     records_of_it = records("baseline: ours, adaptive", 0.9)
     with_it = compared.model_copy(update={"recipe": recipe, "records": [*compared.records, *records_of_it]})
-    assert "is better than the best of 1 other purifiers, JPEG" in sentence(with_it)
+    assert "is better than the best of 1 other purifiers, JPEG" in comparison(with_it)
 
 
 def test_a_rival_in_front_of_a_classifier_of_its_own_is_told_apart() -> None:
-    assert "SOAP, rotation (in front of resnet20 of it)" in sentence(results(0.5, baselines=("SOAP, rotation", "JPEG")))
+    assert "SOAP, rotation (in front of resnet20 of it)" in comparison(results(0.5, baselines=("SOAP, rotation", "JPEG")))

@@ -6,7 +6,7 @@ import pytest
 from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 
-from purifiers.reports.render import Table, escape, text, write_page
+from purifiers.reports.render import Doubted, Table, escape, text, write_page
 
 ODD = "a|b *c* [x](y) <i> `d` \\ e"
 
@@ -23,7 +23,7 @@ def test_cells_and_captions_are_shown_literally(tmp_path: Path) -> None:
 
 
 def test_doubted_cells_are_bold() -> None:
-    table = Table("t", "c", ["name", "x", "y"], [["a", "1", "2"], ["b", "1", "2"]], doubted={"b": {"y"}})
+    table = Table("t", "c", ["name", "x", "y"], [["a", "1", "2"], ["b", "1", Doubted("2")]])
     assert "| a | 1 | 2 |\n| b | 1 | **2** |" in table.markdown()
     assert table.compact().rows == table.rows
 

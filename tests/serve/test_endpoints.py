@@ -22,11 +22,11 @@ from purifiers import PurifiedClassifier, Purifier
 from purifiers.baselines import Nothing
 from purifiers.bulk.pieces import purify_pixels
 from purifiers.networks import CAE, ResNet
-from purifiers.serve.endpoints import Limits, Service, make_app
+from purifiers.serve.endpoints import Service, make_app
 
 PNG = {"Content-Type": "image/png"}
 DIGITS = tuple("0123456789")
-SMALL = Limits(max_bytes=20_000, max_pixels=1_000)
+SMALL = {"max_bytes": 20_000, "max_pixels": 1_000}
 
 
 def image(seed: int, size: tuple[int, int] = (8, 8)) -> np.ndarray:
@@ -73,12 +73,12 @@ def refused(client: TestClient, reason: str) -> float:
 @pytest.fixture(scope="module")
 def networks() -> tuple[Purifier, nn.Module]:
     torch.manual_seed(0)
-    return Purifier(CAE(widths=[4, 8], blocks=[1, 1], skip_every=1)), ResNet(depth=20, width=4, num_classes=10).eval()
+    return Purifier(CAE(widths=[4, 8], blocks=[1, 1], skip_every=1)), ResNet(depth=8, width=4, num_classes=10).eval()
 
 
 @pytest.fixture(scope="module")
 def client(networks: tuple[Purifier, nn.Module]) -> Iterator[TestClient]:
-    with TestClient(make_app(Service(*networks, names=DIGITS, limits=SMALL))) as client:
+    with TestClient(make_app(Service(*networks, names=DIGITS, **SMALL))) as client:
         yield client
 
 
@@ -200,7 +200,7 @@ def test_other_routes_and_methods_are_json_errors_too(client: TestClient) -> Non
 
 
 def test_a_full_queue_says_when_to_retry(gate: Gate) -> None:
-    service = Service(Purifier(gate), limits=Limits(max_queue=2))
+    service = Service(Purifier(gate), max_queue=2)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(client.post, "/purify", content=GOOD, headers=PNG) for _ in range(2)]
         until(lambda: service.waiting == 2)
@@ -217,7 +217,7 @@ def test_a_full_queue_says_when_to_retry(gate: Gate) -> None:
 
 
 def test_a_request_that_takes_too_long_is_answered_and_not_processed_later(gate: Gate) -> None:
-    service = Service(Purifier(gate), limits=Limits(timeout=0.2), batch_size=1)
+    service = Service(Purifier(gate), timeout=0.2, batch_size=1)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as pool:
         statuses = list(pool.map(lambda _: client.post("/purify", content=GOOD, headers=PNG).status_code, range(2)))
         assert statuses == [504, 504]
@@ -235,7 +235,7 @@ def metric_count(service: Service) -> float:
 
 @pytest.mark.parametrize(("sent", "status"), [("nothing", 408), ("disconnect", 499)])
 def test_a_body_that_never_arrives(sent: str, status: int) -> None:
-    app = make_app(Service(Purifier(Nothing()), limits=Limits(timeout=0.05)))
+    app = make_app(Service(Purifier(Nothing()), timeout=0.05))
     messages: list[Any] = []
 
     async def receive() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from purifiers import Purifier
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 from purifiers.evaluation.evaluate import _peak
 from purifiers.networks import ResNet
-from purifiers.recipes.load import load_recipe, recipe_text
+from purifiers.recipes.load import changed, load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, Run, open_run, student_configs
@@ -30,8 +30,7 @@ from tests.conftest import TINY
 def test_a_run_leaves_what_the_design_says(tiny_run: Run) -> None:
     folder = tiny_run.folder
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
-    stages = ["classifier", "teacher_nt", "teacher_at", "student", "student_paper", "student_at", "student_nt", "student_other"]
-    stages.append("student_nt_other")
+    stages = ["classifier", "teacher_nt", "teacher_at", "student", "student_paper", "student_at", "student_nt"]
     files = ["config.json", "model.safetensors", "state.safetensors"]
     expected = {"recipe.yaml", "config.json", "model.safetensors"}
     assert names == expected | {f"checkpoints/{stage}/{file}" for stage in stages for file in files}
@@ -46,20 +45,26 @@ def test_students_of_the_ablation_start_alike_and_end_apart(tiny_run: Run) -> No
     first_losses = {tiny_run.histories[name][0]["mse"] for name in ("student_paper", "student_at", "student_nt")}
     assert max(first_losses) - min(first_losses) < 0.01
     prints = {fingerprint(purifier) for purifier in tiny_run.purifiers.values()}
-    assert len(prints) == len(tiny_run.purifiers) == 8
+    assert len(prints) == len(tiny_run.purifiers) == 6
 
 
 def test_students_of_table_2_have_the_papers_losses(tiny_recipe: Callable[..., Recipe]) -> None:
-    student = tiny_recipe("student.nt_teacher_input=clean", "student.logits_weight=0.5", "student.strength_low=0.5").student
-    assert student_configs(student, ablation=False) == {"student": student}
-    configs = student_configs(student, ablation=True)
-    assert configs["student"] == student
+    recipe = tiny_recipe("student.nt_teacher_input=clean", "student.logits_weight=0.5", "student.strength_low=0.5")
+    assert student_configs(recipe, ablation=False) == {"student": recipe.student}
+    configs = student_configs(recipe, ablation=True)
+    assert configs["student"] == recipe.student
     assert {name: (one.logits_weight, one.strength_low) for name, one in configs.items() if name != "student"} == dict.fromkeys(
-        ("student_paper", "student_at", "student_nt", "student_other", "student_nt_other"), (0, 1)
+        ("student_paper", "student_at", "student_nt"), (0, 1)
     )
-    others = {name for name, one in configs.items() if one.nt_teacher_input == "adversarial"}
-    assert others == {"student_other", "student_nt_other"}
-    assert "student_paper" not in student_configs(load_recipe("paper").student, ablation=True)
+    both = student_configs(changed(recipe, {"both_inputs": True}), ablation=True)
+    others = {name for name, one in both.items() if one.nt_teacher_input == "adversarial"}
+    assert others == {"student_other", "student_nt_other"} == both.keys() - configs.keys()
+    assert list(student_configs(load_recipe("paper"), ablation=True)) == [
+        "student",
+        "student_at",
+        "student_nt",
+        *sorted(others)[::-1],
+    ]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
@@ -79,7 +84,7 @@ def assert_opened_is(run: Run) -> None:
     assert set(opened.purifiers) == set(run.purifiers) == {"teacher_nt", "teacher_at", "student"}
     assert all(fingerprint(opened.purifiers[stage]) == fingerprint(purifier) for stage, purifier in run.purifiers.items())
     assert opened.histories == run.histories
-    assert opened.classifier_name == "resnet20-width4"
+    assert opened.classifier_name == "resnet8-width4"
 
 
 def test_a_second_run_trains_nothing_and_another_recipe_is_refused(
@@ -221,7 +226,7 @@ def with_classifier(run: Run, classifier: Callable[[torch.Tensor], torch.Tensor]
 
 
 def test_a_classifier_that_guesses_is_pointed_out(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    classifier = ResNet(20, 10).eval()
+    classifier = ResNet(8, 10).eval()
     torch.nn.init.zeros_(classifier.linear.weight)
     data = tiny_run.images("train")
     report_accuracy(with_classifier(tiny_run, classifier), data)

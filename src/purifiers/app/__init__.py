@@ -1,1 +1,0 @@
-"""A web page to try a purifier on."""

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from purifiers.app.samples import Samples, read_picture
+from purifiers.app.samples import read_picture
 from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
 from purifiers.attacks import Attack
-from purifiers.data import to_float, to_uint8
+from purifiers.data import ImageSet, to_float, to_uint8
 from purifiers.errors import PurifiersError, require
 from purifiers.purifier import PurifiedClassifier
-from purifiers.serve.address import bind
+from purifiers.serve.server import serve_app
 
 WAITING = 16
 """Attacks in the queue, at most."""
@@ -32,44 +32,29 @@ BEST = 3
 """Classes whose scores are shown."""
 KNOWS = {"the classifier only": "blind", "the classifier and the purifier": "full"}
 """What the attacker knows, as the page says it -> the view."""
-_STYLE = Path(__file__).with_name("page.css")
 _EMPTY = "<p class='hint'>Choose an image, choose an attack, and press <b>Attack</b>.</p>"
 _SCROLL = "() => document.querySelector('#result').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 @dataclass(frozen=True)
 class Defence:
-    """What the page shows.
-
-    Attributes:
-        name, classifier: the names of the purifier and of the classifier behind it.
-        samples: images to begin with, on the device of ``defended``; their size and classes are the classifier's.
-        robustness: what was measured of the purifier, in a sentence.
-        epsilon: the attack's strength at first, in [0,1] units.
-    """
+    """What the page shows."""
 
     defended: PurifiedClassifier
-    name: str
-    classifier: str
-    samples: Samples
-    robustness: str
-    epsilon: float
+    name: str  # of the purifier
+    classifier: str  # the name of the one behind it
+    samples: ImageSet  # to begin with, on the device of ``defended``; their size and classes are the classifier's
+    credit: str  # their origin, in a sentence
+    robustness: str  # what was measured of the purifier, in a sentence
+    epsilon: float  # the attack's strength at first, in [0,1] units
 
 
 def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C: arguments and errors as of :func:`purifiers.serve.server.serve_app`."""
 
-    Args:
-        host: an address of this machine; ``127.0.0.1`` for this machine alone.
-        port: 0 for any free one.
-        ready: called with the page's URL as soon as it can be opened.
-
-    Raises:
-        ConfigError: gradio is not installed, or the address cannot be used.
-    """
-    with bind(host, port) as listening:
-        gradio, fastapi, uvicorn = (require(name) for name in ("gradio", "fastapi", "uvicorn"))
-        app = gradio.mount_gradio_app(
+    def make() -> Any:
+        gradio, fastapi = require("gradio"), require("fastapi")
+        return gradio.mount_gradio_app(
             fastapi.FastAPI(),
             make_page(defence),
             path="/",
@@ -81,18 +66,17 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
             enable_monitoring=False,
             mcp_server=False,
             theme=_theme(gradio),
-            css_paths=_STYLE,
+            css_paths=Path(__file__).with_name("page.css"),
         )
-        listening.listen()
-        address, taken = listening.getsockname()[:2]
-        ready(f"http://{f'[{address}]' if ':' in address else address}:{taken}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listening])
+
+    serve_app(make, host, port, ready=ready, log_level="warning", timeout_graceful_shutdown=1)
 
 
 def make_page(defence: Defence) -> Any:
     """The page, as Gradio's Blocks; raises ConfigError if gradio is not installed."""
     gr = require("gradio")
-    data, captions = defence.samples.data, defence.samples.captions
+    data = defence.samples
+    captions = [data.classes[label] for label in data.labels.tolist()]
     height, width = data.images.shape[2:]
     pictures = [data.images[i].cpu() for i in range(len(data))]
 
@@ -132,9 +116,9 @@ def make_page(defence: Defence) -> Any:
                 )
                 dropped = gr.File(label="Or drop an image", file_types=["image"], height=136, elem_id="dropped")
                 preview = gr.HTML(_HTML.preview(pictures[0]), padding=False)
-                attack = gr.Dropdown(
-                    [(_described(name), name) for name in ATTACKS], value=next(iter(ATTACKS)), label="Attack", filterable=False
-                )
+                steps = {name: getattr(make(1.0), "num_steps", 1) for name, make in ATTACKS.items()}
+                choices = [(f"{name}, {count} step{'s' if count > 1 else ''}", name) for name, count in steps.items()]
+                attack = gr.Dropdown(choices, value=choices[0][1], label="Attack", filterable=False)
                 levels = gr.Slider(
                     0,
                     LARGEST_EPSILON,
@@ -146,7 +130,7 @@ def make_page(defence: Defence) -> Any:
                 button = gr.Button("Attack", variant="primary", size="lg", elem_id="attack")
             with gr.Column(scale=3, min_width=320):
                 result = gr.HTML(_EMPTY, padding=False, elem_id="result")
-                gr.HTML(_HTML.about(defence.robustness, defence.samples.credit), padding=False)
+                gr.HTML(_HTML.about(defence.robustness, defence.credit), padding=False)
         shown = [chosen, preview, result]
         samples.select(choose, None, [*shown, dropped], api_visibility="private")
         unread = dropped.upload(drop, dropped, [*shown, samples], api_visibility="private")
@@ -179,11 +163,6 @@ def _theme(gr: Any) -> Any:
     return theme.set(**dark_enough, **{key.replace("fill", "fill_hover"): "*primary_800" for key in dark_enough})
 
 
-def _described(name: str) -> str:
-    steps = getattr(ATTACKS[name](1.0), "num_steps", 1)
-    return f"{name}, {steps} step{'s' if steps > 1 else ''}"
-
-
 def _best(prediction: Prediction) -> list[tuple[int, float]]:
     best = prediction.scores.topk(min(BEST, len(prediction.scores)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -200,11 +179,7 @@ def _image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("purifiers.app", "."),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-)
+_LOADER = jinja2.PackageLoader("purifiers.app", ".")
+_TEMPLATES = jinja2.Environment(loader=_LOADER, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 _TEMPLATES.filters |= {"best": _best, "uri": _uri}
 _HTML: Any = _TEMPLATES.get_template("page.html.j2").module

@@ -1,6 +1,5 @@
 """Images to try a defence on without its data set: scikit-learn's digits, the user's own images, or free pictures."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +28,8 @@ _PHOTOGRAPHS = (
 )
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A few images of a classifier's size and classes.
-
-    Attributes:
-        data: the images, each with its class.
-        credit: their origin, in a sentence.
-    """
-
-    data: ImageSet
-    credit: str
-
-    @property
-    def captions(self) -> list[str]:
-        """The class of each."""
-        return [self.data.classes[label] for label in self.data.labels.tolist()]
-
-
-def samples_for(recipe: Recipe) -> Samples:
-    """Samples for a purifier that ``recipe`` trained. Nothing is downloaded, and no image of CIFAR-10 is needed or shown.
+def samples_for(recipe: Recipe) -> ImageSet:
+    """Samples of the size and classes of ``recipe``'s classifier. Nothing is downloaded, and no image of CIFAR-10 is shown.
 
     Raises:
         ConfigError, MissingFileError, DataError: the recipe's folder of images is missing or not usable.
@@ -59,7 +40,12 @@ def samples_for(recipe: Recipe) -> Samples:
         return _from_folder(recipe.data)
     data = load_images(recipe.data.name, "test", **recipe.data.source())
     firsts = [int((data.labels == label).nonzero()[0]) for label in data.labels.unique().tolist()]
-    return Samples(data.subset(torch.tensor(firsts[:MOST])), _OWN)
+    return data.subset(torch.tensor(firsts[:MOST]))
+
+
+def credit_of(recipe: Recipe) -> str:
+    """The origin of the samples, in a sentence."""
+    return _PHOTOGRAPHS if recipe.data.name == "cifar10" else _OWN
 
 
 def read_picture(file: Path, height: int, width: int) -> Tensor:
@@ -80,31 +66,24 @@ def read_picture(file: Path, height: int, width: int) -> Tensor:
     return _covering(image, height, width)
 
 
-def _from_folder(config: Data) -> Samples:
+def _from_folder(config: Data) -> ImageSet:
     if config.path is None or not Path(config.path).is_dir():
         raise ConfigError(f"there is no folder of images at {config.path}, which names the classes: give it with --data-dir")
     files = class_files(Path(config.path), "test")
-    firsts = [(label, of_class[0]) for label, of_class in enumerate(files.values()) if of_class][:MOST]
-    images = [(label, read_rgb(file)) for label, file in firsts]
-    width, height = (config.size, config.size) if config.size else images[0][1].size
-    return _samples(Path(config.path).name, images, (height, width), tuple(files), _OWN)
+    there = [(label, of_class[0]) for label, of_class in enumerate(files.values()) if of_class]
+    firsts = {label: read_rgb(file) for label, file in there[:MOST]}
+    width, height = (config.size, config.size) if config.size else next(iter(firsts.values())).size
+    images = torch.stack([_covering(image, height, width) for image in firsts.values()])
+    return ImageSet(Path(config.path).name, images, torch.tensor([*firsts]), tuple(files))
 
 
-def _photographs() -> Samples:
+def _photographs() -> ImageSet:
     from skimage import data  # takes a moment, and only these samples need it
 
     cat = Image.fromarray(data.chelsea())
     horse = Image.fromarray(np.where(data.horse(), 255, 0).astype(np.uint8)).convert("RGB")
-    pictures = [("cat", cat), ("cat", cat.crop((130, 30, 330, 230))), ("horse", horse)]
-    labelled = [(CLASSES.index(name), picture) for name, picture in pictures]
-    return _samples("pictures", labelled, (32, 32), CLASSES, _PHOTOGRAPHS)
-
-
-def _samples(
-    name: str, labelled: list[tuple[int, Image.Image]], shape: tuple[int, int], classes: tuple[str, ...], credit: str
-) -> Samples:
-    images = torch.stack([_covering(image, *shape) for _, image in labelled])
-    return Samples(ImageSet(name, images, torch.tensor([label for label, _ in labelled]), classes), credit)
+    images = torch.stack([_covering(picture, 32, 32) for picture in (cat, cat.crop((130, 30, 330, 230)), horse)])
+    return ImageSet("pictures", images, torch.tensor([CLASSES.index(name) for name in ("cat", "cat", "horse")]), CLASSES)
 
 
 def _covering(image: Image.Image, height: int, width: int) -> Tensor:

@@ -17,8 +17,7 @@ ATTACKS: dict[str, Callable[[float], Attack]] = {
     "MI-FGSM": lambda epsilon: MIFGSM(epsilon=epsilon, step_size=epsilon / 10, num_steps=10),
     "FGSM": lambda epsilon: FGSM(epsilon=epsilon),
 }
-"""Attacks that take about a second on one image: name -> the attack for an epsilon (L-inf, in [0,1] units). At 8/255 PGD and
-BIM are the paper's."""
+"""By name, attacks of about a second an image for an epsilon (L-inf, in [0,1] units). At 8/255 PGD and BIM are the paper's."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Trial:
-    """An attack on one image, and its effect.
-
-    Attributes:
-        view: the attacker's knowledge, a key of :data:`purifiers.attacks.VIEWS`.
-        attacked: its adversarial version, without a purifier.
-        purified: the adversarial version, purified.
-        unattacked: the original image, purified.
-    """
+    """An attack on one image under a view: its adversarial version without a purifier, the same purified, and the original
+    purified."""
 
     view: str
     original: Prediction
@@ -65,12 +58,10 @@ def attack_image(defended: PurifiedClassifier, image: Tensor, attack: Attack, vi
 
     Args:
         image: float32 (C, H, W), in [0,1], on the device of ``defended``.
-        attack: ``ATTACKS`` has some that are fast enough for a page.
         view: a key of :data:`purifiers.attacks.VIEWS`.
         seed: of every random choice, of the attack and of the purifier.
 
     Raises:
-        InputError: the image is not as above.
         AttackError: the model passes no gradient to its images, or the attack left its ball.
     """
     images = image[None]

@@ -1,1 +1,0 @@
-"""Cleaning image files in bulk."""

@@ -1,7 +1,9 @@
 """Purifying images in bounded memory: in small batches, and large images piece by piece."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,14 @@ def refuse_other_channels(purifier: Purifier) -> None:
     channels = channels_of(purifier.network)
     if channels not in (None, 3):
         raise ConfigError(f"this purifier takes images of {channels} channels; files are read as RGB, which has 3")
+
+
+def results_of(function: Callable[[Tensor], Any], images: list[np.ndarray]) -> list[Any]:
+    """What ``function`` returns for images of one size together; where it fails on one alone, the exception in its place."""
+    try:
+        return list(function(torch.from_numpy(np.stack(images))))
+    except Exception as error:  # of any type: networks may be the user's code
+        return [error] if len(images) == 1 else [result for one in images for result in results_of(function, [one])]
 
 
 def purify_pixels(purifier: Purifier, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:

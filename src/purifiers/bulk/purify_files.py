@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
+from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels, results_of
 from purifiers.bulk.side_by_side import side_by_side
 from purifiers.console import progress
 from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, is_whole, read_image, text_under
@@ -23,8 +23,6 @@ from purifiers.purifier import Purifier
 from purifiers.registry import fingerprint
 from purifiers.storage import atomic_path, write_text
 
-MAX_PIXELS = 50_000_000
-"""Of an image, by default."""
 MARK = "purifiers"
 """The PNG text, or JPEG comment, with the purifier that made a file, and the state of its source."""
 JPEG = (".jpg", ".jpeg")
@@ -38,26 +36,18 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass
 class BulkResult:
-    """Counts of files, and the failures.
-
-    Attributes:
-        replaced: how many of the purified had been made by another purifier before.
-        skipped: how many were there already.
-        animated: of how many only the first of several frames was purified.
-        dark: how many are 16-bit grey that uses 12 bits at most.
-        failed: which failed, and why.
-    """
+    """Counts of files, and the failures."""
 
     purified: int = 0
-    replaced: int = 0
-    skipped: int = 0
-    animated: int = 0
-    dark: int = 0
-    failed: list[str] = field(default_factory=list)
+    replaced: int = 0  # of the purified, had been made by another purifier before
+    skipped: int = 0  # were there already
+    animated: int = 0  # have several frames, of which the first was purified
+    dark: int = 0  # are 16-bit grey that uses 12 bits at most
+    failed: list[str] = field(default_factory=list)  # which, and why
 
-    def fail(self, *reasons: str) -> None:
-        """Add failures, a line each: what cannot be printed, in names, is escaped."""
-        self.failed += ["".join(one if one.isprintable() else repr(one)[1:-1] for one in reason) for reason in reasons]
+    def fail(self, reason: str) -> None:
+        """Add a failure, on one line: what cannot be printed, in names, is escaped."""
+        self.failed.append("".join(one if one.isprintable() else repr(one)[1:-1] for one in reason))
 
 
 @dataclass
@@ -75,16 +65,14 @@ def purify_files(
     target: Path,
     *,
     overwrite: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = 50_000_000,
     compare: Path | None = None,
 ) -> BulkResult:
-    """Purify an image file, or every image below a folder, into PNG files (lossless) of the same names and tree; a single one
-    also into a JPEG.
+    """Purify an image file, or every image below a folder, into PNG files of the same names and tree; a single one also into a
+    JPEG.
 
-    Images of equal size are purified together; memory stays bounded, whatever their number and sizes. Files that this
-    purifier made already from the same state of their source are skipped, so the same call resumes after an interruption.
-    A file that cannot be read or written stops nothing and is reported; below a folder also in ``failed.txt`` of
-    ``target``.
+    Memory stays bounded. Files that this purifier made already from the same state of their source are skipped, so the same
+    call resumes. A file that cannot be read or written stops nothing and is reported, of a folder also in its ``failed.txt``.
 
     Args:
         source: a file (png, jpg, webp, bmp, gif, tif) or a folder; linked folders in it are not entered.
@@ -105,8 +93,7 @@ def purify_files(
         raise MissingFileError(f"there is no file or folder {source}")
     if compare is not None and compare.exists() and not compare.is_dir():
         raise ConfigError(f"{compare} is a file; give a folder for the comparisons")
-    find_jobs = _one_job if source.is_file() else _jobs
-    jobs = find_jobs(source, target, compare, result)
+    jobs = (_one_job if source.is_file() else _jobs)(source, target, compare, result)
     with progress("purifying", len(jobs)) as advance:
         _Bulk(purifier, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
     if source.is_dir():
@@ -137,16 +124,12 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
         raise ConfigError(f"{source} is a folder, {target} a file; give a folder to write to")
     if target.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{target} lies inside {source}; purified images would be purified again on the next run")
-    if compare is not None and any(
-        compare.resolve().is_relative_to(other.resolve()) or other.resolve().is_relative_to(compare.resolve())
-        for other in (source, target)
-    ):
+    pairs = [(compare.resolve(), other.resolve()) for other in (source, target)] if compare else []
+    if any(one.is_relative_to(other) or other.is_relative_to(one) for one, other in pairs):
         raise ConfigError(f"the comparisons need a folder apart from {source} and {target}; {compare} is not")
-    problems: list[OSError] = []
-    files = image_files(source, problems.append)
-    if not files and not problems:
+    files = image_files(source, lambda problem: result.fail(f"{os.fsdecode(problem.filename)}: {problem.strerror}"))
+    if not files and not result.failed:
         raise MissingFileError(f"no image below {source} ({', '.join(SUFFIXES)})")
-    result.fail(*(f"{os.fsdecode(problem.filename)}: {problem.strerror}" for problem in problems))
     taken: dict[Path, Path] = {}
     for file in files:
         name = file.relative_to(source).with_suffix(".png")
@@ -226,21 +209,17 @@ class _Bulk:
                 self.result.dark += picture.dark
                 groups[picture.colours.size].append((job, picture))
         for group in groups.values():
-            done = self.purify_group(group)
+            purified = results_of(self.purified, [np.asarray(picture.colours) for _, picture in group])
             self.settle()
-            self.writing = [(job, self.pool.submit(_write, job, picture, pixels)) for job, picture, pixels in done]
+            for (job, picture), pixels in zip(group, purified, strict=True):
+                if isinstance(pixels, Exception):
+                    self.fail(job, pixels)
+                else:
+                    self.writing.append((job, self.pool.submit(_write, job, picture, pixels)))
 
-    def purify_group(self, group: Sequence[tuple[_Job, Picture]]) -> list[tuple[_Job, Picture, np.ndarray]]:
-        """Purify pictures of one size; if that fails, one by one, so that a picture fails alone."""
-        try:
-            stacked = torch.from_numpy(np.stack([np.asarray(picture.colours) for _, picture in group]))
-            purified = purify_pixels(self.purifier, stacked.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-        except (RuntimeError, ValueError, MemoryError) as error:
-            if len(group) > 1:
-                return [done for one in group for done in self.purify_group([one])]
-            self.fail(group[0][0], error)
-            return []
-        return [(job, picture, pixels) for (job, picture), pixels in zip(group, purified, strict=True)]
+    def purified(self, images: torch.Tensor) -> np.ndarray:
+        """Images, uint8 (N, H, W, 3), purified."""
+        return purify_pixels(self.purifier, images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
     def settle(self) -> None:
         """Wait for the files that are being written, and count them."""

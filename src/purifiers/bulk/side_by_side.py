@@ -10,11 +10,7 @@ GAP, BAND = 4, 16
 
 
 def side_by_side(original: Image.Image, purified: Image.Image) -> Image.Image:
-    """The original, the purified image, and their amplified difference around grey, with titles.
-
-    Args:
-        original, purified: RGB, 8 bits, of one size.
-    """
+    """Two pictures, RGB, 8 bits, of one size, and their amplified difference around grey, with titles."""
     before, after = (np.asarray(image).astype(np.int16) for image in (original, purified))
     difference = Image.fromarray((128 + AMPLIFY * (after - before)).clip(0, 255).astype(np.uint8))
     titles = ("original", "purified", f"difference x {AMPLIFY} (grey: none)")

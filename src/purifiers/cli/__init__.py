@@ -12,15 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from purifiers.cli.app import app
-from purifiers.cli.audit import audit
-from purifiers.cli.certify import certify
-from purifiers.cli.evaluate import evaluate
-from purifiers.cli.export import export
-from purifiers.cli.purify import purify
-from purifiers.cli.reproduce import demo, reproduce
-from purifiers.cli.serve import serve
-from purifiers.cli.train import train
+from purifiers.cli.measuring import audit, certify, evaluate
+from purifiers.cli.training import demo, reproduce, train
+from purifiers.cli.using import app, export, purify, serve
 from purifiers.errors import OutOfTime, PurifiersError, explain_missing
 from purifiers.version import __version__
 from purifiers.weights import CLASSIFIERS, PURIFIERS
@@ -86,10 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"{error.format_message()}\nTry '{command.command_path if command else 'purifiers'} --help'.", error.exit_code
         )
-    except OutOfTime as error:
-        return _fail(str(error), 3)
     except PurifiersError as error:
-        return _fail(str(error))
+        return _fail(str(error), 3 if isinstance(error, OutOfTime) else 1)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return _fail(f"{error}{'; free some space, then run the same command again to resume' if full else ''}")

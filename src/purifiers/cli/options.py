@@ -35,12 +35,12 @@ def reader(read: Callable[[str], Any], form: str, valid: Callable[[Any], bool] =
     return parse
 
 
-def numbers(text: str) -> list[float]:
-    """The numbers in a list with commas."""
-    return [float(part) for part in text.split(",")]
+def listed(kind: type, form: str, valid: Callable[[Any], bool] = lambda value: True) -> Callable[[str], Any]:
+    """A :func:`reader` of values of a ``kind``, separated by commas."""
+    return reader(lambda text: [kind(part) for part in text.split(",")], form, valid)
 
 
-_channels = reader(numbers, "numbers separated by commas, such as 0.485,0.456,0.406")
+_channels = listed(float, "numbers separated by commas, such as 0.485,0.456,0.406")
 
 
 def recipe(default: bool | str = True) -> Any:
@@ -74,7 +74,12 @@ What = Annotated[str, typer.Argument(metavar="RUN|NAME", help=f"{PURIFIERS}.")]
 WhatOrHub = Annotated[str, typer.Argument(metavar="RUN|NAME", help=f"{PURIFIERS}; or owner/name on the Hugging Face hub.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe, e.g. student.epochs=5. Can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the recipe, e.g. student.epochs=5. Can be repeated. After training, only these can be changed: "
+        f"{', '.join(EVALUATION_ONLY)}.",
+    ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness.", show_default="the recipe's")]
@@ -89,6 +94,9 @@ Minutes = Annotated[
 Restart = Annotated[bool, typer.Option("--restart", help="First delete what an earlier run wrote into the output folder.")]
 ShippedClassifiers = Annotated[
     bool, typer.Option("--shipped-classifiers", help="Use the recipe's classifiers that ship instead of training them.")
+]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Where to listen: 127.0.0.1 is this machine alone; 0.0.0.0 or :: is all.")
 ]
 Which = Literal["all", "ready", "none"]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels before they are decoded.")]
@@ -146,18 +154,3 @@ class Changes:
         if unused := [name for name, value in {**others, **vars(self)}.items() if value]:
             option = "set" if unused[0] == "settings" else unused[0].replace("_", "-")
             raise ConfigError(f"--{option} has no effect without {without}")
-
-
-@dataclass(frozen=True)
-class EvaluationChanges(Changes):
-    """The same after training."""
-
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a value of the recipe, e.g. data.test_limit=100. Can be repeated. Training is over, so only these can "
-            f"be changed: {', '.join(EVALUATION_ONLY)}.",
-        ),
-    ] = None

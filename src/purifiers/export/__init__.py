@@ -1,1 +1,0 @@
-"""A purifier as a file for other programs."""

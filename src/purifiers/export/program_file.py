@@ -28,21 +28,17 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was checked against the model on random images of ``shapes``.
+    """A file: how far an output differs at most from PyTorch's on random images of ``shapes``, see :data:`TOLERANCE`."""
 
-    ``difference`` is the largest of an output from PyTorch's, see :data:`TOLERANCE`.
-    """
-
-    path: Path
     difference: float
     shapes: tuple[tuple[int, ...], ...]
 
 
 def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Module:
-    """The module to export: the purifier's network and, if given, the classifier behind it; a copy, on the CPU.
+    """A copy, on the CPU, of the purifier's network and, if given, the classifier behind it.
 
     Raises:
-        ConfigError: the purifier cannot be exported; says why.
+        ConfigError: the purifier cannot be exported.
     """
     for part in purifier.network.modules():
         if why := getattr(part, "not_exportable", None):
@@ -55,14 +51,14 @@ def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Mo
 
 def about(name: str, purifier: Purifier, classifier: str | None = None) -> dict[str, str]:
     """Metadata for a file: the purifier's name, arguments and licence, the classifier's name, inputs and outputs."""
-    metadata = {
+    return {
         "purifier": name,
         "config": json.dumps(describe(purifier.network)),
         "license": hub.metadata(purifier.card).get("license") or "not stated",
         "input": "float32 (batch, channels, height, width), RGB, in [0,1]",
-        "output": "the purified images, likewise" if classifier is None else "logits (batch, classes)",
+        "output": "logits (batch, classes)" if classifier else "the purified images, likewise",
+        **({"classifier": classifier} if classifier else {}),
     }
-    return metadata if classifier is None else metadata | {"classifier": classifier}
 
 
 def export_onnx(
@@ -106,7 +102,7 @@ def export_onnx(
             raise ConfigError(f"this model cannot be written in opset {opset}, but in {written}: leave out --opset")
         stamp(temporary, metadata)
         session = open_onnx(temporary)
-        return _checked(path, model, lambda images: run_onnx(session, images), channels, size)
+        return _checked(model, lambda images: run_onnx(session, images), channels, size)
 
 
 def export_torch(model: nn.Module, path: Path, *, size: int | None = None, channels: int = 3) -> Exported:
@@ -121,7 +117,7 @@ def export_torch(model: nn.Module, path: Path, *, size: int | None = None, chann
             program = torch.export.export(model, (_example(channels, size),), dynamic_shapes=(dynamic,))
             torch.export.save(program, temporary)
             loaded = torch.export.load(temporary).module()
-        return _checked(path, model, loaded, channels, size)
+        return _checked(model, loaded, channels, size)
 
 
 def _example(channels: int, size: int | None) -> Tensor:
@@ -130,18 +126,16 @@ def _example(channels: int, size: int | None) -> Tensor:
 
 
 @torch.no_grad()
-def _checked(path: Path, model: nn.Module, other: Callable[[Tensor], Tensor], channels: int, size: int | None) -> Exported:
+def _checked(model: nn.Module, other: Callable[[Tensor], Tensor], channels: int, size: int | None) -> Exported:
     """Compare ``model`` and ``other`` on random images; ConfigError if they differ by more than :data:`TOLERANCE`."""
     shapes = (1, channels, size or 32, size or 32), (3, channels, size or 45, size or 38)
-    generator = torch.Generator().manual_seed(0)
-    largest = 0.0
-    for shape in shapes:
-        images = torch.rand(shape, generator=generator)
+    generator, largest = torch.Generator().manual_seed(0), 0.0
+    for images in [torch.rand(shape, generator=generator) for shape in shapes]:
         expected = model(images)
         largest = max(largest, ((other(images) - expected).abs().max() / expected.abs().max().clamp(min=1)).item())
     if not largest <= TOLERANCE:
         raise ConfigError(f"the file's output differs from PyTorch's by {largest:.2g}, more than {TOLERANCE:g}; it is deleted")
-    return Exported(path, largest, shapes)
+    return Exported(largest, shapes)
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """8-bit ONNX files, and their loss of accuracy."""
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,33 +20,20 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Loss:
-    """Differences of an 8-bit file from its float file.
+    """Differences of an 8-bit file from its float file."""
 
-    Attributes:
-        n: images.
-        largest: difference of an output from the float file's.
-        psnr: of the purified images to the float file's, mean in dB; None where the output is logits.
-        agreement: share of the images that both classify alike; None without a classifier.
-        accuracy: of the float file and of the 8-bit one, in [0,1]; None without a classifier.
-    """
-
-    n: int
-    largest: float
-    psnr: float | None
-    agreement: float | None
-    accuracy: tuple[float, float] | None
+    n: int  # images
+    largest: float  # difference of an output from the float file's
+    psnr: float | None  # of the purified images to the float file's, mean in dB; None where the output is logits
+    shares: tuple[float, float, float] | None  # accuracy in float and in 8 bits, and the same class; None without a classifier
 
 
 def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str, str]) -> None:
     """Write an ONNX file with 8-bit weights and activations in its convolutions and linear layers (static, QDQ).
 
-    By ONNX Runtime's quantiser, with the ranges of activations on ``images``. Weights use 7 of the 8 bits, so that processors
-    without VNNI instructions do not overflow, and have a scale for each channel.
-
-    Args:
-        source, target: the float file and the 8-bit one.
-        images: typical ones; some hundred will do.
-        metadata: see :func:`purifiers.export.program_file.about`.
+    By ONNX Runtime's quantiser, with the ranges of activations on ``images``, some hundred typical ones. Weights use 7 of the 8
+    bits, so that processors without VNNI instructions do not overflow, and have a scale for each channel. ``source`` is the
+    float file; ``metadata`` is of :func:`purifiers.export.program_file.about`.
     """
     tool = require("onnxruntime.quantization")
     prepare = require("onnxruntime.quantization.shape_inference").quant_pre_process
@@ -58,7 +43,7 @@ def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str
         def get_next(self) -> dict[str, Any] | None:
             return next(({"images": batch} for batch in batches), None)
 
-    with TemporaryDirectory() as folder, atomic_path(target) as temporary, _quiet():
+    with TemporaryDirectory() as folder, atomic_path(target) as temporary:
         prepared = Path(folder) / "prepared.onnx"
         prepare(source, prepared, skip_symbolic_shape=True)
         tool.quantize_static(
@@ -88,21 +73,9 @@ def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier
                 outputs = [] if classifier is None else [classifier(output.clamp(0, 1)) for output in outputs]
             if outputs:
                 predictions.append(torch.stack([classes(output) for output in outputs]))
-    n = len(images)
-    quality = torch.cat(ratios).mean().item() if ratios else None
-    if not predictions:
-        return Loss(n, largest, quality, None, None)
-    before, after = torch.cat(predictions, dim=1)
-    labels = images.labels.cpu()
-    return Loss(n, largest, quality, matches(before, after) / n, (matches(before, labels) / n, matches(after, labels) / n))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice to preprocess, which was just done; it goes to the root logger."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(level)
+    n, shares = len(images), None
+    if predictions:
+        (before, after), labels = torch.cat(predictions, dim=1), images.labels.cpu()
+        counts = matches(before, labels), matches(after, labels), matches(before, after)
+        shares = (counts[0] / n, counts[1] / n, counts[2] / n)
+    return Loss(n, largest, torch.cat(ratios).mean().item() if ratios else None, shares)

@@ -1,1 +1,0 @@
-"""Purifiers in the hands of other libraries."""

@@ -22,9 +22,6 @@ class PurifierPreprocessor(PreprocessorPyTorch):  # type: ignore[misc]
         purifier: on its device, which should be the estimator's.
         apply_fit: purify while ART trains the classifier too.
         apply_predict: purify when it predicts or is attacked.
-
-    Raises:
-        InputError: when called, see :class:`purifiers.Purifier`.
     """
 
     params = ("purifier",)

@@ -18,11 +18,8 @@ Picture = TypeVar("Picture", Image.Image, Tensor)
 class PurifyTransform:
     """Purify one image, for example as a transform of a torchvision data set, before its normalisation.
 
-    Not differentiable. It can be pickled for the workers of a DataLoader; the purifier should then be on the CPU, as forked
-    processes cannot use a GPU that their parent has used.
-
-    Args:
-        purifier: on its device, where it computes.
+    Not differentiable. It computes on the purifier's device, and can be pickled for the workers of a DataLoader; the purifier
+    should then be on the CPU, as forked processes cannot use a GPU that their parent has used.
     """
 
     def __init__(self, purifier: Purifier) -> None:

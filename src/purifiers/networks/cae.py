@@ -78,11 +78,11 @@ class CAE(Network):
         steps = [(fan_in, fan_out, 2 if i in halving else 1) for i, (fan_in, fan_out) in enumerate(pairwise(flow))]
         same = [fan_in == fan_out and stride == 1 for fan_in, fan_out, stride in steps]
         self.encoder = nn.ModuleList(_encoder_block(*step) for step in steps)
-        up = [
+        # Made in the order in which they run, which decides the random weights of a seed.
+        self.decoder = nn.ModuleList(
             _decoder_block(fan_out, fan_in, stride, bare=i == 0 and last_block == "tanh")
-            for i, (fan_in, fan_out, stride) in enumerate(steps)
-        ]
-        self.decoder = nn.ModuleList(reversed(up))
+            for i, (fan_in, fan_out, stride) in reversed(list(enumerate(steps)))
+        )
         self.shortcuts = _shortcuts(same, shortcuts), _shortcuts(same[::-1], shortcuts)
         # Number of encoder blocks passed -> that output is kept for the decoder. The latent itself needs no skip.
         first = sum(blocks[:skips_from])

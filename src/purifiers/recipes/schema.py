@@ -234,6 +234,7 @@ class Recipe(Group):
     of the evaluation are float32 throughout.
     ``compiled``: meant for a GPU, where each training step becomes one CUDA graph if nothing in it waits for the device (an
     attack in every step does). What cannot, and everything on a CPU, goes through ``torch.compile``.
+    ``both_inputs``: Table 2 also has students whose teacher NT gets the input that ``student.nt_teacher_input`` is not.
     ``weights``: names of shipped weights, by stage, of what this recipe trains.
     ``baselines``: other people's purifiers to compare with in Table 1, by the titles of their rows.
     ``variants``: for the table of ingredients: title -> changes by dotted key. The first is the base of the others: they take
@@ -254,6 +255,7 @@ class Recipe(Group):
     teacher_at: TeacherAT
     teacher_nt: TeacherNT
     student: Student
+    both_inputs: bool = False
     evaluation: Evaluation
     audit: AuditSettings = Field(default_factory=AuditSettings)  # type: ignore[arg-type]
     weights: dict[str, str] = Field(default_factory=dict)

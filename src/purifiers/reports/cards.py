@@ -20,7 +20,17 @@ from purifiers.recipes.schema import STARTS
 from purifiers.reports.render import Table, cells, epsilon_of, page, percent, text
 from purifiers.reports.tables import select, through_purifier
 
-_NOT_TRAINING = ("evaluation", "audit", "baselines", "variants", "weights", "seed", "data.path", "data.test_limit")
+_NOT_TRAINING = (
+    "evaluation",
+    "audit",
+    "baselines",
+    "variants",
+    "both_inputs",
+    "weights",
+    "seed",
+    "data.path",
+    "data.test_limit",
+)
 """Keys of a recipe that do not change what is trained."""
 _STARTS = ("teacher_at.start", "student.start")
 """Keys that the list of stages has."""
@@ -50,7 +60,6 @@ def model_card(
     """The card of a purifier, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        name: of the purifier.
         results: of the run that trained it, then of others that measured the same purifier.
         location: where ``from_pretrained`` finds it, if that is not the name.
         audit: of that run alone: its white-box worst cases are rows of the first table.
@@ -71,10 +80,7 @@ def model_card(
         baseline=folder_of(""),
         changed=_changed(recipe),
         attacks=dict.fromkeys(attack.title for attack in read_attacks(recipe["training_attacks"]).values()),
-        own=[
-            f"{attack.title} through both networks"
-            for attack in read_attacks({"own": recipe["student"].get("attack")}).values()
-        ],
+        own=[attack.title for attack in read_attacks({"own": recipe["student"].get("attack")}).values()],
         tables=map(_table, measured),
         notes=notes,
     )
@@ -84,7 +90,6 @@ def classifier_card(name: str, trained: Mapping[str, Any], notes: Sequence[str] 
     """The card of a classifier, in Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        name: of the classifier.
         trained: ``dataset``, ``depth`` of the ResNet; ``recipe``, ``stage``, ``seed``, ``precision`` of its training, and its
             ``settings``, ``epochs`` and ``seconds``; ``accuracy`` (a share) on the test set of so many ``images``, measured at
             ``commit``; ``unseen``, whether no purifier was trained with it.
@@ -135,11 +140,8 @@ def _worst_cases(audit: Audit | None) -> list[Record]:
     (name,) = audit.purifiers
     worst = {norm: audit.worst(name, norm) for norm in NORMS if audit.worst(name, norm, "white-box")}
     titles = {"linf": "worst of the audit, ", "l2": "worst of the audit, L2 "}
-    return [
-        one.model_copy(update={"view": "full", "attack": titles[norm] + show_fraction(one.epsilon)})
-        for norm, one in worst.items()
-        if one
-    ]
+    named = [(one, titles[norm] + show_fraction(one.epsilon)) for norm, one in worst.items() if one]
+    return [one.model_copy(update={"view": "full", "attack": title}) for one, title in named]
 
 
 def _metadata(

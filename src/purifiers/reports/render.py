@@ -1,8 +1,8 @@
 """What all reports share: numbers as text, tables, and the templates of this folder."""
 
 import base64
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import jinja2
 import yaml
 from markdown_it import MarkdownIt
 from markupsafe import Markup
+from rich import box
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from purifiers.attacks import VIEWS, show_fraction
-from purifiers.console import duration, say, show_table
+from purifiers.console import console, duration, say
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.reports.paper import CLEAN_UNDEFENDED
 from purifiers.storage import write_text
@@ -21,17 +23,15 @@ from purifiers.storage import write_text
 _MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*[<|"} | {ord("\n"): " "}
 
 
+class Doubted(str):
+    """A cell whose number is not reliable."""
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table of strings.
+    """A table of strings, with a title above and a caption below, the meaning of the numbers.
 
-    Attributes:
-        title: printed above it.
-        caption: printed below it: the meaning of the numbers.
-        header: names of the columns.
-        rows: each as long as the header.
-        details: names of the columns that are left out on a terminal.
-        doubted: first cell of a row -> names of the columns whose numbers are not reliable; printed bold.
+    Cells that are :class:`Doubted` are bold, on a terminal red; columns whose names are in ``details`` are left out there.
     """
 
     title: str
@@ -39,7 +39,6 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     details: tuple[str, ...] = ()
-    doubted: Mapping[str, set[str]] = field(default_factory=dict)
 
     def compact(self) -> "Table":
         """The same table without its details."""
@@ -47,33 +46,32 @@ class Table:
         rows = [[row[i] for i in kept] for row in self.rows]
         return replace(self, header=[self.header[i] for i in kept], rows=rows, details=())
 
-    def _with_doubts(self) -> list[tuple[list[str], list[bool]]]:
-        """Each row, and which of its cells are not reliable."""
-        return [(row, [name in self.doubted.get(row[0], ()) for name in self.header]) for row in self.rows]
-
     def show(self, *, caption: bool = False) -> None:
-        """Print the table without its details, doubted cells red."""
-        table = self.compact()
-        red = table._with_doubts()
-        rows = [[Text(cell, "red" if bad else "") for cell, bad in zip(*pair, strict=True)] for pair in red]
-        show_table(table.title, table.header, rows)
+        """Print the table without its details, numbers to the right."""
+        shown, title = self.compact(), Text(self.title)
+        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for i, name in enumerate(shown.header):
+            table.add_column(Text(name), justify="right" if i else "left", no_wrap=not i, overflow="fold")
+        for row in shown.rows:
+            table.add_row(*(Text(cell, "red" if isinstance(cell, Doubted) else "") for cell in row))
+        console.print(table)
         if caption:
-            say(table.caption)
+            say(self.caption)
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown, numbers to the right."""
-        lines = [list(map(escape, self.header)), ["---"] + ["---:"] * (len(self.header) - 1)]
-        for row, bold in self._with_doubts():
-            lines.append([f"**{escape(cell)}**" if bad else escape(cell) for cell, bad in zip(row, bold, strict=True)])
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rule = ["---"] + ["---:"] * (len(self.header) - 1)
+        body = "\n".join(f"| {' | '.join(map(escape, row))} |" for row in (self.header, rule, *self.rows))
         return f"### {escape(self.title)}\n\n{body}\n\n{escape(self.caption)}\n"
 
 
 def escape(value: object) -> str:
-    """``value`` as Markdown that shows it literally, on one line, also in a table; tables and ``Markup`` as they are."""
+    """``value`` as Markdown that shows it literally, on one line, also in a table; tables and ``Markup`` as they are, what is
+    :class:`Doubted` bold."""
     if isinstance(value, Table):
         return value.markdown()
-    return value if isinstance(value, Markup) else str(value).translate(_MARKDOWN)
+    literal = value if isinstance(value, Markup) else str(value).translate(_MARKDOWN)
+    return f"**{literal}**" if isinstance(value, Doubted) else literal
 
 
 def percent(share: float) -> str:
@@ -121,11 +119,6 @@ def cells(record: Record, *columns: str) -> list[str]:
     return [fields[column] for column in columns]
 
 
-def _without_folder(path: str) -> str:
-    """A path of this machine as its last part; other paths and names as they are."""
-    return Path(path).name if Path(path).is_absolute() else path
-
-
 _PLAIN = jinja2.Environment(
     loader=jinja2.PackageLoader("purifiers.reports", "."),
     undefined=jinja2.StrictUndefined,
@@ -133,7 +126,8 @@ _PLAIN = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format, without_folder=_without_folder)
+_PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format)
+_PLAIN.filters.update(without_folder=lambda path: Path(path).name if Path(path).is_absolute() else path)  # of this machine
 _PLAIN.filters.update(yaml=lambda content: Markup(yaml.safe_dump(content, sort_keys=False)))
 _PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction, papers_clean=CLEAN_UNDEFENDED)
 _PAGES = _PLAIN.overlay(finalize=escape)

@@ -1,1 +1,0 @@
-"""The purifier as a service over HTTP."""

@@ -5,12 +5,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from purifiers.bulk.pieces import results_of
 from purifiers.errors import InputError
 
 Function = Callable[[Tensor], Sequence[Any]]
@@ -19,20 +20,14 @@ Function = Callable[[Tensor], Sequence[Any]]
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class Batcher:
-    """Collects images that arrive within a short time, and passes those of one size to their function together.
+    """Collects images that arrive within a short time, and passes those of one size to their function together."""
 
-    Args:
-        max_size: images of a batch.
-        timeout: seconds that the first image of a batch waits for others.
-        observe: called with the size of each batch.
-    """
-
-    def __init__(self, max_size: int, timeout: float, observe: Callable[[int], object]) -> None:
-        self.max_size = max_size
-        self.timeout = timeout
-        self.observe = observe
-        self.queue: asyncio.Queue[tuple[Function, np.ndarray, asyncio.Future[Any]]] = asyncio.Queue()
+    max_size: int  # images of a batch
+    timeout: float  # seconds that the first image of a batch waits for others
+    observe: Callable[[int], object]  # called with the size of each batch
+    queue: asyncio.Queue[tuple[Function, np.ndarray, asyncio.Future[Any]]] = field(default_factory=asyncio.Queue)
 
     async def submit(self, function: Function, image: np.ndarray) -> Any:
         """The result of ``function`` for an image, uint8 (3, H, W); raises InputError where it fails on this image."""
@@ -58,19 +53,11 @@ class Batcher:
                         groups[function, image.shape].append((image, result))
                 self.observe(sum(map(len, groups.values())))
                 for (function, _), group in groups.items():
-                    outputs = await loop.run_in_executor(thread, _apply, function, [image for image, _ in group])
-                    for (_, result), output in zip(group, outputs, strict=True):
+                    outputs = await loop.run_in_executor(thread, results_of, function, [image for image, _ in group])
+                    for (image, result), output in zip(group, outputs, strict=True):
+                        size = "{2} x {1}".format(*image.shape)
+                        if isinstance(output, Exception):
+                            logger.error("an image of %s failed", size, exc_info=output)
+                            output = InputError(f"the purifier or the classifier cannot take an image of {size}")
                         if not result.done():
                             result.set_exception(output) if isinstance(output, InputError) else result.set_result(output)
-
-
-def _apply(function: Function, images: list[np.ndarray]) -> list[Any]:
-    """The results for images of one size, with an InputError for each image on which ``function`` fails."""
-    try:
-        return list(function(torch.from_numpy(np.stack(images))))
-    except Exception:  # of any type: classifiers are the user's code
-        if len(images) > 1:
-            return [result for image in images for result in _apply(function, [image])]
-        _, height, width = images[0].shape
-        logger.exception("an image of %d x %d failed", width, height)
-        return [InputError(f"the purifier or the classifier cannot take an image of {width} x {height}")]

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels
+from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
 from purifiers.data.files import read_rgb
 from purifiers.errors import DataError, ImageTooLargeError, InputError, explain_missing
 from purifiers.purifier import Purifier
+from purifiers.registry import place
 from purifiers.serve.batching import Batcher, Function
 from purifiers.version import __version__
 
@@ -39,21 +40,16 @@ RETRY_AFTER = 1
 """Seconds after which a client that found the queue full should retry."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The requests that the service accepts.
+class PNG(Response):
+    """What ``/purify`` returns, made of uint8 (3, H, W)."""
 
-    Attributes:
-        max_bytes: of a request's body.
-        max_pixels: width times height of an image.
-        max_queue: requests that are being read, queued or processed; one more is refused.
-        timeout: seconds for a request, from its first byte to the response.
-    """
+    media_type = "image/png"
 
-    max_bytes: int = 10_000_000
-    max_pixels: int = 4_000_000
-    max_queue: int = 64
-    timeout: float = 30.0
+    def render(self, content: np.ndarray) -> bytes:
+        """The file."""
+        buffer = io.BytesIO()
+        Image.fromarray(content.transpose(1, 2, 0)).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 class Refusal(HTTPException):
@@ -66,24 +62,23 @@ class Refusal(HTTPException):
 
 @dataclass
 class Service:
-    """A purifier, and a classifier behind it, with their queue and metrics.
-
-    Args:
-        purifier, classifier: both on ``device``; without a classifier there is no ``/classify``.
-        names: of the classes.
-        batch_size: images that are processed together, at most.
-        batch_timeout: seconds that the first image of a batch waits for others.
-    """
+    """A purifier and a classifier behind it, with their queue and metrics; ConfigError if the purifier does not take RGB."""
 
     purifier: Purifier
-    classifier: nn.Module | None = None
-    device: torch.device | str = "cpu"
-    names: Sequence[str] | None = None
-    limits: Limits = field(default_factory=Limits)
-    batch_size: int = 16
-    batch_timeout: float = 0.01
+    classifier: nn.Module | None = None  # without one there is no /classify
+    device: torch.device | str = "cpu"  # both are put there
+    names: Sequence[str] | None = None  # of the classes
+    batch_size: int = 16  # images that are processed together, at most
+    batch_timeout: float = 0.01  # seconds that the first image of a batch waits for others
+    max_bytes: int = 10_000_000  # of a request's body
+    max_pixels: int = 4_000_000  # width times height of an image
+    max_queue: int = 64  # requests that are being read, queued or processed; one more is refused
+    timeout: float = 30.0  # seconds for a request, from its first byte to the response
 
     def __post_init__(self) -> None:
+        refuse_other_channels(self.purifier.placed(self.device))
+        if self.classifier is not None:
+            self.classifier = place(self.classifier, self.device)
         self.waiting = 0
         self.registry = of = CollectorRegistry()
         self.requests = Counter("purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=of)
@@ -94,10 +89,9 @@ class Service:
         sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
         self.batcher = Batcher(self.batch_size, self.batch_timeout, sizes.observe)
 
-    async def purify(self, request: Request) -> Response:
+    async def purify(self, request: Request) -> PNG:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
-        pixels = await self.result(request, "purify", self.purified)
-        return Response(await asyncio.to_thread(_png, pixels), media_type="image/png")
+        return await asyncio.to_thread(PNG, await self.result(request, "purify", self.purified))
 
     async def classify(self, request: Request) -> JSONResponse:
         """Purify an image and classify the result. Returns the class, and the probability of each class (softmax)."""
@@ -128,15 +122,15 @@ class Service:
 
     async def result(self, request: Request, route: str, function: Function) -> Any:
         """Read and decode an image, and wait for its result; the metrics count it."""
-        begun, status, limit = time.perf_counter(), 500, f"within {self.limits.timeout:g} s"
+        begun, status, limit = time.perf_counter(), 500, f"within {self.timeout:g} s"
         late = Refusal(408, "slow_request", f"the request was not complete {limit}", {"Connection": "close"})
         self.waiting += 1
         try:
-            if self.waiting > self.limits.max_queue:
-                message = f"{self.limits.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
+            if self.waiting > self.max_queue:
+                message = f"{self.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
                 raise Refusal(503, "queue_full", message, {"Retry-After": str(RETRY_AFTER)})
             try:
-                async with asyncio.timeout(self.limits.timeout):
+                async with asyncio.timeout(self.timeout):
                     content = await self.content(request)
                     late = Refusal(504, "timeout", f"no response {limit}; the server is busy or the image large")
                     pixels = await asyncio.to_thread(self.decoded, content)
@@ -161,10 +155,10 @@ class Service:
     async def content(self, request: Request) -> bytes:
         """The image file of a request: a field of its form, or else its body, whatever type that is called."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        message = f"the body is longer than {self.limits.max_bytes} bytes (--max-bytes)"
+        message = f"the body is longer than {self.max_bytes} bytes (--max-bytes)"
         too_long = Refusal(413, "too_many_bytes", message, {"Connection": "close"})
         length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self.limits.max_bytes:
+        if length.isdecimal() and int(length) > self.max_bytes:
             raise too_long
         size = 0
 
@@ -172,7 +166,7 @@ class Service:
             nonlocal size
             message = await request.receive()
             size += len(message.get("body", b""))
-            if size > self.limits.max_bytes:
+            if size > self.max_bytes:
                 raise too_long
             return message
 
@@ -191,7 +185,7 @@ class Service:
     def decoded(self, content: bytes) -> np.ndarray:
         """uint8 (3, H, W)."""
         try:
-            image = read_rgb(content, max_pixels=self.limits.max_pixels)
+            image = read_rgb(content, max_pixels=self.max_pixels)
         except ImageTooLargeError as error:
             raise Refusal(413, "too_many_pixels", str(error)) from error
         except DataError as error:
@@ -223,7 +217,7 @@ def make_app(service: Service, key: str | None = None) -> FastAPI:
         "responses": {status: {"content": error} for status in (400, 408, 413, 422, 503, 504)},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
-    app.post("/purify", response_class=_PNG, **post)(service.purify)
+    app.post("/purify", response_class=PNG, **post)(service.purify)
     if service.classifier is not None:
         app.post("/classify", **post)(service.classify)
     app.get("/health", response_class=PlainTextResponse)(service.health)
@@ -233,17 +227,7 @@ def make_app(service: Service, key: str | None = None) -> FastAPI:
     return app
 
 
-class _PNG(Response):
-    media_type = "image/png"
-
-
 async def _error(_: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     return JSONResponse({"error": "the server failed; see its log"}, 500)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()

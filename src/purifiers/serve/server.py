@@ -1,80 +1,45 @@
-"""Serving a purifier over HTTP (``pip install 'purifiers[serve]'``)."""
+"""An application at an address of this machine."""
 
-import math
 import os
 import signal
+import socket
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Any
 
-import torch
-from torch import nn
-
-from purifiers.bulk.pieces import refuse_other_channels
-from purifiers.classifiers.load import load_classifier
-from purifiers.data import DATASETS, placeholder
-from purifiers.errors import explain_missing
-from purifiers.purifier import Purifier
-from purifiers.registry import place
-from purifiers.serve.address import bind
-from purifiers.serve.endpoints import Limits, Service, make_app
-
-with explain_missing():
-    import uvicorn
-
-if TYPE_CHECKING:
-    from purifiers.recipes.schema import Recipe
-
-KEY = "PURIFIERS_API_KEY"
-"""The environment variable that holds the key for requests."""
+from purifiers.errors import ConfigError, require
 
 
-def serve(
-    what: str,
-    *,
-    recipe: "Recipe | None" = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    max_batch_size: int = 16,
-    batch_timeout: float = 0.01,
-    limits: Limits | None = None,
-    device: torch.device | str = "cpu",
+def serve_app(
+    make: Callable[[], Any], host: str, port: int, *, ready: Callable[[str], object] = lambda url: None, **options: Any
 ) -> None:
-    """Serve a purifier over HTTP until SIGTERM or Ctrl-C; requests in flight are completed first.
-
-    ``POST /purify``: an image in, a PNG out. ``POST /classify``, with a classifier: scores. ``/health``, ``/metrics``,
-    ``/docs``, ``/openapi.json``.
+    """Serve an ASGI application over HTTP until SIGTERM or Ctrl-C; requests in flight are completed first.
 
     Args:
-        what: a run's folder, a shipped purifier's name, or a saved one's folder.
-        recipe: its ``classifier``, with a source, goes behind the purifier; its ``data`` name the classes. None: no classifier.
-        host: an address of this machine; ``0.0.0.0`` or ``::`` for all of them.
-        max_batch_size, batch_timeout, limits: see :class:`Service`.
+        make: makes it, once the address can be used.
+        host: an address of this machine; ``127.0.0.1`` for this machine alone, ``0.0.0.0`` or ``::`` for all of them.
+        port: 0 for any free one.
+        ready: called with the URL as soon as it can be opened.
+        options: of ``uvicorn.Config``.
 
     Raises:
-        ConfigError: a host or port that cannot be bound; a classifier that cannot be loaded.
-        MissingFileError, CheckpointError: see :meth:`Purifier.from_pretrained`.
+        ConfigError: the address cannot be used, or uvicorn is not installed.
     """
-    limits = limits or Limits()
-    with bind(host, port) as bound:
-        purifier = Purifier.from_pretrained(what).placed(device)
-        refuse_other_channels(purifier)
-        classifier = names = None
-        if recipe is not None:
-            classifier = place(recipe_classifier(recipe), device)
-            names = DATASETS[recipe.data.name].class_names(recipe.data.path)
-        app = make_app(Service(purifier, classifier, device, names, limits, max_batch_size, batch_timeout), os.environ.get(KEY))
-        server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=math.ceil(limits.timeout)))
+    with suppress(KeyboardInterrupt), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as bound:
+        if os.name == "posix":  # on Windows this would share the port with another server
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"cannot listen at {host}, port {port}: {error}; choose another --port or --host") from error
+        uvicorn = require("uvicorn")
+        server = uvicorn.Server(uvicorn.Config(make(), **options))
+        bound.listen()
+        address, taken = bound.getsockname()[:2]
+        ready(f"http://{f'[{address}]' if ':' in address else address}:{taken}")
         # uvicorn raises the signal that stopped it once more when it has shut down.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            with suppress(KeyboardInterrupt):
-                server.run(sockets=[bound])
+            server.run(sockets=[bound])
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def recipe_classifier(recipe: "Recipe") -> nn.Module:
-    """The classifier that ``recipe`` names, tried on noise; see :func:`purifiers.classifiers.load.load_classifier`."""
-    data, classifier = recipe.data, recipe.classifier
-    assert classifier.source is not None
-    return load_classifier(classifier.source, placeholder(data.name, **data.source()), **classifier.options())

@@ -186,7 +186,7 @@ def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ab
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
-    for name, student in student_configs(recipe.student, ablation).items():
+    for name, student in student_configs(recipe, ablation).items():
         distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
         start = at if student.start == "teacher_at" else starts.get("student")
         parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]

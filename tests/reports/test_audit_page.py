@@ -6,7 +6,7 @@ import pytest
 from purifiers.evaluation.audit.result import EVERYTHING, Audit
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.evaluation.trust.checks import Check
-from purifiers.reports.audit_report import attacks, doubted, overview, sentences, verdict, write_audit
+from purifiers.reports.pages import attacks, doubted, overview, sentences, verdict, write_audit
 
 
 def record(purifier: str, view: str, attack: str, accuracy: float, norm: str | None = "linf", **others: Any) -> Record:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from purifiers.evaluation.certify import Certificate, ImageCertificate, summarised
-from purifiers.reports.certificate_report import certificate_tables, write_certificate
 from purifiers.reports.figures import certificate_figure
+from purifiers.reports.pages import certificate_tables, write_certificate
 
 
 @pytest.fixture

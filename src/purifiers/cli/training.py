@@ -1,4 +1,4 @@
-"""``purifiers reproduce``, and ``purifiers demo``: the same on a small data set."""
+"""``purifiers train`` and ``reproduce``, and ``demo``: the latter on a small data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,42 @@ from typing import Annotated
 import typer
 
 from purifiers.cli import options
-from purifiers.cli.common import refuse_file, report
+from purifiers.cli.measuring import refuse_other_run, report
 from purifiers.errors import ConfigError
+from purifiers.weights import NAMES
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+def train(
+    *,
+    changes: options.Changes,
+    recipe: Annotated[str | None, options.recipe("digits; folder with --images")] = None,
+    images: Annotated[str | None, typer.Option(metavar="DIR", help="Your images, one subfolder per class.")] = None,
+    shipped_classifiers: options.ShippedClassifiers = False,
+    output: Annotated[Path | None, options.output("runs/RECIPE")] = None,
+    device: options.Device = "auto",
+    seed: options.Seed = None,
+    minutes: options.Minutes = None,
+    restart: options.Restart = False,
+) -> None:
+    """Train a purifier for a classifier.
+
+    Train a classifier (or take yours), the two teachers and the student. Purifier.from_pretrained and 'purifiers evaluate'
+    take the output folder. If interrupted, the same command resumes.
+    """
+    from purifiers.console import Deadline, Stopwatch, duration, say
+    from purifiers.recipes.load import load_recipe, with_shipped_classifiers
+    from purifiers.training.pipeline import train_recipe
+
+    watch = Stopwatch()
+    chosen = load_recipe(recipe or ("folder" if images else "digits"), changes.overrides(images=images, seed=seed))
+    if shipped_classifiers:
+        chosen = with_shipped_classifiers(chosen)
+    folder = output or Path("runs") / chosen.name
+    train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes))
+    say(f"trained in {duration(watch.seconds)}")
+    say(f"\nThe purifier is in {folder}. Measure it:  purifiers evaluate {folder}")
+    # A plain name would mean the purifier that ships.
+    say(f'In Python:  Purifier.from_pretrained("{"./" if str(folder) in NAMES else ""}{folder}")')
 
 
 def reproduce(
@@ -26,7 +56,7 @@ def reproduce(
         Sequence[int] | None,
         typer.Option(
             metavar="1,2,3",
-            parser=options.reader(_integers, "numbers of tables (1 to 3) separated by commas", {1, 2, 3}.issuperset),
+            parser=options.listed(int, "numbers of tables (1 to 3) separated by commas", {1, 2, 3}.issuperset),
             help="Tables to train for; Table 1 always is one of them. Default: all.",
         ),
     ] = None,
@@ -34,10 +64,8 @@ def reproduce(
         Sequence[int] | None,
         typer.Option(
             metavar="0,1,2",
-            parser=options.reader(
-                _integers,
-                "several different seeds separated by commas, such as 0,1,2",
-                lambda seeds: 1 < len(seeds) == len(set(seeds)),
+            parser=options.listed(
+                int, "several different seeds separated by commas, such as 0,1,2", lambda seeds: 1 < len(seeds) == len({*seeds})
             ),
             help="Train and measure once with each seed, each in a folder of its own, and average Table 2 over them.",
         ),
@@ -58,14 +86,14 @@ def reproduce(
     """
     from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import changed, load_recipe, with_shipped_classifiers
-    from purifiers.reports.run_report import write_seeds
-    from purifiers.runs import RECIPE_FILE, open_weights, prepare_baselines
+    from purifiers.reports.pages import write_seeds
+    from purifiers.runs import open_weights, prepare_baselines
     from purifiers.training.pipeline import train_recipe, train_variants
 
     wanted = tables or (1, 2, 3)
     if seeds and (from_weights or 2 not in wanted or seed is not None):
         raise ConfigError("--seeds is for Table 2, which is trained: not with --from-weights, --seed, or --tables without 2")
-    if from_weights and (seed is not None or restart or tables not in (None, (1,))):
+    if from_weights and (seed is not None or restart or tables not in (None, [1])):
         raise ConfigError("--from-weights takes the weights as they are: not with --seed, --restart, or --tables other than 1")
     if from_weights and minutes is not None and baselines != "all":
         raise ConfigError("--minutes limits training, and --from-weights trains nothing without --baselines all")
@@ -73,9 +101,8 @@ def reproduce(
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / (chosen.name + ("-weights" if from_weights else ""))
-    refuse_file(folder)
-    if from_weights and (folder / RECIPE_FILE).is_file():
-        raise ConfigError(f"{folder} is a run that was trained, whose results would be replaced; choose another --output")
+    if from_weights:
+        refuse_other_run(folder)
     if baselines is None:
         baselines = "ready" if from_weights or seeds or 1 not in wanted else "all"
     runs, deadline = [], Deadline(minutes)  # one for all seeds together; all are trained before the first is measured

@@ -1,0 +1,273 @@
+"""``purifiers export``, ``purify``, ``serve`` and ``app``."""
+
+import os
+from math import ceil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from purifiers import weights
+from purifiers.cli import options
+from purifiers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from purifiers.data import ImageSet
+    from purifiers.recipes.schema import Recipe
+
+CALIBRATION = 256
+"""Training images from which the ranges of 8-bit activations are taken."""
+MEASURED = 1000
+"""Test images, at most, on which 8 bits are compared with float."""
+KEY = "PURIFIERS_API_KEY"
+"""The environment variable that holds the key for requests to the service."""
+LISTED = 20
+"""Failures that 'purify' prints; all are in a file."""
+
+
+def _recipe_behind(what: str, recipe: str | None, overrides: options.Overrides) -> "Recipe":
+    """The recipe of the purifier ``what``; where that is unknown, the one for a folder of images."""
+    from purifiers.recipes.load import load_recipe
+    from purifiers.runs import recipe_of
+
+    return load_recipe(recipe_of(what, recipe) or "folder", overrides)
+
+
+def _classifier_of(recipe: "Recipe", size: int | None = None) -> "nn.Module":
+    """The classifier that ``recipe`` names, tried on noise, of images of ``size``, by default the recipe's."""
+    from purifiers.classifiers.load import load_classifier
+    from purifiers.data import placeholder
+
+    noise = placeholder(recipe.data.name, recipe.data.path, size or recipe.data.size)
+    return load_classifier(str(recipe.classifier.source), noise, **recipe.classifier.options())
+
+
+def _images(recipe: "Recipe", split: Literal["train", "test"], limit: int) -> "ImageSet":
+    from purifiers.data import load_images
+    from purifiers.seeds import seed_for
+
+    data, own = recipe.data, recipe.data.limit if split == "train" else recipe.data.test_limit
+    images = load_images(data.name, split, **data.source())
+    return images.limited(min(limit, own or limit), seed_for(recipe.seed, split, "export"))
+
+
+def export(
+    purifier: options.WhatOrHub,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .onnx, or .pt2 with --format torch.")],
+    *,
+    changes: options.Changes,
+    format: Annotated[Literal["onnx", "torch"], typer.Option(help="ONNX, or a program of torch.export.")] = "onnx",
+    opset: Annotated[int, typer.Option(metavar="N", help="Version of ONNX's operators.")] = 18,
+    recipe: options.BehindRecipe = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Take images of N by N pixels only, as some classifiers do.")
+    ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Quantise to 8 bits, calibrated on training images, and report the loss on test images."),
+    ] = False,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Images for --int8, one subfolder per class.", show_default="the data it was trained on"
+        ),
+    ] = None,
+) -> None:
+    """Write a purifier as one ONNX file, or for torch.export.
+
+    Write a purifier, alone or with a classifier behind it, as one file for other programs. It takes images, float32
+    (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is compared
+    with PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.
+    """
+    from purifiers.classifiers.load import load_classifier
+    from purifiers.console import say
+    from purifiers.export.program_file import about, export_onnx, export_torch, exportable
+    from purifiers.export.quantise import quantisation_loss, quantise
+    from purifiers.networks.network import channels_of
+    from purifiers.purifier import Purifier
+    from purifiers.runs import is_run
+
+    ending = {"onnx": ".onnx", "torch": ".pt2"}[format]
+    if target.suffix != ending or target.is_dir():
+        raise ConfigError(f"{target}: expected a file that ends in {ending} (--format {format})")
+    if format == "torch" and int8:
+        raise ConfigError("--int8 is for ONNX: not with --format torch")
+    classifier = changes.classifier
+    if not (int8 or classifier):
+        changes.refuse_unused("--int8 or a --classifier", recipe=recipe, images=images)
+    loaded = Purifier.from_pretrained(purifier)
+    exportable(loaded)  # before data are read
+    overrides = changes.overrides(images=images)
+    overrides += [("data.size", size)] if images and size else []
+    known = _recipe_behind(purifier, recipe, overrides)
+    if int8 and known.data.name == "folder" and known.data.path is None:
+        advice = "give --images DIR, with one subfolder per class"
+        raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: {advice}")
+    model = exportable(loaded, _classifier_of(known, size) if classifier else None)
+    channels = channels_of(loaded.network) or 3
+    metadata = about(Path(purifier).resolve().name, loaded, classifier)
+    if int8:
+        calibration, test = _images(known, "train", CALIBRATION), _images(known, "test", MEASURED)
+        own = weights.locate(purifier) / "checkpoints" / "classifier"
+        trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
+        judge = None
+        if trained_for and not (classifier or images):
+            judge = load_classifier(trained_for, test, **known.classifier.options())
+    with TemporaryDirectory() as folder:
+        if format == "torch":
+            exported = export_torch(model, target, size=size, channels=channels)
+        else:
+            whole = Path(folder) / "float.onnx" if int8 else target
+            exported = export_onnx(model, whole, metadata, opset=opset, size=size, channels=channels)
+        if int8:
+            quantise(whole, target, calibration, metadata | {"quantised": "8 bits, static"})
+            loss = quantisation_loss(whole, target, test, judge)
+            say(f"in float: {whole.stat().st_size / 1e6:.1f} MB")
+    form = f"float32 (batch, {channels}, {size or 'height'}, {size or 'width'}) in [0,1]"
+    about_it = f"{target.stat().st_size / 1e6:.1f} MB" + (f", opset {opset}" if format == "onnx" else "")
+    say(f"{target}: {about_it}; images, {form} -> {'logits' if classifier else 'purified images'}")
+    shapes = " and ".join("x".join(map(str, shape)) for shape in exported.shapes)
+    checked = f"checked against PyTorch on random images {shapes}: off by at most {exported.difference:.1e}"
+    say(f"float, {checked}" if int8 else checked)
+    if int8:
+        say(f"8 bits, on {loss.n:,} test images of {test.name}, against float: outputs off by at most {loss.largest:.3g}")
+        if loss.psnr is not None:
+            say(f"purified images: {loss.psnr:.1f} dB PSNR to float's")
+        if loss.shares is not None:
+            shares = "{:.2%} in float, {:.2%} in 8 bits; the same class for {:.2%}".format(*loss.shares)
+            say(f"accuracy with {classifier or Path(str(trained_for)).name}: {shares}")
+
+
+def purify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image file, or a folder of them.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Where to write: a file for a file, a folder for a folder.")],
+    purifier: Annotated[
+        str,
+        typer.Option(metavar="NAME|DIR", help="A shipped purifier (such as cifar10), or the --output of 'purifiers train'."),
+    ],
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Purify again what is there already, and replace files that were not written here."),
+    ] = False,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write the original, the purified image and their difference side by side."),
+    ] = None,
+    max_pixels: options.MaxPixels = 50_000_000,
+    device: options.Device = "auto",
+) -> None:
+    """Clean image files with a purifier.
+
+    Purify an image, or every image below a folder, into PNG files of the same names. Files that are there already are
+    skipped, so that the same command resumes after an interruption; they are written again for another purifier or a changed
+    image. Unreadable files do not stop the command: they are listed at the end and in OUT/failed.txt, with exit status 1.
+    """
+    from purifiers.bulk.purify_files import purify_files
+    from purifiers.console import say
+    from purifiers.device import find_device
+    from purifiers.purifier import Purifier
+
+    loaded = Purifier.from_pretrained(purifier).to(find_device(device))
+    if getattr(loaded.network, "redraws", False):
+        warning = f"warning: the output of '{purifier}' is made for its classifier and is not human-readable"
+        typer.echo(f"purifiers: {warning}", err=True)
+    place = Path(target)
+    if target.endswith(("/", os.sep)) and source.is_file():
+        place /= f"{source.stem}.png"
+    result = purify_files(loaded, source, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare)
+    say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
+    if result.replaced:
+        say(f"{result.replaced} were written by another purifier, and were replaced")
+    if result.animated:
+        say(f"{result.animated} have several frames or pages: the first was purified")
+    if result.dark:
+        say(f"{result.dark} are 16-bit grey that uses 12 bits at most, and so nearly black: scale them to 16 bits first")
+    for failure in result.failed[:LISTED]:
+        typer.echo(f"purifiers: {failure}", err=True)
+    if len(result.failed) > LISTED:
+        typer.echo(f"purifiers: and {len(result.failed) - LISTED} more: see {place / 'failed.txt'}", err=True)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def serve(
+    purifier: options.WhatOrHub,
+    *,
+    changes: options.Changes,
+    recipe: options.BehindRecipe = None,
+    host: options.Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=1, help="Its port.")] = 8000,
+    max_batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that are purified together.")] = 16,
+    batch_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, max=10, help="How long the first image of a batch waits for others.")
+    ] = 0.01,
+    max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Refuse requests with a longer body.")] = 10_000_000,
+    max_pixels: options.MaxPixels = 4_000_000,
+    max_queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at a time; further ones get status 503.")] = 64,
+    device: options.Device = "auto",
+) -> None:
+    """Purify images over HTTP.
+
+    POST an image to /purify, as the body or as the field 'image' of a form, to get a purified PNG; with --classifier, POST it
+    to /classify to get scores. /docs describes the rest; /health and /metrics are for monitoring. SIGTERM and Ctrl-C stop the
+    service, with exit status 0, when all requests in flight are answered.
+    """
+    from purifiers.console import say
+    from purifiers.data import DATASETS
+    from purifiers.device import find_device
+    from purifiers.purifier import Purifier
+    from purifiers.serve.endpoints import Service, make_app
+    from purifiers.serve.server import serve_app
+
+    classifier = names = None
+    if changes.classifier:
+        known = _recipe_behind(purifier, recipe, changes.overrides())
+        classifier, names = _classifier_of(known), DATASETS[known.data.name].class_names(known.data.path)
+    else:
+        changes.refuse_unused("a --classifier", recipe=recipe)
+    loaded, sizes = Purifier.from_pretrained(purifier), (max_batch_size, batch_timeout, max_bytes, max_pixels, max_queue)
+    service = Service(loaded, classifier, find_device(device), names, *sizes)
+    serve_app(lambda: make_app(service, os.environ.get(KEY)), host, port, timeout_graceful_shutdown=ceil(service.timeout))
+    say("stopped")
+
+
+def app(
+    purifier: options.What = "cifar10",
+    *,
+    changes: options.Changes,
+    recipe: options.BehindRecipe = None,
+    host: options.Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="0 for any free port.")] = 7860,
+    device: options.Device = "auto",
+) -> None:
+    """Open a web page to attack images and purify them.
+
+    On the page an image is attacked by an attacker who knows the classifier alone, or the purifier too; then it is purified
+    and classified. It runs on this machine, contacts no other, and needs no data set. Needs pip install 'purifiers[app]'.
+    Ctrl-C ends it.
+    """
+    from purifiers.app.page import Defence, serve_page
+    from purifiers.app.samples import credit_of, samples_for
+    from purifiers.console import say
+    from purifiers.purifier import PurifiedClassifier
+    from purifiers.reports.cards import robustness_summary
+    from purifiers.runs import open_defended, own_classifier
+
+    run = open_defended(purifier, changes.overrides(), Path(os.devnull), recipe, device, samples_for)  # writes no files
+    place, student = weights.locate(purifier), run.purifiers["student"]
+    name = place.resolve().name
+    behind, behind_name = own_classifier(name, student) or (run.classifier, run.classifier_name)
+    attacks = run.recipe.evaluation.attacks.values()
+    defence = Defence(
+        PurifiedClassifier(student, behind),
+        name,
+        behind_name,
+        run.images("test"),
+        credit_of(run.recipe),
+        robustness_summary(place, behind_name if changes.classifier or recipe else None),
+        next((attack.epsilon for attack in attacks if attack.norm == "linf" and attack.epsilon), 8 / 255),
+    )
+    serve_page(defence, host, port, lambda address: say(f"open {address}  (Ctrl-C ends it)"))
