@@ -48,6 +48,7 @@ def test_cw_returns_the_image_where_it_finds_nothing() -> None:
     assert torch.equal(CW(num_steps=1, learning_rate=1e-6, constant=1e-6)(model, images, labels), images)
 
 
+@pytest.mark.usefixtures("brief_square")
 @pytest.mark.parametrize("classes", [3, 6, 10])
 def test_autoattack_is_right_on_every_image_of_a_linear_model(classes: int, caplog: pytest.LogCaptureFixture) -> None:
     model, images, labels = linear_problem(classes, 40)

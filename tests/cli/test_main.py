@@ -2,8 +2,6 @@
 
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -157,18 +155,22 @@ def test_ctrl_c_tells_how_to_resume(
         assert ("without --restart" in message) == restarts
 
 
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file-size limit stands in for the full disk: the first file larger than it cannot be written."""
     run = tmp_path / "run"
     settings = [part for setting in TINY for part in ("--set", setting)]
-    command = [sys.executable, "-m", "purifiers", "train", "--output", str(run), "--device", "cpu", *settings]
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=300)
-    assert done.returncode == 1, done.stderr
-    assert "File too large; free some space" in done.stderr
-    assert "Traceback" not in done.stderr
+    command = ["train", "--output", str(run), "--device", "cpu", *settings]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        status = main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert status == 1
+    assert "File too large; free some space" in error
+    assert "Traceback" not in error
     assert not [path for path in run.rglob("*") if path.is_file() and path.name != "recipe.yaml"]
-    assert main(command[3:]) == 0
+    assert main(command) == 0

@@ -174,6 +174,8 @@ def digits(shared: Shared) -> Run:
         "classifier.training.batch_size=32",
         "baselines.NRP.limit=320",
         "baselines.NRP.attack.num_steps=4",
+        "baselines.NRP.network={network: nrp, block: dense, blocks: 1, features: 8, growth: 4}",
+        "baselines.NRP.critic_width=8",
         "baselines.NRP.training.epochs=6",
         "baselines.NRP.training.batch_size=16",
     ]
@@ -218,7 +220,7 @@ def test_a_game_that_was_stopped_resumes_bit_for_bit(tiny_run: Run, tmp_path: Pa
 
 def test_what_was_trained_otherwise_is_not_taken_for_what_the_recipe_asks(digits: Run) -> None:
     for key, value in {
-        "training.epochs": 9, "training.learning_rate": 0.5, "network.growth": 4, "attack.epsilon": 0.3, "limit": 50,
+        "training.epochs": 9, "training.learning_rate": 0.5, "network.growth": 2, "attack.epsilon": 0.3, "limit": 50,
     }.items():  # fmt: skip
         recipe = changed(digits.recipe, {f"baselines.NRP.{key}": value, "baselines.SOAP, rotation.test_limit": 7})
         opened = open_run(recipe, digits.folder, "cpu")
