@@ -49,7 +49,7 @@ def main() -> None:
             "attacks": {"Square": {"num_queries": 200}},
         }
     )
-    found = purifiers.audit(Rounding(), classifier, test, settings=settings, name="rounding")
+    found = purifiers.audit(Rounding(), classifier, test, settings=settings, purifier_name="rounding")
 
     for record in found.records:
         if record.norm in (None, "linf"):

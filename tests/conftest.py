@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from filelock import FileLock
 from hypothesis import settings
 from torch import Tensor, nn
 
+from purifiers.attacks.libraries import make_reference
 from purifiers.cli import main
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
@@ -37,6 +39,7 @@ TINY = (
     "data.test_limit=24",
     "purifier.widths=[4,6]",
     "purifier.blocks=[1,2]",
+    "classifier.network.depth=8",
     "classifier.network.width=4",
     "classifier.training.epochs=2",
     "training_attacks.PGD.num_steps=2",
@@ -49,7 +52,7 @@ TINY = (
     "classifier.training.batch_size=32",
     "baselines={NRP: {kind: nrp, network: {network: nrp, blocks: 1, features: 4, growth: 2}, critic_width: 2, feature_layer: layer3,"
     " attack: {kind: ssp, epsilon: 0.1, step_size: 0.05, num_steps: 2}, training: {epochs: 1, batch_size: 32}},"
-    " SOAP: {kind: soap, network: {network: soap, num_steps: 2, classifier: {network: resnet, depth: 20, width: 4}},"
+    " SOAP: {kind: soap, network: {network: soap, num_steps: 2, classifier: {network: resnet, depth: 8, width: 4}},"
     " training: {epochs: 1, batch_size: 32}, test_limit: 12}, JPEG: {kind: untrained, network: {network: jpeg}}}",
     "evaluation.attacks={PGD: {kind: pgd, epsilon: 0.1, step_size: 0.05, num_steps: 2}, FGSM: {kind: fgsm, epsilon: 0.1}}",
 )
@@ -81,6 +84,27 @@ class Linear(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1) @ self.weight.T + self.bias
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_timing() -> Iterator[None]:
+    """Speeds are measured, but briefly: how high they are is not tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purifiers.evaluation.metrics.LEAST_SECONDS", 0.01)
+        patch.setattr("purifiers.evaluation.metrics.SIZE", {"cpu": 256})
+        yield
+
+
+@pytest.fixture
+def brief_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoAttack with 50 queries of Square instead of 5,000, for images that withstand it anyway."""
+
+    def brief(*arguments: Any) -> Any:
+        reference = make_reference(*arguments)
+        reference.square.n_queries = 50
+        return reference
+
+    monkeypatch.setattr("purifiers.attacks.libraries.make_reference", brief)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from purifiers.cli import main
 from purifiers.errors import CheckpointError, ConfigError
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.records import Results
-from purifiers.registry import build_network, load_network, save_network
+from purifiers.registry import NETWORKS, build_network, load_network, save_network
 
 MODULE = '''
 import torch
@@ -75,7 +75,7 @@ SETTINGS = (
     "data={name: 'outside_module:squares'}",
     "purifier={network: 'outside_module:Net', width: 5}",
     "training_attacks={Darker: {kind: 'outside_module:Darker', epsilon: 0.2}}",
-    "classifier.network={network: resnet, depth: 20, width: 4}",
+    "classifier.network={network: resnet, depth: 8, width: 4}",
     "classifier.training={epochs: 2, batch_size: 16}",
     "teacher_at={epochs: 1, batch_size: 16}",
     "teacher_nt={epochs: 1, batch_size: 16}",
@@ -123,6 +123,7 @@ def test_what_is_not_a_network_is_not_built(outside: Path) -> None:
     for place in ("os:getcwd", "outside_module:squares", "outside_module:Darker"):
         with pytest.raises(ConfigError, match="network"):
             build_network(place, {})
+        assert place not in NETWORKS
     save_network(outside / "net", build_network("outside_module:Net", {"width": 3}))
     config = json.loads((outside / "net" / "config.json").read_text())
     (outside / "net" / "config.json").write_text(json.dumps({**config, "network": "no_such_module:Net"}))

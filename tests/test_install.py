@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tomllib
 import venv
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
@@ -24,6 +25,15 @@ OPTIONAL: dict[str, list[str]] = PROJECT["optional-dependencies"]
 SITE = sysconfig.get_paths()["purelib"]
 
 
+# Both read the metadata of every installed package.
+owners_of_modules = cache(packages_distributions)
+
+
+@cache
+def requires(name: str) -> list[str]:
+    return distribution(name).requires or []
+
+
 def closure(requirements: list[str]) -> set[str]:
     """The names of all distributions that pip would install for these requirements, as installed here."""
     found: set[str] = set()
@@ -35,14 +45,14 @@ def closure(requirements: list[str]) -> set[str]:
             todo += [Requirement(text) for extra in requirement.extras for text in OPTIONAL[extra]]
         elif name not in found and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
             found.add(name)
-            todo += [Requirement(text) for text in distribution(name).requires or []]
+            todo += [Requirement(text) for text in requires(name)]
     return found
 
 
 def modules_of(names: set[str]) -> set[str]:
     """The top-level modules that these distributions install."""
     installed = {re.sub(r"[-_.]+", "-", name).lower(): set() for name in names}
-    for module, owners in packages_distributions().items():
+    for module, owners in owners_of_modules().items():
         for owner in owners:
             installed.setdefault(re.sub(r"[-_.]+", "-", owner).lower(), set()).add(module)
     return set().union(*(installed[name] for name in names))

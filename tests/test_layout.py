@@ -1,6 +1,8 @@
 """The house's rules: imports run one way, and what the library promises about itself holds."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -93,19 +95,48 @@ def test_every_public_function_and_class_says_what_it_is() -> None:
     assert not bare
 
 
-def test_the_command_line_answers_before_torch_has_loaded() -> None:
-    code = "import sys, purifiers.cli; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+PROBE = """
+import json, sys
+
+loaded = {}
+import purifiers.cli
+loaded["cli"] = sorted(sys.modules)
+from purifiers import Purifier
+loaded["purifier"] = sorted(sys.modules)
+import purifiers.serve.endpoints, purifiers.serve.server
+Purifier.from_pretrained("cifar10")
+loaded["serve"] = sorted(sys.modules)
+print(json.dumps(loaded))
+"""
+HEAVY = {"foolbox", "lightning_fabric", "matplotlib", "pyautoattack", "scipy", "skimage", "sklearn", "torchmetrics"}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """The modules that a new process has loaded after it imported the command line, then the library, then the service."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the same library as this process
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True, env=environment)
+    return {name: set(modules) for name, modules in json.loads(done.stdout).items()}
+
+
+def test_the_command_line_answers_before_torch_has_loaded(loaded: dict[str, set[str]]) -> None:
+    assert "purifiers.cli" in loaded["cli"]
+    assert "torch" not in loaded["cli"]
+
+
+def test_names_of_the_library_are_loaded_when_they_are_asked_for() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Purifyer'"):
         purifiers.Purifyer  # noqa: B018
 
 
-def test_importing_the_library_is_light() -> None:
+def test_importing_the_library_is_light(loaded: dict[str, set[str]]) -> None:
     """A service that only purifies does not pay for what trains, attacks and draws."""
-    heavy = (
-        "{'matplotlib', 'sklearn', 'skimage', 'scipy.ndimage', 'foolbox', 'lightning_fabric', 'pyautoattack', 'torchmetrics'}"
-    )
-    code = f"from purifiers import Purifier; import sys; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert "purifiers.purifier" in loaded["purifier"]
+    assert not HEAVY & loaded["purifier"]
+
+
+def test_serving_imports_nothing_that_trains_or_evaluates(loaded: dict[str, set[str]]) -> None:
+    rooms = {name.split(".")[1] for name in loaded["serve"] if name.startswith("purifiers.")}
+    assert {"serve", "purifier"} <= rooms
+    assert not rooms & {"training", "evaluation", "attacks", "recipes", "reports", "runs"}
+    assert not HEAVY & loaded["serve"]

@@ -67,13 +67,13 @@ def test_what_is_no_purifier_is_not_loaded(tmp_path: Path) -> None:
         Purifier.from_pretrained(tmp_path)
     from purifiers.registry import save_network
 
-    save_network(tmp_path / "classifier", ResNet(20))
+    save_network(tmp_path / "classifier", ResNet(8))
     with pytest.raises(CheckpointError, match="a classifier"):
         Purifier.from_pretrained(tmp_path / "classifier")
 
 
 def test_the_defended_classifier_is_the_composition_and_differentiable() -> None:
-    purifier, classifier = small(), ResNet(20)
+    purifier, classifier = small(), ResNet(8)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     defended = PurifiedClassifier(purifier, classifier)
     images = torch.rand(2, 3, 16, 16, requires_grad=True)
@@ -85,7 +85,7 @@ def test_the_defended_classifier_is_the_composition_and_differentiable() -> None
 
 
 def test_modes_of_the_users_modules_are_left_as_found() -> None:
-    classifier, network = ResNet(20).train(), CAE(widths=[4, 6], blocks=[1, 1]).train()
+    classifier, network = ResNet(8).train(), CAE(widths=[4, 6], blocks=[1, 1]).train()
     classifier.bn1.eval()
     modes = [part.training for module in (network, classifier) for part in module.modules()]
     defended = PurifiedClassifier(network, classifier)
@@ -128,16 +128,16 @@ def test_what_is_no_device_and_no_dtype_is_refused() -> None:
 
 def test_parts_in_the_wrong_place_are_refused() -> None:
     for purifier, classifier, message in [
-        ("runs/demo", ResNet(20), "purifier must be a torch.nn.Module; got str"),
+        ("runs/demo", ResNet(8), "purifier must be a torch.nn.Module; got str"),
         (small(), lambda x: x, "classifier must be a torch.nn.Module; got function"),
-        (ResNet(20), small(), "the purifier comes first"),
+        (ResNet(8), small(), "the purifier comes first"),
     ]:
         with pytest.raises(InputError, match=message):
             PurifiedClassifier(purifier, classifier)  # type: ignore[arg-type]
 
 
 def test_training_mode_never_reaches_the_classifier() -> None:
-    classifier = ResNet(20)
+    classifier = ResNet(8)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     purifier = small()
     statistics = purifier.network.encoder[0][1].running_mean.clone()

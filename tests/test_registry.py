@@ -17,7 +17,7 @@ def small() -> CAE:
     return CAE(widths=[4, 6], blocks=[1, 1], skip_every=1)
 
 
-@pytest.mark.parametrize("make", [small, lambda: ResNet(20, 7, mean=(0.1, 0.2, 0.3))])
+@pytest.mark.parametrize("make", [small, lambda: ResNet(8, 7, mean=(0.1, 0.2, 0.3))])
 def test_a_saved_network_comes_back_the_same(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     network = make().eval()
     save_network(tmp_path, network)
@@ -30,7 +30,7 @@ def test_a_saved_network_comes_back_the_same(make, tmp_path: Path) -> None:  # t
 
 def test_fingerprints_see_weights_structure_and_unsaved_buffers() -> None:
     torch.manual_seed(0)
-    a, b = ResNet(20), ResNet(20, std=(0.5, 0.5, 0.4))
+    a, b = ResNet(8), ResNet(8, std=(0.5, 0.5, 0.4))
     b.load_state_dict(a.state_dict())
     assert fingerprint(a) != fingerprint(b)
     relu, gelu = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.GELU())
@@ -80,7 +80,7 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             load_network(tmp_path)
     with pytest.raises(CheckpointError, match="do not fit"):
-        load_weights(ResNet(20), tmp_path / "model.safetensors")
+        load_weights(ResNet(8), tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("prefix", ["module", "_orig_mod", "model"])

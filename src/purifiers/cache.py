@@ -31,6 +31,11 @@ _FILE = "{}-{:.32}.safetensors"
 STALE = 24 * 3600  # after so many seconds a temporary file is one that a killed process left
 
 
+@cache
+def _versions() -> list[str]:
+    return [__version__, *map(version, ("torch", "foolbox", "pyautoattack"))]
+
+
 class Cache:
     """Finished results, one file for each in ``folder``, or none: ``<kind>-<key>.safetensors``. A model counts as it was when
     this object first saw it: make a new cache after changing one."""
@@ -54,8 +59,7 @@ class Cache:
             with reproducible(0, images.device):
                 outputs = model(few)
             gradient = gradient_at(model, few)
-        versions = [__version__, *map(version, ("torch", "foolbox", "pyautoattack"))]
-        return digest(self._describe([model, outputs, gradient, images, *others, versions, images.device.type]))
+        return digest(self._describe([model, outputs, gradient, images, *others, _versions(), images.device.type]))
 
     def load(self, kind: str, key: str, accept: Callable[[State], T]) -> T | None:
         """What ``accept`` makes of an entry; None if there is none, or a damaged one, which is then computed again."""

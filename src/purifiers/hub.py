@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from purifiers.errors import ConfigError, InputError, MissingFileError, first_line, require
+from purifiers.storage import parse_yaml
 
 CARD_FILE = "README.md"
 RUN_CARD_FILE = "card.md"
@@ -85,7 +86,7 @@ def metadata(card: str | None) -> dict[str, Any]:
     """The front matter of a card; empty if there is none, or it cannot be read."""
     front, end, _ = (card or "").partition("\n---\n")
     try:
-        found = yaml.safe_load(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
+        found = parse_yaml(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
     except yaml.YAMLError:
         found = None
     return found if isinstance(found, dict) else {}

@@ -115,7 +115,13 @@ def located(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
 
 
-NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", "purifiers.baselines")
+def _network(thing: Any) -> type[nn.Module]:
+    if not (isinstance(thing, type) and issubclass(thing, nn.Module)):
+        raise ConfigError(f"'{getattr(thing, '__name__', thing)}' is not a network: a subclass of torch.nn.Module is needed")
+    return thing
+
+
+NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", "purifiers.baselines", make=_network)
 """Networks that purify images, and classifiers: subclasses of :class:`purifiers.networks.Network`."""
 
 
@@ -128,8 +134,6 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
     """
     network = NETWORKS[name]
-    if not (isinstance(network, type) and issubclass(network, nn.Module)):
-        raise ConfigError(f"'{name}' is not a network: a subclass of torch.nn.Module is needed")
     valid = inspect.signature(network).parameters
     for argument in arguments:
         if argument not in valid:

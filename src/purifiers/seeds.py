@@ -22,5 +22,11 @@ def generator_for(seed: int, *purpose: str | int, device: torch.device | str = "
 def reproducible(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's global source of randomness starts from ``seed`` within, and is restored afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which formats the call stack for every kind of device that is not there.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
         yield

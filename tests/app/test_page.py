@@ -161,7 +161,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     torch.manual_seed(0)
     Purifier(CAE(widths=[4, 6], blocks=[1, 1], skip_every=1)).save_pretrained(folder / "small")
-    save_network(folder / "classifier", ResNet(20, width=4))
+    save_network(folder / "classifier", ResNet(8, width=4))
     command = ["app", str(folder / "small"), "--recipe", "digits", "--classifier", str(folder / "classifier"), "--port", "0"]
     with (
         (folder / "errors").open("w+") as errors,
@@ -191,7 +191,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("the page in a browser needs chromium or chrome, and there is none on the PATH")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
 

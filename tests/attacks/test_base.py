@@ -43,7 +43,7 @@ def test_results_outside_the_threat_model_are_refused() -> None:
 
 
 def test_wrong_inputs_are_refused() -> None:
-    model, images, labels = ResNet(20), torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+    model, images, labels = ResNet(8), torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
     attack = FGSM(epsilon=0.1)
     for bad_images, bad_labels, message in [
         (images * 2, labels, r"in \[0,1\]"),
@@ -57,7 +57,7 @@ def test_wrong_inputs_are_refused() -> None:
 
 
 def test_the_model_is_left_as_it_was_found() -> None:
-    model = ResNet(20).train()
+    model = ResNet(8).train()
     model.bn1.eval()
     model.conv1.weight.requires_grad_(False)
     modes = [module.training for module in model.modules()]
@@ -73,7 +73,7 @@ def test_the_model_is_left_as_it_was_found() -> None:
 
 
 def test_the_model_is_restored_after_an_error_too() -> None:
-    model = ResNet(20).train()
+    model = ResNet(8).train()
     with pytest.raises(RuntimeError), frozen(model):
         raise RuntimeError
     assert model.training
@@ -104,7 +104,7 @@ def test_models_that_flatten_with_view_can_be_attacked(attack: Attack) -> None:
 
 def test_attacks_run_in_float32_under_autocast() -> None:
     torch.manual_seed(0)
-    model, images = ResNet(20), torch.rand(4, 3, 16, 16)
+    model, images = ResNet(8), torch.rand(4, 3, 16, 16)
     labels = torch.arange(4)
     attack = FGSM(epsilon=8 / 255)
     with torch.autocast("cpu", torch.bfloat16):
@@ -157,7 +157,7 @@ def test_a_model_may_change_its_images_in_place() -> None:
 
 def test_restarts_keep_what_broke_an_image_and_attack_the_rest_again() -> None:
     torch.manual_seed(0)
-    model, images = ResNet(20).eval(), torch.rand(8, 3, 16, 16)
+    model, images = ResNet(8).eval(), torch.rand(8, 3, 16, 16)
     with torch.no_grad():
         labels = model(images).argmax(1)
     weak = PGD(epsilon=1 / 255, num_steps=1)

@@ -194,7 +194,7 @@ def test_of_an_attack_without_an_epsilon_whole_levels_are_the_nearest(data: Imag
 
 def test_views_differ_in_what_the_attacker_knows() -> None:
     torch.manual_seed(0)
-    defended = PurifiedClassifier(Purifier(CAE(widths=[4], blocks=[2], skip_every=0)), ResNet(20))
+    defended = PurifiedClassifier(Purifier(CAE(widths=[4], blocks=[2], skip_every=0)), ResNet(8))
     images = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(VIEWS["blind"](defended)(images), defended.classifier(images))
     torch.testing.assert_close(VIEWS["full"](defended)(images), defended(images))

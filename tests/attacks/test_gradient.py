@@ -139,7 +139,7 @@ def test_agrees_with_foolbox_to_the_last_digit(norm: str) -> None:
     import foolbox
 
     torch.manual_seed(0)
-    model = ResNet(20).eval()
+    model = ResNet(8).eval()
     images, labels = torch.rand(8, 3, 16, 16), torch.randint(10, (8,))
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     attacks = foolbox.attacks

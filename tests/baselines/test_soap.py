@@ -16,7 +16,7 @@ from purifiers.networks import ResNet
 
 def soap(**arguments: object) -> SOAP:
     torch.manual_seed(0)
-    return SOAP(ResNet(depth=20, num_classes=3, width=4), **arguments).eval()  # type: ignore[arg-type]
+    return SOAP(ResNet(depth=8, num_classes=3, width=4), **arguments).eval()  # type: ignore[arg-type]
 
 
 class Target(SOAP):
@@ -41,7 +41,7 @@ def test_the_errors_by_hand() -> None:
 
 
 def test_each_image_keeps_the_epsilon_of_its_lowest_error() -> None:
-    network = Target(ResNet(depth=20, num_classes=3, width=4), num_steps=3, step_size=0.04, epsilon_step=0.04)
+    network = Target(ResNet(depth=8, num_classes=3, width=4), num_steps=3, step_size=0.04, epsilon_step=0.04)
     images = torch.full((3, 3, 8, 8), 0.5)
     purified = network(images)
     # The first is 0.2 away: three steps of the largest epsilon that they reach. The second is 0.02 away: a step of 0.04 would be

@@ -81,7 +81,7 @@ def test_how_not_to_export(tmp_path: Path, data: ImageSet) -> None:
         (export(tmp_path / "tuple.pt2", Tuple().eval()), "returns a tuple"),
         (
             export(tmp_path / "large.pt2", network(), images=torch.rand(2, 3, 20, 20)),
-            r"fails on images \(2, 3, 16, 16\).*== 20.*that shape: see --set data\.size",
+            r"fails on images of shape \(2, 3, 16, 16\).*== 20.*that shape: see --set data\.size",
         ),
         (str(tmp_path / "two.pt2"), "takes 2 inputs"),
     ):

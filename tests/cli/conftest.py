@@ -16,6 +16,5 @@ def run(tiny_run: Run, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without figures and without the machine's peak, which take most of their time."""
+    """Reports without figures, which take most of their time."""
     monkeypatch.setattr("purifiers.reports.pages.save_figures", lambda *_: [])
-    monkeypatch.setattr("purifiers.evaluation.evaluate.peak_flops", lambda *_: 1e9)

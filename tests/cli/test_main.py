@@ -164,7 +164,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_half_written(tmp_path: 
     command = [sys.executable, "-m", "purifiers", "train", "--output", str(run), "--device", "cpu", *settings]
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=300)
     assert done.returncode == 1, done.stderr

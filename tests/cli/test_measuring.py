@@ -43,12 +43,12 @@ def test_evaluate_compares_with_the_baselines_that_it_is_told(run: Path, capsys:
 @pytest.mark.usefixtures("quick")
 def test_evaluate_writes_elsewhere_and_in_front_of_another_classifier(run: Path, tmp_path: Path) -> None:
     other, classifier = tmp_path / "other", tmp_path / "net.safetensors"
-    save_tensors(classifier, ResNet(20, width=4).state_dict())
+    save_tensors(classifier, ResNet(8, width=4).state_dict())
     own = [
         "--classifier",
         str(classifier),
         "--set",
-        "classifier.network={network: resnet, depth: 20, width: 4}",
+        "classifier.network={network: resnet, depth: 8, width: 4}",
         "--mean",
         "0.5",
         "--std",
@@ -77,7 +77,7 @@ def test_baselines_are_never_trained_for_another_classifier_than_the_runs(
     tiny_run: Run, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, classifier = str(tiny_run.folder), str(tmp_path / "net")
-    save_network(Path(classifier), ResNet(20, width=4))
+    save_network(Path(classifier), ResNet(8, width=4))
     for other in (["--classifier", classifier], ["--set", f"classifier.source={classifier}"]):
         assert main([command, run, "--baselines", "all", *other, "--output", str(tmp_path / "out"), *CPU]) == 1
         assert "--baselines all" in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_a_run_and_its_baselines_in_one_audit(
     check = Check(name="a check", status="failed", sentence="Masked.", figures={})
     monkeypatch.setattr(audit_module, "trust_checks", lambda *given, **options: [check])
     surrogate = tmp_path / "other"
-    save_network(surrogate, ResNet(20, width=4))
+    save_network(surrogate, ResNet(8, width=4))
     out = str(tmp_path / "audit")
     surrogates = ["--set", f"audit.surrogates=['{surrogate}', '{run}+{surrogate}']", "--set", "audit.limits.JPGE=5"]
     command = ["audit", str(run), "--output", out, *CPU, "--limit", "6", "--baselines", "ready"]
@@ -138,7 +138,7 @@ def test_what_cannot_be_audited_is_refused(tiny_run: Run, tmp_path: Path, capsys
     out = ["--output", str(tmp_path / "out"), *CPU]
     twins = [tmp_path / name / "net-0.25" for name in "ab"]
     for twin in twins:
-        save_network(twin, ResNet(20, width=4))
+        save_network(twin, ResNet(8, width=4))
     for arguments, word in [
         ([run, "--recipe", "digits"], "--recipe"),
         ([run, run], run),

@@ -132,6 +132,7 @@ def test_restart_never_deletes_what_it_starts_from(run: Path, key: str, capsys: 
     assert (run / "model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("brief_square")
 def test_the_demo_writes_all_tables_and_a_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     attacks = "evaluation.attacks.AA={kind: autoattack, epsilon: 0.1}"
     few = ["--set", "data.test_limit=4", "--set", attacks, "--set", "evaluation.adaptive_attacks=[PGD]"]
@@ -145,7 +146,7 @@ def test_the_demo_writes_all_tables_and_a_report(run: Path, capsys: pytest.Captu
         "Table 2.",
         "threat model",
         "Table 3.",
-        "student of AT and NT, which sees adversarial",
+        "student of AT and NT, guided",
         "report.html",
     ):
         assert text in out

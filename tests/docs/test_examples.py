@@ -55,7 +55,17 @@ def test_there_is_a_test_for_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "example", [("protect_my_classifier", "training_attacks.PGD.num_steps=5", "data.limit=1000")], indirect=True, ids=str
+    "example",
+    [
+        (
+            "protect_my_classifier",
+            "purifier={network: cae, widths: [8, 12], blocks: [1, 1], residual: true}",
+            "training_attacks.PGD.num_steps=4",
+            *("data.limit=700", "teacher_at.epochs=4", "teacher_at.batch_size=64", "student.epochs=3", "student.batch_size=64"),
+        )
+    ],
+    indirect=True,
+    ids=["small"],
 )
 def test_a_purifier_for_a_classifier_of_ones_own(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     example.main()
@@ -79,7 +89,11 @@ def test_a_defence_that_only_seems_one(tmp_path: Path) -> None:
     assert "do not believe what gradients alone say. gradients exist" in done.stdout
 
 
-SMALL = ("data.limit=800", "classifier.network={network: resnet, depth: 20, width: 8}")
+SMALL = (
+    "classifier.network={network: resnet, depth: 8, width: 8}",
+    *("data.limit=500", "student.epochs=2"),
+    *(f"{stage}.batch_size=32" for stage in ("classifier.training", "teacher_at", "student")),
+)
 
 
 @pytest.mark.parametrize("example", [("what_the_attacker_knows", *SMALL)], indirect=True)

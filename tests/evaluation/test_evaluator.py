@@ -153,7 +153,7 @@ def test_baselines_are_measured_beside_ours(tiny_run: Run, tmp_path: Path) -> No
             same = ("n", "classifier", "accuracy_undefended", "epsilon", "l2")
             assert all(getattr(ours, name) == getattr(theirs, name) for name in same)
     soap = [rows["baseline: SOAP", attack] for attack in ("none", "PGD", "FGSM")]
-    assert {(record.n, record.classifier) for record in soap} == {(12, "resnet20 of SOAP")}
+    assert {(record.n, record.classifier) for record in soap} == {(12, "resnet8 of SOAP")}
     assert soap[1].accuracy_undefended <= soap[0].accuracy_undefended
     assert set(results.costs) == {"classifier", "student", "baseline: NRP", "baseline: SOAP", "baseline: JPEG"}
     assert results.costs["student"].parameters == results.parameters

@@ -95,7 +95,7 @@ def resnet() -> ResNet:
     """Trained on the digits for a few seconds."""
     data = load_digits("train")
     with reproducible(0, torch.device("cpu")):
-        network = ResNet(20, width=4)
+        network = ResNet(8, width=4)
         optimiser = torch.optim.Adam(network.parameters(), 1e-2)
         for _ in range(4):
             for chosen in torch.randperm(len(data)).split(64):
@@ -138,7 +138,7 @@ def test_a_planted_purifier_is_caught(classifier: Linear, data: ImageSet, name: 
 
 @pytest.mark.parametrize("network", [BitDepth(3), JPEG(), Median()])
 def test_the_identitys_gradient_is_told_from_the_true_one(classifier: Linear, data: ImageSet, network: nn.Module) -> None:
-    few = data.subset(torch.arange(20))
+    few = data.subset(torch.arange(10))
     checks = trust_checks(PurifiedClassifier(Purifier(network), classifier), few, epsilon=EPSILON)
     (check,) = [check for check in checks if check.name == "gradients are true"]
     assert check.status == "failed"

@@ -91,11 +91,11 @@ def test_weights_of_a_runs_network_behind_it_with_their_own_normalisation(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_run.folder, "run", ignore=shutil.ignore_patterns("cache"))
     torch.manual_seed(0)
-    network = ResNet(depth=20, width=4, num_classes=10).eval()
+    network = ResNet(depth=8, width=4, num_classes=10).eval()
     for name in ("c", "other"):
         save_tensors(Path(f"{name}.safetensors"), network.state_dict())
     settings = [("classifier.source", "c.safetensors"), ("classifier.mean", [0.5]), ("classifier.std", [0.25])]
-    shape = [("classifier.network", {"network": "resnet", "depth": 20, "width": 4})]
+    shape = [("classifier.network", {"network": "resnet", "depth": 8, "width": 4})]
     Path("run/recipe.yaml").write_text(recipe_text(load_recipe("run/recipe.yaml", [*shape, *settings])))
     images = torch.rand(2, 3, 16, 16)
     purified = Purifier.from_pretrained("run")(images).detach()
@@ -131,7 +131,7 @@ def test_eight_bits_of_a_run_and_what_they_lose(tiny_run: Run, tmp_path: Path, c
         (JPEG(), "jpeg cannot be exported: it compresses with Pillow"),
         (Blend(Median(), share=0.5), "median cannot be exported: it computes with SciPy"),
         (Adaptive(CAE(widths=[4], blocks=[1])), "adaptive cannot be exported: it follows gradients of its own"),
-        (SOAP(classifier=ResNet(20, width=4)), "soap cannot be exported: it follows gradients"),
+        (SOAP(classifier=ResNet(8, width=4)), "soap cannot be exported: it follows gradients"),
         (Noisy(BitDepth()), "noisy cannot be exported: it draws random numbers"),
     ],
 )

@@ -21,7 +21,7 @@ def record(purifier: str, view: str, attack: str, accuracy: float, dataset: str)
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_results() -> Callable[..., Results]:
     def make(dataset: str = "cifar10", stages: tuple[str, ...] = STAGES, full: bool = True) -> Results:
         records = [
@@ -42,7 +42,7 @@ def make_results() -> Callable[..., Results]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def examples() -> Examples:
     def row(correct: bool) -> Row:
         return Row(torch.rand(4, 3, 16, 16), ["cat", "dog", "a_b", "$x$"], [correct] * 4)

@@ -73,7 +73,7 @@ def refused(client: TestClient, reason: str) -> float:
 @pytest.fixture(scope="module")
 def networks() -> tuple[Purifier, nn.Module]:
     torch.manual_seed(0)
-    return Purifier(CAE(widths=[4, 8], blocks=[1, 1], skip_every=1)), ResNet(depth=20, width=4, num_classes=10).eval()
+    return Purifier(CAE(widths=[4, 8], blocks=[1, 1], skip_every=1)), ResNet(depth=8, width=4, num_classes=10).eval()
 
 
 @pytest.fixture(scope="module")

@@ -137,11 +137,11 @@ def test_a_runs_normalisation_belongs_to_the_runs_classifier_by_any_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    network = ResNet(depth=20, width=4, num_classes=10).eval()
+    network = ResNet(depth=8, width=4, num_classes=10).eval()
     for name in ("c", "other"):
         save_tensors(Path(f"{name}.safetensors"), network.state_dict())
     given = [
-        *("classifier.network.depth=20", "classifier.network.width=4"),
+        *("classifier.network.depth=8", "classifier.network.width=4"),
         *(("classifier.source", "c.safetensors"), ("classifier.mean", [0.5]), ("classifier.std", [0.25])),
     ]
     Path("run").mkdir()
@@ -217,20 +217,3 @@ def test_what_cannot_classify_these_images_is_refused(served: Served, tmp_path: 
     ]:
         with pytest.raises(ConfigError, match=message):
             served(what, "--classifier", *words)
-
-
-def test_serving_imports_nothing_that_trains_or_evaluates() -> None:
-    code = """
-import sys
-import purifiers.serve.endpoints, purifiers.serve.server
-from purifiers import Purifier
-Purifier.from_pretrained("cifar10")
-print(*{name.partition(".")[2] for name in sys.modules if name.startswith("purifiers.")})
-print(*{"foolbox", "lightning_fabric", "matplotlib", "scipy", "skimage", "sklearn", "torchmetrics"} & sys.modules.keys())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
-    ours, others = done.stdout.split("\n")[:2]
-    rooms = {name.partition(".")[0] for name in ours.split()}
-    assert {"serve", "purifier"} <= rooms
-    assert not rooms & {"training", "evaluation", "attacks", "recipes", "reports", "runs"}
-    assert not others

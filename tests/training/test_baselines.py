@@ -86,7 +86,7 @@ class Said(nn.Module):
 
 
 def small(task: Task) -> SOAP:
-    return SOAP(ResNet(depth=20, num_classes=2, width=4), task=task)
+    return SOAP(ResNet(depth=8, num_classes=2, width=4), task=task)
 
 
 def test_soaps_losses_by_hand() -> None:
@@ -130,7 +130,7 @@ def test_soaps_losses_by_hand() -> None:
 
 def test_the_joint_pass_gives_what_the_parts_give() -> None:
     torch.manual_seed(0)
-    purifier = SOAP(ResNet(depth=20, width=4), task="rotation").eval()
+    purifier = SOAP(ResNet(depth=8, width=4), task="rotation").eval()
     images, others = torch.rand(2, 2, 3, 8, 8)
     logits, answer = JointTraining(purifier)(images, others)
     torch.testing.assert_close(logits, purifier.classifier(images))
@@ -140,7 +140,7 @@ def test_the_joint_pass_gives_what_the_parts_give() -> None:
 
 def test_features_are_those_of_the_layer() -> None:
     torch.manual_seed(0)
-    network = ResNet(depth=20, width=4).eval()
+    network = ResNet(depth=8, width=4).eval()
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(Features(network, "layer3")(images), network.features(images).flatten(1))
     assert torch.equal(Features(network, None)(images), network(images))
@@ -153,8 +153,8 @@ def test_features_are_those_of_the_layer() -> None:
 
 
 SMALL_SOAP = (
-    "{{kind: soap, test_limit: 90, network: {{network: soap, task: {task}, classifier: {{network: resnet, depth: 20, width: 8}}, "
-    "mirrored: false, step_size: 0.05, epsilon_step: 0.05}}, training: {{epochs: {epochs}, batch_size: 64, optimizer: adamw, "
+    "{{kind: soap, test_limit: 90, network: {{network: soap, task: {task}, classifier: {{network: resnet, depth: 8, width: 16}}, "
+    "mirrored: false, step_size: 0.05, epsilon_step: 0.05}}, training: {{epochs: {epochs}, batch_size: 32, optimizer: adamw, "
     "learning_rate: 0.01, weight_decay: 0.01, schedule: one_cycle, crop: 1, alpha: 1, noise: {noise}}}}}"
 )
 
@@ -164,19 +164,20 @@ def digits(shared: Shared) -> Run:
     """The recipe's classifier and baselines on the digits, small; our own purifier does not matter here. Tests must not write
     into its folder."""
     overrides = [
-        "data.limit=1000",
+        "data.limit=700",
         "data.test_limit=60",
         "purifier={network: cae, widths: [4], blocks: [1]}",
         *(f"{stage}.epochs=1" for stage in ("teacher_at", "teacher_nt", "student")),
         "training_attacks={FGSM: {kind: fgsm, epsilon: 0.1}}",
-        "classifier.network.width=8",
-        "classifier.training.epochs=8",
-        "classifier.training.batch_size=64",
-        "baselines.NRP.limit=500",
-        "baselines.NRP.attack.num_steps=5",
+        "classifier.network={network: resnet, depth: 8, width: 8}",
+        "classifier.training.epochs=5",
+        "classifier.training.batch_size=32",
+        "baselines.NRP.limit=320",
+        "baselines.NRP.attack.num_steps=4",
         "baselines.NRP.training.epochs=6",
+        "baselines.NRP.training.batch_size=16",
     ]
-    for task, epochs, noise in (("reconstruction", 8, 0.5), ("rotation", 10, 0), ("consistency", 5, 0.1)):
+    for task, epochs, noise in (("reconstruction", 4, 0.5), ("rotation", 11, 0), ("consistency", 4, 0.1)):
         overrides.append(f"baselines.SOAP, {task}={SMALL_SOAP.format(task=task, epochs=epochs, noise=noise)}")
     overrides.append("baselines.held={kind: untrained, around: 'SOAP, consistency', network: {network: soap, held: true}}")
     with shared("digits") as folder:

@@ -185,7 +185,7 @@ def test_what_was_finished_on_another_device_is_read_and_what_was_not_is_refused
     save_state(path, {**state, "device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)})
     fit(read := stage(epochs=1), fabric, path)
     assert all(torch.equal(value, weights(read)[name]) for name, value in weights(finished).items())
-    with pytest.raises(CheckpointError, match=r"started on cuda .* --device cuda"):
+    with pytest.raises(CheckpointError, match=r"started on cuda .* choose cuda"):
         fit(stage(epochs=2), fabric, path)
 
 

@@ -84,7 +84,7 @@ def assert_opened_is(run: Run) -> None:
     assert set(opened.purifiers) == set(run.purifiers) == {"teacher_nt", "teacher_at", "student"}
     assert all(fingerprint(opened.purifiers[stage]) == fingerprint(purifier) for stage, purifier in run.purifiers.items())
     assert opened.histories == run.histories
-    assert opened.classifier_name == "resnet20-width4"
+    assert opened.classifier_name == "resnet8-width4"
 
 
 def test_a_second_run_trains_nothing_and_another_recipe_is_refused(
@@ -226,7 +226,7 @@ def with_classifier(run: Run, classifier: Callable[[torch.Tensor], torch.Tensor]
 
 
 def test_a_classifier_that_guesses_is_pointed_out(tiny_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    classifier = ResNet(20, 10).eval()
+    classifier = ResNet(8, 10).eval()
     torch.nn.init.zeros_(classifier.linear.weight)
     data = tiny_run.images("train")
     report_accuracy(with_classifier(tiny_run, classifier), data)

@@ -22,13 +22,14 @@ def logits_of(name: str, model: nn.Module, images: Tensor, error: type[Purifiers
         other = {parameter.dtype for parameter in model.parameters()} - {images.dtype}
         hint = f"; its parameters are {other.pop()}: convert it with .float()" if other else ""
         hint = "; it was exported for images of that shape: see --set data.size" if "Guard failed" in str(fault) else hint
-        raise error(f"{name} fails on images {shape}: {located(fault)}{hint}") from fault
+        raise error(f"{name} fails on images of shape {shape}: {located(fault)}{hint}") from fault
     if not isinstance(logits, Tensor):
         transformers = "pass the folder or hub name of a transformers model, or return .logits"
         hint = transformers if hasattr(logits, "logits") else "return the logits alone"
         raise error(f"{name} returns a {type(logits).__name__}, not a tensor of logits: {hint}")
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise error(f"{name} must return logits (N, classes); got shape {tuple(logits.shape)} for images {shape}")
+    if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        got = f"for images of shape {shape} it returns shape {tuple(logits.shape)}"
+        raise error(f"{name} must return logits (N, at least 2 classes); {got}")
     return logits
 
 

@@ -93,7 +93,7 @@ def evaluate(
         One record for each view and attack, the first on clean images; ``print`` shows them as a table.
 
     Raises:
-        InputError, DataError, ConfigError: an argument is not as above, or a model does not return what it should.
+        InputError, ConfigError: an argument is not as above, or a model does not return what it should.
         AttackError: an attack left its threat model, or takes a gradient that a model does not have.
     """
     with torch.inference_mode(False):  # whatever the caller has: attacks take gradients

@@ -12,9 +12,10 @@ from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import Adversarial, generate
 from purifiers.attacks.views import Expectation
 from purifiers.cache import Cache, State
+from purifiers.classifiers.probes import logits_of
 from purifiers.console import progress
 from purifiers.data import ImageSet, as_image_set, slices, to_float
-from purifiers.errors import InputError, PurifiersError
+from purifiers.errors import InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier
@@ -156,7 +157,7 @@ class Evaluator:
 def as_data(
     defended: PurifiedClassifier, images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None, batch_size: int
 ) -> ImageSet:
-    """The images and labels that a user passed, on the models' device; raises InputError or DataError if they, or
+    """The images and labels that a user passed, on the models' device; raises InputError if they, or
     ``batch_size``, cannot be used. See :func:`purifiers.data.as_image_set`."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}")
@@ -191,24 +192,11 @@ def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InputError: the model fails, or returns no finite logits of at least two classes.
     """
-    shape = tuple(images.shape)
-    try:
-        logits = model(images)
-    except PurifiersError:
-        raise
-    except Exception as error:
-        other = {parameter.dtype for parameter in model.parameters()} - {images.dtype}
-        hint = f"; its parameters are {other.pop()}: convert it with .float()" if other else ""
-        raise InputError(f"{name} fails on images of shape {shape}: {type(error).__name__}: {error}{hint}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != shape[0] or logits.shape[1] < 2:
-        raise InputError(
-            f"{name} must return a tensor of logits (N, at least 2 classes); for images of shape {shape} it returns "
-            f"{_described(logits)}"
-        )
+    logits = logits_of(name, model, images)
     if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
         raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
     if not logits.isfinite().all():
-        raise InputError(f"{name} returns logits that are NaN or infinite for images of shape {shape}")
+        raise InputError(f"{name} returns logits that are NaN or infinite for images of shape {tuple(images.shape)}")
     return logits
 
 

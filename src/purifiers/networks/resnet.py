@@ -10,8 +10,6 @@ from purifiers.errors import InputError
 from purifiers.networks.network import Network
 from purifiers.registry import NETWORKS
 
-DEPTHS = (20, 32, 44, 56, 110)
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a parameter-free shortcut (option A: every second pixel, zeros for new channels)."""
@@ -42,7 +40,7 @@ class ResNet(Network):
     elsewhere load unchanged (keys conv1, bn1, layer1..3, linear) and nobody can feed normalised images by mistake.
 
     Args:
-        depth: 20, 32, 44, 56 or 110.
+        depth: 6n + 2 with n blocks in each stage; 20, 32, 44, 56 or 110 in He et al.
         num_classes: number of classes.
         width: channels of the first stage, doubled in each later one; 16 in He et al.
         mean, std: per-channel normalisation, in [0,1] units.
@@ -67,8 +65,8 @@ class ResNet(Network):
         super().__init__()
         if num_classes < 2:
             raise InputError(f"a classifier needs at least 2 classes; got {num_classes}")
-        if depth not in DEPTHS or width < 1:
-            depths = ", ".join(map(str, DEPTHS))
+        if depth < 8 or depth % 6 != 2 or width < 1:
+            depths = "6n + 2, such as 20 or 56"
             raise InputError(f"a CIFAR ResNet has a width of at least 1, and depth {depths}; got width {width}, depth {depth}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise InputError(f"mean and std need three channels each and std above 0; got {list(mean)} and {list(std)}")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.kinds import faults
 from purifiers.recipes.schema import Recipe
+from purifiers.storage import parse_yaml
 from purifiers.weights import HUB, anywhere
 
 _FOLDER = Path(__file__).parent
@@ -33,7 +34,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
     elif not path.is_file():
         raise MissingFileError(f"there is no recipe '{name_or_file}'{nearest(str(name_or_file), NAMES)} (or give a YAML file)")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
@@ -130,7 +131,7 @@ def _parse(override: str) -> tuple[str, Any]:
     if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override}'")
     try:
-        return key.strip(), yaml.safe_load(text)
+        return key.strip(), parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"cannot read the value in '{override}': {error}") from error
 

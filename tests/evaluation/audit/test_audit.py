@@ -302,9 +302,10 @@ class WithoutGradient(nn.Module):
         return images.clone()
 
 
+@pytest.mark.usefixtures("brief_square")
 def test_without_a_gradient_the_white_box_attacks_take_the_identitys() -> None:
     model, data = problem(12)
-    # One image is left, as AutoAttack needs its time for those.
+    # One image is left.
     epsilon = float(boundary_distances(model, to_float(data.images), data.labels, "linf").sort().values[-2:].mean())
     chosen = settings(
         {

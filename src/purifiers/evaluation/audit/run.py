@@ -64,7 +64,6 @@ def audit(
 
     Raises:
         InputError: images, labels, settings, a model's outputs or a surrogate are not as above.
-        DataError: images that are not of 3 channels, or none.
     """
     with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
         defended = PurifiedClassifier(purifier, classifier)
@@ -152,7 +151,7 @@ def audit_by_name(
     Raises:
         ConfigError: other images than the first's, the same purifier or title of a surrogate twice, or see the parts.
         MissingFileError, CheckpointError: see :func:`purifiers.runs.open_defended`.
-        InputError, DataError: see :func:`audit`.
+        InputError: see :func:`audit`.
     """
     if duplicates := [what for what in whats if whats.count(what) > 1]:
         raise ConfigError(f"duplicate purifier: {duplicates[0]}")
