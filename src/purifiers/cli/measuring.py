@@ -1,5 +1,6 @@
 """``purifiers evaluate``, ``audit`` and ``certify``."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 
 def refuse_other_run(output: Path, own: Path | None = None) -> None:
-    """Refuse a file, and the folder of a run other than ``own``, as the folder for results."""
+    """Refuse what cannot be the folder for results, before anything is measured, and a run other than ``own``."""
     from purifiers.runs import RECIPE_FILE
 
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file; expected a folder")
+    there = next(place for place in (output, *output.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"--output {output}: {there} is {'read-only' if there.is_dir() else 'a file; expected a folder'}")
     if (own is None or output.resolve() != own.resolve()) and (output / RECIPE_FILE).is_file():
         raise ConfigError(f"{output} is another run, whose results would be replaced; choose another --output")
 
