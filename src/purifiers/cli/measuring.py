@@ -70,7 +70,7 @@ def evaluate(
 ) -> None:
     """Attack and measure a purifier that 'train' made.
 
-    Attack the run's classifier, purify, measure the accuracy, and write results.json, report.md and report.html.
+    Attack under the recipe's views, purify, measure the accuracy, and write results.json, report.md and report.html.
     """
     from purifiers.recipes.load import load_recipe
     from purifiers.runs import RECIPE_FILE, open_run, prepare_baselines, recipe_of
