@@ -72,7 +72,7 @@ def evaluate(
 ) -> None:
     """Attack and measure a purifier that 'train' made.
 
-    Attack the run's classifier, purify, measure the accuracy, and write results.json, report.md and report.html.
+    Attack under the recipe's views, purify, measure the accuracy, and write results.json, report.md and report.html.
     """
     from purifiers.recipes.load import load_recipe
     from purifiers.runs import RECIPE_FILE, open_run, prepare_baselines, recipe_of
@@ -99,9 +99,7 @@ def audit(
     changes: options.Changes,
     recipe: options.BehindRecipe = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack at most N images.")] = None,
-    no_checks: Annotated[
-        bool, typer.Option("--no-checks", help="Skip the checks of how far the attacks can be trusted.")
-    ] = False,
+    no_checks: Annotated[bool, typer.Option("--no-checks", help="Skip the trust checks (did the attacks work?).")] = False,
     baselines: Annotated[options.Which, options.baselines()] = "none",
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/audit")] = None,
     device: options.Device = "auto",
