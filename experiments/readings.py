@@ -28,8 +28,7 @@ from purifiers.classifiers.load import load_classifier
 from purifiers.console import say
 from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.recipes.load import changed, load_recipe
-from purifiers.recipes.parts import Outputs
-from purifiers.recipes.schema import Recipe
+from purifiers.recipes.schema import Outputs, Recipe
 from purifiers.reports import paper
 from purifiers.runs import Run
 from purifiers.training.adversarial_data import Panel, attack_training_images

@@ -93,8 +93,8 @@ class Purifier(nn.Module):
         name = pretrained_model_name_or_path
         folder = hub.download(str(name), **download) if hub.is_repository(name) else weights.locate(name)
         if not (folder / CONFIG_FILE).is_file():
-            forms = f"a name ({', '.join(weights.PURIFIERS)}), a folder (the --output of 'purifiers train'), or owner/name"
-            raise MissingFileError(f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)}: give {forms} on the hub")
+            others = "or give a folder, such as the --output of 'purifiers train', or owner/name on the hub"
+            raise MissingFileError(f"no purifier at '{name}'{nearest(str(name), weights.PURIFIERS)} ({others})")
         network = load_network(folder)
         if getattr(network, "output", "images") != "images":
             raise CheckpointError(f"{folder} holds a {type(network).__name__}, a classifier; expected a purifier")

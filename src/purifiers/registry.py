@@ -89,7 +89,7 @@ def resolve(place: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         advice = "run the command in the folder that holds the module, or add that folder to PYTHONPATH"
         raise ConfigError(f"cannot import the {what} '{place}' ({error}); {advice}") from error
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, such as a script that exits
         raise ConfigError(f"importing the {what} '{place}' failed: {located(error)}") from error
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -109,7 +109,7 @@ def user_modules() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def located(error: Exception) -> str:
+def located(error: BaseException) -> str:
     """An error in the user's own code, with its place."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"

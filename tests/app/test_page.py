@@ -140,8 +140,10 @@ def test_a_shipped_one_needs_no_data(
     assert main(["app", "cifar10-robust", "--device", "cpu"]) == 0
     assert main(["app", "--classifier", "cifar10-resnet20", "--device", "cpu"]) == 0
     (robust, *_), (other, *_) = opened
-    assert robust.samples.classes == CLASSES and "29.50 %" in robust.robustness and "Behind it here" not in robust.robustness
-    assert other.name == "cifar10" and "Behind it here is cifar10-resnet20:" in other.robustness
+    assert (
+        robust.samples.classes == CLASSES and "29.50 %" in robust.robustness and "The classifier here" not in robust.robustness
+    )
+    assert other.name == "cifar10" and "The classifier here is cifar10-resnet20:" in other.robustness
     assert main(["app", "cifar11"]) == 1
     assert "did you mean 'cifar10'?" in capsys.readouterr().err
 

@@ -102,6 +102,9 @@ def infinite():
 def broken():
     raise RuntimeError("no weights here")
 
+def leaving():
+    raise SystemExit(3)
+
 def number():
     return 3
 
@@ -155,6 +158,7 @@ def test_a_function_of_the_users_own(module: str, data: ImageSet) -> None:
         ("Fragile", r"fails on images of shape \(2, 3, 16, 16\): RuntimeError"),
         ("infinite", "finite"),
         ("broken", r"RuntimeError: no weights here \(.*my_classifiers\.py:\d+\)"),
+        ("leaving", r"SystemExit: 3 \(.*my_classifiers\.py:\d+\)"),
         ("number", "returned a int"),
         pytest.param("scripted", "TorchScript", marks=pytest.mark.filterwarnings("ignore:.*torch.jit")),
         ("god", "did you mean 'good'"),
@@ -250,7 +254,7 @@ def test_files_and_folders(tmp_path: Path, data: ImageSet) -> None:
     save_tensors(tmp_path / "w.safetensors", network.state_dict())
     save_network(tmp_path / "saved", network)
     for source in ("w.safetensors", "saved"):
-        assert fingerprint(load_classifier(str(tmp_path / source), data, **options())) == fingerprint(network)
+        assert fingerprint(load_classifier(tmp_path / source, data, **options())) == fingerprint(network)
     with pytest.raises(MissingFileError, match="no weights file"):
         load_classifier(str(tmp_path / "none.safetensors"), data, **options())
     with pytest.raises(ConfigError, match="cannot load a classifier from 'resnet56'"):

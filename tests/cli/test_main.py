@@ -132,6 +132,9 @@ def test_results_never_replace_a_file_or_another_run(tiny_run: Run, tmp_path: Pa
     for command in (["evaluate", run], ["audit", run], ["certify", run], ["train"], ["demo"]):
         assert main([*command, "--output", str(tmp_path / "file")]) == 1
         assert "is a file" in capsys.readouterr().err
+    for command in (["evaluate", run], ["audit", run], ["certify", run]):  # before anything is measured
+        assert main([*command, "--output", str(tmp_path / "file" / "below")]) == 1
+        assert "is a file" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["recipe.yaml"]
 

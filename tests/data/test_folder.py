@@ -128,7 +128,7 @@ def test_a_missing_folder(path: str | None, message: str) -> None:
 
 def test_a_folder_without_classes(tmp_path: Path) -> None:
     write_image(tmp_path / "only" / "0.png")
-    with pytest.raises(MissingFileError, match="at least two sub-folders"):
+    with pytest.raises(MissingFileError, match="at least two subfolders"):
         load_images("folder", "train", path=str(tmp_path))
 
 

@@ -80,5 +80,7 @@ def test_malformed_sets_are_refused() -> None:
 def test_sources_are_found_by_name_and_take_only_their_options() -> None:
     with pytest.raises(ConfigError, match="did you mean 'digits'"):
         load_images("digit", "train")
+    with pytest.raises(ConfigError, match="train or test"):
+        load_images("digits", "val")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"'digits' takes no data\.path"):
         load_images("digits", "train", path="x", size=None)

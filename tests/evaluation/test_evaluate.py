@@ -131,9 +131,12 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
         ({"attacks": ["pgd"]}, InputError, "mapping"),
         ({"attacks": {"x": 3}}, InputError, "kind"),
         ({"limits": {"FGMS": 3}}, InputError, "did you mean 'FGSM'"),
+        ({"limits": {"FGSM": 0}}, InputError, "at least 1 image"),
+        ({"limits": ["FGSM"]}, InputError, "limits is a mapping"),
         ({"views": ("ful",)}, ConfigError, "did you mean 'full'"),
         ({"views": ("query",)}, InputError, "gradients"),
         ({"batch_size": 0}, InputError, "batch_size"),
+        ({"batch_size": 2.5}, InputError, "batch_size"),
     ]
     for given, error, message in options:
         with pytest.raises(error, match=message):

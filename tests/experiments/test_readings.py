@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.readings import NETWORKS, settings, table
-from purifiers.recipes.parts import Outputs
+from purifiers.recipes.schema import Outputs
 
 ARGUMENTS = argparse.Namespace(images=10, test_images=5, epochs=1, output=Path("runs"))
 

@@ -149,7 +149,7 @@ def test_the_summary_has_the_lowest_number_of_each_view(make_results: Make, tmp_
     assert summary.startswith("Measured on cifar10 in front of resnet56: clean accuracy 63.00 %, PSNR 30.0 dB;")
     # Of both views only 8/255 was measured: CW, which has no epsilon, is not compared.
     assert "73.00 % under the strongest attack" in summary and "(PGD-20, 8/255, 1,000 images)" in summary
-    assert "0.42 % under" in summary and "0.10 %" not in summary and "Behind it here" not in summary
+    assert "0.42 % under" in summary and "0.10 %" not in summary and "The classifier here" not in summary
 
 
 def test_what_was_not_measured_is_reported(make_results: Make, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_what_was_not_measured_is_reported(make_results: Make, tmp_path: Path) -
     assert "no model card" in robustness_summary(tmp_path)
     summary = robustness_summary(purifier_in(tmp_path, make_results(full=False)), "another")
     assert "73.00 % under" in summary and "not measured under an attacker who knows the purifier" in summary
-    assert "Behind it here is another:" in summary
+    assert "The classifier here is another:" in summary
 
 
 def test_the_cards_that_ship_are_read() -> None:

@@ -166,8 +166,6 @@ class FoolboxPGD(Attack):
 
     shown_as = "foolbox PGD"
 
-    shown_as = "foolbox PGD"
-
     epsilon: Length = 8 / 255
     step_size: Length = share_of_epsilon(4)
     num_steps: int = Field(default=20, ge=1)

@@ -28,7 +28,7 @@ ALONE = 1e-2
 
 
 def load_classifier(
-    source: str,
+    source: str | Path,
     data: ImageSet | None = None,
     *,
     mean: Sequence[float] | None = None,
@@ -53,6 +53,7 @@ def load_classifier(
             for the data's classes, has no input gradient, is random, changes when it is called, or mixes images of a batch.
         MissingFileError, CheckpointError: see ``load_network``, ``load_exported``, ``load_transformers``.
     """
+    source = str(source)
     classifier = place(_open(source, data or NOISE, mean, std, network), device if data is None else data.images.device)
     try:
         classifier.eval()
@@ -217,7 +218,7 @@ def _call(source: str) -> nn.Module:
     try:
         with registry.user_modules():
             classifier = build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"calling the classifier '{source}' failed: {registry.located(error)}") from error
     if isinstance(classifier, torch.jit.ScriptModule):
         raise ConfigError(f"'{source}' returned a TorchScript module, which cannot be frozen: return its source, or {HOW}")

@@ -1,5 +1,6 @@
 """``purifiers evaluate``, ``audit`` and ``certify``."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 
 def refuse_other_run(output: Path, own: Path | None = None) -> None:
-    """Refuse a file, and the folder of a run other than ``own``, as the folder for results."""
+    """Refuse what cannot be the folder for results, before anything is measured, and a run other than ``own``."""
     from purifiers.runs import RECIPE_FILE
 
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file; expected a folder")
+    there = next(place for place in (output, *output.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"--output {output}: {there} is {'read-only' if there.is_dir() else 'a file; expected a folder'}")
     if (own is None or output.resolve() != own.resolve()) and (output / RECIPE_FILE).is_file():
         raise ConfigError(f"{output} is another run, whose results would be replaced; choose another --output")
 
@@ -70,7 +72,7 @@ def evaluate(
 ) -> None:
     """Attack and measure a purifier that 'train' made.
 
-    Attack the run's classifier, purify, measure the accuracy, and write results.json, report.md and report.html.
+    Attack under the recipe's views, purify, measure the accuracy, and write results.json, report.md and report.html.
     """
     from purifiers.recipes.load import load_recipe
     from purifiers.runs import RECIPE_FILE, open_run, prepare_baselines, recipe_of
@@ -97,9 +99,7 @@ def audit(
     changes: options.Changes,
     recipe: options.BehindRecipe = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack at most N images.")] = None,
-    no_checks: Annotated[
-        bool, typer.Option("--no-checks", help="Skip the checks of how far the attacks can be trusted.")
-    ] = False,
+    no_checks: Annotated[bool, typer.Option("--no-checks", help="Skip the trust checks (did the attacks work?).")] = False,
     baselines: Annotated[options.Which, options.baselines()] = "none",
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/audit")] = None,
     device: options.Device = "auto",

@@ -93,10 +93,10 @@ Minutes = Annotated[
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="First delete what an earlier run wrote into the output folder.")]
 ShippedClassifiers = Annotated[
-    bool, typer.Option("--shipped-classifiers", help="Use the recipe's classifiers that ship instead of training them.")
+    bool, typer.Option("--shipped-classifiers", help="Use the recipe's shipped classifiers instead of training them.")
 ]
 Host = Annotated[
-    str, typer.Option(metavar="ADDRESS", help="Where to listen: 127.0.0.1 is this machine alone; 0.0.0.0 or :: is all.")
+    str, typer.Option(metavar="ADDRESS", help="Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 or :: for all.")
 ]
 Which = Literal["all", "ready", "none"]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels before they are decoded.")]

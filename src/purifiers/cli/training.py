@@ -26,7 +26,7 @@ def train(
 ) -> None:
     """Train a purifier for a classifier.
 
-    Train a classifier (or take yours), the two teachers and the student. Purifier.from_pretrained and 'purifiers evaluate'
+    Train a classifier (or use yours), the two teachers and the student. Purifier.from_pretrained and 'purifiers evaluate'
     take the output folder. If interrupted, the same command resumes.
     """
     from purifiers.console import Deadline, Stopwatch, duration, say
@@ -57,7 +57,7 @@ def reproduce(
         typer.Option(
             metavar="1,2,3",
             parser=options.listed(int, "numbers of tables (1 to 3) separated by commas", {1, 2, 3}.issuperset),
-            help="Tables to train for; Table 1 always is one of them. Default: all.",
+            help="Tables to train for; Table 1 is always written. Default: all.",
         ),
     ] = None,
     seeds: Annotated[
@@ -80,7 +80,7 @@ def reproduce(
 ) -> None:
     """Reproduce the paper's tables, from training or shipped weights.
 
-    Train everything and measure it; on CIFAR-10 the paper's numbers stand beside ours. Table 1: the purifier, and others',
+    Train everything and measure it; on CIFAR-10 the paper's numbers stand beside ours. Table 1: the purifier and others
     against every attack. Table 2: the effect of each teacher (further students). Table 3: the effect of each ingredient,
     if the recipe names variants. What is finished in the output folder is reused.
     """

@@ -76,11 +76,11 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a purifier as one ONNX file, or for torch.export.
+    """Export a purifier to one file, for ONNX or torch.export.
 
     Write a purifier, alone or with a classifier behind it, as one file for other programs. It takes images, float32
-    (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is compared
-    with PyTorch before it gets its name. Needs pip install 'purifiers[onnx]'.
+    (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is checked
+    against PyTorch before it is saved. Needs pip install 'purifiers[onnx]'.
     """
     from purifiers.classifiers.load import load_classifier
     from purifiers.console import say
@@ -199,7 +199,7 @@ def serve(
     changes: options.Changes,
     recipe: options.BehindRecipe = None,
     host: options.Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=1, help="Its port.")] = 8000,
+    port: Annotated[int, typer.Option(metavar="N", min=1, help="Port to listen on.")] = 8000,
     max_batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that are purified together.")] = 16,
     batch_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, max=10, help="How long the first image of a batch waits for others.")
@@ -212,8 +212,8 @@ def serve(
     """Purify images over HTTP.
 
     POST an image to /purify, as the body or as the field 'image' of a form, to get a purified PNG; with --classifier, POST it
-    to /classify to get scores. /docs describes the rest; /health and /metrics are for monitoring. SIGTERM and Ctrl-C stop the
-    service, with exit status 0, when all requests in flight are answered.
+    to /classify to get scores. /docs describes the API; /health and /metrics are for monitoring. After SIGTERM or Ctrl-C the
+    service answers all requests in flight and stops, with exit status 0.
     """
     from purifiers.console import say
     from purifiers.data import DATASETS
@@ -240,7 +240,7 @@ def app(
     changes: options.Changes,
     recipe: options.BehindRecipe = None,
     host: options.Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", help="0 for any free port.")] = 7860,
+    port: Annotated[int, typer.Option(metavar="N", help="Port to listen on; 0 for any free one.")] = 7860,
     device: options.Device = "auto",
 ) -> None:
     """Open a web page to attack images and purify them.

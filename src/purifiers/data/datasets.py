@@ -45,6 +45,8 @@ DATASETS: Registry[DataSet] = Registry("data set", "purifiers.data", make=DataSe
 
 def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
     """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown."""
+    if split not in ("train", "test"):
+        raise ConfigError(f"a split is train or test; got {split!r}")
     load = DATASETS[name].load
     given = {key: value for key, value in options.items() if value is not None}
     if unknown := given.keys() - inspect.signature(load).parameters:

@@ -156,7 +156,7 @@ def _read(
         hint = lfs_hint(source) or f"not an image ({', '.join(formats)} can be read)"
         raise DataError(f"{name}{hint}") from error
     except Exception as error:  # decoders meet damage with errors of any kind
-        if "MAX_TEXT" in str(error):
+        if isinstance(error, ValueError) and "MAX_TEXT" in str(error):
             return _read(_without_texts(source), look, max_pixels, formats, name)
         raise DataError(f"{name}{getattr(error, 'strerror', None) or f'a damaged image: {error}'}") from error
 

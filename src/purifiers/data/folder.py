@@ -1,4 +1,4 @@
-"""A folder of images, one sub-folder for each class."""
+"""A folder of images, one subfolder for each class."""
 
 from contextlib import suppress
 from itertools import chain
@@ -56,7 +56,7 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
         DataError: unreadable files; a class folder without images; train and test folders with different classes.
     """
     if path is None:
-        raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one sub-folder per class")
+        raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one subfolder per class")
     files = class_files(Path(path), split)
     if list(files) != sorted(files):
         say(f"{'classes':<16} numbered as numbers: 10 after 9, and not after 1 as in alphabetical order (torchvision's)")
@@ -105,7 +105,7 @@ def _classes(home: Path) -> dict[str, list[Path]]:
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
     if len(names) < 2:
-        raise MissingFileError(f"{home} needs at least two sub-folders with images, one for each class; found {len(names)}")
+        raise MissingFileError(f"{home} needs at least two subfolders with images, one for each class; found {len(names)}")
     files = {name: image_files(home / name) for name in names}
     empty = [str(home / name) for name in names if not files[name]]
     if empty:

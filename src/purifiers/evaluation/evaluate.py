@@ -110,6 +110,8 @@ def evaluate(
         views, counts = (views,) if isinstance(views, str) else views, limits or {}
         for view in views:
             refuse_gradients(view, chosen)
+        if not (isinstance(counts, Mapping) and all(isinstance(count, int) and count > 0 for count in counts.values())):
+            raise InputError(f"limits is a mapping such as {{'PGD': 100}}, with at least 1 image each; got {counts!r}")
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
         with frozen(defended):

@@ -159,8 +159,8 @@ def as_data(
 ) -> ImageSet:
     """The images and labels that a user passed, on the models' device; raises InputError if they, or
     ``batch_size``, cannot be used. See :func:`purifiers.data.as_image_set`."""
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1; got {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size must be a whole number of at least 1; got {batch_size}")
     return as_image_set(images, labels).to(next((one.device for one in defended.parameters()), torch.device("cpu")))
 
 

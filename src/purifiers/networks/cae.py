@@ -1,6 +1,6 @@
 """The purifier's convolutional autoencoder (Koo et al. 2023, section 3.1 and figure 1)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -97,13 +97,9 @@ class CAE(Network):
         """Purify ``images`` (N, channels, H, W), float, in [0,1]; same shape, dtype and range."""
         height, width = images.shape[-2:]
         padded = self._padded(images)
-        latent, kept = self._encode(padded)
-        depth = len(self.decoder)
-
-        def add_skip(done: int, features: Tensor) -> Tensor:
-            return features + kept[depth - done] if depth - done in self.skips else features
-
-        output = torch.tanh(_through(self.decoder, self.shortcuts[1], latent, add_skip))
+        latent, kept = _through(self.encoder, self.shortcuts[0], padded, {}, self.skips)
+        skips = {len(self.decoder) - passed: features for passed, features in kept.items()}
+        output = torch.tanh(_through(self.decoder, self.shortcuts[1], latent, skips, ())[0])
         if self.residual:
             output = (padded + output).clamp(-1, 1)
         # In the default layout, as a classifier may want to flatten it with view(). Always a copy: a data-dependent branch
@@ -112,23 +108,12 @@ class CAE(Network):
 
     def latent(self, images: Tensor) -> Tensor:
         """The latent of ``images``, (N, widths[-1], H / stride, W / stride), H and W padded to multiples of the stride."""
-        return self._encode(self._padded(images))[0]
+        return _through(self.encoder, self.shortcuts[0], self._padded(images), {}, ())[0]
 
     def _padded(self, images: Tensor) -> Tensor:
         # Written so that a tracer of sizes sees that the padded ones are multiples of the stride.
         down, right = ((size + self.stride - 1) // self.stride * self.stride - size for size in images.shape[-2:])
         return F.pad(images * (1 - self.low) + self.low, (0, right, 0, down), mode="replicate")
-
-    def _encode(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """The latent, and the outputs that are added in the decoder, by the number of encoder blocks passed."""
-        kept: dict[int, Tensor] = {}
-
-        def keep(done: int, features: Tensor) -> Tensor:
-            if done in self.skips:
-                kept[done] = features
-            return features
-
-        return _through(self.encoder, self.shortcuts[0], images, keep), kept
 
 
 def _shortcuts(same: Sequence[bool], every: int) -> dict[int, int]:
@@ -144,18 +129,21 @@ def _shortcuts(same: Sequence[bool], every: int) -> dict[int, int]:
 
 
 def _through(
-    blocks: Iterable[nn.Module], shortcuts: Mapping[int, int], features: Tensor, after: Callable[[int, Tensor], Tensor]
-) -> Tensor:
-    """Pass ``features`` through ``blocks``, and what each gives through ``after``, with the number of blocks done."""
-    starts = dict.fromkeys(shortcuts.values(), features)
+    blocks: nn.ModuleList, shortcuts: Mapping[int, int], features: Tensor, skips: Mapping[int, Tensor], keep: Container[int]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """``features`` after all blocks, and those to ``keep``; they and the ``skips`` to add go by the number of blocks done."""
+    starts, kept = dict.fromkeys(shortcuts.values(), features), {}
     for done, block in enumerate(blocks, start=1):
         features = block(features)
         if done in shortcuts:
             features = features + starts[shortcuts[done]]
-        features = after(done, features)
+        if done in skips:
+            features = features + skips[done]
         if done in starts:
             starts[done] = features
-    return features
+        if done in keep:
+            kept[done] = features
+    return features, kept
 
 
 def _encoder_block(fan_in: int, fan_out: int, stride: int) -> nn.Module:

@@ -72,21 +72,12 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
-    free: tuple[str, ...] = (
-        "evaluation",
-        "audit",
-        "data.test_limit",
-        "name",
-        "weights",
-        "baselines",
-        "variants",
-        "both_inputs",
-    )
+    free = ["evaluation", "audit", "baselines", "variants", "both_inputs", "weights", "name", "data.test_limit"]
     if now.data.name == "cifar10":  # the same wherever it is
-        free += ("data.path",)
+        free.append("data.path")
     # Training attacks are run in the batches of the evaluation, and drawn by them.
     bound = "evaluation.batch_size" if now.training_attacks else None
-    found = {key: values for key, values in differences(there, now).items() if key == bound or not key.startswith(free)}
+    found = {key: values for key, values in differences(there, now).items() if key == bound or not key.startswith(tuple(free))}
     # Of what was moved the path alone differs: a stage knows its images and the networks that it used by their content.
     return {key: (old, new) for key, (old, new) in found.items() if not (isinstance(new, str) and _is_gone(old))}
 

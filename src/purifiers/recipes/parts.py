@@ -20,10 +20,6 @@ from purifiers.registry import NETWORKS, Registry, build_network
 from purifiers.weights import absolute, anywhere
 
 Positive = Annotated[int, Field(ge=1)]
-Outputs = Literal["true_class", "largest", "all", "probabilities"]
-"""What the classifier's "outputs" in equation 2 are: see :func:`purifiers.training.losses.at_teacher_loss`."""
-SoftmaxOver = Literal["all", "colours"]
-"""Over what g in equation 5 is a softmax: see :func:`purifiers.training.losses.distillation_loss`."""
 Place = Annotated[str, AfterValidator(anywhere)]  # weights: a name, or a file or folder, whose path is made absolute
 
 

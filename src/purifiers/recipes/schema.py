@@ -11,22 +11,15 @@ from purifiers.errors import nearest
 from purifiers.kinds import Group
 from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
 from purifiers.recipes.baseline_settings import AnyBaseline, Untrained, folder_of
-from purifiers.recipes.parts import (
-    Data,
-    NetworkConfig,
-    OnPerturbed,
-    Optimisation,
-    Outputs,
-    Place,
-    Positive,
-    SoftmaxOver,
-    checked,
-    folder_name,
-)
+from purifiers.recipes.parts import Data, NetworkConfig, OnPerturbed, Optimisation, Place, Positive, checked, folder_name
 from purifiers.registry import NETWORKS
 from purifiers.weights import absolute, anywhere
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
+Outputs = Literal["true_class", "largest", "all", "probabilities"]
+"""What the classifier's "outputs" in equation 2 are: see :func:`purifiers.training.losses.at_teacher_loss`."""
+SoftmaxOver = Literal["all", "colours"]
+"""Over what g in equation 5 is a softmax: see :func:`purifiers.training.losses.distillation_loss`."""
 STARTS = ("scratch", "teacher_at")
 """A student's start, besides the name or folder of a purifier."""
 PLACES: Mapping[str, Callable[[str], str]] = {

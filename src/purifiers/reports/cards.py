@@ -21,15 +21,7 @@ from purifiers.reports.render import Table, cells, epsilon_of, page, percent, te
 from purifiers.reports.tables import select, through_purifier
 
 _NOT_TRAINING = (
-    "evaluation",
-    "audit",
-    "baselines",
-    "variants",
-    "both_inputs",
-    "weights",
-    "seed",
-    "data.path",
-    "data.test_limit",
+    *("evaluation", "audit", "baselines", "variants", "both_inputs", "weights", "seed", "data.path", "data.test_limit"),
 )
 """Keys of a recipe that do not change what is trained."""
 _STARTS = ("teacher_at.start", "student.start")

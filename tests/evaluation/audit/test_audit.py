@@ -547,6 +547,8 @@ def test_bad_inputs_are_told() -> None:
             audit(nn.Upsample(scale_factor=2), classifier, data)
     with pytest.raises(InputError, match="the surrogate 'other' has 5 classes"):
         audit(nn.Identity(), model, data, surrogates={"other": Linear(5, SHAPE)})
+    with pytest.raises(InputError, match="surrogates is a mapping"):
+        audit(nn.Identity(), model, data, surrogates={"other": "cifar10-resnet56"})  # type: ignore[dict-item]
 
 
 class NotANumber(nn.Module):

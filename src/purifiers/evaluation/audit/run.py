@@ -94,6 +94,8 @@ def audit_all(
     for idle in sorted(chosen.attacks.keys() - {name for names in chosen.views.values() for name in names}):
         say(f"warning: the attack '{idle}' is in none of the audit's views, and is not run")
     surrogates = surrogates or {}
+    if not (isinstance(surrogates, Mapping) and all(isinstance(one, nn.Module) for one in surrogates.values())):
+        raise InputError(f"surrogates is a mapping of names to torch.nn.Modules; got {surrogates!r}")
     if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
         raise InputError(f"an audit needs defended models of different names; got {[subject.name for subject in subjects]}")
     watch, kept = Stopwatch(), Cache(cache)
