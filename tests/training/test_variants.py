@@ -60,7 +60,7 @@ def test_places_in_variants_and_surrogates_are_found_from_everywhere(tmp_path: P
 def test_variants_are_trained_on_the_same_classifiers_and_stand_in_table_3(tiny_run: Run, tmp_path: Path) -> None:
     def settings(classifier: Path) -> dict[str, object]:
         source = {"classifier": {"source": str(classifier)}, "companions": [{"source": str(classifier)}]}
-        short = {f"{stage}.epochs": 1 for stage in ("teacher_nt", "teacher_at", "student")}
+        short = {"data.limit": 64, **{f"{stage}.epochs": 1 for stage in ("teacher_nt", "teacher_at", "student")}}
         fgsm = {"evaluation.attacks": {"FGSM": {"kind": "fgsm", "epsilon": 0.1}}, "evaluation.adaptive_attacks": []}
         return {**source, **short, **fgsm, "evaluation.views": "blind", "baselines": {}}
 
@@ -91,7 +91,7 @@ def test_variants_are_trained_on_the_same_classifiers_and_stand_in_table_3(tiny_
 def test_variants_of_a_run_that_was_moved_with_its_classifier_are_not_trained_again(
     tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = {f"{stage}.epochs": 1 for stage in ("teacher_nt", "teacher_at", "student")}
+    short = {"data.limit": 64, **{f"{stage}.epochs": 1 for stage in ("teacher_nt", "teacher_at", "student")}}
     place = shutil.copytree(tiny_run.checkpoint("classifier"), tmp_path / "one" / "classifier").parent
     for _ in range(2):
         own = {"classifier": {"source": str(place / "classifier")}, "variants": {"other": {"student.beta": 5}}}
