@@ -224,4 +224,6 @@ def _call(source: str) -> nn.Module:
         raise ConfigError(f"'{source}' returned a TorchScript module, which cannot be frozen: return its source, or {HOW}")
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
+    if any(map(nn.parameter.is_lazy, classifier.parameters())):
+        raise ConfigError(f"'{source}' returned lazy layers without weights: load these, or call it on images, first")
     return classifier
