@@ -197,7 +197,7 @@ def _open(
         with registry.user_modules():
             if all(map(str.isidentifier, module.split("."))) and find_spec(module.split(".")[0]) is not None:
                 raise ConfigError(f"'{source}' is a module: name its function that returns the classifier, {module}:function")
-        raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
+        raise ConfigError(f"cannot load a classifier from '{source}'{hint} (give {CLASSIFIER_FORMS})")
     classifier = load_exported(path) if path.suffix == ".pt2" else _call(source)
     return classifier if mean is None or std is None else Normalized(classifier, mean, std)
 
