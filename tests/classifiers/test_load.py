@@ -105,6 +105,9 @@ def broken():
 def leaving():
     raise SystemExit(3)
 
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+
 def number():
     return 3
 
@@ -159,6 +162,7 @@ def test_a_function_of_the_users_own(module: str, data: ImageSet) -> None:
         ("infinite", "finite"),
         ("broken", r"RuntimeError: no weights here \(.*my_classifiers\.py:\d+\)"),
         ("leaving", r"SystemExit: 3 \(.*my_classifiers\.py:\d+\)"),
+        ("lazy", "lazy layers"),
         ("number", "returned a int"),
         pytest.param("scripted", "TorchScript", marks=pytest.mark.filterwarnings("ignore:.*torch.jit")),
         ("god", "did you mean 'good'"),

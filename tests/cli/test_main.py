@@ -65,6 +65,7 @@ def test_the_first_page_lists_the_commands_and_the_version(capsys: pytest.Captur
         (["reproduce", "--seeds", "1"], ["--seeds", "different", "'1'"]),
         *((["reproduce", "--minutes", value], ["--minutes", "above 0", f"'{value}'"]) for value in ("0", "-1", "soon", "inf", "nan")),
         (["serve", "cifar10", "--batch-timeout", "11"], ["--batch-timeout", "10"]),
+        (["serve", "cifar10", "--batch-timeout", "nan"], ["--batch-timeout", "10"]),
         (["export", "cifar10", "x.onnx", "--format", "tf"], ["--format", "'torch'"]),
     ],
 )  # fmt: skip

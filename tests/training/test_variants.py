@@ -33,9 +33,12 @@ def test_variants_of_shipped_recipes_are_valid_and_differ(name: str) -> None:
     assert len(set(texts)) == len(texts)
 
 
-def test_a_variant_of_what_does_not_exist_is_refused() -> None:
+def test_a_variant_of_what_does_not_exist_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         variant_recipes(recipe(variants={"typo": {"student.epoch": 3}}))
+    with pytest.raises(ConfigError, match="epoch"):
+        train_recipe(recipe(variants={"typo": {"student.epoch": 3}}), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="titles have to differ"):
         recipe(variants={"a b": {}, "A-B": {}})
 

@@ -197,7 +197,7 @@ def _open(
         with registry.user_modules():
             if all(map(str.isidentifier, module.split("."))) and find_spec(module.split(".")[0]) is not None:
                 raise ConfigError(f"'{source}' is a module: name its function that returns the classifier, {module}:function")
-        raise ConfigError(f"cannot load a classifier from '{source}'{hint}: give {CLASSIFIER_FORMS}")
+        raise ConfigError(f"cannot load a classifier from '{source}'{hint} (give {CLASSIFIER_FORMS})")
     classifier = load_exported(path) if path.suffix == ".pt2" else _call(source)
     return classifier if mean is None or std is None else Normalized(classifier, mean, std)
 
@@ -224,4 +224,6 @@ def _call(source: str) -> nn.Module:
         raise ConfigError(f"'{source}' returned a TorchScript module, which cannot be frozen: return its source, or {HOW}")
     if not isinstance(classifier, nn.Module):
         raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
+    if any(map(nn.parameter.is_lazy, classifier.parameters())):
+        raise ConfigError(f"'{source}' returned lazy layers without weights: load these, or call it on images, first")
     return classifier

@@ -202,7 +202,12 @@ def serve(
     port: Annotated[int, typer.Option(metavar="N", min=1, help="Port to listen on.")] = 8000,
     max_batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images that are purified together.")] = 16,
     batch_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, max=10, help="How long the first image of a batch waits for others.")
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            parser=options.reader(float, "seconds from 0 to 10", lambda seconds: 0 <= seconds <= 10),
+            help="How long the first image of a batch waits for others.",
+        ),
     ] = 0.01,
     max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Refuse requests with a longer body.")] = 10_000_000,
     max_pixels: options.MaxPixels = 4_000_000,

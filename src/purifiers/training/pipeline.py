@@ -150,7 +150,8 @@ def train_variants(run: Run, device: str = "auto") -> None:
 def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: bool, restart: bool) -> None:
     """All stages of ``run``'s recipe, in order, into ``run``; see :func:`train_recipe`."""
     recipe, folder, data = run.recipe, run.folder, run.images("train")
-    # Everything that the user names is opened before anything is written or discarded.
+    # Everything that the user names is opened before anything is written or discarded, and variants, trained last, are read.
+    variant_recipes(recipe)
     opened = dict(classifiers)
     for name, wanted in recipe.classifiers().items():
         if wanted.source is not None and name not in opened:
