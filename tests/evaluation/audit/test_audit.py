@@ -19,7 +19,8 @@ from purifiers.errors import CheckpointError, InputError, MissingFileError
 from purifiers.evaluation.audit import attack as audit_module
 from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
-from purifiers.evaluation.audit.run import audit, audit_all
+from purifiers.evaluation.audit import audit
+from purifiers.evaluation.audit.run import audit_all
 from purifiers.evaluation.records import CLEAN
 from purifiers.evaluation.trust.checks import Check
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
