@@ -17,9 +17,9 @@ from purifiers.baselines import Noisy, Nothing
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, InputError, MissingFileError
 from purifiers.evaluation.audit import attack as audit_module
+from purifiers.evaluation.audit import audit
 from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
-from purifiers.evaluation.audit import audit
 from purifiers.evaluation.audit.run import audit_all
 from purifiers.evaluation.records import CLEAN
 from purifiers.evaluation.trust.checks import Check
