@@ -31,6 +31,6 @@ def test_no_two_readings_are_the_same() -> None:
 
 
 def test_a_table_has_a_column_for_every_number_and_a_dash_where_there_is_none() -> None:
-    lines = table({"one": {"none": 90.04, "PGD8": 1}, "two": {"none": 50, "dB": 26.06}}).splitlines()
-    assert lines[0] == "|  | none | PGD8 | dB |"
-    assert lines[2:] == ["| one | 90.0 | 1.0 | - |", "| two | 50.0 | - | 26.1 |"]
+    made = table("E0", {"one": {"none": 90.04, "PGD8": 1}, "two": {"none": 50, "dB": 26.06}})
+    assert made.header == ["purifier", "none", "PGD8", "dB"]
+    assert made.rows == [["one", "90.0", "1.0", "-"], ["two", "50.0", "-", "26.1"]]

@@ -22,7 +22,6 @@ from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.registry import fingerprint, place
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-NOISE = noise((32, 32))  # stands for images of which nothing is known
 ALONE = 1e-2
 """An image's logits, alone and in a batch, agree up to this share of the largest: about the rounding of half precision."""
 
@@ -53,8 +52,8 @@ def load_classifier(
             for the data's classes, has no input gradient, is random, changes when it is called, or mixes images of a batch.
         MissingFileError, CheckpointError: see ``load_network``, ``load_exported``, ``load_transformers``.
     """
-    source = str(source)
-    classifier = place(_open(source, data or NOISE, mean, std, network), device if data is None else data.images.device)
+    source, shown = str(source), data or noise((32, 32))
+    classifier = place(_open(source, shown, mean, std, network), device if data is None else data.images.device)
     try:
         classifier.eval()
     except NotImplementedError:  # an exported program, or one with such a part
@@ -63,7 +62,7 @@ def load_classifier(
     if data is not None:
         return adapt_classifier(classifier, source, data)
     with suppress(ConfigError):  # it may take another size
-        return _for_channels(classifier, source, to_float(NOISE.images).to(device))
+        return _for_channels(classifier, source, to_float(shown.images).to(device))
     return classifier
 
 

@@ -63,8 +63,9 @@ def placeholder(name: str, path: str | None = None, size: int | None = None) -> 
 
 def noise(shape: tuple[int, int], classes: tuple[str, ...] = ()) -> ImageSet:
     """Two images of noise of height and width ``shape``, where images are not known."""
-    pixels = torch.randint(256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64), classes)
+    generator = torch.Generator("cpu").manual_seed(0)
+    pixels = torch.randint(256, (2, 3, *shape), dtype=torch.uint8, generator=generator, device="cpu")
+    return ImageSet("noise", pixels, torch.zeros(2, dtype=torch.int64, device="cpu"), classes)
 
 
 @DATASETS.register(MEMORY)

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -155,7 +156,7 @@ def read_attacks(settings: Mapping[str, Any]) -> dict[str, Attack]:
     return found
 
 
-class Records(ResultFile):
+class Records(ResultFile, ABC):
     """Base of results that consist of records.
 
     Attributes:
@@ -170,9 +171,9 @@ class Records(ResultFile):
         """The attacks by the names in the records, without those whose code is not found here."""
         return read_attacks(self._settings())
 
+    @abstractmethod
     def _settings(self) -> Mapping[str, Any]:
         """The attacks' settings by name."""
-        raise NotImplementedError
 
     def titles(self) -> dict[str, str]:
         """The attacks' titles by the names in the records."""

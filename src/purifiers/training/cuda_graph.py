@@ -37,7 +37,7 @@ class CapturedStep:
                 losses = self.step(chosen)
             torch.cuda.current_stream().wait_stream(self.stream)
             return losses
-        if self.graph is None:  # recorded, and nothing is computed yet
+        if self.graph is None:  # the capture records the step and runs nothing
             self.graph, self.chosen = torch.cuda.CUDAGraph(), chosen.clone()
             self.graph.register_generator_state(self.generator)
             with torch.cuda.graph(self.graph, stream=self.stream):

@@ -216,8 +216,8 @@ def fit_stage(
         kept: the part of the network that is saved as the stage's result, by default all.
     """
     recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)
-    # Adversarial examples are keyed by what they are made from, not by their pixels: made again, on another machine or after
-    # the cache was deleted, they may differ in a bit. The start is one of the parents, wherever it lies.
+    # The key has the settings of the training attacks instead of their pixels, which may differ in a bit on another machine or
+    # without the cache. The start is one of the parents, whatever its path.
     if made_from is None and stage.images.shape[1] > 3:
         made_from = {name: attack.model_dump() for name, attack in recipe.training_attacks.items()}, recipe.attack_rounds
     settings = optimisation.model_dump(exclude={"start"})

@@ -98,7 +98,7 @@ def audit_all(
         raise InputError(f"surrogates is a mapping of names to torch.nn.Modules; got {surrogates!r}")
     if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
         raise InputError(f"an audit needs defended models of different names; got {[subject.name for subject in subjects]}")
-    watch, kept = Stopwatch(), Cache(cache)
+    stopwatch, kept = Stopwatch(), Cache(cache)
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     checks: dict[str, list[Check]] = {}
@@ -125,7 +125,7 @@ def audit_all(
         seed=seed,
         versions=versions(),
         hardware=hardware(data.images.device),
-        seconds=watch.seconds,
+        seconds=stopwatch.seconds,
         random=random,
         records=records,
         checks=checks,
