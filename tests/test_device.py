@@ -7,6 +7,7 @@ import torch
 
 import purifiers
 from purifiers import PurifiedClassifier, Purifier, attacks
+from purifiers.data import noise
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError
 
@@ -72,6 +73,7 @@ def test_the_defaults_of_the_process_are_of_no_consequence(default: str, tmp_pat
     purifier, classifier = Purifier.from_pretrained("cifar10-cpu"), purifiers.load_classifier("cifar10-resnet20")
     model = PurifiedClassifier(purifier, classifier)
     assert model(images).dtype == torch.float32
+    assert noise((4, 4)).images.device.type == "cpu"  # which load_classifier tries a classifier on
     for attack in (attacks.PGD(num_steps=2), attacks.PGD(num_steps=2, norm="l2"), attacks.Square(num_queries=3)):
         assert attack(model, images, labels).dtype == torch.float32
     few = {"FGSM": attacks.FGSM()}
