@@ -12,7 +12,7 @@ from purifiers.evaluation.records import Cost
 
 PSNR_CAP = 100.0
 """In dB, for identical images, whose infinite PSNR would make every mean infinite."""
-LEAST_SECONDS = 0.5
+LEAST_SECONDS = 0.2
 """A rate is measured for at least so long."""
 SIZE = {"cuda": 8192, "cpu": 2048}
 """Side of the square matrices whose product is the peak."""
