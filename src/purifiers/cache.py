@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from purifiers.classifiers.probes import gradient_at
 from purifiers.console import say
 from purifiers.data import to_float
-from purifiers.errors import PurifiersError
+from purifiers.errors import InputError, PurifiersError
 from purifiers.purifier import in_mode
 from purifiers.seeds import reproducible
 from purifiers.storage import digest, load_state, save_state
@@ -41,6 +41,8 @@ class Cache:
     this object first saw it: make a new cache after changing one."""
 
     def __init__(self, folder: Path | str | None) -> None:
+        if not isinstance(folder, Path | str | None):
+            raise InputError(f"a cache is the path of a folder, or None; got {folder!r}")
         self.folder = None if folder is None else Path(folder)
         self._seen: dict[int, tuple[Any, str]] = {}  # by id: the object, so that the id stays its own, and its description
         self._probed: dict[tuple[int, str], list[str]] = {}  # by the id of a model, which is in _seen, and the images

@@ -132,11 +132,14 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
         ({"attacks": {"x": 3}}, InputError, "kind"),
         ({"limits": {"FGMS": 3}}, InputError, "did you mean 'FGSM'"),
         ({"limits": {"FGSM": 0}}, InputError, "at least 1 image"),
+        *(({"seed": seed}, InputError, "seed must be a whole number") for seed in ("a", None, 1.5, -1, True)),
+        *(({"batch_size": size}, InputError, "batch_size must be") for size in (0, "8", 2.5)),
+        *(({"views": views}, InputError, "views is") for views in (5, None)),
+        *(({"purifier_name": name}, InputError, "name must be a string") for name in (5, None)),
+        ({"cache": 5}, InputError, "cache is the path"),
         ({"limits": ["FGSM"]}, InputError, "limits is a mapping"),
         ({"views": ("ful",)}, ConfigError, "did you mean 'full'"),
         ({"views": ("query",)}, InputError, "gradients"),
-        ({"batch_size": 0}, InputError, "batch_size"),
-        ({"batch_size": 2.5}, InputError, "batch_size"),
     ]
     for given, error, message in options:
         with pytest.raises(error, match=message):

@@ -63,7 +63,7 @@ def test_every_purifier_has_a_row_and_the_papers_stand_beside() -> None:
         "PGD-20, 8/255",
         "AutoAttack, 8/255",
         "parameters",
-        "MFLOP an image",
+        "MFLOP per image",
         "images/s",
     ]
     assert rows["no purifier"] == ["90.00", "2.00", "2.00", "855,770", "253", "400"]

@@ -99,7 +99,7 @@ def evaluate(
     with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
         stopwatch = Stopwatch()
         defended = PurifiedClassifier(purifier, classifier)
-        data = as_data(defended, images, labels, batch_size)
+        data = as_data(defended, images, labels)
         if not isinstance(attacks, Mapping | None):
             raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
         given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
@@ -108,6 +108,8 @@ def evaluate(
         except ValidationError as error:
             raise InputError("\n  ".join(["these attacks cannot be used:", *faults(error, "attacks")])) from error
         views, counts = (views,) if isinstance(views, str) else views, limits or {}
+        if not isinstance(views, Sequence):
+            raise InputError(f"views is the name of a threat model, or several; got {views!r}")
         for view in views:
             refuse_gradients(view, chosen)
         if not (isinstance(counts, Mapping) and all(isinstance(count, int) and count > 0 for count in counts.values())):
@@ -115,8 +117,8 @@ def evaluate(
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
         with frozen(defended):
-            check_defended(purifier_name, defended, data)
             evaluator = Evaluator(classifier, classifier_name, data, seed, batch_size, Cache(cache))
+            check_defended(purifier_name, defended, data)
             records, warnings = evaluator.evaluate(
                 purifier_name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
             )

@@ -42,6 +42,11 @@ class Evaluator:
     cache: Cache = field(default_factory=lambda: Cache(None))  # blind attacks are made once for all purifiers
     undefended: dict[str, Tensor] = field(init=False, default_factory=dict, compare=False)  # classes, by the images' digest
 
+    def __post_init__(self) -> None:
+        for name, value, least in (("batch_size", self.batch_size, 1), ("seed", self.seed, 0)):
+            if type(value) is not int or value < least:
+                raise InputError(f"{name} must be a whole number of at least {least}; got {value!r}")
+
     def evaluate(
         self,
         name: str,
@@ -154,13 +159,8 @@ class Evaluator:
         return self.undefended[key]
 
 
-def as_data(
-    defended: PurifiedClassifier, images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None, batch_size: int
-) -> ImageSet:
-    """The images and labels that a user passed, on the models' device; raises InputError if they, or
-    ``batch_size``, cannot be used. See :func:`purifiers.data.as_image_set`."""
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size must be a whole number of at least 1; got {batch_size}")
+def as_data(defended: PurifiedClassifier, images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None) -> ImageSet:
+    """The images and labels that a user passed, on the models' device; see :func:`purifiers.data.as_image_set`."""
     return as_image_set(images, labels).to(next((one.device for one in defended.parameters()), torch.device("cpu")))
 
 
@@ -170,6 +170,8 @@ def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> i
     Raises:
         InputError: a model fails, its outputs have the wrong type or shape or are not finite, or labels are out of range.
     """
+    if not isinstance(name, str):
+        raise InputError(f"a purifier's name must be a string; got {name!r}")
     images = to_float(data.images[:LOOK])
     with torch.no_grad(), frozen(defended):
         purified = defended.purifier(images)

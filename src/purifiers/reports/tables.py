@@ -171,7 +171,7 @@ def training(results: Results) -> Table:
         share = f"{100 * rate * flops / results.peak_flops:.0f}" if flops and results.peak_flops else "-"
         rows.append([stage, str(len(history)), duration(seconds), f"{rate:,.0f}", *used, share])
     caption = text("training", peak=results.peak_flops, precision=results.recipe["precision"])
-    header = ["stage", "epochs", "time", "images/s", "GFLOP an image", "GFLOP/s", "% of peak"]
+    header = ["stage", "epochs", "time", "images/s", "GFLOP per image", "GFLOP/s", "% of peak"]
     return Table("Training", caption, header, rows)
 
 
@@ -218,7 +218,7 @@ def table_1_for_all(results: Results) -> Table:
         own=own,
         comparable=known,
     )
-    header = ["purifier", *map(title_of, ours), "parameters", "MFLOP an image", "images/s"]
+    header = ["purifier", *map(title_of, ours), "parameters", "MFLOP per image", "images/s"]
     return Table("Table 1. Every purifier against each attack (view blind)", caption, header, rows)
 
 

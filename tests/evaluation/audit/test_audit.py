@@ -541,8 +541,9 @@ def test_bad_inputs_are_told() -> None:
     for labels, message in [(None, "labels are missing"), (data.labels + 5, "labels go from"), (data.labels.float(), "int64")]:
         with pytest.raises(InputError, match=message):
             audit(nn.Identity(), model, data.images, labels)
-    with pytest.raises(InputError, match="batch_size"):
-        audit(nn.Identity(), model, data, batch_size=0)
+    for key, value in {"batch_size": 0, "seed": "a", "purifier_name": 5, "cache": 5}.items():
+        with pytest.raises(InputError, match=key.split("_")[-1]):
+            audit(nn.Identity(), model, data, **{key: value})
     for classifier in (Linear(2, (3, 8, 8)), model):  # found before the classifier fails on them
         with pytest.raises(InputError, match=r"purifier must keep .* returns shape \(2, 3, 8, 8\)"):
             audit(nn.Upsample(scale_factor=2), classifier, data)

@@ -67,7 +67,7 @@ def audit(
     """
     with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
         defended = PurifiedClassifier(purifier, classifier)
-        data = as_data(defended, images, labels, batch_size)
+        data = as_data(defended, images, labels)
         subject = Subject(purifier_name, defended, classifier_name)
         return audit_all([subject], data, settings, surrogates, seed=seed, batch_size=batch_size, cache=cache)
 
