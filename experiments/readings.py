@@ -6,7 +6,7 @@
 - E1: teacher NT alone, for several autoencoders. The paper's numbers want one that leaves 55 to 65 % of clean images, 30 to
   45 % under PGD of 8/255, and under 16/255 at least 0.7 of that (docs/method.md).
 - E2: teacher AT with each form of equation 2's second term, for the autoencoder ``--network``.
-- E3: all rows of Table 2 for ``--network`` and ``--outputs``, and how far they are from the paper's.
+- E3: all rows of Table 2 for ``--network`` and ``--form``, and how far they are from the paper's.
 
 Run a stopped command again to resume it. Each experiment writes a table and its numbers to ``<experiment>.md`` and ``.json``
 in the output folder. Other settings need another output folder.
@@ -46,6 +46,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "one halving, in the first layer": {"widths": [16, 32], "blocks": [1, 14], "skips_from": 1},
 }
 """Readings of the autoencoder, as changes of BASE."""
+FORMS: dict[str, dict[str, Any]] = {form: {"teacher_at.adversarial_outputs": form} for form in get_args(Outputs)}
+FORMS["no second term"] = {"teacher_at.adversarial_weight": 0.0}
+"""Readings of equation 2."""
 BASE = {"network": "cae", "widths": [16, 32, 48], "blocks": [3, 5, 7], "skip_every": 2}
 """Two thirds of the default's widths, so that teacher NT trains in about 15 minutes of one core."""
 
@@ -53,7 +56,7 @@ BASE = {"network": "cae", "widths": [16, 32, 48], "blocks": [3, 5, 7], "skip_eve
 def settings(arguments: argparse.Namespace, network: str, **others: Any) -> Recipe:
     """The recipe ``paper-cpu`` at the size of the experiments, with one of NETWORKS."""
     rate = {"schedule": "constant", "learning_rate": 0.01}
-    small = {"data.limit": arguments.images, "data.test_limit": arguments.test_images, "evaluation.batch_size": 125}
+    small = {"data.limit": arguments.images, "data.test_limit": arguments.test_images}
     epochs = {f"{stage}.epochs": arguments.epochs for stage in ("teacher_nt", "teacher_at", "student")}
     rates = {f"{stage}.{key}": value for stage in ("teacher_nt", "teacher_at", "student") for key, value in rate.items()}
     base = {"precision": "32-true", "baselines": {}, "evaluation.views": ["blind"], "evaluation.limits": {}}
@@ -94,9 +97,8 @@ def e1(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
 
 def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
     """Teacher AT with each form of its second term, and without it."""
-    forms: dict[str, dict[str, Any]] = {form: {"teacher_at.adversarial_outputs": form} for form in get_args(Outputs)}
-    for title, change in (forms | {"no second term": {"teacher_at.adversarial_weight": 0.0}}).items():
-        recipe = settings(arguments, arguments.network, **change)
+    for title in arguments.forms or FORMS:
+        recipe = settings(arguments, arguments.network, **FORMS[title])
         run = opened(recipe, arguments.output / "e2" / title.replace(" ", "-"), arguments.output / "cache")
         panel, images = Panel([run.classifier], recipe.precision), run.images("train")
         pairs = torch.cat([images.images, attack_training_images(run, panel, images)], dim=1)
@@ -108,8 +110,8 @@ def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
 def e3(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
     """All purifiers of Table 2, for each seed."""
     for seed in arguments.seeds:
-        change = {"teacher_at.adversarial_outputs": arguments.outputs, "seed": seed}
-        recipe, cache = settings(arguments, arguments.network, **change), arguments.output / "cache"
+        change, cache = FORMS[arguments.form] | {"seed": seed}, arguments.output / "cache"
+        recipe = settings(arguments, arguments.network, **change)
         run = train_recipe(recipe, arguments.output / "e3" / f"seed-{seed}", device="cpu", ablation=True, cache=cache)
         records = evaluate_run(run)[0].records
         for stage in run.purifiers:
@@ -138,7 +140,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/readings"))
     parser.add_argument("--network", choices=NETWORKS, default="skips from half resolution on", help="of E2 and E3")
     parser.add_argument("--networks", choices=NETWORKS, nargs="+", help="of E1, by default all")
-    parser.add_argument("--outputs", choices=get_args(Outputs), default="largest", help="of E3: equation 2's outputs")
+    parser.add_argument("--forms", choices=FORMS, nargs="+", help="of E2, by default all")
+    parser.add_argument("--form", choices=FORMS, default="no second term", help="of E3")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of E3")
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--test-images", type=int, default=500)
