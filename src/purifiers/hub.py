@@ -87,7 +87,7 @@ def metadata(card: str | None) -> dict[str, Any]:
     front, end, _ = (card or "").partition("\n---\n")
     try:
         found = parse_yaml(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
-    except yaml.YAMLError:
+    except ConfigError:
         found = None
     return found if isinstance(found, dict) else {}
 

@@ -10,9 +10,9 @@ from purifiers.registry import Registry
 
 
 class Group(BaseModel):
-    """Base of all groups of a recipe's keys: read-only, and no unknown keys."""
+    """Base of all groups of a recipe's keys: read-only, no unknown keys, and numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

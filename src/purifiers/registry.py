@@ -125,10 +125,9 @@ NETWORKS: Registry[type[nn.Module]] = Registry("network", "purifiers.networks", 
 """Networks that purify images, and classifiers: subclasses of :class:`purifiers.networks.Network`."""
 
 
-@float32_on_cpu()
-def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def build_network(name: str, arguments: Mapping[str, Any], device: str = "cpu") -> nn.Module:
     """Build the network ``name`` with its constructor's ``arguments``; one that is a network is a mapping: its name under
-    ``network``, beside its own arguments.
+    ``network``, beside its own arguments. On the device ``meta`` it takes no memory, and has no weights.
 
     Raises:
         ConfigError: an unknown name or argument (the message gives the nearest valid one), or unusable values.
@@ -140,7 +139,9 @@ def build_network(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
     parts = {key: dict(value) for key, value in arguments.items() if isinstance(value, Mapping) and "network" in value}
     try:
-        return network(**{**arguments, **{key: build_network(value.pop("network"), value) for key, value in parts.items()}})
+        built = {key: build_network(value.pop("network"), value, device) for key, value in parts.items()}
+        with float32_on_cpu(), torch.device(device):
+            return network(**{**arguments, **built})
     except (InputError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot build the network '{name}': {error}") from error
 

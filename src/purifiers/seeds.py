@@ -10,7 +10,7 @@ import torch
 def seed_for(seed: int, *purpose: str | int) -> int:
     """A seed of its own for each purpose, so that adding one random step changes no other."""
     content = "/".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(content.encode(errors="surrogateescape")).digest()[:4], "big")
 
 
 def generator_for(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,6 +55,44 @@ def test_wrong_inputs_are_refused() -> None:
         with pytest.raises(InputError, match=message):
             attack(model, bad_images, bad_labels)
     assert attack(model, images[:0], labels[:0]).shape == (0, 3, 8, 8)
+
+
+class Returns(nn.Module):
+    """A classifier that returns what ``change`` makes of its logits."""
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images: Tensor) -> Any:
+        return self.change(-(images[:, 0].mean((1, 2))[:, None] - torch.linspace(0, 1, 10)).square())
+
+
+@pytest.mark.parametrize("attack", [PGD(num_steps=2), CW(num_steps=2), Square(num_queries=2)])
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (Returns(lambda logits: (logits, None)), "tuple"),
+        (Returns(lambda logits: {"logits": logits}), "dict"),
+        (Returns(lambda logits: logits[:, 0]), r"shape \(2,\)"),
+        (Returns(lambda logits: logits[:, :1]), r"shape \(2, 1\)"),
+        (Returns(lambda logits: logits.double()), "float64"),
+        (Returns(lambda logits: logits.half()), "float16"),
+        (Returns(lambda logits: logits * torch.nan), "NaN"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"fails on images of shape \(2, 3, 4, 4\)"),
+        (lambda images: images, "torch.nn.Module"),
+    ],
+)
+def test_a_model_that_returns_no_logits_is_refused(attack: Attack, model: Any, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        attack(model, torch.rand(2, 3, 4, 4), torch.tensor([0, 1]))
+
+
+def test_an_image_without_finite_logits_spoils_no_other() -> None:
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    nan = torch.tensor([[0.0], [torch.nan]])
+    attack = BIM(num_steps=2)
+    assert torch.equal(attack(Returns(lambda logits: logits + nan), images, labels)[0], attack(Labels(), images, labels)[0])
 
 
 def test_the_model_is_left_as_it_was_found() -> None:
@@ -121,7 +160,7 @@ def test_lengths_are_read_and_written_as_people_do(levels: int) -> None:
 
 def test_lengths_that_are_no_numbers_are_refused() -> None:
     assert [show_fraction(value) for value in (8 / 255, 0.1, 0.2, 0.0, 1.0, None)] == ["8/255", "0.1", "0.2", "0.0", "1.0", "-"]
-    for wrong in ("8/0", "a lot", "", -0.1):
+    for wrong in ("8/0", "a lot", "", -0.1, "8/255/2", "8/", "/255", "1e400", "1e999999999", "nan", float("inf")):
         with pytest.raises(ConfigError, match=r"FGSM\.epsilon"):
             FGSM(epsilon=wrong)  # type: ignore[arg-type]
 

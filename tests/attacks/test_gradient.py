@@ -158,10 +158,11 @@ def test_agrees_with_foolbox_to_the_last_digit(norm: str) -> None:
 
 
 def test_ssp_goes_to_a_corner_of_the_ball() -> None:
-    """Of one linear feature the squared distance grows to both sides: the farthest points are the two corners along it."""
-    model = Linear(1, SHAPE)
+    """Of one linear feature, here twice, the squared distance grows to both sides: the farthest points are the two corners."""
+    model = Linear(2, SHAPE)
+    model.weight.data[1] = model.weight.data[0]
     images = torch.full((6, *SHAPE), 0.5)
-    corner = 0.1 * model.weight.detach().sign().view(1, *SHAPE)
+    corner = 0.1 * model.weight.detach()[:1].sign().view(1, *SHAPE)
     attack = SSP(epsilon=0.1, step_size=0.05, num_steps=8)
     moved = attack(Features(model, None), images, torch.zeros(6, dtype=torch.int64), seed=1) - images
     for one in moved:

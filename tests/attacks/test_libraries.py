@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from purifiers.attacks import CW, AutoAttack
-from purifiers.errors import InputError
 from tests.conftest import Linear
 
 SHAPE = (3, 3, 3)
@@ -86,8 +85,3 @@ def test_autoattack_leaves_the_global_random_state_alone() -> None:
     state = torch.get_rng_state()
     AutoAttack(epsilon=1.0)(model, images, labels)
     assert torch.equal(state, torch.get_rng_state())
-
-
-def test_autoattack_refuses_one_class() -> None:
-    with pytest.raises(InputError, match="at least 2 classes; this one has 1"):
-        AutoAttack(epsilon=0.1)(Linear(1, SHAPE), torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64))

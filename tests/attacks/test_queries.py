@@ -14,7 +14,7 @@ from purifiers.attacks import PGD, Attack, AutoAttack, FoolboxPGD, HopSkipJump, 
 from purifiers.attacks.libraries import fits_square, make_reference, run_reference
 from purifiers.attacks.views import Queries
 from purifiers.baselines import Noisy, Nothing
-from purifiers.errors import AttackError, InputError
+from purifiers.errors import AttackError
 from tests.attacks.test_libraries import boundary_distances, linear_problem
 from tests.conftest import Linear
 
@@ -212,12 +212,6 @@ def test_both_versions_are_written_and_read() -> None:
     assert rand.model_dump()["version"] == "rand"
     for attack in (standard, rand):
         assert AutoAttack.model_validate(attack.model_dump(mode="json")) == attack
-
-
-@pytest.mark.parametrize("attack", [Square(epsilon=0.1), AutoAttack(epsilon=0.1, version="rand")])
-def test_one_class_is_refused(attack: Attack) -> None:
-    with pytest.raises(InputError, match="at least 2 classes; this one has 1"):
-        attack(Linear(1, SHAPE), torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64))
 
 
 @settings(max_examples=12)

@@ -122,6 +122,26 @@ def test_mistakes_are_one_clear_line_and_status_1(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was written"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--output", ""],
+        ["train", "--output="],
+        ["train", "--images", ""],
+        ["purify", "x", "", "--purifier", "cifar10"],
+        ["evaluate", ""],
+        ["export", "cifar10", "x.onnx", "--classifier", ""],
+    ],
+)
+def test_an_unset_shell_variable_is_not_the_working_directory(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert "shell variable" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_results_never_replace_a_file_or_another_run(tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "recipe.yaml").write_text("name: other")
@@ -136,6 +156,13 @@ def test_results_never_replace_a_file_or_another_run(tiny_run: Run, tmp_path: Pa
     for command in (["evaluate", run], ["audit", run], ["certify", run]):  # before anything is measured
         assert main([*command, "--output", str(tmp_path / "file" / "below")]) == 1
         assert "is a file" in capsys.readouterr().err
+    for command, name in (("evaluate", "report.md"), ("audit", "audit.json"), ("certify", "certificate.md")):
+        (mine := tmp_path / "mine" / name).parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        assert main([command, run, "--output", str(mine.parent)]) == 1
+        assert name in capsys.readouterr().err
+        assert mine.read_text() == "mine"
+        mine.unlink()
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["recipe.yaml"]
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.attacks import BIM
-from purifiers.attacks.base import import_foolbox
+from purifiers.errors import require
 from purifiers.networks import CAE
 from tests.conftest import Linear
 
@@ -20,7 +20,7 @@ def parts() -> tuple[Purifier, Linear, torch.Tensor]:
 
 
 def test_foolbox_attacks_the_whole() -> None:
-    foolbox = import_foolbox()
+    foolbox = require("foolbox")
     purifier, classifier, images = parts()
     defended = PurifiedClassifier(purifier, classifier)
     labels = defended(images).argmax(1)

@@ -1,3 +1,4 @@
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import yaml
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
 from purifiers.errors import ConfigError, MissingFileError
+from purifiers.networks import CAE
 from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe, recipe_text, with_shipped_classifiers
 
 
@@ -72,8 +74,8 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("evaluation.attacks={}", "at least 1 item"),
         ("evaluation.views=[]", "at least 1 item"),
         ("training_attacks.PGD.epsilon=8", r"in \[0,1\] units: 8 would be everything; write 8/255"),
-        ("training_attacks.PGD.epsilon=.inf", "finite number"),
-        ("student.learning_rate=.inf", "finite number"),
+        ("training_attacks.PGD.epsilon=1e400", "finite number"),
+        ("student.learning_rate=1e400", "finite number"),
         ("purifier.channels=1", "every data set has 3 channels"),
         ("classifier.network.num_classes=-1", "at least 2 classes"),
         ("training_attacks.PGD.epsilonn=5", "did you mean 'epsilon'"),
@@ -102,6 +104,30 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("student..epochs=5", "reads key=value"),
         ("seed.x=1", "'seed' is a value"),
         ("student.epochs=[", "cannot read the value"),
+        ("student.epochs=1:30", "valid integer"),  # 90 in YAML 1.1
+        ("student.epochs=yes", "valid integer"),
+        ("student.epochs=0x10", "valid integer"),
+        ("seed=2024-13-45", "valid integer"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("seed=1e400", "finite number"),
+        ("seed=" + "9" * 5000, "digits"),
+        ("seed=!!bool x", "cannot read the value"),
+        ("name=\udcff", "cannot read the value"),
+        ("name=~", "valid string"),
+        ("student={epochs: 1, epochs: 2}", "'epochs' is there twice"),
+        ("variants=&a {x: *a}", "recursive"),
+        *(
+            (f"{key}=1e400", "finite number")
+            for key in ("student.beta", "student.weight_decay", "teacher_at.adversarial_weight")
+        ),
+        *((f"name={name}", "name") for name in ("../../evil", "..", "a/b", '""', '"a\\0b"')),
+        ("training_attacks.PGD.epsilon=8/255/2", "write 0.1 or 8/255"),
+        ("purifier.residual=maybe", "residual: Input should be a valid boolean"),
+        ("purifier.residual=1", "residual: Input should be a valid boolean"),
+        ("purifier.skip_every=1.5", "skip_every: Input should be a valid integer"),
+        ("purifier.widths=[4, eight, 16]", r"widths\.1: Input should be a valid integer"),
+        ("purifier.last_block=tahn", "last_block"),
+        ("classifier.network.mean=[yes, 0.5, 0.5]", r"mean\.0: Input should be a valid number"),
     ],
 )
 def test_mistakes_are_named_with_the_nearest_valid_name(override: str, message: str) -> None:
@@ -120,14 +146,32 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no recipe 'paperr'; did you mean 'paper'"):
         load_recipe("paperr")
     for content, message in [
-        ("a: [", "not a YAML file"),
+        ("a: [", "not YAML"),
         ("- 1", "should hold"),
         ("", "should hold"),
         ("name: x", "student: Field required"),
+        ("name: x\nseed: 1\nname: y", "(?s)'name' is there twice.*line 3"),
     ]:
         (tmp_path / "r.yaml").write_text(content)
         with pytest.raises(ConfigError, match=message):
             load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("student.epochs=010", 10),
+        ("student.learning_rate=1e-3", 1e-3),
+        ("student.beta=.5", 0.5),
+        ("student.flip=true", True),
+        ("student.optimizer=sgd # not adam", "sgd"),
+        ("name=2024-01-01", "2024-01-01"),
+        ("name=no", "no"),
+    ],
+)
+def test_numbers_and_booleans_are_those_of_yaml_1_2(override: str, value: object) -> None:
+    found = attrgetter(override.partition("=")[0])(load_recipe("digits", [override]))
+    assert found == value and type(found) is type(value)
 
 
 def test_one_name_may_stand_for_a_list() -> None:
@@ -163,11 +207,25 @@ def test_values_that_are_no_text_are_not_parsed() -> None:
     assert recipe.data.path == "/tmp/My: Photos #1"
 
 
-def test_reading_a_recipe_spends_no_random_numbers() -> None:
+def test_reading_a_recipe_spends_neither_random_numbers_nor_memory() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    load_recipe("paper")
+    load_recipe("digits", ["purifier.widths=[4, 8, 13]"])  # a network that no other test has checked
+    load_recipe("digits", ["purifier.widths=[100000000, 2, 3]"])
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Decaying(CAE):
+    """Its constructor reads a value that it computes, and its argument has no type that the recipe knows."""
+
+    def __init__(self, rate: "Rate" = 0.5) -> None:  # type: ignore[name-defined]  # noqa: F821
+        super().__init__([4, 8], [1, 1])
+        self.rates = torch.linspace(0, rate, 3).tolist()
+
+
+def test_a_network_of_ones_own_may_read_what_it_computes() -> None:
+    network = load_recipe("digits", [f"purifier={{network: '{__name__}:Decaying', rate: 1}}"]).purifier.build()
+    assert network.rates == [0, 0.5, 1]
 
 
 def test_a_recipe_is_plain_yaml() -> None:
@@ -235,7 +293,7 @@ def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
             "baselines.X={kind: untrained, network: {network: noisy, base: {network: nrp, blocks: 1}}}",
             "network.base: 'nrp' needs training",
         ),
-        ("baselines.JPEG.network={network: jpeg, quality: 75.5}", "a whole number from 1 to 95"),
+        ("baselines.JPEG.network={network: jpeg, quality: 75.5}", "quality: Input should be a valid integer"),
         ("baselines.ours={kind: untrained, network: {network: jpeg}}", "titles have to differ"),
         ("purifier={network: jpeg}", "'jpeg' cannot be trained"),
     ],

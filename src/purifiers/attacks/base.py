@@ -1,19 +1,18 @@
 """The base class of attacks: functions (model, images, labels, seed) -> adversarial images, with checks of both ends."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, ValidationError, model_validator
 from torch import Tensor, nn
 
+from purifiers.classifiers.probes import check_logits
 from purifiers.data.images import check_images
 from purifiers.device import autocast, float32_on_cpu
-from purifiers.errors import AttackError, ConfigError, InputError, require
+from purifiers.errors import AttackError, ConfigError, InputError
 from purifiers.gradient_steps import Norm
 from purifiers.kinds import Kind, faults
 from purifiers.purifier import in_mode
@@ -29,8 +28,8 @@ def parse_fraction(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        numerator, _, denominator = value.partition("/")
-        return float(Fraction(numerator.strip()) / Fraction(denominator.strip() or 1))  # so that 0.8/255 is one too
+        numerator, *denominator = map(float, value.split("/", 1))
+        return numerator / denominator[0] if denominator else numerator
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"'{value}' is not a number; write 0.1 or 8/255") from error
 
@@ -44,12 +43,7 @@ def show_fraction(value: float | None) -> str:
     return fraction if abs(value * 255 - levels) < 1e-9 and len(fraction) < len(decimal) else decimal
 
 
-Length = Annotated[
-    float,
-    BeforeValidator(parse_fraction),
-    Field(ge=0, allow_inf_nan=False),
-    PlainSerializer(show_fraction, return_type=str, when_used="json"),
-]
+Length = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0), PlainSerializer(show_fraction, when_used="json")]
 """A distance in [0,1] units; recipes may write ``8/255``."""
 
 
@@ -69,12 +63,6 @@ def frozen(*models: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def import_foolbox() -> Any:
-    """Import foolbox lazily (about 1 s)."""
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # it imports GitPython, which fails without git unless set
-    return require("foolbox")
 
 
 ATTACKS: Registry[type["Attack"]] = Registry("attack", "purifiers.attacks")
@@ -155,9 +143,11 @@ class Attack(Kind, ABC):
             float32, the shape of ``images``, in [0,1], within ``epsilon`` (+ 1e-6) of them in ``norm``.
 
         Raises:
-            InputError: images, labels or targets are not as above.
+            InputError: model, images, labels or targets are not as above.
             AttackError: the attack's result is not as above, or it takes gradients and the model passes none to its images.
         """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model must be a torch.nn.Module; got a {type(model).__name__}")
         check_images(images)
         if images.dtype != torch.float32:
             raise InputError(f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}: use .float()")
@@ -194,9 +184,7 @@ class Attack(Kind, ABC):
             if not choice:
                 raise InputError(f"targets are for targeted attacks; make it one, such as {type(self).__name__}(targeted=True)")
             check_labels(targets, len(images), "targets")
-            classes, low, high = model(images).shape[-1], int(targets.min()), int(targets.max())
-            if low < 0 or high >= classes:
-                raise InputError(f"targets go from {low} to {high}, the model has {classes} classes")
+            check_classes(targets, model(images), "targets")
             return targets
         if not choice:
             return labels
@@ -236,23 +224,23 @@ class Around(nn.Module):
 class _Dense(Around):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
-    image. ``labels`` must be classes of the model."""
+    image. The first outputs are checked; ``labels`` must be classes of them."""
 
     def __init__(self, model: nn.Module, attack: str, labels: Tensor) -> None:
         super().__init__(model)
-        self.attack = attack
-        self.lowest, self.highest = torch.stack(torch.aminmax(labels)).tolist()
+        self.attack, self.labels, self.checked = attack, labels, False
 
     def forward(self, images: Tensor) -> Tensor:
         wanted = images.requires_grad and torch.is_grad_enabled()
         images = images.clone(memory_format=torch.contiguous_format)
         if wanted:
             images.register_hook(lambda gradient: gradient.contiguous().nan_to_num(0, 0, 0))
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(images) if self.checked else check_logits("the model", self.model, images)
         if wanted and not logits.requires_grad:
             raise AttackError(f"{self.attack} takes gradients, and the model passes none to its images")
-        if self.lowest < 0 or self.highest >= logits.shape[-1]:
-            raise InputError(f"labels go from {self.lowest} to {self.highest}, the model has {logits.shape[-1]} classes")
+        if not self.checked:
+            check_classes(self.labels, logits)
+        self.checked = True
         return logits
 
 
@@ -262,6 +250,13 @@ def check_labels(labels: Tensor, count: int, name: str = "labels") -> None:
         raise InputError(f"{name} must be a torch.Tensor, int64 ({count},); got a {type(labels).__name__}: use torch.as_tensor")
     if labels.shape != (count,) or labels.dtype != torch.int64:
         raise InputError(f"{name} must be int64 ({count},); got {labels.dtype} {tuple(labels.shape)}")
+
+
+def check_classes(labels: Tensor, logits: Tensor, name: str = "labels") -> None:
+    """Raise an InputError, which calls them ``name``, unless ``labels`` are classes of ``logits`` (N, classes)."""
+    low, high = torch.stack(torch.aminmax(labels)).tolist()
+    if low < 0 or high >= logits.shape[1]:
+        raise InputError(f"{name} go from {low} to {high}, the model has {logits.shape[1]} classes")
 
 
 def distances(images: Tensor, others: Tensor, norm: Norm) -> Tensor:

@@ -80,7 +80,7 @@ class MIFGSM(BIM):
 
     step_size: Length = share_of_epsilon(10)
     num_steps: int = Field(default=10, ge=1)
-    momentum: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    momentum: float = Field(default=1.0, ge=0)
 
 
 @ATTACKS.register("ssp")

@@ -3,6 +3,7 @@ et al. 2020). foolbox: Carlini and Wagner's L2 attack (2017), PGD (Madry et al. 
 :mod:`purifiers.attacks.gradient` does, and HopSkipJump (Chen, Jordan and Wainwright 2020), which queries labels alone."""
 
 import logging
+import os
 import sys
 import warnings
 from typing import Any, Literal
@@ -11,18 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import ATTACKS, Around, Attack, Length, Targeting, distances, import_foolbox, share_of_epsilon
-from purifiers.errors import AttackError, InputError, require
+from purifiers.attacks.base import ATTACKS, Around, Attack, Length, Targeting, distances, share_of_epsilon
+from purifiers.errors import AttackError, require
 from purifiers.seeds import reproducible
 
-LOGGER = "auto-attack"
-"""pyautoattack logs suspicions about a defence here; :mod:`purifiers.attacks.generate` keeps the warnings."""
-DIRECTIONS = 50
-"""Noise images that are tried as starting points."""
-BLENDS = 50
-"""Steps between the image and its starting point."""
-BEYOND = 1.001
-"""How much longer than found a perturbation is made, where that stays within epsilon and breaks the image still."""
+LOGGER = "auto-attack"  # pyautoattack logs suspicions about a defence here; purifiers.attacks.generate keeps the warnings
+DIRECTIONS = 50  # noise images that are tried as starting points
+BLENDS = 50  # steps between the image and its starting point
+BEYOND = 1.001  # how much longer than found a perturbation is made, where that stays within epsilon and breaks the image still
 
 
 @ATTACKS.register("autoattack")
@@ -47,7 +44,8 @@ class AutoAttack(Attack):
         return super()._words() + (["rand"] if self.version == "rand" else [])
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        classes = number_of_classes(model, images)
+        with torch.no_grad():
+            classes = model(images[:1]).shape[1]
         warn = logging.getLogger(LOGGER).warning
         if self.version == "rand":
             reference = make_reference(self, model, images, seed, "rand")
@@ -85,7 +83,6 @@ class Square(Attack):
         return [*super()._words(), f"{self.num_queries:,} queries"]
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        number_of_classes(model, images)
         if self.norm == "l2" and not fits_square(images):
             height, width = images.shape[-2:]
             raise AttackError(f"pyautoattack's Square in L2 does not work on images of {height} by {width}; L-inf does")
@@ -99,15 +96,6 @@ def fits_square(images: Tensor) -> bool:
     height, width = images.shape[-2:]
     side, offset = height // 5, height % 5 // 2
     return side == 1 or (side > 1 and all(offset + length // side * side <= length for length in (height, width)))
-
-
-def number_of_classes(model: nn.Module, images: Tensor) -> int:
-    """The number of ``model``'s classes; raises InputError for fewer than 2."""
-    with torch.no_grad():
-        classes = model(images[:1]).shape[-1]
-    if classes < 2:
-        raise InputError(f"AutoAttack needs a classifier of at least 2 classes; this one has {classes}")
-    return classes
 
 
 def make_reference(attack: Attack, model: nn.Module, images: Tensor, seed: int, attacks: str | list[str]) -> Any:
@@ -228,8 +216,9 @@ class HopSkipJump(Attack):
 
 
 def _wrapped(model: nn.Module, images: Tensor) -> tuple[Any, Any]:
-    """foolbox, and ``model`` as it takes it."""
-    foolbox = import_foolbox()
+    """foolbox, imported lazily (about 1 s), and ``model`` as it takes it."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # it imports GitPython, which fails without git unless set
+    foolbox = require("foolbox")
     return foolbox, foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
 
 

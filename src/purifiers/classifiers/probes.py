@@ -33,6 +33,16 @@ def logits_of(name: str, model: nn.Module, images: Tensor, error: type[Purifiers
     return logits
 
 
+def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
+    """:func:`logits_of`; also raises InputError for logits that are not float32, or not finite for any image."""
+    logits = logits_of(name, model, images)
+    if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
+        raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
+    if not logits.isfinite().all(1).any():
+        raise InputError(f"{name} returns logits that are NaN or infinite for all images of shape {tuple(images.shape)}")
+    return logits
+
+
 def relative_difference(outputs: Tensor, again: Tensor) -> Tensor:
     """The largest difference between two passes, (N, ...) each, as a share of the largest output; for each image, (N,)."""
     one, other = outputs.flatten(1), again.flatten(1)

@@ -4,10 +4,12 @@ A function's parameters are its options, its docstring is its help. What it need
 """
 
 import errno
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Signature, signature
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -72,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for an error the user can mend; 2 for a mistyped command; 3 at the time limit; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for before, one in pairwise(["purifiers", *arguments]):
+        if re.fullmatch("(--[a-z-]+=)?", one):
+            return _fail(f"nothing comes after '{one or before}': is a shell variable not set?", 2)
     try:
         with explain_missing():
             status = typer.main.get_command(cli).main(arguments, prog_name="purifiers", standalone_mode=False) or 0

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 
 def refuse_other_run(output: Path, own: Path | None = None) -> None:
-    """Refuse what cannot be the folder for results, before anything is measured, and a run other than ``own``."""
-    from purifiers.runs import RECIPE_FILE
+    """Refuse, before anything is measured, what cannot be the folder for results, or holds others than those of ``own``."""
+    from purifiers.runs import RECIPE_FILE, RUN_FILES
 
     there = next(place for place in (output, *output.absolute().parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ConfigError(f"--output {output}: {there} is {'read-only' if there.is_dir() else 'a file; expected a folder'}")
-    if (own is None or output.resolve() != own.resolve()) and (output / RECIPE_FILE).is_file():
-        raise ConfigError(f"{output} is another run, whose results would be replaced; choose another --output")
+    if own is None or output.resolve() != own.resolve():
+        found = [name for name in RUN_FILES if (output / name).is_file()]
+        if RECIPE_FILE in found or (found and not (output / "cache").is_dir()):  # an earlier output has a cache
+            raise ConfigError(f"{output} has a {found[-1]} of something else, which would be replaced; choose another --output")
 
 
 def _refuse_foreign_baselines(run: Path, recipe: "Recipe") -> None:

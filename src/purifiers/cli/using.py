@@ -18,14 +18,10 @@ if TYPE_CHECKING:
     from purifiers.data import ImageSet
     from purifiers.recipes.schema import Recipe
 
-CALIBRATION = 256
-"""Training images from which the ranges of 8-bit activations are taken."""
-MEASURED = 1000
-"""Test images, at most, on which 8 bits are compared with float."""
-KEY = "PURIFIERS_API_KEY"
-"""The environment variable that holds the key for requests to the service."""
-LISTED = 20
-"""Failures that 'purify' prints; all are in a file."""
+CALIBRATION = 256  # training images from which the ranges of 8-bit activations are taken
+MEASURED = 1000  # test images, at most, on which 8 bits are compared with float
+KEY = "PURIFIERS_API_KEY"  # the environment variable that holds the key for requests to the service
+LISTED = 20  # failures that 'purify' prints; all are in a file
 
 
 def _recipe_behind(what: str, recipe: str | None, overrides: options.Overrides) -> "Recipe":

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
+from purifiers.classifiers.probes import check_logits
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
 from purifiers.device import repeatable
 from purifiers.errors import InputError
-from purifiers.evaluation.evaluator import LOOK, check_logits
+from purifiers.evaluation.evaluator import LOOK
 from purifiers.evaluation.metrics import classes, wilson_interval
 from purifiers.evaluation.records import Result, ResultFile, hardware, versions
 from purifiers.purifier import PurifiedClassifier

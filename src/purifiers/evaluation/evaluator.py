@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, distances
-from purifiers.attacks.base import frozen
+from purifiers.attacks.base import check_classes, frozen
 from purifiers.attacks.generate import Adversarial, generate
 from purifiers.attacks.views import Expectation
 from purifiers.cache import Cache, State
-from purifiers.classifiers.probes import logits_of
+from purifiers.classifiers.probes import check_logits
 from purifiers.console import progress
 from purifiers.data import ImageSet, as_image_set, slices, to_float
 from purifiers.errors import InputError
@@ -176,31 +176,12 @@ def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> i
     with torch.no_grad(), frozen(defended):
         purified = defended.purifier(images)
         if not isinstance(purified, Tensor) or purified.shape != images.shape:
-            raise InputError(f"{name} must keep the shape of images, {tuple(images.shape)}; it returns {_described(purified)}")
+            found = tuple(purified.shape) if isinstance(purified, Tensor) else f"a {type(purified).__name__}"
+            raise InputError(f"{name} must keep the shape of images, {tuple(images.shape)}; it returns {found}")
         if purified.dtype != images.dtype:
             raise InputError(f"{name} returns {purified.dtype} images; expected {images.dtype}: convert them with .float()")
         if not purified.isfinite().all():
             raise InputError(f"{name} returns images that are NaN or infinite for the first images")
-        classes = check_logits(f"the classifier behind {name}", defended.classifier, purified).shape[1]
-    low, high = int(data.labels.min()), int(data.labels.max())
-    if low < 0 or high >= classes:
-        raise InputError(f"labels go from {low} to {high}, but the classifier behind {name} has {classes} classes")
-    return classes
-
-
-def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
-    """The logits (N, classes) of ``images`` (N, C, H, W).
-
-    Raises:
-        InputError: the model fails, or returns no finite logits of at least two classes.
-    """
-    logits = logits_of(name, model, images)
-    if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
-        raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
-    if not logits.isfinite().all():
-        raise InputError(f"{name} returns logits that are NaN or infinite for images of shape {tuple(images.shape)}")
-    return logits
-
-
-def _described(output: object) -> str:
-    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        logits = check_logits(f"the classifier behind {name}", defended.classifier, purified)
+    check_classes(data.labels, logits)
+    return logits.shape[1]

@@ -19,9 +19,9 @@ BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes"
 class TrainingNRP(OnPerturbed):
     """NRP's purifier and its critic, together. The weights of its three losses are those of a re-implementation."""
 
-    adversarial_weight: float = Field(default=5e-3, ge=0, allow_inf_nan=False)
-    pixel_weight: float = Field(default=1e-2, ge=0, allow_inf_nan=False)
-    feature_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    adversarial_weight: float = Field(default=5e-3, ge=0)
+    pixel_weight: float = Field(default=1e-2, ge=0)
+    feature_weight: float = Field(default=1.0, ge=0)
 
 
 class TrainingSOAP(Optimisation):
@@ -31,8 +31,8 @@ class TrainingSOAP(Optimisation):
     reconstruction and 0.1 for the others, without its negative half for consistency.
     """
 
-    alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)  # weight of the auxiliary loss; for rotation 0.5 in their log
-    noise: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    alpha: float = Field(default=1.0, ge=0)  # weight of the auxiliary loss; for rotation 0.5 in their log
+    noise: float = Field(default=0.1, ge=0)
 
 
 class Baseline(Kind):

@@ -35,8 +35,8 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         raise MissingFileError(f"there is no recipe '{name_or_file}'{nearest(str(name_or_file), NAMES)} (or give a YAML file)")
     try:
         content = parse_yaml(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a YAML file: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
     changes = [_parse(override) if isinstance(override, str) else override for override in overrides]
@@ -123,7 +123,7 @@ def _parse(override: str) -> tuple[str, Any]:
         raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override}'")
     try:
         return key.strip(), parse_yaml(text)
-    except yaml.YAMLError as error:
+    except ConfigError as error:
         raise ConfigError(f"cannot read the value in '{override}': {error}") from error
 
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
 from purifiers.attacks.base import parse_fraction
 from purifiers.data import DATASETS
 from purifiers.errors import ConfigError
-from purifiers.kinds import Group
+from purifiers.kinds import Group, faults
 from purifiers.networks.network import channels_of
 from purifiers.registry import NETWORKS, Registry, build_network
 from purifiers.weights import absolute, anywhere
@@ -76,12 +75,21 @@ class NetworkConfig(BaseModel):
 
 @cache  # building a deep network takes a tenth of a second, and a recipe with variants has hundreds
 def _check_network(name: str, arguments: str) -> None:
-    """Raise ConfigError for a network of images that cannot be built of ``arguments``, JSON."""
+    """Raise ConfigError for a network of images that cannot be built of ``arguments``, JSON, of its annotated types."""
     # A wrapper's base and SOAP's classifier may come from elsewhere.
     parameters = inspect.signature(NETWORKS[name]).parameters
     parts = {"base": {"network": "nothing"}, "classifier": {"network": "resnet"}}
     filled = {part: network for part, network in parts.items() if part in parameters} | json.loads(arguments)
-    with torch.device("meta"):  # neither memory nor random numbers are spent on a check
+    for key in filter(parameters.get, filled):
+        try:
+            TypeAdapter(parameters[key].annotation).validate_json(json.dumps(filled[key]), strict=True)
+        except ValidationError as error:
+            raise ConfigError("; ".join(faults(error, key))) from None
+        except (RuntimeError, NameError):  # pydantic's, for a network, or a type that only its module knows
+            continue
+    try:  # neither memory nor random numbers are spent on a check
+        network = build_network(name, filled, "meta")
+    except ConfigError:  # a constructor may read what it computes, which there has no values
         network = build_network(name, filled)
     if (channels_of(network) or 3) != 3:
         raise ConfigError("every data set has 3 channels (grey images become RGB)")
@@ -93,7 +101,7 @@ class Optimisation(Group):
     epochs: Positive
     batch_size: Positive = 128
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=0.01, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "one_cycle"] = "constant"  # the latter: up and down to nothing (Smith and Topin 2018)
     flip: bool = False  # random mirroring
@@ -108,10 +116,10 @@ class OnPerturbed(Optimisation):
     ``noise``: standard deviation, in [0,1] units, of Gaussian noise that is then added to every image (clipped to [0,1]).
     """
 
-    strength_low: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    strength_high: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    strength_low: float = Field(default=1.0, ge=0)
+    strength_high: float = Field(default=1.0, ge=0)
     clean_share: float = Field(default=0.0, ge=0, le=1)
-    noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    noise: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

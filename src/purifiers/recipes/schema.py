@@ -20,16 +20,14 @@ Outputs = Literal["true_class", "largest", "all", "probabilities"]
 """What the classifier's "outputs" in equation 2 are: see :func:`purifiers.training.losses.at_teacher_loss`."""
 SoftmaxOver = Literal["all", "colours"]
 """Over what g in equation 5 is a softmax: see :func:`purifiers.training.losses.distillation_loss`."""
-STARTS = ("scratch", "teacher_at")
-"""A student's start, besides the name or folder of a purifier."""
+STARTS = ("scratch", "teacher_at")  # a student's start, besides the name or folder of a purifier
 PLACES: Mapping[str, Callable[[str], str]] = {
     "source": anywhere,
     "start": lambda start: start if start in STARTS else anywhere(start),
     "path": absolute,
 }
 """Keys whose values are files or folders, and the functions that make them absolute."""
-ADAPTIVE = "adaptive"
-"""In ``evaluation.limits``: all attacks under the other views than ``blind``."""
+ADAPTIVE = "adaptive"  # in ``evaluation.limits``: all attacks under the other views than ``blind``
 
 
 class Classifier(Group):
@@ -94,8 +92,8 @@ class OnAttacked(OnPerturbed):
     """
 
     attack: AnyAttack | None = None
-    classification_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    logits_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    classification_weight: float = Field(default=0.0, ge=0)
+    logits_weight: float = Field(default=0.0, ge=0)
 
 
 class TeacherNT(Optimisation):
@@ -218,6 +216,7 @@ class Evaluation(Group):
 class Recipe(Group):
     """A whole run: data, classifier, purifier, the attacks that are trained against, three trainings, the evaluation.
 
+    ``name``: of its folder in ``runs`` too, so a plain file name.
     ``companions``: further classifiers, so that the purifier does not rely on the errors of one: they take equal shares of
     training attacks and guidance, and are never evaluated.
     ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
@@ -234,8 +233,8 @@ class Recipe(Group):
     its changes too.
     """
 
-    name: str
-    seed: int = 0
+    name: str = Field(pattern=r"^\w[^/\\[:cntrl:]]*$")
+    seed: int = Field(default=0, ge=0)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compiled: bool = False
     data: Data

@@ -17,13 +17,14 @@ from purifiers import weights
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
 from purifiers.classifiers.load import load_classifier, watch
+from purifiers.classifiers.probes import check_logits
 from purifiers.console import Stopwatch, say
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
 from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
-from purifiers.evaluation.evaluator import LOOK, Evaluator, as_data, check_defended, check_logits
+from purifiers.evaluation.evaluator import LOOK, Evaluator, as_data, check_defended
 from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
 from purifiers.evaluation.trust.checks import Check
 from purifiers.kinds import faults
