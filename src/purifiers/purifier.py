@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers import hub, weights
-from purifiers.data.images import check_images
+from purifiers.data.images import DTYPES, check_images
 from purifiers.device import find_device
 from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError, nearest
 from purifiers.networks.network import channels_of
@@ -37,7 +37,8 @@ class Purifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify a batch; raises InputError for the wrong type, shape, dtype, number of channels, range or device, or NaN."""
-        check_images(images, values=False)
+        # A graph that is traced for export or compilation has no values to check.
+        check_images(images, values=self.validate and not torch.compiler.is_compiling())
         channels = channels_of(self.network)
         if channels is not None and images.shape[1] != channels:
             hint = "; put the channels first with .permute(0, 3, 1, 2)" if images.shape[3] == channels else ""
@@ -48,9 +49,6 @@ class Purifier(nn.Module):
             raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; {hint}")
         if weight is not None and weight.device != images.device:
             raise InputError(f"images are on {images.device}, the purifier on {weight.device}; move one with .to(device)")
-        # A graph that is traced for export or compilation has no values to check.
-        if self.validate and not torch.compiler.is_compiling():
-            check_images(images)
         return self.network(images) if images.numel() else images.clone()
 
     def placed(self, device: torch.device | str) -> Self:
@@ -101,8 +99,8 @@ class Purifier(nn.Module):
         purifier = cls(network, validate=validate)
         if (card := hub.card_in(folder)) is not None:
             purifier._card = (fingerprint(network), card)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"dtype must be a floating-point torch.dtype, such as torch.float32; got {dtype!r}")
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype!r}")
         return purifier.to(device=None if device is None else find_device(str(device)), dtype=dtype)
 
     def save_pretrained(self, save_directory: str | Path, *, card: str | None = None) -> None:
