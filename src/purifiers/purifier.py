@@ -37,8 +37,7 @@ class Purifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify a batch; raises InputError for the wrong type, shape, dtype, number of channels, range or device, or NaN."""
-        # A graph that is traced for export or compilation has no values to check.
-        check_images(images, values=self.validate and not torch.compiler.is_compiling())
+        check_images(images, values=False)
         channels = channels_of(self.network)
         if channels is not None and images.shape[1] != channels:
             hint = "; put the channels first with .permute(0, 3, 1, 2)" if images.shape[3] == channels else ""
@@ -49,6 +48,9 @@ class Purifier(nn.Module):
             raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; {hint}")
         if weight is not None and weight.device != images.device:
             raise InputError(f"images are on {images.device}, the purifier on {weight.device}; move one with .to(device)")
+        # A graph that is traced for export or compilation has no values to check.
+        if self.validate and not torch.compiler.is_compiling():
+            check_images(images)
         return self.network(images) if images.numel() else images.clone()
 
     def placed(self, device: torch.device | str) -> Self:

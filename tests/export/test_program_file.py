@@ -46,7 +46,6 @@ def test_purifier_and_classifier_are_one_onnx_file_for_any_size(tmp_path: Path) 
     said = export.about("mine", defended.purifier, "theirs")
     found = export.export_onnx(model, tmp_path / "both.onnx", said)
     assert found <= export.TOLERANCE
-    assert {shape[0] for shape in found.shapes} == {1, 3}
     assert [path.name for path in tmp_path.iterdir()] == ["both.onnx"]
     for shape in SHAPES:
         images = torch.rand(shape)
@@ -164,7 +163,7 @@ def test_a_classifier_of_one_size_is_told_how(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--size"):
         export.export_torch(model, tmp_path / "x.pt2")
     assert not list(tmp_path.iterdir())
-    assert export.export_torch(model, tmp_path / "x.pt2", size=8).shapes == ((1, 3, 8, 8), (3, 3, 8, 8))
+    assert export.export_torch(model, tmp_path / "x.pt2", size=8) <= export.TOLERANCE
 
 
 def test_mistakes_are_told_before_anything_is_computed(

@@ -67,8 +67,7 @@ def purify_files(
     max_pixels: int = 50_000_000,
     compare: Path | None = None,
 ) -> BulkResult:
-    """Purify an image file, or every image below a folder, into PNG files of the same names and tree; a single one also into a
-    JPEG.
+    """Purify an image file, or every image below a folder, into PNGs of the same names and tree; a single one also into a JPEG.
 
     Memory stays bounded. Files that this purifier made already from the same state of their source are skipped, so the same
     call resumes. A file that cannot be read or written stops nothing and is reported, of a folder also in its ``failed.txt``.
