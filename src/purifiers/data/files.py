@@ -51,7 +51,7 @@ class Picture:
 
 def image_files(folder: Path, problem: Callable[[OSError], object], left_out: Counter[str]) -> list[Path]:
     """All image files below ``folder``, by their endings, sorted, without hidden files and folders and linked folders.
-    ``problem`` is called with errors: a folder without permission, a link to nothing. ``left_out`` counts what else there is."""
+    ``problem`` is called with errors: a folder without permission, a link to nothing. ``left_out`` counts the rest."""
     found = []
     for home, folders, names in os.walk(folder, onerror=problem):
         folders[:] = [name for name in folders if not name.startswith(".")]  # what os.walk then enters

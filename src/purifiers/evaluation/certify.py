@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
+from purifiers.classifiers.probes import logits_of
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
 from purifiers.device import repeatable
 from purifiers.errors import InputError
-from purifiers.evaluation.evaluator import LOOK, check_logits
+from purifiers.evaluation.evaluator import LOOK
 from purifiers.evaluation.metrics import classes, wilson_interval
 from purifiers.evaluation.records import Result, ResultFile, hardware, versions
 from purifiers.purifier import PurifiedClassifier
@@ -160,7 +161,7 @@ def certify(
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     with torch.no_grad(), frozen(model):
         with reproducible(seed, device):
-            check_logits("the model", model, to_float(data.images[:LOOK]))
+            logits_of("the model", model, to_float(data.images[:LOOK]))
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
             # Alpha judges the counts and does not change them.
@@ -196,7 +197,7 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
     found = []
     with torch.no_grad(), frozen(model), reproducible(seed, images.device):
         if len(images):
-            check_logits("the model", model, images[:LOOK])
+            logits_of("the model", model, images[:LOOK])
         for place in range(len(images)):
             generator, one = generator_for(seed, "predict", place, device=images.device), images[place : place + 1]
             votes = _sample(model, one, smoothing.sigma, batch_size, generator, lambda copies: None, smoothing.n)
