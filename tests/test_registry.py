@@ -70,6 +70,7 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         ("[]", "damaged or was not written"),
         (json.dumps({"a": 1}), "damaged or was not written"),
         (json.dumps({**config, "format": 99}), "has format 99; this version reads format 1: upgrade"),
+        (json.dumps({**config, "format": "1"}), "has format '1'"),
         (json.dumps({**config, "format": 0}), "has format 0; this version reads format 1: it is damaged"),
         (json.dumps({**config, "network": "cea"}), "did you mean 'cae'"),
         (json.dumps({**config, "network": []}), "cannot be built"),

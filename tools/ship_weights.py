@@ -27,9 +27,9 @@ import torch
 from keep_results import keep, portable
 
 import purifiers.weights
-from purifiers.classifiers.load import accuracy
 from purifiers.data import ImageSet, to_float
 from purifiers.device import find_device
+from purifiers.evaluation import metrics
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.records import Results, versions
 from purifiers.purifier import Purifier
@@ -100,8 +100,8 @@ def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unse
         raise SystemExit(f"{name} would be measured with uncommitted changes: commit them first")
     with tempfile.TemporaryDirectory() as temporary:
         half = rounded(stage, Path(temporary))
-        with torch.no_grad():
-            right = accuracy(place(load_network(half), test.images.device), test)
+        predicted = metrics.predict(place(load_network(half), test.images.device), test.images, 500)
+        right = metrics.matches(predicted, test.labels) / len(test)
         put(half, name)
     history = load_state(stage / STATE_FILE)["history"]
     number = int(stage.name.removeprefix("companion_")) if stage.name != "classifier" else 0

@@ -38,7 +38,7 @@ def _versions() -> list[str]:
 
 class Cache:
     """Finished results, one file for each in ``folder``, or none: ``<kind>-<key>.safetensors``. A model counts as it was when
-    this object first saw it: make a new cache after changing one."""
+    this object first saw it: make a new cache after changing one. Variables of a module that its code reads do not count."""
 
     def __init__(self, folder: Path | str | None) -> None:
         if not isinstance(folder, Path | str | None):

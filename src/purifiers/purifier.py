@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers import hub, weights
-from purifiers.data.images import check_images
+from purifiers.data.images import DTYPES, check_images
 from purifiers.device import find_device
 from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError, nearest
 from purifiers.networks.network import channels_of
@@ -101,8 +101,8 @@ class Purifier(nn.Module):
         purifier = cls(network, validate=validate)
         if (card := hub.card_in(folder)) is not None:
             purifier._card = (fingerprint(network), card)
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"dtype must be a floating-point torch.dtype, such as torch.float32; got {dtype!r}")
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype!r}")
         return purifier.to(device=None if device is None else find_device(str(device)), dtype=dtype)
 
     def save_pretrained(self, save_directory: str | Path, *, card: str | None = None) -> None:

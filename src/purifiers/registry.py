@@ -214,7 +214,7 @@ def load_network(folder: Path) -> nn.Module:
         raise CheckpointError(f"{path} is damaged or was not written by this library ({error!r})") from error
     if version != FORMAT:
         advice = "upgrade the library" if isinstance(version, int) and version > FORMAT else "it is damaged: copy it again"
-        raise CheckpointError(f"{path} has format {version}; this version reads format {FORMAT}: {advice}")
+        raise CheckpointError(f"{path} has format {version!r}; this version reads format {FORMAT}: {advice}")
     try:
         network = build_network(name, arguments)
     except ConfigError as error:

@@ -1,5 +1,6 @@
 """A run: a recipe and the folder of everything that is made with it."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from purifiers import weights
 from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
 from purifiers.classifiers.load import load_classifier
 from purifiers.console import Deadline, say
-from purifiers.data import ImageSet, load_images
+from purifiers.data import DATASETS, ImageSet, load_images
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.purifier import Purifier
@@ -26,12 +27,13 @@ from purifiers.storage import load_state, locked, write_text
 from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
+CLASSES_FILE = "classes.json"  # the names of the classes, in the order of the labels
 STATE_FILE = "state.safetensors"
 SETTINGS_FILE = "baseline.json"  # in the folder of a trained baseline: its settings
 RUN_FILES = (
     *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
-    *("certificate.json", "certificate.md", RECIPE_FILE),
+    *("certificate.json", "certificate.md", CLASSES_FILE, RECIPE_FILE),
 )
 """Everything that a run writes into its folder. The recipe, by which a run is known, is the last to be discarded."""
 LATENT = ("latent_encoder", "latent_decoder")  # trained before the teachers, where the recipe has a group ``latent``
@@ -168,7 +170,14 @@ def _load_classifier(run: Run, source: str, images: ImageSet | None) -> None:
         raise ConfigError("classifier.network describes the weights of a classifier.source: the trained one keeps its own")
     if images is not None:
         run.take(images, "test")
-    run.classifier = load_classifier(source, run.images("test"), **config.options())
+    data = run.images("test")
+    if run.trained is not None and config.source == run.trained.classifier.source:
+        file, known = run.folder / CLASSES_FILE, DATASETS[run.trained.data.name].class_names(run.trained.data.path)
+        known = tuple(json.loads(file.read_text())) if file.is_file() else known
+        if known is not None and known != data.classes:
+            names = f"{', '.join(known)}; these images have {', '.join(data.classes)}: rename their folders"
+            raise ConfigError(f"the classifier's classes are {names}, or name a --classifier of theirs")
+    run.classifier = load_classifier(source, data, **config.options())
 
 
 def is_run(what: str) -> bool:

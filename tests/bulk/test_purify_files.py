@@ -12,6 +12,7 @@ from purifiers.bulk import purify_files as bulk
 from purifiers.bulk.pieces import purify_pixels
 from purifiers.bulk.purify_files import BulkResult, purify_files
 from purifiers.cli import main
+from purifiers.data.files import ANIMATED, DARK
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.networks import CAE
 
@@ -54,8 +55,22 @@ def test_a_second_run_does_only_what_is_new(purifier: Purifier, tmp_path: Path) 
     later = (tmp_path / "out" / "a.png").stat().st_mtime + 10
     os.utime(tmp_path / "in" / "a.png", (later, later))
     result = purify_files(purifier, tmp_path / "in", tmp_path / "out")
-    assert (result.purified, result.skipped) == (2, 1)
+    assert (result.purified, result.replaced, result.skipped) == (2, 1, 1)
     assert purify_files(purifier, tmp_path / "in", tmp_path / "out", overwrite=True).purified == 3
+
+
+def test_files_of_one_name_size_and_time_are_told_apart(purifier: Purifier, tmp_path: Path) -> None:
+    for seed, folder in enumerate(("one", "two")):
+        write(tmp_path / folder / "a.bmp", seed=seed)
+        os.utime(tmp_path / folder / "a.bmp", (1e9, 1e9))
+    purify_files(purifier, tmp_path / "one", tmp_path / "out")
+    first = (tmp_path / "out" / "a.png").read_bytes()
+    assert str(tmp_path).encode() not in first
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    assert purify_files(purifier, tmp_path / "link", tmp_path / "out").skipped == 1
+    result = purify_files(purifier, tmp_path / "two", tmp_path / "out")
+    assert (result.purified, result.replaced) == (1, 1)
+    assert (tmp_path / "out" / "a.png").read_bytes() != first
 
 
 @pytest.mark.parametrize("damaged", ["out/a.png", "compared/a.png"])
@@ -108,7 +123,7 @@ def test_paths_that_cannot_be_read_or_written_are_listed(purifier: Purifier, tmp
     assert len(result.failed) == 4 == len((tmp_path / "out" / "failed.txt").read_text().splitlines()) - 1
     reasons = (
         "gone.png: No such file",
-        f"blocked/a.png: cannot write {tmp_path / 'out' / 'blocked' / 'a.png'}: ",
+        f"blocked/a.png: cannot write {tmp_path / 'out' / 'blocked' / 'a.png'}: {tmp_path / 'out' / 'blocked'} is no folder",
         "\\udcff.png: not an image",
         "two\\nlines.png: not an image",
     )
@@ -169,8 +184,11 @@ def test_another_purifier_makes_them_again_but_files_of_the_users_stay(purifier:
     )
     torch.manual_seed(1)
     other = Purifier(CAE(widths=[4, 6], blocks=[1, 1], skip_every=1))
+    text = PngImagePlugin.PngInfo()
+    text.add_text("purifiers", " ")  # none of ours
+    Image.new("RGB", (2, 2)).save(tmp_path / "out" / "c.png", pnginfo=text)
     result = purify_files(other, tmp_path / "in", tmp_path / "out")
-    assert (result.purified, result.replaced, result.skipped) == (2, 2, 0)
+    assert (result.purified, result.replaced, result.skipped, len(result.failed)) == (2, 2, 0, 1)
     assert purify_files(other, tmp_path / "in", tmp_path / "out").skipped == 2
     assert purify_files(other, tmp_path / "in", tmp_path / "out", overwrite=True).purified == 3
 
@@ -199,20 +217,25 @@ def test_alpha_and_what_is_said_of_a_picture_are_kept(purifier: Purifier, tmp_pa
     assert np.array_equal(result[..., :3], expected.numpy())
 
 
-def test_the_first_frame_of_an_animation_is_said(purifier: Purifier, tmp_path: Path) -> None:
+def test_what_was_left_out_or_changed_is_counted(purifier: Purifier, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "in" / "a.gif", save_all=True, append_images=frames[1:])
-    result = purify_files(purifier, tmp_path / "in", tmp_path / "out")
-    assert (result.purified, result.animated) == (1, 1)
-
-
-def test_dark_grey_of_twelve_bits_is_reported(purifier: Purifier, tmp_path: Path) -> None:
+    (tmp_path / "in" / "b.heic").write_bytes(b"")
     for name, white in (("twelve", 4095), ("sixteen", 65535)):
-        (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(np.linspace(0, white, 36, dtype=np.uint16).reshape(6, 6)).save(tmp_path / "in" / f"{name}.png")
     result = purify_files(purifier, tmp_path / "in", tmp_path / "out")
-    assert (result.purified, result.dark) == (2, 1)
+    assert (result.purified, result.failed) == (3, [])
+    assert +result.remarks == {ANIMATED: 1, DARK: 1, ".heic": 1}
+
+
+def test_output_that_is_not_finite_is_not_written(purifier: Purifier, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.png")
+    torch.nn.init.constant_(next(purifier.parameters()), torch.nan)
+    result = purify_files(purifier, tmp_path / "in", tmp_path / "out")
+    assert (result.purified, len(result.failed)) == (0, 1)
+    assert "NaN" in result.failed[0]
+    assert not (tmp_path / "out" / "a.png").exists()
 
 
 def test_too_large_an_image_is_refused_by_its_header(purifier: Purifier, tmp_path: Path) -> None:
@@ -220,7 +243,7 @@ def test_too_large_an_image_is_refused_by_its_header(purifier: Purifier, tmp_pat
     write(tmp_path / "in" / "b.png", size=(10, 10))
     result = purify_files(purifier, tmp_path / "in", tmp_path / "out", max_pixels=100)
     assert (result.purified, len(result.failed)) == (1, 1)
-    assert "a.png: 20 x 20 are 0.0 megapixels; at most 0.0001 are read (--max-pixels)" in result.failed[0]
+    assert "a.png: 20 x 20 are 400 pixels; at most 100 " in result.failed[0]
 
 
 def test_what_the_network_cannot_take_fails_alone(tmp_path: Path) -> None:
@@ -262,6 +285,19 @@ def test_comparisons_show_both_and_the_difference_ten_times(purifier: Purifier, 
             purify_files(purifier, tmp_path / "in", tmp_path / "out", compare=tmp_path / folder)
 
 
+def test_a_comparison_of_the_users_stays_and_one_that_cannot_be_written_is_named(purifier: Purifier, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.png")
+    write(tmp_path / "in" / "deep" / "b.png")
+    write(tmp_path / "seen" / "a.png", size=(3, 3))
+    (tmp_path / "seen" / "deep").write_text("a file where a folder is needed")
+    result = purify_files(purifier, tmp_path / "in", tmp_path / "out", compare=tmp_path / "seen")
+    assert (result.purified, len(result.failed)) == (0, 2)
+    assert f"{tmp_path}/seen/a.png is there already" in result.failed[0]
+    assert f"cannot write {tmp_path}/seen/deep/b.png" in result.failed[1]
+    with Image.open(tmp_path / "seen" / "a.png") as image:
+        assert image.size == (3, 3)
+
+
 def test_two_files_that_would_become_one_are_told_apart(purifier: Purifier, tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.png")
     write(tmp_path / "in" / "a.jpg")
@@ -296,8 +332,14 @@ def test_mistakes_are_explained_before_anything_is_written(purifier: Purifier, t
     with pytest.raises(ConfigError, match="lies inside"):
         purify_files(purifier, tmp_path / "in", tmp_path / "in" / "out")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="is a folder"):
-        purify_files(purifier, tmp_path / "in", tmp_path / "file")
+    for target, compare in (("file", None), ("out", tmp_path / "file")):
+        with pytest.raises(ConfigError, match="file is a file"):
+            purify_files(purifier, tmp_path / "in", tmp_path / target, compare=compare)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "failed.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"failed\.txt"):
+        purify_files(purifier, tmp_path / "in", tmp_path / "mine")
+    assert (tmp_path / "mine" / "failed.txt").read_text() == "mine"
     with pytest.raises(ConfigError, match="no image that can be read"):
         purify_files(purifier, tmp_path / "file", tmp_path / "x.png")
     with pytest.raises(ConfigError, match="must end in"):

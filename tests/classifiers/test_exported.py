@@ -71,12 +71,13 @@ def test_how_not_to_export(tmp_path: Path, data: ImageSet) -> None:
         def forward(self, images: Tensor, more: Tensor) -> Tensor:  # type: ignore[override]
             return self.network(images + more)
 
-    few = ({0: torch.export.Dim("batch", max=64)},)
+    few, many = (({0: torch.export.Dim("batch", **limit)},) for limit in ({"max": 64}, {"min": 4}))
     two = torch.export.export(Two().eval(), (torch.rand(2, 3, 16, 16),) * 2)
     torch.export.save(two, tmp_path / "two.pt2")
     for source, message in (
         (export(tmp_path / "fixed.pt2", network(), None), r"for batches of exactly 2.*torch\.export\.Dim"),
         (export(tmp_path / "few.pt2", network(), few), "for batches of at most 64"),
+        (export(tmp_path / "many.pt2", network(), many, images=torch.rand(5, 3, 16, 16)), "for batches of at least 4"),
         (export(tmp_path / "train.pt2", network().train()), r"changes when it is called.*export it after eval"),
         (export(tmp_path / "tuple.pt2", Tuple().eval()), "returns a tuple"),
         (

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from purifiers import PurifiedClassifier
-from purifiers.classifiers.huggingface import load_transformers
+from purifiers.classifiers.huggingface import _order, load_transformers
 from purifiers.classifiers.load import load_classifier
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, require
@@ -131,8 +131,8 @@ def test_sizes_that_a_model_takes_and_does_not(tmp_path: Path, capsys: pytest.Ca
     assert load(one_size, images_of(96))(torch.rand(2, 3, 96, 96)).shape == (2, 3)
     assert "(the network takes no other size)" in capsys.readouterr().out
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps({"do_resize": False, **IMAGENET}))
-    with pytest.raises(ConfigError, match=r"takes images of 32 x 32 only, and these are of 64 x 64: --set data\.size=32"):
-        load(one_size, images_of(64))
+    assert load(one_size, images_of(64))(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+    assert "images of 64 x 64 are resized to 32 x 32 inside it" in capsys.readouterr().out
     crop = {"image_processor_type": "ViTImageProcessor", "do_center_crop": True, "crop_size": 24, "size": 28, **IMAGENET}
     assert "resized to 24 x 24" in (load(write(tmp_path / "crop", resnet(), crop), images_of(32)), capsys.readouterr().out)[1]
 
@@ -146,6 +146,25 @@ def test_labels_in_another_order_than_the_folders(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out.count("put in the order of the images' folders: blue, green, red") == 1
     images = to_float(data.images)
     torch.testing.assert_close(other(images), plain(images)[:, [1, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "order", "warned"),
+    [
+        (("tabby cat", "red-fox", "dog"), ("dog", "red-fox", "Tabby_Cat"), [2, 1, 0], False),
+        (("02", "00", "01"), ("0", "1", "2"), [1, 2, 0], False),
+        (("dog", "cat", "bird"), ("birds", "cats", "dogs"), None, True),
+        (("c", "a", "x"), ("a", "b", "c"), None, True),
+        (("a", "a", "b"), ("a", "b", "c"), None, True),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), ("a", "b", "c"), None, False),
+        (("a", "b"), ("a", "b", "c"), None, False),
+    ],
+)
+def test_labels_are_matched_by_name_or_pointed_out(
+    labels: tuple[str, ...], classes: tuple[str, ...], order: list[int] | None, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _order(dict(enumerate(labels)), classes) == order
+    assert ("warning" in capsys.readouterr().out) == warned
 
 
 def test_a_model_of_grey_images(tmp_path: Path) -> None:
@@ -187,6 +206,18 @@ def _no_deviation(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({**IMAGENET, "image_std": [0.2, 0, 0.2]}))
 
 
+def _list_of_settings(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text("[]")
+
+
+def _with(name: str, **settings: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+    return change
+
+
 def _colours(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({**IMAGENET, "image_processor_type": "ImageGPTImageProcessor"}))
 
@@ -224,7 +255,12 @@ def _multi_label(folder: Path) -> None:
         (_broken_config, CheckpointError, r"config\.json is damaged"),
         (_unnormalised, ConfigError, "give --mean and --std"),
         (_broken_preprocessor, CheckpointError, r"preprocessor_config\.json cannot be read"),
-        (_no_deviation, ConfigError, r"image_std \[0\.2, 0\.0, 0\.2\], which cannot be"),
+        (_no_deviation, ConfigError, r"'image_std': \(0\.2, 0, 0\.2\)"),
+        (_with("preprocessor_config", do_rescale=True, rescale_factor=0), ConfigError, "'rescale_factor': 0"),
+        (_with("preprocessor_config", do_rescale=True, rescale_factor="x"), ConfigError, "'rescale_factor': 'x'"),
+        (_with("preprocessor_config", image_mean=["x"] * 3), ConfigError, "'image_mean': .*x"),
+        (_list_of_settings, CheckpointError, r"preprocessor_config\.json cannot be read"),
+        (_with("config", embedding_size="x"), ConfigError, "cannot load"),
         (_colours, ConfigError, "no gradient passes"),
         (_own_code, ConfigError, "transformers cannot load"),
         (_headless, CheckpointError, r"holds no weights for classifier\.bias, classifier\.weight, .*at random"),

@@ -8,7 +8,7 @@ from torch import nn
 
 from purifiers import PurifiedClassifier
 from purifiers.classifiers.adapters import LUMA
-from purifiers.classifiers.load import accuracy, load_classifier, watch
+from purifiers.classifiers.load import load_classifier, watch
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import ConfigError, InputError, MissingFileError
 from purifiers.networks import ResNet
@@ -108,6 +108,20 @@ def leaving():
 def lazy():
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
 
+def meta():
+    return good().to("meta")
+
+def unusable():
+    with torch.inference_mode():
+        return good()
+
+class Double(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :2].double()
+
+def double():
+    return Double()
+
 def number():
     return 3
 
@@ -163,7 +177,10 @@ def test_a_function_of_the_users_own(module: str, data: ImageSet) -> None:
         ("broken", r"RuntimeError: no weights here \(.*my_classifiers\.py:\d+\)"),
         ("leaving", r"SystemExit: 3 \(.*my_classifiers\.py:\d+\)"),
         ("lazy", "lazy layers"),
-        ("number", "returned a int"),
+        ("number", "is a int"),
+        ("meta", "'meta'"),
+        ("unusable", "inference_mode"),
+        ("double", r"float64.*\.float\(\)"),
         pytest.param("scripted", "TorchScript", marks=pytest.mark.filterwarnings("ignore:.*torch.jit")),
         ("god", "did you mean 'good'"),
     ],
@@ -234,6 +251,36 @@ def test_a_normalisation_that_is_given(module: str, data: ImageSet, tmp_path: Pa
         load_classifier(f"{module}:grey", data, **options(mean=mean, std=std))
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ([0.5] * 3, None, "go together"),
+        (None, [0.5] * 3, "go together"),
+        ([124, 116, 104], [58, 57, 57], "divide by 255"),
+        ([0.5], [0], "std is above 0"),
+        ([0.5], [-0.5], "std is above 0"),
+        ([0.5] * 2, [0.5] * 2, "three numbers"),
+    ],
+)
+@pytest.mark.parametrize("source", ["good", "cifar10-resnet56"])
+def test_a_normalisation_that_cannot_be(
+    module: str, source: str, mean: list[float] | None, std: list[float] | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_classifier(f"{module}:good" if source == "good" else source, mean=mean, std=std)
+
+
+def test_arguments_of_other_types_are_refused(data: ImageSet) -> None:
+    wrong: list[tuple[Any, Any]] = [(nn.Identity(), data), (None, None), ("a:b", data.images), ("a:b", (1, 2))]
+    for source, images in wrong:
+        with pytest.raises(InputError, match="a module is used as it is"):
+            load_classifier(source, images)
+    with pytest.raises(ConfigError, match="there is no device 'gpu'"):
+        load_classifier("cifar10-resnet56", device="gpu")
+    for device in ("auto", None):
+        assert load_classifier("cifar10-resnet56", device=device)(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "pytorch_model.bin", "w.ckpt"])
 def test_pickles_are_refused_with_the_way_out(name: str, data: ImageSet, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / name)
@@ -271,22 +318,3 @@ def test_one_that_changes_its_images_in_place(module: str, data: ImageSet) -> No
     classifier = load_classifier(f"{module}:in_place", data, **options())
     images = to_float(data.images)
     torch.testing.assert_close(classifier(images.clone()), classifier[1](images * (images > 0.5)))
-
-
-def test_logits_that_are_not_finite_are_counted(data: ImageSet) -> None:
-    class Odd(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.flatten(1)[:, :2] / (images[:, :1, 0, 0] * 255 != odd)
-
-    odd = data.images[2, 0, 0, 0]
-    assert (data.images[:, 0, 0, 0] == odd).sum() == 1
-    with pytest.raises(InputError, match="1 of 6"):
-        accuracy(Odd(), data, batch_size=4)
-
-
-def test_accuracy_counts_matches(data: ImageSet) -> None:
-    class First(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.tensor([[1.0, 0.0]]).repeat(len(images), 1)
-
-    assert accuracy(First(), data, batch_size=4) == 0.5

@@ -55,9 +55,9 @@ def test_every_image_is_in_one_split(folder: Path) -> None:
     assert load_images("folder", "test", path=str(folder)).fingerprint() == test.fingerprint()
 
 
-@pytest.mark.parametrize("test_folder", ["test", "val"])
-def test_own_train_and_test_folders_are_used(tmp_path: Path, test_folder: str) -> None:
-    for split, count in (("train", 3), (test_folder, 2)):
+@pytest.mark.parametrize(("train_folder", "test_folder"), [("train", "test"), ("train", "val"), ("Train", "TEST")])
+def test_own_train_and_test_folders_are_used(tmp_path: Path, train_folder: str, test_folder: str) -> None:
+    for split, count in ((train_folder, 3), (test_folder, 2)):
         for name in ("a", "b"):
             for i in range(count):
                 write_image(tmp_path / split / name / f"{i}.jpg", value=i)
@@ -155,3 +155,31 @@ def test_an_empty_class_folder_is_refused(folder: Path) -> None:
     (folder / "dog").mkdir()
     with pytest.raises(DataError, match=r"set/dog"):
         load_images("folder", "train", path=str(folder))
+
+
+def test_folders_of_folders_are_no_classes(folder: Path, tmp_path: Path) -> None:
+    for split in ("training", "testing"):
+        shutil.copytree(folder, tmp_path / "splits" / split)
+    with pytest.raises(DataError, match=r"named train and test"):
+        load_images("folder", "train", path=str(tmp_path / "splits"))
+    write_image(folder / "ant" / "more" / "0.png")  # a class may have folders beside its images
+    assert load_images("folder", "train", path=str(folder)).classes == ("ant", "bee", "cat")
+
+
+def test_what_is_left_out_or_changed_is_counted_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_images("folder", "train", path=str(folder))
+    assert not capsys.readouterr().out
+    for name in ("stray.png", ".hidden.png", "cat/a.heic", "cat/b.heic"):
+        (folder / name).write_bytes(b"")
+    (folder / "ant" / "gone.png").symlink_to("nothing")
+    (folder / "bee" / "linked").symlink_to(folder / "cat")
+    for i in range(10):
+        frames = [Image.new("RGB", (12, 12), (value, i, 0)) for value in (0, 255)]
+        frames[0].save(folder / "cat" / f"{i}.png", save_all=True, append_images=frames[1:])
+    train, test = (load_images("folder", split, path=str(folder)) for split in ("train", "test"))
+    first, second = capsys.readouterr().out.splitlines()
+    for counted in ("1 x images outside", "2 x .heic", "1 x No such file", "1 x linked folders"):
+        assert counted in first
+        assert counted not in second
+    cats = [int((data.labels == 2).sum()) for data in (train, test)]
+    assert all(f"{count} x of several frames" in line for count, line in zip(cats, (first, second), strict=True))

@@ -98,6 +98,8 @@ def test_tensors_and_batches_of_them(images: torch.Tensor) -> None:
         assert torch.equal(data.labels, LABELS)
         assert data.classes == ()
         assert as_image_set(data) is data
+    empty = (images[:0], LABELS[:0])
+    assert torch.equal(as_image_set([empty, (images, LABELS), empty]).labels, LABELS)
 
 
 def test_the_number_of_classes() -> None:
@@ -124,7 +126,9 @@ def test_the_number_of_classes() -> None:
         ((IMAGES.numpy(), LABELS), "leave out labels"),
         ((5,), "DataLoader"),
         (([],), "no images"),
-        (([IMAGES],), "are labels missing"),
+        (([IMAGES],), "images and labels.* Tensor"),
+        (([(IMAGES, LABELS, LABELS)],), "images and labels.* 3"),
+        (([(IMAGES[:0], LABELS[:0])],), "no images"),
         (([(IMAGES, LABELS), (IMAGES[..., :2], LABELS)],), "several sizes"),
         ((as_image_set(IMAGES, LABELS), LABELS), "leave out labels"),
     ],
@@ -138,3 +142,10 @@ def test_labels_beyond_the_classes_are_refused() -> None:
     for images in ((IMAGES, LABELS), (as_image_set(IMAGES, LABELS),)):
         with pytest.raises(InputError, match="0 to 1"):
             as_image_set(*images, classes=2)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_does_not_become_8_bits(value: float) -> None:
+    assert to_uint8(torch.tensor([-0.1, 0.5, 1.1])).tolist() == [0, 128, 255]
+    with pytest.raises(InputError, match="NaN"):
+        to_uint8(torch.tensor([0.5, value]))

@@ -1,5 +1,6 @@
 """Evaluating modules in memory: what is passed, what is refused, what comes back."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import purifiers
 from purifiers.attacks import FGSM, PGD
+from purifiers.classifiers.load import adapt_classifier
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, ConfigError, InputError
 from purifiers.evaluation.records import Results
+from purifiers.recipes.audit_settings import STANDARD_VIEWS
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)
@@ -83,6 +86,9 @@ def test_a_second_evaluation_comes_from_the_cache(data: ImageSet, tmp_path: Path
     assert evaluated().records == first.records
 
 
+NAMES = ("purifier_name", "classifier_name")
+
+
 class Returns(nn.Module):
     """A classifier that returns something made of its logits."""
 
@@ -107,7 +113,7 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
         ((floats, data.labels[:2]), InputError, "labels"),
         ((floats, data.labels.float()), InputError, "int64"),
         ((floats, data.labels.int()), InputError, "int64"),
-        ((floats, data.labels + 3), InputError, "labels go from"),
+        ((floats, data.labels + 3), InputError, "labels must be from 0 to 2"),
         ((floats, data.labels - 3), InputError, "labels"),
         ((floats[:0], data.labels[:0]), InputError, "no images"),
         (([], None), InputError, "no images"),
@@ -124,18 +130,18 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
         (Returns(lambda logits: logits[0]), "shape"),
         (Linear(3, (3, 5, 5)), "fails"),
     ]:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ConfigError, match=message):
             purifiers.evaluate(nn.Identity(), classifier, data, attacks=FAST)
     options: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"attacks": {"x": "pgdd"}}, InputError, "did you mean 'pgd'"),
-        ({"attacks": ["pgd"]}, InputError, "mapping"),
+        ({"attacks": ["pgd"]}, InputError, "attacks"),
         ({"attacks": {"x": 3}}, InputError, "kind"),
         ({"limits": {"FGMS": 3}}, InputError, "did you mean 'FGSM'"),
         ({"limits": {"FGSM": 0}}, InputError, "at least 1 image"),
         *(({"seed": seed}, InputError, "seed must be a whole number") for seed in ("a", None, 1.5, -1, True)),
         *(({"batch_size": size}, InputError, "batch_size must be") for size in (0, "8", 2.5)),
         *(({"views": views}, InputError, "views is") for views in (5, None)),
-        *(({"purifier_name": name}, InputError, "name must be a string") for name in (5, None)),
+        *(({key: name}, InputError, "name must be a string") for key in NAMES for name in (5, None)),
         ({"cache": 5}, InputError, "cache is the path"),
         ({"limits": ["FGSM"]}, InputError, "limits is a mapping"),
         ({"views": ("ful",)}, ConfigError, "did you mean 'full'"),
@@ -145,4 +151,102 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
         with pytest.raises(error, match=message):
             purifiers.evaluate(nn.Identity(), model, data, **{"attacks": FAST, **given})
     with pytest.raises(AttackError, match="passes none"):
-        purifiers.evaluate(nn.Identity(), Returns(lambda logits: logits.detach()), data, attacks={"PGD": PGD(num_steps=1)})
+        purifiers.evaluate(Detached(), model, data, attacks={"PGD": PGD(num_steps=1)}, views="full")
+    found = purifiers.evaluate(nn.Identity(), model, data, attacks=FAST, views=["full", "full"])
+    assert [record.attack for record in found.records] == ["none", *FAST]
+
+
+class Detached(nn.Module):
+    """A purifier through which no gradient passes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.detach().clone()
+
+
+class Mixing(nn.Module):
+    """A classifier whose logits for an image depend on the batch: by its mean, or by statistics that it learns."""
+
+    def __init__(self, learning: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, track_running_stats=learning)
+        self.classifier = Linear(3, SHAPE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.norm.train()
+        return self.classifier(self.norm(images))
+
+
+class Late(Linear):
+    """A classifier that begins to change itself after it was checked."""
+
+    def __init__(self) -> None:
+        super().__init__(3, SHAPE)
+        self.register_buffer("calls", torch.zeros(()))
+        self.patience = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.patience -= 1
+        if self.patience < 0:
+            self.calls += 1
+        return super().forward(images)
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
+def inference() -> nn.Module:
+    with torch.inference_mode():
+        return Linear(3, SHAPE)
+
+
+@pytest.mark.parametrize("measure", [purifiers.evaluate, purifiers.audit])
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_classifier_that_cannot_be_attacked_is_refused(data: ImageSet, measure: Callable[..., Any]) -> None:
+    traced = torch.jit.trace(Linear(3, SHAPE).eval(), torch.rand(2, *SHAPE))
+    random = Returns(lambda logits: nn.functional.dropout(logits, 0.5, training=True))
+    for classifier, message in [
+        (Mixing(True), "changes when it is called"),
+        (Mixing(False), "alone and in a batch"),
+        (random, "deterministic"),
+        (Returns(lambda logits: logits.detach()), "no gradient"),
+        (traced, "TorchScript"),
+        (torch.jit.freeze(traced), "TorchScript"),
+        (lazy(), "lazy"),
+        (inference(), "inference_mode"),
+        (Linear(3, SHAPE).to("meta"), "'meta'"),
+        (Linear(2, SHAPE), "2 classes"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            measure(nn.Identity(), classifier, data)
+    with pytest.raises(InputError, match=r"classifier.* changed while it was used"):
+        measure(nn.Identity(), Late(), data, **({"attacks": FAST} if measure is purifiers.evaluate else AUDIT))
+
+
+AUDIT = {
+    "settings": {
+        "images": 2,
+        "check_images": 0,
+        "attacks.PGD": {"num_steps": 1},
+        "views": {view: [] for view in STANDARD_VIEWS} | {"full": "PGD"},
+    }
+}
+
+
+def test_probabilities_are_pointed_out(data: ImageSet, capsys: pytest.CaptureFixture[str]) -> None:
+    purifiers.evaluate(nn.Identity(), Returns(lambda logits: logits.softmax(1)), data, attacks=FAST)
+    assert "they are probabilities" in " ".join(capsys.readouterr().out.split())
+
+
+def test_grey_and_exported_classifiers_are_adapted(data: ImageSet) -> None:
+    grey = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    adapted, _ = adapt_classifier(grey.eval(), "grey", data)
+    found = purifiers.evaluate(nn.Identity(), grey, data, attacks=FAST).records[0]
+    right = (adapted(to_float(data.images)).argmax(1) == data.labels).float().mean().item()
+    assert found.accuracy == found.accuracy_undefended == pytest.approx(right)
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Linear(3, SHAPE).eval(), (to_float(data.images),), dynamic_shapes=batch).module()
+    records = purifiers.evaluate(nn.Identity(), program, data, attacks=FAST).records
+    assert [one.accuracy for one in records] == [
+        one.accuracy for one in purifiers.evaluate(nn.Identity(), Linear(3, SHAPE), data, attacks=FAST).records
+    ]

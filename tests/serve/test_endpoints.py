@@ -278,6 +278,15 @@ def test_an_image_that_the_network_cannot_take_fails_alone(caplog: pytest.LogCap
         assert np.array_equal(decoded(responses[i].content), purified(purifier, images[i]))
 
 
+def test_output_that_is_not_finite_is_no_picture() -> None:
+    purifier = Purifier(CAE(widths=[4], blocks=[1]))
+    nn.init.constant_(next(purifier.parameters()), torch.nan)
+    with TestClient(make_app(Service(purifier))) as client:
+        response = client.post("/purify", content=encoded(image(0)), headers=PNG)
+    assert response.status_code == 422
+    assert "NaN" in response.json()["error"]
+
+
 def test_a_classifier_that_fails_on_one_image_spoils_no_other() -> None:
     class Picky(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from PIL import Image
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.cli.options import Changes
+from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.evaluate import evaluate_run
-from purifiers.recipes.load import load_recipe, recipe_text
+from purifiers.recipes.load import changed, load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
-from purifiers.runs import open_run
+from purifiers.runs import open_run, open_weights
 from purifiers.training.pipeline import train_recipe
 
 MODULE = """
@@ -101,6 +102,29 @@ def test_a_classifier_that_changes_in_training_is_an_error(tmp_path: Path) -> No
     with pytest.raises(InputError, match="the weights or statistics of the classifier changed while it was used"):
         train_recipe(recipe_of("classifier.source=owners_module:Turning"), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_images_of_other_classes_than_the_runs_are_refused(tmp_path: Path) -> None:
+    """In the place of the same folder, or of another one with as many classes; but another classifier may have these."""
+    write_images(tmp_path / "images", 16, "RGB")
+    run = train_recipe(recipe_of("classifier.source=owners_module:rgb"), tmp_path / "run", device="cpu")
+    (tmp_path / "images" / "dark").rename(tmp_path / "images" / "murky")
+    with pytest.raises(ConfigError, match=r"dark, light.*light, murky"):
+        open_run(run.recipe, tmp_path / "run", "cpu")
+    digits = changed(run.recipe, {"data": {"name": "digits"}})
+    with pytest.raises(ConfigError, match="dark, light"):
+        open_run(digits, tmp_path / "run", "cpu")
+    other = changed(run.recipe, {"classifier.source": "owners_module:grey"})
+    assert open_run(other, tmp_path / "run", "cpu").images("test").classes == ("light", "murky")
+    (tmp_path / "images" / "murky").rename(tmp_path / "images" / "dark")
+    assert open_run(run.recipe, tmp_path / "run", "cpu").images("test").classes == ("dark", "light")
+
+
+def test_images_of_other_classes_than_a_shipped_classifiers_are_refused(tmp_path: Path) -> None:
+    recipe = load_recipe("strong-cpu")
+    images = ImageSet("x", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2), tuple("abcdefghij"))
+    with pytest.raises(ConfigError, match=r"airplane.*a, b, c"):
+        open_weights(recipe, recipe, tmp_path, "cpu", images)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_a_run_leaves_what_the_design_says(tiny_run: Run) -> None:
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
     stages = ["classifier", "teacher_nt", "teacher_at", "student", "student_paper", "student_at", "student_nt"]
     files = ["config.json", "model.safetensors", "state.safetensors"]
-    expected = {"recipe.yaml", "config.json", "model.safetensors"}
+    expected = {"recipe.yaml", "classes.json", "config.json", "model.safetensors"}
     assert names == expected | {f"checkpoints/{stage}/{file}" for stage in stages for file in files}
     assert load_recipe(folder / "recipe.yaml") == tiny_run.recipe
     images = torch.rand(2, 3, 16, 16)

@@ -71,20 +71,27 @@ def test_tensors_then_the_same_again_from_a_loader(tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
-        ({"classifier": "resnet"}, InputError, "Module"),
+        ({"classifier": "resnet"}, ConfigError, "Module"),
         ({"classifier": Own(2)}, ConfigError, "Own"),
         ({"labels": None}, InputError, "labels"),
         ({"labels": LABELS + 2}, InputError, "from 0 to 3"),
         ({"settings": {"student.epoch": 1}}, ConfigError, "did you mean 'epochs'"),
         ({"device": "cuda:99"}, ConfigError, "device"),
+        ({"recipe": None}, InputError, "recipe"),
+        ({"output": None}, InputError, "output"),
+        ({"settings": {5: 1}}, ConfigError, "string"),
+        ({"settings": SMALL | {"classifier.mean": [0.5] * 3, "classifier.std": [0.2] * 3}}, ConfigError, "classifier.mean"),
+        ({"settings": SMALL | {"classifier": {"source": "cifar10-resnet56"}}}, ConfigError, "no effect"),
+        ({"settings": SMALL | {"data.name": "cifar10", "data.size": 8}}, ConfigError, "data.name"),
+        ({"classifier": Own().to("meta")}, ConfigError, "'meta'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_written(
     change: dict[str, object], error: type[Exception], word: str, tmp_path: Path
 ) -> None:
-    arguments = {"classifier": Own(), "images": IMAGES, "labels": LABELS, "settings": SMALL, **change}
+    usual = {"classifier": Own(), "images": IMAGES, "labels": LABELS, "settings": SMALL, "output": tmp_path / "mine"}
     with pytest.raises(error, match=word):
-        purifiers.train(**arguments, output=tmp_path / "mine")  # type: ignore[arg-type]
+        purifiers.train(**{**usual, **change})  # type: ignore[arg-type]
     assert not (tmp_path / "mine").exists()
 
 

@@ -9,7 +9,8 @@ import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, ValidationError, model_validator
 from torch import Tensor, nn
 
-from purifiers.classifiers.probes import check_logits
+from purifiers.classifiers.load import check_form
+from purifiers.classifiers.probes import logits_of
 from purifiers.data.images import check_images
 from purifiers.device import autocast, float32_on_cpu
 from purifiers.errors import AttackError, ConfigError, InputError
@@ -143,11 +144,10 @@ class Attack(Kind, ABC):
             float32, the shape of ``images``, in [0,1], within ``epsilon`` (+ 1e-6) of them in ``norm``.
 
         Raises:
-            InputError: model, images, labels or targets are not as above.
+            InputError, ConfigError: model, images, labels or targets are not as above.
             AttackError: the attack's result is not as above, or it takes gradients and the model passes none to its images.
         """
-        if not isinstance(model, nn.Module):
-            raise InputError(f"the model must be a torch.nn.Module; got a {type(model).__name__}")
+        check_form(model, "model")
         check_images(images)
         if images.dtype != torch.float32:
             raise InputError(f"attacks run in float32 (half precision breaks epsilon); got {images.dtype}: use .float()")
@@ -163,7 +163,7 @@ class Attack(Kind, ABC):
             autocast(images.device, "32-true"),
         ):
             images, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
-            dense = _Dense(model, self.kind, labels)
+            dense = _Dense(model, self.kind, {"labels": labels} | ({} if targets is None else {"targets": targets}))
             aims = self._aims(dense, images, labels, seed, targets)
             adversarial = self.perturb(dense, images, aims, seed).detach()
             for restart in range(1, self.restarts):
@@ -184,7 +184,6 @@ class Attack(Kind, ABC):
             if not choice:
                 raise InputError(f"targets are for targeted attacks; make it one, such as {type(self).__name__}(targeted=True)")
             check_labels(targets, len(images), "targets")
-            check_classes(targets, model(images), "targets")
             return targets
         if not choice:
             return labels
@@ -224,23 +223,25 @@ class Around(nn.Module):
 class _Dense(Around):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
-    image. The first outputs are checked; ``labels`` must be classes of them."""
+    image. The first outputs are checked; ``classes`` of images, by what they are called, must be among them."""
 
-    def __init__(self, model: nn.Module, attack: str, labels: Tensor) -> None:
+    def __init__(self, model: nn.Module, attack: str, classes: Mapping[str, Tensor]) -> None:
         super().__init__(model)
-        self.attack, self.labels, self.checked = attack, labels, False
+        self.attack, self.unchecked = attack, classes
 
     def forward(self, images: Tensor) -> Tensor:
         wanted = images.requires_grad and torch.is_grad_enabled()
         images = images.clone(memory_format=torch.contiguous_format)
         if wanted:
             images.register_hook(lambda gradient: gradient.contiguous().nan_to_num(0, 0, 0))
-        logits: Tensor = self.model(images) if self.checked else check_logits("the model", self.model, images)
+        logits: Tensor = logits_of("the model", self.model, images) if self.unchecked else self.model(images)
         if wanted and not logits.requires_grad:
             raise AttackError(f"{self.attack} takes gradients, and the model passes none to its images")
-        if not self.checked:
-            check_classes(self.labels, logits)
-        self.checked = True
+        for name, classes in self.unchecked.items():
+            low, high = torch.stack(torch.aminmax(classes)).tolist()
+            if low < 0 or high >= logits.shape[1]:
+                raise InputError(f"{name} go from {low} to {high}, the model has {logits.shape[1]} classes")
+        self.unchecked = {}
         return logits
 
 
@@ -250,13 +251,6 @@ def check_labels(labels: Tensor, count: int, name: str = "labels") -> None:
         raise InputError(f"{name} must be a torch.Tensor, int64 ({count},); got a {type(labels).__name__}: use torch.as_tensor")
     if labels.shape != (count,) or labels.dtype != torch.int64:
         raise InputError(f"{name} must be int64 ({count},); got {labels.dtype} {tuple(labels.shape)}")
-
-
-def check_classes(labels: Tensor, logits: Tensor, name: str = "labels") -> None:
-    """Raise an InputError, which calls them ``name``, unless ``labels`` are classes of ``logits`` (N, classes)."""
-    low, high = torch.stack(torch.aminmax(labels)).tolist()
-    if low < 0 or high >= logits.shape[1]:
-        raise InputError(f"{name} go from {low} to {high}, the model has {logits.shape[1]} classes")
 
 
 def distances(images: Tensor, others: Tensor, norm: Norm) -> Tensor:

@@ -59,10 +59,8 @@ def purify_pixels(purifier: Purifier, images: Tensor, dtype: torch.dtype = torch
             return torch.cat([purified(part) for part in images.split(max(1, BATCH_PIXELS // (height * width)))])
         reach, stride = getattr(purifier.network, "reach", None), getattr(purifier.network, "stride", 1)
         if reach is None:
-            raise InputError(
-                f"{width} x {height} is too large: this purifier needs the whole image at once, and more than "
-                f"{WINDOW**2 / 1e6:.1f} megapixels would take too much memory; scale it down"
-            )
+            most = f"more than {WINDOW**2:,} pixels would take too much memory; scale it down"
+            raise InputError(f"{width} x {height} is too large: this purifier needs the whole image at once, and {most}")
         result = torch.empty(images.shape, dtype=dtype)
         for rows, kept_rows, inner_rows in _windows(height, reach, stride):
             for columns, kept_columns, inner_columns in _windows(width, reach, stride):

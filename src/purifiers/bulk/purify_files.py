@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,10 +21,10 @@ from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, is_
 from purifiers.errors import ConfigError, DataError, MissingFileError, first_line
 from purifiers.purifier import Purifier
 from purifiers.registry import fingerprint
-from purifiers.storage import atomic_path, write_text
+from purifiers.storage import atomic_path, digest, write_text
 
 MARK = "purifiers"
-"""The PNG text, or JPEG comment, with the purifier that made a file, and the state of its source."""
+"""The PNG text, or JPEG comment, with the purifier that made a file, and its source and the state of that."""
 JPEG = (".jpg", ".jpeg")
 FAILED_FILE = "failed.txt"
 FAILED_TITLE = "# Images that 'purifiers purify' could not clean, and why\n"
@@ -39,10 +39,9 @@ class BulkResult:
     """Counts of files, and the failures."""
 
     purified: int = 0
-    replaced: int = 0  # of the purified, had been made by another purifier before
+    replaced: int = 0  # of the purified, had been made by another purifier, or of another or since changed image, before
     skipped: int = 0  # were there already
-    animated: int = 0  # have several frames, of which the first was purified
-    dark: int = 0  # are 16-bit grey that uses 12 bits at most
+    remarks: Counter[str] = field(default_factory=Counter)  # what was left out, or is not quite as in its file, and how often
     failed: list[str] = field(default_factory=list)  # which, and why
 
     def fail(self, reason: str) -> None:
@@ -68,8 +67,7 @@ def purify_files(
     max_pixels: int = 50_000_000,
     compare: Path | None = None,
 ) -> BulkResult:
-    """Purify an image file, or every image below a folder, into PNG files of the same names and tree; a single one also into a
-    JPEG.
+    """Purify an image file, or every image below a folder, into PNGs of the same names and tree; a single one also into a JPEG.
 
     Memory stays bounded. Files that this purifier made already from the same state of their source are skipped, so the same
     call resumes. A file that cannot be read or written stops nothing and is reported, of a folder also in its ``failed.txt``.
@@ -84,25 +82,25 @@ def purify_files(
     Raises:
         MissingFileError: ``source`` does not exist, or there is no image in it.
         ConfigError: ``target`` or ``compare`` lie inside one another or ``source``, or one is a file and should be a folder;
-            a purifier that does not take RGB.
+            a ``failed.txt`` there that is not ours; a purifier that does not take RGB.
         OSError: the disk is full or read-only.
     """
     refuse_other_channels(purifier)
     result = BulkResult()
     if not source.exists():
         raise MissingFileError(f"there is no file or folder {source}")
-    if compare is not None and compare.exists() and not compare.is_dir():
-        raise ConfigError(f"{compare} is a file; give a folder for the comparisons")
+    for folder in (compare, target if source.is_dir() else None):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file; give a folder to write to")
     jobs = (_one_job if source.is_file() else _jobs)(source, target, compare, result)
     with progress("purifying", len(jobs)) as advance:
         _Bulk(purifier, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
     if source.is_dir():
         with suppress(OSError):  # if nothing can be written, the failures say so
-            listed = target / FAILED_FILE
             if result.failed:
-                write_text(listed, FAILED_TITLE + "\n".join(result.failed) + "\n")
-            elif listed.is_file() and listed.read_text(errors="replace").startswith(FAILED_TITLE):
-                listed.unlink()
+                write_text(target / FAILED_FILE, FAILED_TITLE + "\n".join(result.failed) + "\n")
+            else:
+                (target / FAILED_FILE).unlink(missing_ok=True)
     return result
 
 
@@ -120,14 +118,15 @@ def _one_job(source: Path, target: Path, compare: Path | None, _: BulkResult) ->
 
 
 def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) -> list[_Job]:
-    if target.is_file():
-        raise ConfigError(f"{source} is a folder, {target} a file; give a folder to write to")
     if target.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{target} lies inside {source}; purified images would be purified again on the next run")
     pairs = [(compare.resolve(), other.resolve()) for other in (source, target)] if compare else []
     if any(one.is_relative_to(other) or other.is_relative_to(one) for one, other in pairs):
         raise ConfigError(f"the comparisons need a folder apart from {source} and {target}; {compare} is not")
-    files = image_files(source, lambda problem: result.fail(f"{os.fsdecode(problem.filename)}: {problem.strerror}"))
+    listed = target / FAILED_FILE
+    if listed.is_file() and not listed.read_text(errors="replace").startswith(FAILED_TITLE):
+        raise ConfigError(f"{listed} was not made by 'purifiers purify', which lists failures there: move it")
+    files = image_files(source, lambda error: result.fail(f"{os.fsdecode(error.filename)}: {error.strerror}"), result.remarks)
     if not files and not result.failed:
         raise MissingFileError(f"no image below {source} ({', '.join(SUFFIXES)})")
     taken: dict[Path, Path] = {}
@@ -184,17 +183,18 @@ class _Bulk:
         yield from waiting.values()
 
     def is_done(self, job: _Job) -> bool:
-        """Whether the purified file is there, made by this purifier from this state of the source."""
-        about = job.original.stat()
-        job.mark = f"{self.made_by} {about.st_size} {about.st_mtime_ns}"
-        if self.overwrite or not os.path.lexists(job.purified):
-            return False
-        mark = text_under(job.purified, MARK)
-        if not mark:
-            raise DataError(f"{job.purified} is there already and was not made by 'purifiers purify'; --overwrite replaces it")
-        job.replaces = mark.split()[0] != self.made_by
+        """Whether the files to write are there, made by this purifier from this state of the source."""
+        about, source = job.original.stat(), digest(os.fsencode(job.original.resolve()).hex())
+        job.mark = f"{self.made_by} {source[:16]} {about.st_size} {about.st_mtime_ns}"
+        outputs = [file for file in (job.purified, job.comparison) if file is not None]
+        there = [] if self.overwrite else [file for file in outputs if os.path.lexists(file)]
+        for file in there:
+            mark = text_under(file, MARK).strip()
+            if not mark:
+                raise DataError(f"{file} is there already and was not made by 'purifiers purify'; --overwrite replaces it")
+            job.replaces = job.replaces or mark != job.mark
         # One that was cut off since, on a disk that was full or failed, counts as missing.
-        return mark == job.mark and is_whole(job.purified) and (job.comparison is None or is_whole(job.comparison))
+        return len(there) == len(outputs) and not job.replaces and all(map(is_whole, there))
 
     def purify(self, batch: Sequence[tuple[_Job, Future[Picture]]]) -> None:
         """Purify a batch that is being decoded, and start to write it."""
@@ -205,8 +205,7 @@ class _Bulk:
             except (DataError, MemoryError) as error:
                 self.fail(job, error)
             else:
-                self.result.animated += picture.animated
-                self.result.dark += picture.dark
+                self.result.remarks.update(picture.remarks)
                 groups[picture.colours.size].append((job, picture))
         for group in groups.values():
             purified = results_of(self.purified, [np.asarray(picture.colours) for _, picture in group])
@@ -226,38 +225,48 @@ class _Bulk:
         for job, future in self.writing:
             try:
                 future.result()
-            except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno in FATAL:
-                    raise
-                self.fail(job, error, f"cannot write {job.purified}: ")
+            except DataError as error:
+                self.fail(job, error)
             else:
                 self.result.purified += 1
                 self.result.replaced += job.replaces
                 self.advance(1)
         self.writing = []
 
-    def fail(self, job: _Job, error: Exception, doing: str = "") -> None:
+    def fail(self, job: _Job, error: Exception) -> None:
         """Report that a file failed, and where."""
-        named = isinstance(error, DataError) and str(job.original) in str(error)
+        named = str(error).startswith(f"{job.original}: ")
         reason = getattr(error, "strerror", None) or first_line(error)
-        self.result.fail(str(error) if named else f"{job.original}: {doing}{reason}")
+        self.result.fail(str(error) if named else f"{job.original}: {reason}")
         self.advance(1)
 
 
 def _write(job: _Job, picture: Picture, pixels: np.ndarray) -> None:
     purified = Image.fromarray(pixels)
     if job.comparison is not None:
-        with atomic_path(job.comparison) as temporary:
-            side_by_side(picture.colours, purified).save(temporary)
-    about: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
+        _save(side_by_side(picture.colours, purified), job.comparison, {MARK: job.mark})
     if job.purified.suffix.lower() in JPEG:
         purified = replace(picture, colours=purified).over_white()
-        about |= {"quality": 95, "comment": f"{MARK}: {job.mark}"}
+    elif picture.alpha is not None:
+        purified.putalpha(picture.alpha)
+    about = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
+    given = {key: value for key, value in about.items() if value is not None}
+    _save(purified, job.purified, {**picture.text, MARK: job.mark}, **given)
+
+
+def _save(image: Image.Image, file: Path, texts: dict[str, str], **about: Any) -> None:
+    if file.suffix.lower() in JPEG:
+        about |= {"quality": 95, "comment": f"{MARK}: {texts[MARK]}"}
     else:
-        if picture.alpha is not None:
-            purified.putalpha(picture.alpha)
-        about["pnginfo"] = text = PngImagePlugin.PngInfo()
-        for key, value in {**picture.text, MARK: job.mark}.items():
-            text.add_text(key, value)
-    with atomic_path(job.purified) as temporary:
-        purified.save(temporary, **{key: value for key, value in about.items() if value is not None})
+        about["pnginfo"] = info = PngImagePlugin.PngInfo()
+        for key, value in texts.items():
+            info.add_text(key, value)
+    try:
+        with atomic_path(file) as temporary:
+            image.save(temporary, **about)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in FATAL:
+            raise
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = f"{file.parent} is no folder" if in_the_way else getattr(error, "strerror", None) or first_line(error)
+        raise DataError(f"cannot write {file}: {reason}") from error

@@ -7,11 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purifiers.errors import InputError
+from purifiers.errors import ConfigError, InputError
 
 LUMA = (0.299, 0.587, 0.114)
 """Red, green and blue in a grey image (ITU-R 601, as Pillow has it). The three add up to 1: a grey image that is stored as RGB
 becomes what it was, and no perturbation grows in L-inf."""
+
+
+def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Refuse, with ConfigError, a normalisation that cannot be of images in [0,1]; both None: there is none."""
+    if mean is None or std is None:
+        if mean is std:
+            return
+        raise ConfigError("mean and std go together: one of them is missing")
+    if len(mean) != len(std) or len(mean) not in (1, 3):
+        raise ConfigError(f"mean and std need three numbers each, or one each; got {len(mean)} and {len(std)}")
+    if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+        raise ConfigError(f"mean and std are in [0,1] units (divide by 255), and std is above 0; got {[*mean]} and {[*std]}")
 
 
 class Normalized(nn.Module):

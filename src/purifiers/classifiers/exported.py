@@ -75,6 +75,7 @@ def _refuse_other_inputs(program: ExportedProgram, path: Path) -> None:
         raise ConfigError(f"{path} takes {len(names)} inputs; a classifier takes images (N, C, H, W) alone: {HOW}")
     batch = shapes[0][0]
     allowed = None if isinstance(batch, int) else program.range_constraints.get(batch.node.expr)
-    if isinstance(batch, int) or (allowed is not None and bool(allowed.upper < LARGEST)):
-        sizes = f"at most {allowed.upper}" if allowed else f"exactly {batch}"
+    if isinstance(batch, int) or (allowed is not None and bool(allowed.upper < LARGEST or allowed.lower > 2)):
+        least = f"at least {allowed.lower}" if allowed and bool(allowed.lower > 2) else ""
+        sizes = least or (f"at most {allowed.upper}" if allowed else f"exactly {batch}")
         raise ConfigError(f"{path} was exported for batches of {sizes}, and all sizes are needed: {HOW}")

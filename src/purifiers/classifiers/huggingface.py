@@ -1,5 +1,6 @@
 """Image classifiers of Hugging Face transformers, by folder or by name on the hub, as plain modules: images -> logits."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,8 @@ def load_transformers(
     """The image classifier at ``where``, a folder or a name on the hub, on the CPU; a printed line describes it.
 
     Its normalisation is ``mean`` and ``std``, or else that of its preprocessor_config.json. Images of another size than that
-    file has are resized in it. Where its labels are the data's classes in another order, its logits are put in the data's.
+    file has, or than it takes, are resized in it. Where its labels are the data's classes in another order, its logits are put
+    in the data's; where they are others, a line warns.
 
     Raises:
         ConfigError: transformers is missing; it is no such classifier or needs code of its own, or no normalisation is known.
@@ -42,16 +44,12 @@ def load_transformers(
     if order is not None:
         say(f"{'':<16} its classes are put in the order of the images' folders: {', '.join(data.classes)}")
     size, height, width = _size(settings), *data.images.shape[-2:]
+    runs, own = _runs(classifier, data), getattr(network.config, "image_size", None)
+    if size is None and not runs and isinstance(own, int):
+        size = own, own
     if size is not None and size != (height, width):
-        other = "the network takes that size too" if _runs(classifier, data) else "the network takes no other size"
-        sizes = f"{height} x {width} are resized to {size[0]} x {size[1]}"
-        say(f"{'':<16} images of {sizes} inside it, as its {PREPROCESSOR} asks ({other})")
-    elif size is None and not _runs(classifier, data):
-        wanted = getattr(network.config, "image_size", None)
-        if isinstance(wanted, int) and (height, width) != (wanted, wanted):
-            found = f"the classifier '{where}' takes images of {wanted} x {wanted} only, and these are of {height} x {width}"
-            advice = f"--set data.size={wanted}, or a {PREPROCESSOR} beside its weights that asks for that size"
-            raise ConfigError(f"{found}: {advice}")
+        other = "the network takes that size too" if runs else "the network takes no other size"
+        say(f"{'':<16} images of {height} x {width} are resized to {size[0]} x {size[1]} inside it, as its files ask ({other})")
     return classifier if size is None else Resized(classifier, size)
 
 
@@ -83,8 +81,6 @@ def _is_folder(where: str) -> bool:
         return False
     if not (folder / CONFIG_FILE).is_file():
         raise MissingFileError(f"{folder} holds no {CONFIG_FILE}, which every Hugging Face model has")
-    if not any(folder.glob("*.safetensors")):
-        raise MissingFileError(_NO_SAFETENSORS.format(where=folder))
     return True
 
 
@@ -110,7 +106,7 @@ def _load(where: str, local: bool) -> Any:
             raise CheckpointError(f"{Path(where) / CONFIG_FILE} is damaged ({first_line(error)})") from error
         advice = "Without a network pass the folder of a downloaded model"
         raise MissingFileError(f"cannot get '{where}' from the Hugging Face hub: {first_line(error)} {advice}") from error
-    except (ValueError, RuntimeError, ImportError, KeyError) as error:
+    except Exception as error:  # of many kinds, as it fails wherever the fault is
         if "for this kind of AutoModel" in str(error):
             kind = transformers.AutoConfig.from_pretrained(where, local_files_only=local, trust_remote_code=False).model_type
             raise ConfigError(f"'{where}' is no image classifier: transformers has none of the kind '{kind}'") from error
@@ -147,7 +143,7 @@ def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
         with _quiet(local):
             found = processors.from_pretrained(where, local_files_only=local, trust_remote_code=False)
             settings: dict[str, Any] = found.to_dict()
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of many kinds too
         if local and (Path(where) / PREPROCESSOR).exists():
             raise CheckpointError(f"{Path(where) / PREPROCESSOR} cannot be read: {first_line(error)}") from error
         return {}
@@ -162,15 +158,17 @@ def _normalization(settings: Mapping[str, Any], where: str) -> tuple[list[float]
     if not settings or (wanted and not (settings.get("image_mean") and settings.get("image_std"))):
         advice = "give --mean and --std in [0,1] units (0 and 1: none)"
         raise ConfigError(f"'{where}' has no normalisation in a {PREPROCESSOR}: {advice}")
-    found = (settings[key] if wanted else none for key, none in (("image_mean", 0.0), ("image_std", 1.0)))
-    means, stds = ([float(one) for one in (value if isinstance(value, list | tuple) else [value])] for value in found)
-    if len(means) != len(stds) or min(stds) <= 0:
-        raise ConfigError(f"the {PREPROCESSOR} of '{where}' has image_mean {means} and image_std {stds}, which cannot be")
-    scale = 255 * float(settings["rescale_factor"] if settings.get("do_rescale") else 1)
-    offset = 1.0 if settings.get("rescale_offset") else 0.0
-    if settings.get("include_top"):  # of EfficientNet, whose processor divides by the deviation twice
-        stds = [std * std for std in stds]
-    return [(mean + offset) / scale for mean in means], [std / scale for std in stds]
+    numbers: dict[str, Any] = {key: settings.get(key) for key in ("image_mean", "image_std", "rescale_factor")}
+    found = (numbers[key] if wanted else none for key, none in (("image_mean", 0.0), ("image_std", 1.0)))
+    with suppress(TypeError, ValueError):  # they are no numbers
+        means, stds = ([float(one) for one in (value if isinstance(value, list | tuple) else [value])] for value in found)
+        scale = 255 * float(numbers["rescale_factor"] if settings.get("do_rescale") else 1)
+        offset = 1.0 if settings.get("rescale_offset") else 0.0
+        if settings.get("include_top"):  # of EfficientNet, whose processor divides by the deviation twice
+            stds = [std * std for std in stds]
+        if len(means) == len(stds) and min(scale, *stds) > 0:
+            return [(mean + offset) / scale for mean in means], [std / scale for std in stds]
+    raise ConfigError(f"the {PREPROCESSOR} of '{where}' has numbers that cannot be: {numbers}")
 
 
 def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -187,11 +185,15 @@ def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _order(names: Mapping[int, str], classes: Sequence[str]) -> list[int] | None:
     """Which logit is each of the data's classes, where the model has the same classes in another order."""
-    own = [str(names[key]).strip().lower() for key in sorted(names)]
-    wanted = [name.strip().lower() for name in classes]
-    if own == wanted or len(set(wanted)) < len(wanted) or sorted(own) != sorted(wanted):
+    # Spellings differ in case, spaces, underscores and zeros before a number.
+    both = [names[key] for key in sorted(names)], classes
+    own, wanted = ([re.sub(r"[\s_]|^0+(?=\d+$)", "", str(name)).lower() for name in some] for some in both)
+    if own == wanted or len(own) != len(wanted) or all(name.startswith("label") for name in own):  # no names
         return None
-    return [own.index(name) for name in wanted]
+    if len(set(wanted)) == len(wanted) and sorted(own) == sorted(wanted):
+        return [own.index(name) for name in wanted]
+    say(f"warning: its classes are {', '.join(own[:10])}, the images' {', '.join(wanted[:10])}: they are taken in these orders")
+    return None
 
 
 def _runs(classifier: nn.Module, data: ImageSet) -> bool:

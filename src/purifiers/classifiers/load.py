@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from purifiers import registry, weights
 from purifiers.classifiers import CLASSIFIER_FORMS
-from purifiers.classifiers.adapters import Fixed, Grey, Normalized
+from purifiers.classifiers.adapters import Fixed, Grey, Normalized, check_normalization
 from purifiers.classifiers.exported import HOW, load_exported
 from purifiers.classifiers.huggingface import load_transformers
 from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, logits_of, relative_difference
 from purifiers.console import say
-from purifiers.data import ImageSet, noise, slices, to_float
+from purifiers.data import ImageSet, as_image_set, noise, to_float
+from purifiers.device import find_device
 from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.registry import fingerprint, place
 
@@ -33,7 +34,7 @@ def load_classifier(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     network: Mapping[str, Any] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> nn.Module:
     """Load a classifier in evaluation mode, without parameter gradients, and check it: images (N, 3, H, W), float32, in [0,1]
     -> logits (N, classes).
@@ -43,35 +44,55 @@ def load_classifier(
     Args:
         source: one of :data:`purifiers.classifiers.CLASSIFIER_FORMS`, for example ``cifar10-resnet56``.
         data: images that it must be able to classify, on whose device it is put. None: it is checked when it is first used.
-        mean, std: the normalisation that it expects, in [0,1] units, one number or one per channel. None: it is inside.
+        mean, std: the normalisation that it expects, in [0,1] units, one number or three in a list. None: it is inside.
         network: for a file of weights alone, the network: its name under ``network``, its arguments beside it.
-        device: where there is no ``data``.
+        device: where there is no ``data``; by default the CPU.
 
     Raises:
+        InputError: an argument is not of such a type.
         ConfigError: not one of these forms; a module or function that fails; a classifier that does not return finite logits
             for the data's classes, has no input gradient, is random, changes when it is called, or mixes images of a batch.
         MissingFileError, CheckpointError: see ``load_network``, ``load_exported``, ``load_transformers``.
     """
+    if not (isinstance(source, str | Path) and isinstance(data, ImageSet | None)):
+        raise InputError("a classifier is loaded by its name or place, and checked on an ImageSet; a module is used as it is")
+    check_normalization(mean, std)
     source, shown = str(source), data or noise((32, 32))
-    classifier = place(_open(source, shown, mean, std, network), device if data is None else data.images.device)
-    try:
-        classifier.eval()
-    except NotImplementedError:  # an exported program, or one with such a part
-        classifier = Fixed(classifier)
-    classifier.requires_grad_(False)
+    chosen = find_device(str(device or "cpu")) if data is None else data.images.device
+    classifier = place(_open(source, shown, mean, std, network), chosen).requires_grad_(False)
     if data is not None:
-        return adapt_classifier(classifier, source, data)
+        return adapt_classifier(classifier, source, data)[0]
+    classifier = _in_evaluation(classifier)
     with suppress(ConfigError):  # it may take another size
-        return _for_channels(classifier, source, to_float(shown.images).to(device))
+        return _for_channels(classifier, source, to_float(shown.images).to(chosen))
     return classifier
 
 
-def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
-    """``classifier``, in evaluation mode, called ``source`` in messages, checked on ``data``: as it is, or behind Grey."""
+def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> tuple[nn.Module, ImageSet]:
+    """``classifier``, called ``source`` in messages, in evaluation mode and checked on ``data``, maybe behind an adapter; and
+    ``data`` with as many classes. Raises ConfigError as :func:`load_classifier` does, InputError for labels out of range."""
     images = to_float(data.images[:2])
-    classifier = _for_channels(classifier, source, images)
-    _check(classifier, source, images, data.classes)
-    return classifier
+    classifier = _for_channels(_in_evaluation(classifier), source, images)
+    return classifier, as_image_set(data, classes=_check(classifier, source, images, data.classes))
+
+
+def check_form(classifier: nn.Module, source: str) -> None:
+    """Refuse, with ConfigError, what is no module, cannot be frozen, or has no weights yet."""
+    if not isinstance(classifier, nn.Module):
+        raise ConfigError(f"the classifier '{source}' is a {type(classifier).__name__}; it must be a torch.nn.Module")
+    tensors = [*classifier.parameters(), *classifier.buffers()]
+    if any(isinstance(part, torch.jit.ScriptModule) for part in classifier.modules()):
+        raise ConfigError(f"the classifier '{source}' is TorchScript, which cannot be frozen: give its source, or {HOW}")
+    if any(nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_inference() for tensor in tensors):
+        found = "has lazy layers, is on the device 'meta', or was made in torch.inference_mode()"
+        raise ConfigError(f"the classifier '{source}' {found}: load its weights into a usual module first")
+
+
+def _in_evaluation(classifier: nn.Module) -> nn.Module:
+    try:
+        return classifier.eval()
+    except NotImplementedError:  # an exported program, or one with such a part
+        return Fixed(classifier)
 
 
 def watch(classifiers: Mapping[str, nn.Module]) -> Callable[[], None]:
@@ -104,23 +125,20 @@ def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Modu
     return classifier
 
 
-def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str]) -> None:
-    """Refuse, with ConfigError, a classifier that cannot be defended or attacked. ``images``: two or more, of ``classes``."""
+def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str]) -> int:
+    """Refuse, with ConfigError, a classifier that cannot be defended or attacked; the number of its classes."""
     name, before = f"the classifier '{source}'", fingerprint(classifier)
     with torch.no_grad():
         logits, alone = (logits_of(name, classifier, batch, ConfigError) for batch in (images, images[:1]))
     if are_probabilities(logits).all():
         found = f"the outputs of {name} lie in [0,1] and sum to 1: they are probabilities, whose gradient vanishes"
         say(f"warning: {found}, so that attacks look weaker than they are; return the logits, from before the softmax")
-    random = is_random(classifier, images)
     if classes and logits.shape[1] != len(classes):
-        named = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-        fault = f"has {logits.shape[1]} classes, and the images have {len(classes)} ({named}): they need the same, in one order"
-    elif not logits.isfinite().all():
-        fault = "must return finite logits; those of the first images are not"
+        named = f"{len(classes)} ({', '.join(classes[:10])})"
+        fault = f"has {logits.shape[1]} classes, and the images have {named}: they need the same, in one order"
     elif fingerprint(classifier) != before:
         fault = "changes when it is called, as BatchNorm in training mode does: call no train() in it; export it after eval()"
-    elif random:
+    elif is_random(classifier, images):
         fault = "returns different logits for the same images; it must be deterministic: is there dropout or noise in it?"
     elif (relative_difference(logits[:1], alone) > ALONE).any():
         fault = "returns different logits for an image alone and in a batch: does its BatchNorm ignore evaluation mode?"
@@ -128,6 +146,7 @@ def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence
         fault = _gradient_fault(classifier, images, logits)
     if fault:
         raise ConfigError(f"{name} {fault}")
+    return logits.shape[1]
 
 
 def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> str:
@@ -141,15 +160,6 @@ def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> st
     # One with the same logits for all images has no gradient either; its accuracy shows that.
     lost = not gradient.any() and not torch.equal(logits[0], logits[-1])
     return f"{without}: does it detach, round or threshold its images?" if lost else ""
-
-
-def accuracy(classifier: nn.Module, data: ImageSet, batch_size: int = 500) -> float:
-    """Share of ``data`` that is classified correctly, in [0,1]; raises InputError for logits that are not finite."""
-    with torch.no_grad():
-        logits = torch.cat([classifier(to_float(data.images[batch])) for batch in slices(len(data), batch_size)])
-    if odd := int((~logits.isfinite().all(1)).sum()):
-        raise InputError(f"the classifier returns NaN or infinite logits for {odd} of {len(data)} images of '{data.name}'")
-    return (logits.argmax(1) == data.labels).sum().item() / len(data)
 
 
 def build_classifier(network: Mapping[str, Any], classes: int) -> nn.Module:
@@ -219,10 +229,5 @@ def _call(source: str) -> nn.Module:
             classifier = build()
     except (Exception, SystemExit) as error:
         raise ConfigError(f"calling the classifier '{source}' failed: {registry.located(error)}") from error
-    if isinstance(classifier, torch.jit.ScriptModule):
-        raise ConfigError(f"'{source}' returned a TorchScript module, which cannot be frozen: return its source, or {HOW}")
-    if not isinstance(classifier, nn.Module):
-        raise ConfigError(f"'{source}' returned a {type(classifier).__name__}; it must return a torch.nn.Module")
-    if any(map(nn.parameter.is_lazy, classifier.parameters())):
-        raise ConfigError(f"'{source}' returned lazy layers without weights: load these, or call it on images, first")
+    check_form(classifier, source)
     return classifier

@@ -12,7 +12,8 @@ RANDOM = 1e-4
 
 
 def logits_of(name: str, model: nn.Module, images: Tensor, error: type[PurifiersError] = InputError) -> Tensor:
-    """The logits (N, classes) of ``images`` (N, C, H, W); raises ``error`` if the model fails or returns something else."""
+    """The logits (N, classes) of ``images`` (N, C, H, W); raises ``error`` if the model fails, or returns no float32 logits of at
+    least two classes, or none that are finite."""
     shape = tuple(images.shape)
     try:
         logits = model(images.clone())  # which it may change in place
@@ -30,16 +31,10 @@ def logits_of(name: str, model: nn.Module, images: Tensor, error: type[Purifiers
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         got = f"for images of shape {shape} it returns shape {tuple(logits.shape)}"
         raise error(f"{name} must return logits (N, at least 2 classes); {got}")
-    return logits
-
-
-def check_logits(name: str, model: nn.Module, images: Tensor) -> Tensor:
-    """:func:`logits_of`; also raises InputError for logits that are not float32, or not finite for any image."""
-    logits = logits_of(name, model, images)
     if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
-        raise InputError(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
+        raise error(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
     if not logits.isfinite().all(1).any():
-        raise InputError(f"{name} returns logits that are NaN or infinite for all images of shape {tuple(images.shape)}")
+        raise error(f"{name} returns logits that are NaN or infinite for all images of shape {shape}")
     return logits
 
 

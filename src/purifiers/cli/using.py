@@ -114,10 +114,10 @@ def export(
             judge = load_classifier(trained_for, test, **known.classifier.options())
     with TemporaryDirectory() as folder:
         if format == "torch":
-            exported = export_torch(model, target, size=size, channels=channels)
+            difference = export_torch(model, target, size=size, channels=channels)
         else:
             whole = Path(folder) / "float.onnx" if int8 else target
-            exported = export_onnx(model, whole, metadata, opset=opset, size=size, channels=channels)
+            difference = export_onnx(model, whole, metadata, opset=opset, size=size, channels=channels)
         if int8:
             quantise(whole, target, calibration, metadata | {"quantised": "8 bits, static"})
             loss = quantisation_loss(whole, target, test, judge)
@@ -125,8 +125,7 @@ def export(
     form = f"float32 (batch, {channels}, {size or 'height'}, {size or 'width'}) in [0,1]"
     about_it = f"{target.stat().st_size / 1e6:.1f} MB" + (f", opset {opset}" if format == "onnx" else "")
     say(f"{target}: {about_it}; images, {form} -> {'logits' if classifier else 'purified images'}")
-    shapes = " and ".join("x".join(map(str, shape)) for shape in exported.shapes)
-    checked = f"checked against PyTorch on random images {shapes}: off by at most {exported.difference:.1e}"
+    checked = f"checked against PyTorch on random images: off by at most {difference:.1e}"
     say(f"float, {checked}" if int8 else checked)
     if int8:
         say(f"8 bits, on {loss.n:,} test images of {test.name}, against float: outputs off by at most {loss.largest:.3g}")
@@ -163,6 +162,7 @@ def purify(
     """
     from purifiers.bulk.purify_files import purify_files
     from purifiers.console import say
+    from purifiers.data.files import counted
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
 
@@ -176,11 +176,9 @@ def purify(
     result = purify_files(loaded, source, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare)
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     if result.replaced:
-        say(f"{result.replaced} were written by another purifier, and were replaced")
-    if result.animated:
-        say(f"{result.animated} have several frames or pages: the first was purified")
-    if result.dark:
-        say(f"{result.dark} are 16-bit grey that uses 12 bits at most, and so nearly black: scale them to 16 bits first")
+        say(f"{result.replaced} were written by another purifier, or of another or older image, and were replaced")
+    if told := counted(result.remarks):
+        say(f"left out or changed: {told}")
     for failure in result.failed[:LISTED]:
         typer.echo(f"purifiers: {failure}", err=True)
     if len(result.failed) > LISTED:

@@ -5,11 +5,12 @@ import os
 import stat
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -21,7 +22,10 @@ SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, by content and not by name. Pillow knows more, some of which starts other programs (EPS)."""
 MAX_PIXELS = 178_956_970  # Pillow's own limit
-PHOTOMETRIC = 262  # the tag of a TIFF that says whether zero is black or white
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF; the second says whether zero is black or white
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # of a PNG's grey levels of 2 and 4 bits, when they become 8
+ANIMATED = "of several frames or pages (the first is used)"
+DARK = "16-bit grey that uses 12 bits at most, and so nearly black (scale it to 16 bits first)"
 T = TypeVar("T")
 _LIMIT = threading.Lock()
 
@@ -32,8 +36,7 @@ class Picture:
 
     colours: Image.Image  # RGB, 8 bits, upright; also under transparent pixels
     alpha: Image.Image | None = None  # its opacity, 8 bits, of the same size
-    animated: bool = False  # it holds more frames or pages; this is the first
-    dark: bool = False  # 16-bit grey of which no pixel uses more than 12 bits, as of many cameras: hardly more than black
+    remarks: tuple[str, ...] = ()  # how it differs from its file: ANIMATED, DARK
     icc: bytes | None = None  # the colour profile, if it is one of RGB
     exif: bytes | None = None  # without the orientation, as that has been applied, and without the thumbnail
     dpi: tuple[float, float] | None = None  # pixels per inch, across and down
@@ -43,25 +46,30 @@ class Picture:
         """RGB, 8 bits, transparency shown over white."""
         if self.alpha is None:
             return self.colours
-        white = Image.new("RGB", self.colours.size, "white")
-        white.paste(self.colours, mask=self.alpha)
-        return white
+        return Image.composite(self.colours, Image.new("RGB", self.colours.size, "white"), self.alpha)
 
 
-def image_files(folder: Path, problem: Callable[[OSError], None] = lambda error: None) -> list[Path]:
+def image_files(folder: Path, problem: Callable[[OSError], object], left_out: Counter[str]) -> list[Path]:
     """All image files below ``folder``, by their endings, sorted, without hidden files and folders and linked folders.
-    ``problem`` is called with errors: a folder without permission, a link to nothing."""
+    ``problem`` is called with errors: a folder without permission, a link to nothing. ``left_out`` counts the rest."""
     found = []
     for home, folders, names in os.walk(folder, onerror=problem):
         folders[:] = [name for name in folders if not name.startswith(".")]  # what os.walk then enters
+        left_out["linked folders"] += sum(Path(home, name).is_symlink() for name in folders)
         for file in (Path(home, name) for name in names if not name.startswith(".")):
-            if file.suffix.lower() in SUFFIXES:
-                try:
-                    if stat.S_ISREG(file.stat().st_mode):
-                        found.append(file)
-                except OSError as error:
-                    problem(error)
+            try:
+                if file.suffix.lower() in SUFFIXES and stat.S_ISREG(file.stat().st_mode):
+                    found.append(file)
+                else:
+                    left_out[ascii(file.suffix.lower())[1:-1] or "without ending"] += 1
+            except OSError as error:
+                problem(error)
     return sorted(found)
+
+
+def counted(remarks: Counter[str]) -> str:
+    """What was left out or changed, and how often, in one line; empty if nothing was."""
+    return "; ".join(f"{count:,} x {what}" for what, count in sorted(remarks.items()) if count)
 
 
 def image_size(file: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -91,7 +99,7 @@ def is_whole(file: Path) -> bool:
 def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Picture:
     """Decode an image, the way it is meant to be seen.
 
-    Turned upright by its EXIF orientation; 16-bit grey scaled, not cut off; CMYK and palettes as RGB; of an animation the
+    Turned upright by its EXIF orientation; of 12 or 16 bits the upper 8; CMYK and palettes as RGB; of an animation the
     first frame. Its format is read from its content, not from its name.
 
     Raises:
@@ -107,39 +115,35 @@ def read_rgb(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Seq
 
 
 def decoded(opened: Image.Image) -> Picture:
-    """An image that Pillow has opened, the way it is meant to be seen; see :func:`read_image`. Raises DataError for grey of
+    """An image that Pillow has opened, the way it is meant to be seen; see :func:`read_image`. Raises DataError for pixels of
     which nothing tells what is white, and Pillow's OSError for damage."""
-    image = _upright(opened)
-    info = image.info
-    text = {key: str(info.get(key, value)) for key, value in getattr(opened, "text", {}).items()}
-    about: dict[str, Any] = {"exif": None}
+    image, tags = _upright(opened), getattr(opened, "tag_v2", {})
+    info, bits, alpha, exif = image.info, max(tags.get(BITS, (16,))), None, None
     with suppress(Exception):  # bad metadata should not keep a picture from being read
-        about["exif"] = image.getexif().tobytes() if image.getexif() else None
-    about |= {
-        # MPO: a photograph and its preview.
-        "animated": opened.format != "MPO" and bool(getattr(opened, "is_animated", False)),
-        # Bytes 16 to 19 of a profile's header are its colour space (ICC.1:2022, 7.2).
-        "icc": profile if (profile := info.get("icc_profile") or b"")[16:20] == b"RGB " else None,
-        "dpi": _dpi(info.get("dpi")),
-        # EXIF and the like in an older form, with the orientation that has been applied.
-        "text": {key: value for key, value in text.items() if not key.startswith("Raw profile type")},
-    }
-    if image.mode == "F":
-        raise DataError("floating-point grey, of which nothing says what is white; convert it to 16 or 8 bits")
+        exif = upright.tobytes() if (upright := image.getexif()) else None
+    # MPO: a photograph and its preview.
+    remarks = [ANIMATED] if opened.format != "MPO" and getattr(opened, "is_animated", False) else []
+    levels = np.asarray(image).astype(np.int64) if image.mode.startswith("I") else np.zeros(1, np.int64)
+    unknown = "floating-point" if image.mode == "F" else "signed" if 2 in tags.get(SAMPLE_FORMAT, ()) else ""
+    if unknown or bits > 16 or levels.min(initial=0) < 0 or levels.max(initial=0) > 65535:
+        raise DataError(f"{unknown or '32-bit'} pixels, of which nothing says what is white; convert them to 16 or 8 bits")
     if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min(initial=0) < 0 or levels.max(initial=0) > 65535:
-            raise DataError("32-bit grey, of which nothing says what is white; convert it to 16 or 8 bits")
-        about["dark"] = 0 < levels.max(initial=0) < 2**12
+        if bits == 16 and 0 < levels.max(initial=0) < 2**12:  # as of many cameras
+            remarks.append(DARK)
         if isinstance(clear := info.get("transparency"), int):  # the one grey level that a PNG calls transparent
-            about["alpha"] = Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
-        if getattr(opened, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds up to 8 bits
-            levels = 65535 - levels
-        image = Image.fromarray((levels / 257).round().astype(np.uint8))
+            alpha = Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
+        if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds up to 8 bits
+            levels = 2**bits - 1 - levels
+        image = Image.fromarray((levels >> bits - 8).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
-        about["alpha"] = image.getchannel("A")
-    return Picture(image.convert("RGB"), **about)
+        alpha = image.getchannel("A")
+    # Bytes 16 to 19 of a profile's header are its colour space (ICC.1:2022, 7.2).
+    icc = profile if (profile := info.get("icc_profile") or b"")[16:20] == b"RGB " else None
+    # EXIF and the like in an older form, with the orientation that has been applied, are left out.
+    text = {key: value for key, value in getattr(opened, "text", {}).items() if not key.startswith("Raw profile type")}
+    text = {key: str(info.get(key, value)) for key, value in text.items()}
+    return Picture(image.convert("RGB"), alpha, tuple(remarks), icc, exif, _dpi(info.get("dpi")), text)
 
 
 def _read(
@@ -153,7 +157,9 @@ def _read(
     except DataError as error:
         raise type(error)(f"{name}{error}") from error
     except UnidentifiedImageError as error:
-        hint = lfs_hint(source) or f"not an image ({', '.join(formats)} can be read)"
+        tiff = (source if isinstance(source, bytes) else source.read_bytes())[:4] in (b"II*\0", b"MM\0*")
+        hint = "damaged, or a kind of TIFF that cannot be read: save it as PNG, 8-bit" if tiff else lfs_hint(source)
+        hint = hint or f"not an image ({', '.join(formats)} can be read)"
         raise DataError(f"{name}{hint}") from error
     except Exception as error:  # decoders meet damage with errors of any kind
         if isinstance(error, ValueError) and "MAX_TEXT" in str(error):
@@ -174,8 +180,8 @@ def _opened(source: Path | bytes, max_pixels: int, formats: Sequence[str]) -> Im
     width, height = opened.size
     if width * height > max_pixels:
         opened.close()
-        got = f"{width} x {height} are {width * height / 1e6:.1f} megapixels"
-        raise ImageTooLargeError(f"{got}; at most {max_pixels / 1e6:.6g} are read (--max-pixels)")
+        got = f"{width} x {height} are {width * height:,} pixels"
+        raise ImageTooLargeError(f"{got}; at most {max_pixels:,} are read (--max-pixels)")
     return opened
 
 
@@ -192,6 +198,11 @@ def _without_texts(source: Path | bytes) -> bytes:
 
 
 def _upright(opened: Image.Image) -> Image.Image:
+    stored = next((tile[3] for tile in getattr(opened, "tile", ())), "")
+    if "transparency" in opened.info and stored in GREY_STEPS:  # Pillow compares the file's level with pixels of 8 bits
+        opened.info["transparency"] *= GREY_STEPS[stored]
+    elif "transparency" in opened.info and stored == "RGB;16B":
+        opened.info["transparency"] = tuple(level >> 8 for level in opened.info["transparency"])
     opened.load()  # damage shows here
     try:
         return ImageOps.exif_transpose(opened)
@@ -203,8 +214,7 @@ def _upright(opened: Image.Image) -> Image.Image:
 
 
 def _dpi(dpi: tuple[float, float] | None) -> tuple[float, float] | None:
-    try:
-        across, down = (float(value) for value in dpi or (0, 0))
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+    with suppress(TypeError, ValueError, ZeroDivisionError):
+        across, down = (float(value) for value in dpi or ())
+        return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+    return None

@@ -1,5 +1,6 @@
 """A folder of images, one subfolder for each class."""
 
+from collections import Counter
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from purifiers.console import say
 from purifiers.data.datasets import DATASETS
-from purifiers.data.files import image_files, read_rgb
+from purifiers.data.files import SUFFIXES, counted, image_files, read_image, read_rgb
 from purifiers.data.images import ImageSet
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
@@ -35,34 +36,35 @@ def folder_shape(path: str | None) -> tuple[int, int] | None:
 
 def _training_files(path: str | None) -> dict[str, list[Path]]:
     with suppress(DataError, OSError):
-        return _layout(Path(path), "train")[0] if path else {}
+        return class_files(Path(path), "train") if path else {}
     return {}
 
 
 @DATASETS.register("folder", classes=folder_classes, size=folder_shape)
 def load_folder(split: Literal["train", "test"], path: str | None = None, size: int | None = None) -> ImageSet:
-    """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``).
+    """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``), in any case.
 
     Without folders for the two splits, about a fifth of every class is the test split, drawn by each file's name, so that files
     added later move no image to the other split (but for the one that keeps a split of a very small class from being empty).
     Classes are numbered in the alphabetical order of their folders, or in numeric order where all their names are numbers;
-    hidden ones are left out. Pixels: see :func:`read_rgb`.
+    hidden ones are left out. What else is left out or changed is counted in a line. Pixels: see :func:`read_rgb`.
 
     ``size``: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
         MissingFileError: no such folder, or fewer than two class folders.
-        DataError: unreadable files; a class folder without images; train and test folders with different classes.
+        DataError: unreadable files; a class folder without images of its own; train and test folders with different classes.
     """
     if path is None:
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one subfolder per class")
-    files = class_files(Path(path), split)
+    remarks: Counter[str] = Counter()
+    files = class_files(Path(path), split, remarks if split == "train" else None)
     if list(files) != sorted(files):
         say(f"{'classes':<16} numbered as numbers: 10 after 9, and not after 1 as in alphabetical order (torchvision's)")
-    images, unreadable = _read_all(files, size)
+    images, unreadable = _read_all(files, size, remarks)
     if unreadable:
-        more, also = _read_all(class_files(Path(path), "test" if split == "train" else "train"), size)
+        more, also = _read_all(class_files(Path(path), "test" if split == "train" else "train"), size, remarks)
         unreadable += also
         listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
         count = len(images) + len(more) + len(unreadable)
@@ -72,44 +74,47 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
         shorter = sorted(min(image.shape[:2]) for image in images)
         advice = f"give one, that of the classifier's own training if known: --set data.size={shorter[len(shorter) // 2]}"
         raise ConfigError(f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; {advice}")
+    if told := counted(remarks):
+        say(f"{f'{split} images':<16} left out or changed: {told}")
     labels = torch.tensor([label for label, of_class in enumerate(files.values()) for _ in of_class], dtype=torch.int64)
     return ImageSet(Path(path).name, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels, tuple(files))
 
 
-def class_files(root: Path, split: Literal["train", "test"]) -> dict[str, list[Path]]:
+def class_files(root: Path, split: Literal["train", "test"], left_out: Counter[str] | None = None) -> dict[str, list[Path]]:
     """The classes below ``root``, in the order of their labels, with the files of a split; see :func:`load_folder`."""
-    files, own = _layout(root, split)
-    return files if own else {name: _drawn(root / name, of_class, split) for name, of_class in files.items()}
-
-
-def _layout(root: Path, split: str) -> tuple[dict[str, list[Path]], bool]:
-    """The classes with their files, and whether these are the split's own: in its folder."""
+    left_out = Counter() if left_out is None else left_out  # of both splits
     if not root.is_dir():
         raise MissingFileError(f"there is no folder {root}")
-    folders = [root / name for name in ("train", "test", "val") if (root / name).is_dir()]
-    # A folder that holds images itself is a class, whatever its name.
-    own = [folder for folder in folders if not any(file.parent == folder for file in image_files(folder))]
+    named = {name.lower(): root / name for name in _folders(root)}
+    # One without folders is a class, whatever its name.
+    own = [named[name] for name in ("train", "test", "val") if name in named and _folders(named[name])]
     if not own:
-        return _classes(root), False
-    if own[0].name != "train" or len(own) == 1:
+        return {name: _drawn(root / name, files, split) for name, files in _classes(root, left_out).items()}
+    if own[0].name.lower() != "train" or len(own) == 1:
         raise DataError(f"{root} has a folder {own[0].name} of its own; it needs both train and test or val")
-    train, test = (_classes(folder) for folder in own[:2])
+    train, test = (_classes(folder, left_out) for folder in own[:2])
     if list(train) != list(test):
         raise DataError(f"{own[0]} and {own[1]} do not have the same class folders")
-    return train if split == "train" else test, True
+    return train if split == "train" else test
 
 
-def _classes(home: Path) -> dict[str, list[Path]]:
+def _folders(home: Path) -> list[str]:
+    return sorted(entry.name for entry in home.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _classes(home: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
     """The class folders in ``home``, in the order of their labels, with their images."""
-    names = sorted(entry.name for entry in home.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _folders(home)
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
     if len(names) < 2:
         raise MissingFileError(f"{home} needs at least two subfolders with images, one for each class; found {len(names)}")
-    files = {name: image_files(home / name) for name in names}
-    empty = [str(home / name) for name in names if not files[name]]
-    if empty:
-        raise DataError(f"every folder is a class, and there is no image in {', '.join(empty)}: add some, or remove the folder")
+    files = {name: image_files(home / name, lambda error: left_out.update([str(error.strerror)]), left_out) for name in names}
+    if empty := [str(home / name) for name in names if not any(file.parent == home / name for file in files[name])]:
+        advice = "add some, or remove the folder; folders of the two splits are named train and test (or val)"
+        raise DataError(f"every folder is a class, and there is no image itself in {', '.join(empty)}: {advice}")
+    strays = [file for file in home.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != "." and file.is_file()]
+    left_out["images outside of the class folders"] += len(strays)
     return files
 
 
@@ -124,12 +129,14 @@ def _drawn(folder: Path, files: list[Path], split: str) -> list[Path]:
     return [file for file in files if (file in tests) == (split == "test")]
 
 
-def _read_all(files: dict[str, list[Path]], size: int | None) -> tuple[list[np.ndarray], list[str]]:
-    """The images of ``files``, uint8 (H, W, 3), and the faults of those that cannot be read."""
+def _read_all(files: dict[str, list[Path]], size: int | None, remarks: Counter[str]) -> tuple[list[np.ndarray], list[str]]:
+    """The images of ``files``, uint8 (H, W, 3), and the faults of those that cannot be read; remarks on them are counted."""
     images, unreadable = [], []
     for file in chain(*files.values()):
         try:
-            image = read_rgb(file)
+            picture = read_image(file)
+            remarks.update(picture.remarks)
+            image = picture.over_white()
             images.append(np.asarray(image if size is None else cover(image, size, size)))
         except DataError as error:
             unreadable.append(str(error))

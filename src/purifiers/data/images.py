@@ -15,6 +15,7 @@ from purifiers.weights import MEMORY
 
 TOLERANCE = 1e-4
 """How far rounding may take a pixel out of [0,1]."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of images, and so of a purifier's weights
 
 
 def check_images(images: Tensor, *, values: bool = True) -> None:
@@ -25,7 +26,7 @@ def check_images(images: Tensor, *, values: bool = True) -> None:
     if images.ndim != 4:
         hint = "; add the batch dimension with images.unsqueeze(0)" if images.ndim == 3 else ""
         raise InputError(f"images must have shape (N, C, H, W); got {tuple(images.shape)}{hint}")
-    if images.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if images.dtype not in DTYPES:
         hint = "; divide by 255" if images.dtype == torch.uint8 else "; convert with .float()"
         raise InputError(f"images must be float32 in [0,1]; got {images.dtype}{hint}")
     if values and images.numel():
@@ -116,7 +117,7 @@ def as_image_set(
     elif isinstance(images, ImageSet):
         data = images
     elif isinstance(images, Iterable):
-        batches = [_from_batch(batch) for batch in images]
+        batches = [one for batch in images for one in _from_batch(batch)]
         if not batches:
             raise InputError("there are no images: the DataLoader yields nothing")
         if len({batch.images.shape[2:] for batch in batches}) > 1:
@@ -132,10 +133,12 @@ def as_image_set(
     return replace(data, classes=tuple(map(str, range(classes)))) if classes and not data.classes else data
 
 
-def _from_batch(batch: Any) -> ImageSet:
+def _from_batch(batch: Any) -> list[ImageSet]:
+    """The images and labels of a batch; none if it is empty."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise InputError(f"a DataLoader must yield pairs (images, labels); got a {type(batch).__name__}: are labels missing?")
-    return _from_tensors(*batch)
+        got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else type(batch).__name__
+        raise InputError(f"a DataLoader must yield batches of images and labels, (images, labels); got a {got}")
+    return [] if isinstance(batch[0], Tensor) and not len(batch[0]) else [_from_tensors(*batch)]
 
 
 def _from_tensors(images: Tensor, labels: Tensor | None) -> ImageSet:
@@ -153,7 +156,9 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float [0,1] -> uint8 0..255, to the nearest value."""
+    """float [0,1] -> uint8 0..255, to the nearest value; InputError if one is NaN, which would become black, or infinite."""
+    if not images.isfinite().all():
+        raise InputError("pixels are NaN or infinite; if a purifier made them, its weights are damaged")
     return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
-from purifiers.classifiers.probes import check_logits
+from purifiers.classifiers.probes import logits_of
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
@@ -161,7 +161,7 @@ def certify(
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     with torch.no_grad(), frozen(model):
         with reproducible(seed, device):
-            check_logits("the model", model, to_float(data.images[:LOOK]))
+            logits_of("the model", model, to_float(data.images[:LOOK]))
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
             # Alpha judges the counts and does not change them.
@@ -197,7 +197,7 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
     found = []
     with torch.no_grad(), frozen(model), reproducible(seed, images.device):
         if len(images):
-            check_logits("the model", model, images[:LOOK])
+            logits_of("the model", model, images[:LOOK])
         for place in range(len(images)):
             generator, one = generator_for(seed, "predict", place, device=images.device), images[place : place + 1]
             votes = _sample(model, one, smoothing.sigma, batch_size, generator, lambda copies: None, smoothing.n)

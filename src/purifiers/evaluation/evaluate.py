@@ -1,6 +1,5 @@
 """Evaluate a purifier in memory, or everything that a run trained."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AnyAttack, Attack
-from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import SHARD, generate
 from purifiers.cache import Cache
 from purifiers.classifiers.load import watch
@@ -20,7 +18,7 @@ from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
 from purifiers.errors import InputError, nearest
 from purifiers.evaluation import metrics
-from purifiers.evaluation.evaluator import Evaluator, as_data, check_defended
+from purifiers.evaluation.evaluator import Evaluator, check_defended, prepared
 from purifiers.evaluation.metrics import count_parameters, measure_cost, peak_flops
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
 from purifiers.kinds import faults
@@ -94,15 +92,12 @@ def evaluate(
 
     Raises:
         InputError, ConfigError: an argument is not as above, or a model does not return what it should.
-        AttackError: an attack left its threat model, or takes a gradient that a model does not have.
+        AttackError: an attack left its threat model, or takes a gradient that the purifier does not have.
     """
-    with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
-        stopwatch = Stopwatch()
-        defended = PurifiedClassifier(purifier, classifier)
-        data = as_data(defended, images, labels)
-        if not isinstance(attacks, Mapping | None):
-            raise InputError(f"attacks is a mapping such as {{'PGD': PGD()}}; got a {type(attacks).__name__}")
-        given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else dict(attacks)
+    stopwatch = Stopwatch()
+    with prepared(purifier, classifier, images, labels, purifier_name, classifier_name) as (defended, data):
+        unchanged = watch({"the classifier": classifier})
+        given = {"PGD": PGD(), "FGSM": FGSM(), "BIM": BIM(), "CW": CW()} if attacks is None else attacks
         try:
             chosen = TypeAdapter(dict[str, AnyAttack]).validate_python(given)
         except ValidationError as error:
@@ -116,12 +111,12 @@ def evaluate(
             raise InputError(f"limits is a mapping such as {{'PGD': 100}}, with at least 1 image each; got {counts!r}")
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
-        with frozen(defended):
-            evaluator = Evaluator(classifier, classifier_name, data, seed, batch_size, Cache(cache))
-            check_defended(purifier_name, defended, data)
-            records, warnings = evaluator.evaluate(
-                purifier_name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
-            )
+        evaluator = Evaluator(defended.classifier, classifier_name, data, seed, batch_size, Cache(cache))
+        check_defended(purifier_name, defended, data)
+        records, warnings = evaluator.evaluate(
+            purifier_name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
+        )
+        unchanged()
         return Results(
             recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},
             seed=seed,
@@ -129,7 +124,7 @@ def evaluate(
             hardware=hardware(data.images.device),
             seconds={"evaluation": stopwatch.seconds},
             parameters=count_parameters(purifier),
-            classifier_sha256=fingerprint(classifier),
+            classifier_sha256=fingerprint(defended.classifier),
             records=records,
             warnings=warnings + not_finite(records),
         )
@@ -229,8 +224,6 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, attack: Attack, coun
 def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:
     """Indices of up to ``count`` wanted images: the first of every class, then the second of every class, ..."""
     indices = wanted.nonzero().flatten().tolist() or list(range(len(labels)))
-    seen, order = Counter[int](), []
-    for index in indices:
-        seen[label := int(labels[index])] += 1
-        order.append((seen[label], label, index))
-    return torch.tensor([index for _, _, index in sorted(order)[:count]], device=labels.device)
+    own = labels[indices].tolist()
+    order = sorted((own[:i].count(label), label, index) for i, (label, index) in enumerate(zip(own, indices, strict=True)))
+    return torch.tensor([index for _, _, index in order[:count]], device=labels.device)

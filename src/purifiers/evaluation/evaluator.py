@@ -1,6 +1,7 @@
 """Check the models and images that a user passes; attack a classifier under each threat model, purify, and count."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, distances
-from purifiers.attacks.base import check_classes, frozen
+from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import Adversarial, generate
 from purifiers.attacks.views import Expectation
 from purifiers.cache import Cache, State
-from purifiers.classifiers.probes import check_logits
+from purifiers.classifiers.load import adapt_classifier, check_form
+from purifiers.classifiers.probes import logits_of
 from purifiers.console import progress
 from purifiers.data import ImageSet, as_image_set, slices, to_float
 from purifiers.errors import InputError
@@ -21,6 +23,7 @@ from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import reproducible, seed_for
 from purifiers.storage import digest
+from purifiers.weights import MEMORY
 
 LOOK = 2
 """Images that models are tried on."""
@@ -64,7 +67,7 @@ class Evaluator:
         defended = PurifiedClassifier(purifier, self.classifier)
         records = [self.measure(name, defended, self.limited(at_most))[0]]
         warnings: list[AttackWarning] = []
-        for view in views:
+        for view in dict.fromkeys(views):
             for attack_name, attack in attacks(view).items():
                 counts = [count for count in (limit(view, attack_name), at_most) if count is not None]
                 data = self.limited(min(counts, default=None))
@@ -159,29 +162,34 @@ class Evaluator:
         return self.undefended[key]
 
 
-def as_data(defended: PurifiedClassifier, images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None) -> ImageSet:
-    """The images and labels that a user passed, on the models' device; see :func:`purifiers.data.as_image_set`."""
-    return as_image_set(images, labels).to(next((one.device for one in defended.parameters()), torch.device("cpu")))
+@contextmanager
+def prepared(
+    purifier: nn.Module, classifier: nn.Module, images: ImageSet | Tensor | Iterable[Any], labels: Tensor | None, *names: str
+) -> Iterator[tuple[PurifiedClassifier, ImageSet]]:
+    """What a user passed, ready for attacks: the models frozen, the classifier adapted and checked, and the images beside them.
+    ``names`` are for the records. Raises InputError for what is no such argument, and as :func:`adapt_classifier` does."""
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"a purifier's or classifier's name must be a string; got {names}")
+    with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
+        passed, source = PurifiedClassifier(purifier, classifier), f"{MEMORY}:{type(classifier).__name__}"
+        check_form(classifier, source)
+        data = as_image_set(images, labels).to(next((one.device for one in passed.parameters()), torch.device("cpu")))
+        with frozen(passed):
+            adapted, data = adapt_classifier(classifier, source, data)
+            yield PurifiedClassifier(purifier, adapted), data
 
 
-def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> int:
-    """Try a purifier and its classifier on the first images; returns the number of classes.
-
-    Raises:
-        InputError: a model fails, its outputs have the wrong type or shape or are not finite, or labels are out of range.
-    """
-    if not isinstance(name, str):
-        raise InputError(f"a purifier's name must be a string; got {name!r}")
+def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> None:
+    """Try a purifier and its classifier on the first images; raises InputError if a model fails, or if its outputs have the
+    wrong type or shape or are not finite."""
     images = to_float(data.images[:LOOK])
     with torch.no_grad(), frozen(defended):
         purified = defended.purifier(images)
         if not isinstance(purified, Tensor) or purified.shape != images.shape:
-            found = tuple(purified.shape) if isinstance(purified, Tensor) else f"a {type(purified).__name__}"
-            raise InputError(f"{name} must keep the shape of images, {tuple(images.shape)}; it returns {found}")
+            got = f"shape {tuple(purified.shape)}" if isinstance(purified, Tensor) else f"a {type(purified).__name__}"
+            raise InputError(f"{name} must keep the shape of images, {tuple(images.shape)}; it returns {got}")
         if purified.dtype != images.dtype:
             raise InputError(f"{name} returns {purified.dtype} images; expected {images.dtype}: convert them with .float()")
         if not purified.isfinite().all():
             raise InputError(f"{name} returns images that are NaN or infinite for the first images")
-        logits = check_logits(f"the classifier behind {name}", defended.classifier, purified)
-    check_classes(data.labels, logits)
-    return logits.shape[1]
+        logits_of(f"the classifier behind {name}", defended.classifier, purified)

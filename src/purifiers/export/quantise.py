@@ -63,11 +63,11 @@ def quantise(source: Path, target: Path, images: ImageSet, metadata: Mapping[str
 def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier: nn.Module | None = None) -> Loss:
     """Compare an 8-bit file with its float file on ``images``, with ``classifier`` behind if the files return images."""
     sessions = open_onnx(float_file), open_onnx(file)
-    largest, ratios, predictions = 0.0, [], []
+    differences, ratios, predictions = [], [], []
     with torch.no_grad():
         for batch in slices(len(images), BATCH):
             outputs = [run_onnx(session, to_float(images.images[batch].cpu())) for session in sessions]
-            largest = max(largest, (outputs[0] - outputs[1]).abs().max().item())
+            differences.append((outputs[0] - outputs[1]).abs().max())
             if outputs[0].ndim == 4:
                 ratios.append(psnr(outputs[1], outputs[0]))
                 outputs = [] if classifier is None else [classifier(output.clamp(0, 1)) for output in outputs]
@@ -78,4 +78,4 @@ def quantisation_loss(float_file: Path, file: Path, images: ImageSet, classifier
         (before, after), labels = torch.cat(predictions, dim=1), images.labels.cpu()
         counts = matches(before, labels), matches(after, labels), matches(before, after)
         shares = (counts[0] / n, counts[1] / n, counts[2] / n)
-    return Loss(n, largest, torch.cat(ratios).mean().item() if ratios else None, shares)
+    return Loss(n, torch.stack(differences).max().item(), torch.cat(ratios).mean().item() if ratios else None, shares)

@@ -53,17 +53,14 @@ class CAE(Network):
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths or min(*widths, *blocks, channels) < 1:
-            raise InputError(
-                "a CAE needs as many widths as blocks, all at least 1; "
-                f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}"
-            )
+            got = f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}"
+            raise InputError(f"a CAE needs as many widths as blocks, all at least 1; {got}")
         if min(skip_every, skips_from, shortcuts) < 0:
             got = f"got {skip_every}, {skips_from} and {shortcuts}"
             raise InputError(f"a CAE needs skip_every, skips_from and shortcuts of at least 0; {got}")
         if last_block not in ("tanh", "relu_tanh") or (residual and last_block != "tanh"):
-            raise InputError(
-                f"a CAE needs last_block tanh or, without residual, relu_tanh; got {last_block}, residual={residual}"
-            )
+            got = f"got {last_block}, residual={residual}"
+            raise InputError(f"a CAE needs last_block tanh or, without residual, relu_tanh; {got}")
         self.residual = residual
         # Inside, images are in [low, 1].
         self.low = -1 if last_block == "tanh" else 0

@@ -94,7 +94,7 @@ class AuditSettings(Group):
             found = {key: float(parse_fraction(content.get(key, default))) for key, default in radii.items()}
             radii = found if 0 < found["epsilon"] <= 1 and found["epsilon_l2"] > 0 else radii
         standard = standard_attacks(**radii)
-        given = {key: content.get(key) or {} for key in ("attacks", "views", "limits")}
+        given = {key: {} if content.get(key) is None else content[key] for key in ("attacks", "views", "limits")}
         for key, value in given.items():
             if not isinstance(value, Mapping):
                 raise ValueError(f"{key} is a group of values; got {value!r}")
@@ -115,11 +115,12 @@ class AuditSettings(Group):
             attacks[name] = filled if filled.get("kind") == "cw" else {**filled, "epsilon": radius}
         views: dict[str, Any] = {}
         for view, names in {**STANDARD_VIEWS, **given["views"]}.items():
-            listed = (names,) if isinstance(names, str) else names or ()
+            listed = (names,) if isinstance(names, str) else () if names is None else names
             if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
                 raise ValueError(f"views.{view} is a list of names of attacks; got {names!r}")
-            views[view] = tuple(name for name in listed if name not in removed)
-        limits = {key: value for key, value in {**STANDARD_LIMITS, **given["limits"]}.items() if value and key not in removed}
+            views[view] = tuple(name for name in dict.fromkeys(listed) if name not in removed)
+        limits = {**STANDARD_LIMITS, **given["limits"], **dict.fromkeys(removed)}
+        limits = {key: value for key, value in limits.items() if value is not None}
         return {**content, "attacks": attacks, "views": views, "limits": limits}
 
     @model_validator(mode="after")

@@ -129,6 +129,8 @@ def _parse(override: str) -> tuple[str, Any]:
 
 def set_value(content: dict[str, Any], key: str, value: Any) -> None:
     """Set ``key``, with dots between the names of groups, in nested mappings."""
+    if not isinstance(key, str):
+        raise ConfigError(f"a setting's key is a string such as 'student.epochs'; got {key!r}")
     *parents, last = key.split(".")
     for name in parents:
         if content.get(name) is None:

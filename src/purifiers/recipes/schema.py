@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
+from purifiers.classifiers.adapters import check_normalization
 from purifiers.errors import nearest
 from purifiers.kinds import Group
 from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
@@ -64,20 +65,11 @@ class Classifier(Group):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Classifier":
-        mean, std = self.mean, self.std
         if self.source is None and self.training is None:
             raise ValueError("needs either a source or a group 'training'")
-        if mean is None or std is None:
-            if mean is std:
-                return self
-            raise ValueError("mean and std go together: one of them is missing")
-        if self.source is None:
+        check_normalization(self.mean, self.std)
+        if self.source is None and self.mean is not None:
             raise ValueError("mean and std belong to a source; of a network that is trained here, set network.mean and .std")
-        if len(mean) != len(std) or len(mean) not in (1, 3):
-            raise ValueError(f"mean and std need three numbers each, or one each; got {len(mean)} and {len(std)}")
-        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
-            got = f"got {list(mean)} and {list(std)} (for images in 0..255 divide by 255)"
-            raise ValueError(f"mean and std are in [0,1] units, and std is above 0; {got}")
         return self
 
 

@@ -58,6 +58,7 @@ class Batcher:
                         size = "{2} x {1}".format(*image.shape)
                         if isinstance(output, Exception):
                             logger.error("an image of %s failed", size, exc_info=output)
-                            output = InputError(f"the purifier or the classifier cannot take an image of {size}")
+                            message = f"the purifier or the classifier cannot take an image of {size}"
+                            output = output if isinstance(output, InputError) else InputError(message)
                         if not result.done():
                             result.set_exception(output) if isinstance(output, InputError) else result.set_result(output)

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -113,12 +112,15 @@ class Service:
         return purify_pixels(self.purifier, images).numpy()
 
     def classified(self, images: Tensor) -> Any:
-        """The probabilities of the classes, for each image."""
+        """The probabilities of the classes, for each image; raises InputError if one is not finite."""
         assert self.classifier is not None
         purified = purify_pixels(self.purifier, images, torch.float32)
         parts = purified.to(self.device).split(max(1, BATCH_PIXELS // (images.shape[2] * images.shape[3])))
         with torch.no_grad():
-            return torch.cat([self.classifier(part).softmax(1) for part in parts]).tolist()
+            scores = torch.cat([self.classifier(part).softmax(1) for part in parts])
+        if not scores.isfinite().all():
+            raise InputError("the classifier's scores are not finite")
+        return scores.tolist()
 
     async def result(self, request: Request, route: str, function: Function) -> Any:
         """Read and decode an image, and wait for its result; the metrics count it."""
@@ -139,8 +141,6 @@ class Service:
                 raise late from error
             except InputError as error:
                 raise Refusal(422, "failed", str(error)) from error
-            if isinstance(result, list) and not all(map(math.isfinite, result)):
-                raise Refusal(422, "failed", "the classifier's scores are not finite")
             status = 200
             return result
         except HTTPException as error:

@@ -1,5 +1,6 @@
 """The paper's training, end to end: classifiers -> NT and AT teachers -> student. Every stage resumes and is reused."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
@@ -11,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.classifiers.load import adapt_classifier, build_classifier, load_classifier, watch
+from purifiers.classifiers.load import adapt_classifier, build_classifier, check_form, load_classifier, watch
 from purifiers.console import Deadline, say
-from purifiers.data import ImageSet, as_image_set, to_float
+from purifiers.data import ImageSet, as_image_set
 from purifiers.device import find_device, repeatable
-from purifiers.errors import InputError
+from purifiers.errors import ConfigError, InputError
 from purifiers.purifier import Purifier
 from purifiers.recipes.load import changed, load_recipe, recipe_text, variant_recipes
 from purifiers.recipes.parts import Optimisation
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import save_network
-from purifiers.runs import RECIPE_FILE, STUDENTS, Run, student_configs
+from purifiers.runs import CLASSES_FILE, RECIPE_FILE, STUDENTS, Run, student_configs
 from purifiers.seeds import seed_for
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
@@ -58,7 +59,8 @@ def train(
         output: the folder for everything that is made; ``Purifier.from_pretrained(output)`` loads the purifier again.
         recipe: the name of one that ships, a YAML file or a Recipe; its data set and classifier are replaced by yours, while
             its companions are trained on your images.
-        settings: changes of the recipe by dotted key, such as ``{"student.epochs": 5}``; a mapping replaces a whole group.
+        settings: changes of the recipe by dotted key, such as ``{"student.epochs": 5}``; a mapping replaces a whole group. Of
+            the groups ``classifier`` and ``data`` only ``data.limit``.
         device: where to train; by default where the classifier is.
         seed: of all randomness; by default the recipe's.
         restart: discard what an earlier run left in ``output`` first.
@@ -70,13 +72,16 @@ def train(
     """
     if not isinstance(settings, Mapping):
         raise InputError(f"settings is a mapping such as {{'student.epochs': 5}}; got a {type(settings).__name__}")
-    if not isinstance(classifier, nn.Module):
-        raise InputError(f"the classifier must be a torch.nn.Module; got {type(classifier).__name__}")
+    if not (isinstance(output, str | Path) and isinstance(recipe, str | Path | Recipe)):
+        raise InputError(f"output is a folder, recipe a name, file or Recipe; got {output!r} and {recipe!r:.80}")
+    if taken := [key for key in settings if str(key).split(".")[0] in ("classifier", "data") and key != "data.limit"]:
+        raise ConfigError(f"settings: {taken[0]} has no effect: the classifier and the images are those that were passed")
+    name = f"{MEMORY}:{type(classifier).__name__}"
+    check_form(classifier, name)
     tensor = next(chain(classifier.parameters(), classifier.buffers()), torch.empty(0))
     home, chosen = tensor.device, find_device(str(device or tensor.device))
     data = as_image_set(images, labels).to(chosen)
     height, width = data.images.shape[2:]
-    name = f"{MEMORY}:{type(classifier).__name__}"
     own = {
         "classifier": {"source": name},
         "data": {"name": MEMORY, "size": height if height == width else None},
@@ -88,10 +93,8 @@ def train(
     run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
     with frozen(model):
-        adapted = adapt_classifier(model, name, data)
-        with torch.no_grad():
-            classes = adapted(to_float(data.images[:1])).shape[1]
-        run.take(as_image_set(data, classes=classes), "train")
+        adapted, data = adapt_classifier(model, name, data)
+        run.take(data, "train")
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
     return Purifier.from_pretrained(run.folder, device=home)
 
@@ -127,6 +130,7 @@ def train_recipe(
     run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline())
     run.images("test")  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
+    write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes))
     return run
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from purifiers.classifiers.load import accuracy
 from purifiers.console import say
 from purifiers.data import ImageSet
-from purifiers.errors import CheckpointError, ConfigError, MissingFileError, nearest
+from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
+from purifiers.evaluation import metrics
 from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
 from purifiers.recipes.schema import STARTS, Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
@@ -54,7 +54,10 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
 def report_accuracy(run: Run, data: ImageSet) -> None:
     """Print the classifier's accuracy; one that guesses hints at another order of classes, or at normalisation."""
     sample = data.limited(SAMPLE, seed_for(run.recipe.seed, "glance"))
-    share = accuracy(run.classifier, sample, run.recipe.evaluation.batch_size)
+    predicted = metrics.predict(run.classifier, sample.images, run.recipe.evaluation.batch_size)
+    if odd := int((predicted < 0).sum()):
+        raise InputError(f"the classifier returns NaN or infinite logits for {odd} of {len(sample)} training images")
+    share = metrics.matches(predicted, sample.labels) / len(sample)
     say(f"{'classifier':<16} {share:.1%} right on {len(sample):,} training images")
     if share < 2 / len(data.classes) and share < 0.5:
         advice = "train it on more images or for longer (classifier.training.epochs)"

@@ -15,12 +15,12 @@ from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD, VIEWS, Attack, AutoAttack
 from purifiers.baselines import Noisy, Nothing
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import CheckpointError, InputError, MissingFileError
+from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from purifiers.evaluation.audit import attack as audit_module
 from purifiers.evaluation.audit import audit
 from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
-from purifiers.evaluation.audit.run import audit_all
+from purifiers.evaluation.audit.run import audit_all, audit_by_name
 from purifiers.evaluation.records import CLEAN
 from purifiers.evaluation.trust.checks import Check
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
@@ -501,6 +501,12 @@ def test_several_purifiers_in_one_audit_on_the_same_images() -> None:
         audit_all([], data)
 
 
+def test_a_purifier_by_two_names_is_audited_once(tmp_path: Path) -> None:
+    for names in (["run1", "./run1"], ["cifar10", "cifar10"]):
+        with pytest.raises(ConfigError, match="duplicate"):
+            audit_by_name(names, [], tmp_path)
+
+
 def test_tensors_and_batches_are_taken_as_they_come() -> None:
     model, data = problem(8)
     chosen = settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02)
@@ -538,15 +544,17 @@ def test_a_mended_model_is_audited_anew(tmp_path: Path) -> None:
 
 def test_bad_inputs_are_told() -> None:
     model, data = problem(4)
-    for labels, message in [(None, "labels are missing"), (data.labels + 5, "labels go from"), (data.labels.float(), "int64")]:
+    for labels, message in [(None, "labels are missing"), (data.labels + 5, "labels must be"), (data.labels.float(), "int64")]:
         with pytest.raises(InputError, match=message):
             audit(nn.Identity(), model, data.images, labels)
     for key, value in {"batch_size": 0, "seed": "a", "purifier_name": 5, "cache": 5}.items():
         with pytest.raises(InputError, match=key.split("_")[-1]):
             audit(nn.Identity(), model, data, **{key: value})
-    for classifier in (Linear(2, (3, 8, 8)), model):  # found before the classifier fails on them
-        with pytest.raises(InputError, match=r"purifier must keep .* returns shape \(2, 3, 8, 8\)"):
-            audit(nn.Upsample(scale_factor=2), classifier, data)
+    with pytest.raises(InputError, match=r"purifier must keep .* returns shape \(2, 3, 8, 8\)"):
+        audit(nn.Upsample(scale_factor=2), model, data)
+    for given in ({5: 1}, {"limits": {"AA": 0}}, {"limits": False}, {"views.full": 0}):
+        with pytest.raises((ConfigError, InputError), match=r"string|limits|views"):
+            audit(nn.Identity(), model, data, settings=given)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the surrogate 'other' has 5 classes"):
         audit(nn.Identity(), model, data, surrogates={"other": Linear(5, SHAPE)})
     with pytest.raises(InputError, match="surrogates is a mapping"):
@@ -622,7 +630,7 @@ def test_other_types_than_float32_are_refused() -> None:
         (nn.Identity(), Casts(model, torch.bfloat16)),
         (Casts(nn.Identity(), torch.float64), model),
     ):
-        with pytest.raises(InputError, match=r"\.float\(\)"):
+        with pytest.raises((ConfigError, InputError), match=r"\.float\(\)"):
             audit(purifier, classifier, data)
 
 

@@ -146,7 +146,7 @@ class Auditor:
             if view == "bpda" and not self.differentiable:
                 names = tuple(dict.fromkeys((*settings.views.get("full", ()), *names)))
             if view == TRANSFER:
-                models = {ON + name: model for name, model in self.surrogates.items()}
+                models = {f"{ON}{name}": model for name, model in self.surrogates.items()}
             elif view == "eot":
                 models = {"": Expectation(defended if self.differentiable else VIEWS["bpda"](defended), settings.draws)}
             else:

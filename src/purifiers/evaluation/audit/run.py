@@ -17,14 +17,14 @@ from purifiers import weights
 from purifiers.attacks.base import frozen
 from purifiers.cache import Cache
 from purifiers.classifiers.load import load_classifier, watch
-from purifiers.classifiers.probes import check_logits
+from purifiers.classifiers.probes import logits_of
 from purifiers.console import Stopwatch, say
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
 from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
-from purifiers.evaluation.evaluator import LOOK, Evaluator, as_data, check_defended
+from purifiers.evaluation.evaluator import LOOK, Evaluator, check_defended, prepared
 from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
 from purifiers.evaluation.trust.checks import Check
 from purifiers.kinds import faults
@@ -64,11 +64,9 @@ def audit(
         All records, among them the worst case (view ``worst``), and the trust checks; ``print`` shows the records as a table.
 
     Raises:
-        InputError: images, labels, settings, a model's outputs or a surrogate are not as above.
+        InputError, ConfigError: see :func:`purifiers.evaluate`; or settings or a surrogate are not as above.
     """
-    with torch.inference_mode(False):  # whatever the caller has: attacks take gradients
-        defended = PurifiedClassifier(purifier, classifier)
-        data = as_data(defended, images, labels)
+    with prepared(purifier, classifier, images, labels, purifier_name, classifier_name) as (defended, data):
         subject = Subject(purifier_name, defended, classifier_name)
         return audit_all([subject], data, settings, surrogates, seed=seed, batch_size=batch_size, cache=cache)
 
@@ -99,20 +97,20 @@ def audit_all(
         raise InputError(f"surrogates is a mapping of names to torch.nn.Modules; got {surrogates!r}")
     if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
         raise InputError(f"an audit needs defended models of different names; got {[subject.name for subject in subjects]}")
+    unchanged = watch({f"the classifier behind {one.name}": one.defended.classifier for one in subjects})
     stopwatch, kept = Stopwatch(), Cache(cache)
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     checks: dict[str, list[Check]] = {}
     random: list[str] = []
     with frozen(*(subject.defended for subject in subjects), *surrogates.values()):
+        for title, surrogate in surrogates.items():
+            with torch.no_grad():
+                classes = logits_of(f"the surrogate '{title}'", surrogate, to_float(data.images[:LOOK])).shape[1]
+            if classes != len(data.classes):
+                raise InputError(f"the surrogate '{title}' has {classes} classes, the images have {len(data.classes)}")
         for subject in subjects:
-            classes = check_defended(subject.name, subject.defended, data)
-            for title, surrogate in surrogates.items():
-                with torch.no_grad():
-                    other = check_logits(f"the surrogate '{title}'", surrogate, to_float(data.images[:LOOK])).shape[1]
-                if other != classes:
-                    behind = f"the classifier behind {subject.name}"
-                    raise InputError(f"the surrogate '{title}' has {other} classes, {behind} has {classes}")
+            check_defended(subject.name, subject.defended, data)
             evaluator = Evaluator(subject.defended.classifier, subject.classifier_name, data, seed, batch_size, kept)
             auditor = Auditor(subject, evaluator, chosen, surrogates)
             auditor.run()
@@ -121,6 +119,7 @@ def audit_all(
             random += [subject.name] if auditor.random else []
             if chosen.check_images:
                 checks[subject.name] = auditor.checks()
+    unchanged()
     return Audit(
         settings=chosen.resolved(),
         seed=seed,
@@ -156,8 +155,8 @@ def audit_by_name(
         MissingFileError, CheckpointError: see :func:`purifiers.runs.open_defended`.
         InputError: see :func:`audit`.
     """
-    if duplicates := [what for what in whats if whats.count(what) > 1]:
-        raise ConfigError(f"duplicate purifier: {duplicates[0]}")
+    if len({weights.locate(what).resolve() for what in whats}) < len(whats):
+        raise ConfigError(f"duplicate purifier: {', '.join(whats)}")
     runs = {what: open_defended(what, overrides, folder, None if is_run(what) else recipe, device) for what in whats}
     run, names = runs[whats[0]], _names(whats)
     for what, one in runs.items():
@@ -180,11 +179,8 @@ def audit_by_name(
     for name, purifier, one in audited:
         classifier, title = own_classifier(name, purifier) or (one.classifier, one.classifier_name)
         subjects.append(Subject(name, PurifiedClassifier(purifier, classifier), title))
-    unchanged = watch({f"the classifier behind {one.name}": one.defended.classifier for one in subjects})
     seed, size, cache = seed_for(run.recipe.seed, "evaluation"), run.recipe.evaluation.batch_size, folder / "cache"
-    found = audit_all(subjects, run.images("test"), settings, surrogates, seed=seed, batch_size=size, cache=cache)
-    unchanged()
-    return found
+    return audit_all(subjects, run.images("test"), settings, surrogates, seed=seed, batch_size=size, cache=cache)
 
 
 def _names(whats: Sequence[str]) -> dict[str, str]:
