@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from purifiers.errors import ConfigError, InputError, MissingFileError, first_line, require
-from purifiers.storage import parse_yaml
+from purifiers.storage import parse_yaml, yaml_text
 
 CARD_FILE = "README.md"
 RUN_CARD_FILE = "card.md"
@@ -82,7 +80,7 @@ def metadata(card: str | None) -> dict[str, Any]:
     """The front matter of a card; empty if there is none, or it cannot be read."""
     front, end, _ = (card or "").partition("\n---\n")
     try:
-        found = parse_yaml(front.removeprefix("---\n")) if end and front.startswith("---\n") else None
+        found = parse_yaml(front.removeprefix("---\n"), "the card") if end and front.startswith("---\n") else None
     except ConfigError:
         found = None
     return found if isinstance(found, dict) else {}
@@ -99,7 +97,7 @@ def simple_card(name: str, network: Mapping[str, Any], parameters: int) -> str:
     """The card of a purifier of which no measurement is known; ``network`` is of :func:`purifiers.registry.describe`."""
     arguments = ", ".join(f"{key}={value}" for key, value in network.items() if key != "network") or "no arguments"
     return f"""---
-{yaml.safe_dump(METADATA, sort_keys=False)}---
+{yaml_text(METADATA)}---
 
 # {name}
 

@@ -67,8 +67,8 @@ def write_text(path: Path, content: str) -> None:
         temporary.write_bytes(content.encode())
 
 
-_NUMBER = r"[-+]?(\.\d+|(0|[1-9]\d*)(\.\d*)?)(e[-+]?\d+)?"
-_FORMS = {"null": "~|null|", "bool": "true|false", "int": r"[-+]?(0|[1-9]\d*)", "float": _NUMBER}
+_WHOLE = r"[-+]?(0|[1-9]\d*)"
+_FORMS = {"null": "~|null|", "bool": "true|false", "int": _WHOLE, "float": rf"({_WHOLE}(\.\d*)?|[-+]?\.\d+)(e[-+]?\d+)?"}
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's is ten times as fast
@@ -89,12 +89,23 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)
 
 
-def parse_yaml(text: str) -> Any:
-    """The content of a YAML text; raises ConfigError."""
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that YAML 1.1 or 1.2 takes for something else."""
+
+    yaml_implicit_resolvers = yaml.SafeDumper.yaml_implicit_resolvers | _Loader.yaml_implicit_resolvers
+
+
+def parse_yaml(text: str | bytes, what: str) -> Any:
+    """The content of a YAML text; raises ConfigError, which calls it ``what``."""
     try:
         return yaml.load(text, Loader=_Loader)
     except Exception as error:  # PyYAML raises more than its own
-        raise ConfigError(f"this is not YAML: {error}") from error
+        raise ConfigError(f"cannot read {what} as YAML: {error}") from error
+
+
+def yaml_text(content: Any) -> str:
+    """``content`` as YAML, in its order, that :func:`parse_yaml` reads back."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
 
 
 def digest(*parts: Any) -> str:

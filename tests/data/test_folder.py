@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -143,6 +144,16 @@ def test_folders_that_are_numbers_are_classes_in_numeric_order(tmp_path: Path, c
     shutil.rmtree(tmp_path / "10")
     assert load_images("folder", "train", path=str(tmp_path)).classes == tuple(map(str, range(10)))
     assert not capsys.readouterr().out  # both orders are the same
+
+
+def test_names_in_another_encoding(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(3):
+            write_image(tmp_path / "set" / name / os.fsdecode(b"caf\xe9%d.png" % number))
+    assert len(load_images("folder", "train", path=str(tmp_path / "set"))) > 0
+    (tmp_path / "set" / "cat").rename(tmp_path / "set" / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(DataError, match="UTF-8"):
+        load_images("folder", "train", path=str(tmp_path / "set"))
 
 
 def test_a_class_may_be_called_train(folder: Path) -> None:

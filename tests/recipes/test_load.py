@@ -146,7 +146,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no recipe 'paperr'; did you mean 'paper'"):
         load_recipe("paperr")
     for content, message in [
-        ("a: [", "not YAML"),
+        ("a: [", "as YAML"),
         ("- 1", "should hold"),
         ("", "should hold"),
         ("name: x", "student: Field required"),
@@ -310,6 +310,14 @@ def test_lengths_of_networks_may_be_fractions_too() -> None:
     arguments = recipe.baselines["X"].network.arguments
     assert arguments["epsilon"] == 16 / 255 and arguments["base"]["epsilon"] == 8 / 255
     assert parse_recipe(yaml.safe_load(recipe_text(recipe))) == recipe
+
+
+@pytest.mark.parametrize("name", ["1e3", "010", "5.", "no", "1:30", "2024-01-01", "null", "0x10"])
+def test_a_text_that_looks_like_a_value_survives_being_written(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe("digits", [("name", name)])
+    (tmp_path / "r.yaml").write_text(recipe_text(recipe))
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+    assert yaml.safe_load(recipe_text(recipe))["name"] == name  # as YAML 1.1
 
 
 def test_an_attack_of_the_evaluation_is_removed_by_null() -> None:

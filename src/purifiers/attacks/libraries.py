@@ -193,10 +193,8 @@ class HopSkipJump(Attack):
         foolbox, wrapped = _wrapped(fixed, images)
         with torch.no_grad():
             if not torch.equal(fixed(images), fixed(images)):
-                raise AttackError(
-                    "hop_skip_jump needs a model that returns the same logits for the same images, or draws its random numbers "
-                    "from torch's generator, which can be fixed; this one does neither"
-                )
+                needed = "returns the same logits for the same images, or draws its random numbers from torch's generator"
+                raise AttackError(f"hop_skip_jump needs a model that {needed}; this one does neither")
         with reproducible(seed, images.device), torch.no_grad():
             chosen, starts = _startable(foolbox, wrapped, images, labels)
             result = images.clone()

@@ -12,8 +12,8 @@ RANDOM = 1e-4
 
 
 def logits_of(name: str, model: nn.Module, images: Tensor, error: type[PurifiersError] = InputError) -> Tensor:
-    """The logits (N, classes) of ``images`` (N, C, H, W); raises ``error`` if the model fails, or returns no float32 logits of at
-    least two classes, or none that are finite."""
+    """The logits (N, classes) of ``images`` (N, C, H, W); raises ``error`` if the model fails, or returns no float32 logits of
+    at least two classes, or finite ones for no image."""
     shape = tuple(images.shape)
     try:
         logits = model(images.clone())  # which it may change in place

@@ -105,6 +105,8 @@ def _folders(home: Path) -> list[str]:
 def _classes(home: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
     """The class folders in ``home``, in the order of their labels, with their images."""
     names = _folders(home)
+    if odd := [name for name in names if name.encode(errors="ignore").decode() != name]:
+        raise DataError(f"{home} has folders whose names, those of the classes, are not UTF-8: {odd}; rename them")
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
     if len(names) < 2:

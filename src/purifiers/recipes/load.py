@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.kinds import faults
 from purifiers.recipes.schema import Recipe
-from purifiers.storage import parse_yaml
+from purifiers.storage import parse_yaml, yaml_text
 from purifiers.weights import HUB, anywhere
 
 _FOLDER = Path(__file__).parent
@@ -33,10 +32,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         path = _FOLDER / f"{name_or_file}.yaml"
     elif not path.is_file():
         raise MissingFileError(f"there is no recipe '{name_or_file}'{nearest(str(name_or_file), NAMES)} (or give a YAML file)")
-    try:
-        content = parse_yaml(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+    content = parse_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
     changes = [_parse(override) if isinstance(override, str) else override for override in overrides]
@@ -114,17 +110,14 @@ def with_shipped_classifiers(recipe: Recipe) -> Recipe:
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    return yaml_text(recipe.model_dump(mode="json"))
 
 
 def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override}'")
-    try:
-        return key.strip(), parse_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"cannot read the value in '{override}': {error}") from error
+    return key.strip(), parse_yaml(text, f"the value in '{override}'")
 
 
 def set_value(content: dict[str, Any], key: str, value: Any) -> None:

@@ -281,8 +281,7 @@ class Recipe(Group):
     def _baselines_apart(self) -> "Recipe":
         known = ["student"]
         for title, baseline in self.baselines.items():
-            clash = [other for other in known if folder_of(other) == folder_of(title)]
-            if clash or folder_of(title) in map(folder_of, ("", "ours", "no purifier")):
+            if folder_of(title) in map(folder_of, (*known, "", "ours", "no purifier")):
                 apart = "differ in letters or digits from each other, and from 'student', 'ours' and 'no purifier'"
                 raise ValueError(f"baselines: titles have to {apart}; got '{title}'")
             if isinstance(baseline, Untrained) and baseline.around is not None and baseline.around not in known:

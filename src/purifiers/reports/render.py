@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from rich import box
@@ -18,7 +17,7 @@ from purifiers.attacks import VIEWS, show_fraction
 from purifiers.console import console, duration, say
 from purifiers.evaluation.records import CLEAN, Record
 from purifiers.reports.paper import CLEAN_UNDEFENDED
-from purifiers.storage import write_text
+from purifiers.storage import write_text, yaml_text
 
 _MARKDOWN = {ord(character): f"\\{character}" for character in "\\`*[<|"} | {ord("\n"): " "}
 
@@ -128,7 +127,7 @@ _PLAIN = jinja2.Environment(
 )
 _PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format)
 _PLAIN.filters.update(without_folder=lambda path: Path(path).name if Path(path).is_absolute() else path)  # of this machine
-_PLAIN.filters.update(yaml=lambda content: Markup(yaml.safe_dump(content, sort_keys=False)))
+_PLAIN.filters.update(yaml=lambda content: Markup(yaml_text(content)))
 _PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction, papers_clean=CLEAN_UNDEFENDED)
 _PAGES = _PLAIN.overlay(finalize=escape)
 
