@@ -81,7 +81,7 @@ class Purifier(nn.Module):
                 by :meth:`save_pretrained` or by ``purifiers train --output``; or, where there is no such folder, ``owner/name``
                 on the Hugging Face hub (``pip install 'purifiers[hub]'``).
             device: where to put it: cpu, cuda, cuda:1, mps, or auto for the best there is.
-            dtype: of its weights, and of the images that it then takes.
+            dtype: float32, float16 or bfloat16: of its weights, and of the images that it then takes.
             validate: see :class:`Purifier`.
             download: for the hub, such as ``revision``; see ``huggingface_hub.snapshot_download``.
 

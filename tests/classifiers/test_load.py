@@ -260,12 +260,11 @@ def test_a_normalisation_that_is_given(module: str, data: ImageSet, tmp_path: Pa
         ([0.5], [0], "std is above 0"),
         ([0.5], [-0.5], "std is above 0"),
         ([0.5] * 2, [0.5] * 2, "three numbers"),
+        (0.5, 0.5, "three numbers"),
     ],
 )
 @pytest.mark.parametrize("source", ["good", "cifar10-resnet56"])
-def test_a_normalisation_that_cannot_be(
-    module: str, source: str, mean: list[float] | None, std: list[float] | None, message: str
-) -> None:
+def test_a_normalisation_that_cannot_be(module: str, source: str, mean: Any, std: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_classifier(f"{module}:good" if source == "good" else source, mean=mean, std=std)
 

@@ -233,13 +233,15 @@ def test_damage_is_told(form: str) -> None:
         (tiff(32, struct.pack("<II", 60_000, 1)), "32-bit"),
         (tiff(8, struct.pack("<bb", -1, 100), sample_format=2), "signed"),
         (tiff(16, struct.pack("<hh", -1, 300), sample_format=2), "signed"),
-        (tiff(16, bytes(4), width=1, extra=2), "kind of TIFF"),
-        (tiff(8, bytes(2), width=1, extra=1), "kind of TIFF"),
+        (tiff(16, bytes(4), width=1, extra=2), "TIFF, or of a kind"),
+        (tiff(8, bytes(2), width=1, extra=1), "TIFF, or of a kind"),
     ],
 )
-def test_grey_without_a_white_is_refused_and_its_kind_named(image: bytes, kind: str) -> None:
-    with pytest.raises(DataError, match=kind):
-        read_rgb(image)
+def test_grey_without_a_white_is_refused_and_its_kind_named(image: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(image)
+    for source in (image, tmp_path / "a.tif"):
+        with pytest.raises(DataError, match=kind):
+            read_rgb(source)
 
 
 def test_files_of_a_folder_and_what_cannot_be_looked_at(tmp_path: Path) -> None:

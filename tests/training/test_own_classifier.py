@@ -131,8 +131,8 @@ def test_images_of_other_classes_than_a_shipped_classifiers_are_refused(tmp_path
     ("overrides", "message"),
     [
         (["mean=[0.5]"], "go together"),
-        (["mean=[0.5,0.5]", "std=[0.5,0.5]"], "three numbers each, or one each; got 2 and 2"),
-        (["mean=[0.5,0.5,0.5]", "std=[0.5]"], "got 3 and 1"),
+        (["mean=[0.5,0.5]", "std=[0.5,0.5]"], r"three numbers each, or one each; got \(0\.5, 0\.5\) and"),
+        (["mean=[0.5,0.5,0.5]", "std=[0.5]"], "three numbers each"),
         (["mean=[0.5]", "std=[0]"], "std is above 0"),
         (["mean=[123.7]", "std=[58.4]"], "divide by 255"),
         (["mean=[.nan]", "std=[0.5]"], "valid number"),

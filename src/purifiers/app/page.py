@@ -54,20 +54,14 @@ def serve_page(defence: Defence, host: str, port: int, ready: Callable[[str], No
 
     def make() -> Any:
         gradio, fastapi = require("gradio"), require("fastapi")
-        return gradio.mount_gradio_app(
-            fastapi.FastAPI(),
-            make_page(defence),
-            path="/",
-            footer_links=["gradio", "settings"],
-            run_history=False,
-            show_error=False,
-            max_file_size=LARGEST_FILE,
-            ssr_mode=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            theme=_theme(gradio),
-            css_paths=Path(__file__).with_name("page.css"),
-        )
+        look = {
+            "theme": _theme(gradio),
+            "css_paths": Path(__file__).with_name("page.css"),
+            "footer_links": ["gradio", "settings"],
+        }
+        off = dict.fromkeys(("run_history", "show_error", "ssr_mode", "enable_monitoring", "mcp_server"), False)
+        page = make_page(defence)
+        return gradio.mount_gradio_app(fastapi.FastAPI(), page, path="/", max_file_size=LARGEST_FILE, **look, **off)
 
     serve_app(make, host, port, ready=ready, log_level="warning", timeout_graceful_shutdown=1)
 
@@ -102,30 +96,23 @@ def make_page(defence: Defence) -> Any:
         chosen = gr.State(pictures[0])
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="controls"):
-                samples = gr.Gallery(
-                    list(zip(map(_image, pictures), captions, strict=True)),
-                    label="Take a sample",
-                    columns=len(pictures),
-                    height="auto",
-                    object_fit="contain",
-                    format="png",
-                    allow_preview=False,
-                    interactive=False,
-                    buttons=[],
-                    elem_id="samples",
-                )
+                sampled = list(zip(map(_image, pictures), captions, strict=True))
+                look = {
+                    "columns": len(pictures),
+                    "height": "auto",
+                    "object_fit": "contain",
+                    "format": "png",
+                    "elem_id": "samples",
+                }
+                samples = gr.Gallery(sampled, label="Take a sample", allow_preview=False, interactive=False, buttons=[], **look)
                 dropped = gr.File(label="Or drop an image", file_types=["image"], height=136, elem_id="dropped")
                 preview = gr.HTML(_HTML.preview(pictures[0]), padding=False)
                 steps = {name: getattr(make(1.0), "num_steps", 1) for name, make in ATTACKS.items()}
                 choices = [(f"{name}, {count} step{'s' if count > 1 else ''}", name) for name, count in steps.items()]
                 attack = gr.Dropdown(choices, value=choices[0][1], label="Attack", filterable=False)
-                levels = gr.Slider(
-                    0,
-                    LARGEST_EPSILON,
-                    value=min(round(2 * 255 * defence.epsilon) / 2, LARGEST_EPSILON),
-                    step=0.5,
-                    label="Epsilon: the largest change of a colour value, of 255",
-                )
+                first = min(round(2 * 255 * defence.epsilon) / 2, LARGEST_EPSILON)
+                label = "Epsilon: the largest change of a colour value, of 255"
+                levels = gr.Slider(0, LARGEST_EPSILON, value=first, step=0.5, label=label)
                 knows = gr.Radio(list(KNOWS), value=next(iter(KNOWS)), label="The attacker knows")
                 button = gr.Button("Attack", variant="primary", size="lg", elem_id="attack")
             with gr.Column(scale=3, min_width=320):

@@ -1,6 +1,6 @@
 """Small differentiable modules between images in [0,1] and a classifier that takes them in another form."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Self
 
 import torch
@@ -20,8 +20,8 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
         if mean is std:
             return
         raise ConfigError("mean and std go together: one of them is missing")
-    if len(mean) != len(std) or len(mean) not in (1, 3):
-        raise ConfigError(f"mean and std need three numbers each, or one each; got {len(mean)} and {len(std)}")
+    if not all(isinstance(one, Sized) and len(one) in (1, 3) for one in (mean, std)) or len(mean) != len(std):
+        raise ConfigError(f"mean and std are lists of three numbers each, or one each; got {mean} and {std}")
     if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
         raise ConfigError(f"mean and std are in [0,1] units (divide by 255), and std is above 0; got {[*mean]} and {[*std]}")
 

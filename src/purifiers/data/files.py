@@ -157,9 +157,9 @@ def _read(
     except DataError as error:
         raise type(error)(f"{name}{error}") from error
     except UnidentifiedImageError as error:
-        tiff = (source if isinstance(source, bytes) else source.read_bytes())[:4] in (b"II*\0", b"MM\0*")
-        hint = "damaged, or a kind of TIFF that cannot be read: save it as PNG, 8-bit" if tiff else lfs_hint(source)
-        hint = hint or f"not an image ({', '.join(formats)} can be read)"
+        start = source[:4] if isinstance(source, bytes) else np.fromfile(source, np.uint8, 4).tobytes()
+        tiff = "a damaged TIFF, or of a kind that cannot be read: save it as PNG" if start in (b"II*\0", b"MM\0*") else ""
+        hint = tiff or lfs_hint(source) or f"not an image ({', '.join(formats)} can be read)"
         raise DataError(f"{name}{hint}") from error
     except Exception as error:  # decoders meet damage with errors of any kind
         if isinstance(error, ValueError) and "MAX_TEXT" in str(error):

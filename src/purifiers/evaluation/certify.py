@@ -28,7 +28,7 @@ from purifiers.device import repeatable
 from purifiers.errors import InputError
 from purifiers.evaluation.evaluator import LOOK
 from purifiers.evaluation.metrics import classes, wilson_interval
-from purifiers.evaluation.records import Result, ResultFile, hardware, versions
+from purifiers.evaluation.records import Result, ResultFile, provenance
 from purifiers.purifier import PurifiedClassifier
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, reproducible, seed_for
@@ -220,19 +220,10 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
     for name, model in models.items():
         with progress(f"certifying: {name}", len(data) * (smoothing.n0 + smoothing.n)) as advance:
             found.append(summarised(name, certify(model, data, smoothing, **options, advance=advance), radii))
-    return Certificate(
-        dataset=data.name,
-        classifier=run.classifier_name,
-        purifier=purifier,
-        n_images=len(data),
-        **asdict(smoothing),
-        seed=run.recipe.seed,
-        largest_radius=smoothing.largest_radius,
-        recipe=run.recipe.model_dump(mode="json"),
-        versions=versions(),
-        hardware=hardware(run.device),
-        models=found,
-    )
+    names = {"dataset": data.name, "classifier": run.classifier_name, "purifier": purifier}
+    numbers = {"n_images": len(data), **asdict(smoothing), "largest_radius": smoothing.largest_radius}
+    recipe = run.recipe.model_dump(mode="json")
+    return Certificate(**names, **numbers, **provenance(run.recipe.seed, run.device), recipe=recipe, models=found)
 
 
 def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[float]) -> SmoothedModel:

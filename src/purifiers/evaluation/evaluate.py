@@ -20,7 +20,7 @@ from purifiers.errors import InputError, nearest
 from purifiers.evaluation import metrics
 from purifiers.evaluation.evaluator import Evaluator, check_defended, prepared
 from purifiers.evaluation.metrics import count_parameters, measure_cost, peak_flops
-from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, hardware, not_finite, versions
+from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, not_finite, provenance
 from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import refuse_gradients
@@ -119,9 +119,7 @@ def evaluate(
         unchanged()
         return Results(
             recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},
-            seed=seed,
-            versions=versions(),
-            hardware=hardware(data.images.device),
+            **provenance(seed, data.images.device),
             seconds={"evaluation": stopwatch.seconds},
             parameters=count_parameters(purifier),
             classifier_sha256=fingerprint(defended.classifier),
@@ -171,9 +169,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     results = Results(
         recipe=run.recipe.model_dump(mode="json"),
         trained=None if run.trained in (None, run.recipe) else run.trained.model_dump(mode="json"),
-        seed=run.recipe.seed,
-        versions=versions(),
-        hardware=hardware(run.device),
+        **provenance(run.recipe.seed, run.device),
         seconds={"training": training, "evaluation": stopwatch.seconds},
         training=run.histories,
         parameters=count_parameters(student),

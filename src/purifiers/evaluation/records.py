@@ -121,15 +121,11 @@ class AttackWarning(Result):
 
 def not_finite(records: Sequence[Record]) -> list[AttackWarning]:
     """A warning for each of ``records`` with logits that are not finite."""
-    return [
-        AttackWarning(
-            view=one.view,
-            attack=one.attack,
-            message=f"{one.purifier}: logits are NaN or infinite for {one.not_finite} of {one.attacked or one.n} images",
-        )
-        for one in records
-        if one.not_finite
-    ]
+    found = []
+    for one in (record for record in records if record.not_finite):
+        message = f"{one.purifier}: logits are NaN or infinite for {one.not_finite} of {one.attacked or one.n} images"
+        found.append(AttackWarning(view=one.view, attack=one.attack, message=message))
+    return found
 
 
 class Cost(Result):
@@ -232,6 +228,11 @@ class Results(Records):
     def _settings(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self.recipe.get("evaluation", {}).get("attacks", {})
         return found
+
+
+def provenance(seed: int, device: torch.device) -> dict[str, Any]:
+    """The fields of a :class:`ResultFile` that say what computed it."""
+    return {"seed": seed, "versions": versions(), "hardware": hardware(device)}
 
 
 def versions() -> dict[str, str]:

@@ -212,6 +212,5 @@ def write_certificate(certificate: Certificate, folder: Path) -> Path:
     """Write ``certificate.json``, ``certificate.md`` and a figure into ``folder``; returns the page's path."""
     certificate.write(folder)
     save_figure(certificate_figure(certificate), folder / CERTIFICATE_FIGURE)
-    path = folder / "certificate.md"
-    write_text(path, certificate_page(certificate))
+    write_text(path := folder / "certificate.md", certificate_page(certificate))
     return path

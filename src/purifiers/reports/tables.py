@@ -94,14 +94,8 @@ def table_2(results: Results) -> Table:
         rows.append([title, *(percent(one.accuracy) + theirs.get(attack, "") for attack, one in ours.items())])
         shown += ours.values()
     read = results.recipe["student"]["nt_teacher_input"]
-    caption = text(
-        "table_2",
-        records=shown,
-        read=read,
-        other=_OTHER_INPUT[read],
-        guided=rows[-1][0].endswith("guided"),
-        comparable=comparable,
-    )
+    inputs = {"read": read, "other": _OTHER_INPUT[read]}
+    caption = text("table_2", records=shown, guided=rows[-1][0].endswith("guided"), comparable=comparable, **inputs)
     header = ["purifier", *map(title_of, select(results))]
     return Table("Table 2. What each teacher brings (view blind)", caption, header, rows)
 

@@ -25,7 +25,7 @@ from purifiers.errors import ConfigError, InputError
 from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import LOOK, Evaluator, check_defended, prepared
-from purifiers.evaluation.records import AttackWarning, Record, hardware, not_finite, versions
+from purifiers.evaluation.records import AttackWarning, Record, not_finite, provenance
 from purifiers.evaluation.trust.checks import Check
 from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier, Purifier
@@ -122,9 +122,7 @@ def audit_all(
     unchanged()
     return Audit(
         settings=chosen.resolved(),
-        seed=seed,
-        versions=versions(),
-        hardware=hardware(data.images.device),
+        **provenance(seed, data.images.device),
         seconds=stopwatch.seconds,
         random=random,
         records=records,
