@@ -84,7 +84,7 @@ class Returns(nn.Module):
     ],
 )
 def test_a_model_that_returns_no_logits_is_refused(attack: Attack, model: Any, word: str) -> None:
-    with pytest.raises((InputError, ConfigError), match=word):
+    with pytest.raises((InputError, ConfigError, AttackError), match=word):
         attack(model, torch.rand(2, 3, 4, 4), torch.tensor([0, 1]))
 
 

@@ -20,8 +20,7 @@ from purifiers.purifier import in_mode
 from purifiers.registry import Registry
 from purifiers.seeds import generator_for, seed_for
 
-ROUNDING = 1e-6
-"""How far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that."""
+ROUNDING = 1e-6  # how far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that
 
 
 def parse_fraction(value: Any) -> Any:
@@ -145,7 +144,7 @@ class Attack(Kind, ABC):
 
         Raises:
             InputError, ConfigError: model, images, labels or targets are not as above.
-            AttackError: the attack's result is not as above, or it takes gradients and the model passes none to its images.
+            AttackError: the attack's result is not as above, no logit is finite, or the attack takes gradients and gets none.
         """
         check_form(model, "model")
         check_images(images)
@@ -163,7 +162,7 @@ class Attack(Kind, ABC):
             autocast(images.device, "32-true"),
         ):
             images, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
-            dense = _Dense(model, self.kind, {"labels": labels} | ({} if targets is None else {"targets": targets}))
+            dense = _Dense(model, self.kind, images, {"labels": labels} | ({} if targets is None else {"targets": targets}))
             aims = self._aims(dense, images, labels, seed, targets)
             adversarial = self.perturb(dense, images, aims, seed).detach()
             for restart in range(1, self.restarts):
@@ -223,18 +222,20 @@ class Around(nn.Module):
 class _Dense(Around):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
-    image. The first outputs are checked; ``classes`` of images, by what they are called, must be among them."""
+    image. The first outputs are checked; ``classes`` of ``images``, by what they are called, must be among them."""
 
-    def __init__(self, model: nn.Module, attack: str, classes: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, attack: str, images: Tensor, classes: Mapping[str, Tensor]) -> None:
         super().__init__(model)
-        self.attack, self.unchecked = attack, classes
+        self.attack, self.images, self.unchecked = attack, images, classes
 
     def forward(self, images: Tensor) -> Tensor:
         wanted = images.requires_grad and torch.is_grad_enabled()
         images = images.clone(memory_format=torch.contiguous_format)
         if wanted:
             images.register_hook(lambda gradient: gradient.contiguous().nan_to_num(0, 0, 0))
-        logits: Tensor = logits_of("the model", self.model, images) if self.unchecked else self.model(images)
+        logits: Tensor = logits_of("the model", self.model, images, finite=False) if self.unchecked else self.model(images)
+        if self.unchecked and not (logits.isfinite().any() or self.model(self.images.clone()).isfinite().any()):
+            raise AttackError("the model's logits are NaN or infinite (if it is in training: take a smaller learning rate)")
         if wanted and not logits.requires_grad:
             raise AttackError(f"{self.attack} takes gradients, and the model passes none to its images")
         for name, classes in self.unchecked.items():

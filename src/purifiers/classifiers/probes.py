@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from purifiers.errors import InputError, PurifiersError
+from purifiers.errors import InputError
 from purifiers.registry import located
 from purifiers.seeds import reproducible
 
@@ -11,9 +11,9 @@ RANDOM = 1e-4
 """Two passes of a deterministic model agree up to this share of the largest output; AutoAttack has the same number."""
 
 
-def logits_of(name: str, model: nn.Module, images: Tensor, error: type[PurifiersError] = InputError) -> Tensor:
-    """The logits (N, classes) of ``images`` (N, C, H, W); raises ``error`` if the model fails, or returns no float32 logits of
-    at least two classes, or finite ones for no image."""
+def logits_of(name: str, model: nn.Module, images: Tensor, error: type[Exception] = InputError, finite: bool = True) -> Tensor:
+    """The logits (N, classes) of ``images`` (N, C, H, W); raises ``error`` if the model fails, or returns no ``finite`` float32
+    logits of at least two classes."""
     shape = tuple(images.shape)
     try:
         logits = model(images.clone())  # which it may change in place
@@ -33,8 +33,8 @@ def logits_of(name: str, model: nn.Module, images: Tensor, error: type[Purifiers
         raise error(f"{name} must return logits (N, at least 2 classes); {got}")
     if logits.dtype != torch.float32:  # in half precision gradients vanish, and attacks look weak
         raise error(f"{name} returns {logits.dtype} logits; attacks need float32: convert them with .float()")
-    if not logits.isfinite().all(1).any():
-        raise error(f"{name} returns logits that are NaN or infinite for all images of shape {shape}")
+    if finite and not logits.isfinite().all():
+        raise error(f"{name} returns logits that are NaN or infinite for images of shape {shape}")
     return logits
 
 

@@ -13,8 +13,7 @@ from purifiers.storage import parse_yaml, yaml_text
 from purifiers.weights import HUB, anywhere
 
 _FOLDER = Path(__file__).parent
-NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
-"""The recipes that come with the library."""
+NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))  # the recipes that come with the library
 
 
 def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, Any]] = ()) -> Recipe:
