@@ -65,8 +65,7 @@ def frozen(*models: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-ATTACKS: Registry[type["Attack"]] = Registry("attack", "purifiers.attacks")
-"""What a recipe may name as an attack's ``kind``."""
+ATTACKS: Registry[type["Attack"]] = Registry("attack", "purifiers.attacks")  # the values of an attack's ``kind``
 Targeting = Literal["random", "least_likely", "second"]
 """How targets are chosen: at random by the seed, the least likely class, or the most likely of the wrong ones."""
 
@@ -268,5 +267,4 @@ def titles(attacks: Mapping[str, Attack]) -> dict[str, str]:
     return found
 
 
-AnyAttack = Annotated[SerializeAsAny[Attack], BeforeValidator(Attack.parse)]
-"""In a recipe: an attack of any registered kind, or of ``module:Name``."""
+AnyAttack = Annotated[SerializeAsAny[Attack], BeforeValidator(Attack.parse)]  # of any registered kind, or of ``module:Name``

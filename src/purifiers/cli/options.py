@@ -12,8 +12,7 @@ import typer
 from purifiers.classifiers import CLASSIFIER_FORMS
 from purifiers.errors import ConfigError
 
-Overrides = list[str | tuple[str, Any]]
-"""Changes of a recipe: ``student.epochs=5`` or ``("student.epochs", 5)``; the last one of a key wins."""
+Overrides = list[str | tuple[str, Any]]  # of a recipe: "student.epochs=5" or ("student.epochs", 5); the last of a key wins
 
 _CLASSIFIER_KEYS = ("classifier.source", "classifier.mean", "classifier.std", "classifier.network")
 EVALUATION_ONLY = ("evaluation", "audit", "baselines", "data.path", "data.size", "data.test_limit", *_CLASSIFIER_KEYS)

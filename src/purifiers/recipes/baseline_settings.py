@@ -138,8 +138,7 @@ def _not_ready(base: Any) -> str | None:
     return _not_ready(base.get("base")) if name in NETWORKS and _ready(str(name)) else f"'{name}'"
 
 
-AnyBaseline = Annotated[SerializeAsAny[Baseline], BeforeValidator(Baseline.parse)]
-"""In a recipe: a baseline of any registered kind, or of ``module:Name``."""
+AnyBaseline = Annotated[SerializeAsAny[Baseline], BeforeValidator(Baseline.parse)]  # of any registered kind, or module:Name
 
 
 def folder_of(title: str) -> str:
