@@ -152,14 +152,9 @@ class Attack(Kind, ABC):
         check_labels(labels, len(images))
         if not len(images):
             return images.clone()
+        exact = autocast(images.device, "32-true")
         # An attack needs gradients in whatever mode the caller is.
-        with (
-            float32_on_cpu(),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            frozen(model),
-            autocast(images.device, "32-true"),
-        ):
+        with float32_on_cpu(), torch.inference_mode(False), torch.enable_grad(), frozen(model), exact:
             images, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
             dense = _Dense(model, self.kind, images, {"labels": labels} | ({} if targets is None else {"targets": targets}))
             aims = self._aims(dense, images, labels, seed, targets)
