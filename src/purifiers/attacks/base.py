@@ -216,7 +216,7 @@ class Around(nn.Module):
 class _Dense(Around):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
-    image. The first outputs are checked; ``classes`` of ``images``, by what they are called, must be among them."""
+    image. The first outputs are checked, and that ``classes``, labels or targets by name, are classes of the model."""
 
     def __init__(self, model: nn.Module, attack: str, images: Tensor, classes: Mapping[str, Tensor]) -> None:
         super().__init__(model)
