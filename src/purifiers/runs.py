@@ -23,6 +23,7 @@ from purifiers.recipes.parts import folder_name
 from purifiers.recipes.schema import Recipe, Student
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
+from purifiers.shards import Shard
 from purifiers.storage import load_state, locked, write_text
 from purifiers.weights import HUB
 
@@ -76,6 +77,7 @@ class Run:
     device: torch.device
     cache: Path  # the folder of cached adversarial examples
     deadline: Deadline = field(default_factory=Deadline)
+    shard: Shard = field(default_factory=Shard)  # of the attacks and measurements that are cached
     trained: Recipe | None = None  # what the weights were trained with; ``recipe`` may have other attacks or another classifier
     classifier: nn.Module = field(init=False)  # frozen, in evaluation mode; set by the first stage
     classifiers: dict[str, nn.Module] = field(default_factory=dict)  # it and its companions, by stage, if training needed them

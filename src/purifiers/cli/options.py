@@ -1,6 +1,7 @@
 """Options that several commands share, as annotated types, and how their values are read."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import typer
 
 from purifiers.classifiers import CLASSIFIER_FORMS
 from purifiers.errors import ConfigError
+from purifiers.shards import Shard
 
 Overrides = list[str | tuple[str, Any]]  # of a recipe: "student.epochs=5" or ("student.epochs", 5); the last of a key wins
 
@@ -98,7 +100,22 @@ Host = Annotated[
     str, typer.Option(metavar="ADDRESS", help="Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 or :: for all.")
 ]
 Which = Literal["all", "ready", "none"]
+ShardOfWork = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Do the I-th of N parts of the work, from 0/N on, with the same output folder for all; the last one completes it.",
+        show_default="RANK/WORLD_SIZE of the environment, if set",
+    ),
+]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels before they are decoded.")]
+
+
+def find_shard(given: str | None) -> Shard:
+    """The shard of the option, or else of the environment; by default the whole."""
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return Shard.parse(given or (f"{rank}/{size}" if rank and size else "0/1"))
 
 
 @dataclass(frozen=True)

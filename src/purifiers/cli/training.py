@@ -23,22 +23,26 @@ def train(
     seed: options.Seed = None,
     minutes: options.Minutes = None,
     restart: options.Restart = False,
+    shard: options.ShardOfWork = None,
 ) -> None:
     """Train a purifier for a classifier.
 
     Train a classifier (or use yours), the two teachers and the student. Purifier.from_pretrained and 'purifiers evaluate'
-    take the output folder. If interrupted, the same command resumes.
+    take the output folder. If interrupted, the same command resumes. With --shard, one process trains the classifiers, all
+    make adversarial examples, and the last one trains the purifier.
     """
     from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import load_recipe, with_shipped_classifiers
     from purifiers.training.pipeline import train_recipe
 
-    watch = Stopwatch()
+    watch, share = Stopwatch(), options.find_shard(shard)
+    if restart and share.count > 1:
+        raise ConfigError("--restart discards what other shards made: once without --shard, or choose another --output")
     chosen = load_recipe(recipe or ("folder" if images else "digits"), changes.overrides(images=images, seed=seed))
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / chosen.name
-    train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes))
+    train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes), shard=share)
     say(f"trained in {duration(watch.seconds)}")
     say(f"\nThe purifier is in {folder}. Measure it:  purifiers evaluate {folder}")
     # A plain name would mean the purifier that ships.

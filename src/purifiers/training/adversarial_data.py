@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import Adversarial, generate
+from purifiers.cache import Cache
 from purifiers.console import progress, say
 from purifiers.data import ImageSet
 from purifiers.device import Precision, autocast
@@ -61,7 +62,7 @@ def attack_for_training(
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
-    size, cache = run.recipe.evaluation.batch_size, run.cache
+    size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
     saved = partial(run.deadline.check, "a part of the adversarial examples")
     return generate(attack, model, data, seed=seed, batch_size=size, cache=cache, quantized=True, advance=advance, saved=saved)
 
@@ -89,5 +90,6 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
                     adversarial[chosen] = found.images
                     seconds += found.seconds
             rounds.append(adversarial)
+    run.shard.check()
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
     return torch.cat(rounds, dim=1)
