@@ -160,7 +160,7 @@ def killed(count: int, folder: Path) -> Result:
 PROMISES = {
     "ranks": Promise(
         "Several processes train the purifier that one would",
-        "the whole pipeline by 2 and more processes and by torchrun on two nodes, against one process: same losses, and the same "
+        "the whole pipeline by 2 and more processes, and by torchrun on two nodes, against one: same losses, and the same "
         "weights in each process",
         as_one,
         quick=1,
