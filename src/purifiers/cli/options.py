@@ -63,6 +63,16 @@ def baselines(default: bool | str = True) -> Any:
     )
 
 
+def shard(default: bool | str = "RANK/WORLD_SIZE of the environment, if set") -> Any:
+    """One process's share of the work."""
+    return typer.Option(
+        metavar="I/N",
+        help="Do part I of N of the work, from 0 on, with the same output folder for all; the last one completes it.",
+        show_default=default,
+    )
+
+
+ShardOfWork = Annotated[str | None, shard()]
 BehindRecipe = Annotated[
     str | None,
     typer.Option(
@@ -100,15 +110,6 @@ Host = Annotated[
     str, typer.Option(metavar="ADDRESS", help="Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 or :: for all.")
 ]
 Which = Literal["all", "ready", "none"]
-ShardOfWork = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="I/N",
-        help="Do the I-th of N parts of the work, from 0/N on, with the same output folder for all; the last one completes it.",
-        show_default="RANK/WORLD_SIZE of the environment, if set",
-    ),
-]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels before they are decoded.")]
 
 

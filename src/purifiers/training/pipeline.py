@@ -28,6 +28,7 @@ from purifiers.seeds import seed_for
 from purifiers.shards import Shard
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
+from purifiers.training.distributed import first_only, together
 from purifiers.training.latent import train_latent
 from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
@@ -94,11 +95,11 @@ def train(
     recipe = changed(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), own)
     run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
-    with frozen(model):
+    with together(), frozen(model):
         adapted, data = adapt_classifier(model, name, data)
         run.take(data, "train")
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
-    return Purifier.from_pretrained(run.folder, device=home)
+        return first_only(lambda: Purifier.from_pretrained(run.folder)).to(home)
 
 
 def train_recipe(
@@ -135,7 +136,7 @@ def train_recipe(
     run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline(), shard or Shard())
     run.images("test")  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
-    write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes))
+    first_only(lambda: write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes)))
     return run
 
 
@@ -167,27 +168,32 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
     starts = load_starts(recipe, run.device)
     shared = run.shard.count > 1
-    with ExitStack() as lock:
-        lock.enter_context(locked(folder, wait=shared))  # the first shard trains the classifiers
-        prepare_folder(recipe, folder, restart)
-        if not (folder / RECIPE_FILE).is_file():
-            write_text(folder / RECIPE_FILE, recipe_text(recipe))
+    with ExitStack() as held:
+
+        def prepare() -> None:
+            held.enter_context(locked(folder, wait=shared))  # one shard trains the classifiers for all
+            prepare_folder(recipe, folder, restart)
+            if not (folder / RECIPE_FILE).is_file():
+                write_text(folder / RECIPE_FILE, recipe_text(recipe))
+
+        first_only(prepare)
         for name in recipe.classifiers():
             run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
         run.classifier = run.classifiers["classifier"]
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         report_accuracy(run, data)
         panel = Panel(run.classifiers.values(), recipe.precision)
-        if shared:  # the attacks are made by all at once
-            lock.close()
+        if shared:  # all attack at once
+            held.close()
         with panel.watched():
             adversarial = run.shard.finish(lambda: attack_training_images(run, panel, data))
             if shared:
-                lock.enter_context(locked(folder, wait=True))
+                held.enter_context(locked(folder, wait=True))
             _train_purifiers(run, panel, adversarial, starts, ablation)
         unchanged()
-        write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
-        save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
+        # Of a resumed run the evaluation may differ; the purifier's card comes when it is measured.
+        first_only(lambda: write_text(folder / RECIPE_FILE, recipe_text(recipe)))
+        first_only(lambda: save_network(folder, run.purifiers["student"].network))
 
 
 def _train_purifiers(run: Run, panel: Panel, adversarial: Tensor, starts: Mapping[str, nn.Module], ablation: bool) -> None:

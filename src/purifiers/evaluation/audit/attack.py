@@ -123,7 +123,8 @@ class Auditor:
                 cache=self.evaluator.cache,
                 advance=advance,
             )
-        detail(f"{name}: {len(found)} trust checks, {duration(watch.seconds)}")
+        if found:
+            detail(f"{name}: {len(found)} trust checks, {duration(watch.seconds)}")
         return found
 
     def _known(self) -> dict[str, Tensor]:
