@@ -49,7 +49,8 @@ class Baseline(Kind):
 
 
 class TrainedBaseline(Baseline):
-    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them."""
+    """A baseline that is trained: on the recipe's images, or on ``limit`` random ones of the whole data set, which may be more
+    than ours is trained on."""
 
     trainer: ClassVar[str]  # ``module:function`` that trains it: (run, title, these settings, training images) -> the network
     trains: ClassVar[str | None] = None  # the name of the only network that this trains; None for any
