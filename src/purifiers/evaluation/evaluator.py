@@ -17,6 +17,7 @@ from purifiers.classifiers.load import adapt_classifier, check_form
 from purifiers.classifiers.probes import logits_of
 from purifiers.console import progress
 from purifiers.data import ImageSet, as_image_set, slices, to_float
+from purifiers.device import in_parts
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import AttackWarning, Record
@@ -144,9 +145,9 @@ class Evaluator:
                 own = slice(done, done := done + int(meant[batch].sum()))
                 images, adversarial = to_float(data.images[own]), attacked.images[own]
                 inputs[here] = to_float(adversarial) if adversarial.dtype == torch.uint8 else adversarial
-                purified = defended.purifier(inputs)[here]
+                purified = in_parts(defended.purifier, inputs)[here]
                 if len(images):
-                    predictions.append(metrics.classes(defended.classifier(purified.clone())))
+                    predictions.append(metrics.classes(in_parts(defended.classifier, purified.clone())))
                     psnrs.append(metrics.psnr(purified, images))
                     ssims.append(metrics.ssim(purified, images))
                     l2.append(distances(images, inputs[here], "l2"))
