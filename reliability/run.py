@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import faults
+import faults
 import fuzz
 import ranks
 from promise import Promise, Result
