@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +11,10 @@ from torch import nn
 
 from purifiers import weights
 from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
-from purifiers.classifiers.load import load_classifier
+from purifiers.classifiers.load import completed, load_classifier
 from purifiers.console import Deadline, say
 from purifiers.data import DATASETS, ImageSet, load_images
+from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.purifier import Purifier
@@ -27,7 +28,7 @@ from purifiers.storage import load_state, locked, write_text
 from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
-CLASSES_FILE = "classes.json"  # the names of the classes, in the order of the labels
+CLASSES_FILE = "classes.json"  # the names of the classes, if they have any, in the order of the labels
 STATE_FILE = "state.safetensors"
 SETTINGS_FILE = "baseline.json"  # in the folder of a trained baseline: its settings
 RUN_FILES = (
@@ -105,10 +106,13 @@ class Run:
         return name if width is None else f"{name}-width{width}"
 
     def images(self, split: Literal["train", "test"]) -> ImageSet:
-        """The recipe's training or test images, limited as it says, on the device; read once."""
+        """The recipe's training or test images, limited as it says, on the device; read once. Where the classifier predicts
+        the labels, they are unknown until it is there."""
         if split not in self.splits:
             config = self.recipe.data
             self.take(load_images(config.name, split, **config.source()), split)
+        if "classifier" in vars(self):
+            self.splits[split] = completed(self.splits[split], self.classifier, self.recipe.evaluation.batch_size)
         return self.splits[split]
 
     def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
@@ -172,11 +176,14 @@ def _load_classifier(run: Run, source: str, images: ImageSet | None) -> None:
         run.take(images, "test")
     data = run.images("test")
     if run.trained is not None and config.source == run.trained.classifier.source:
-        file, known = run.folder / CLASSES_FILE, DATASETS[run.trained.data.name].class_names(run.trained.data.path)
+        file, known = run.folder / CLASSES_FILE, DATASETS[run.trained.data.name].class_names(**run.trained.data.source())
         known = tuple(json.loads(file.read_text())) if file.is_file() else known
-        if known is not None and known != data.classes:
-            names = f"{', '.join(known)}; these images have {', '.join(data.classes)}: rename their folders"
-            raise ConfigError(f"the classifier's classes are {names}, or name a --classifier of theirs")
+        if known and not data.classes:
+            run.splits["test"] = data = replace(data, classes=known)
+        elif known and known != data.classes:
+            own, theirs = (", ".join([*names[:10], *(["..."] if len(names) > 10 else [])]) for names in (known, data.classes))
+            advice = f"rename their folders, name a --classifier of theirs, or take its predictions: --labels {PREDICTED}"
+            raise ConfigError(f"the classifier's classes are {own}; these images have {theirs}: {advice}")
     run.classifier = load_classifier(source, data, **config.options())
 
 

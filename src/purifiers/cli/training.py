@@ -16,7 +16,6 @@ def train(
     *,
     changes: options.Changes,
     recipe: Annotated[str | None, options.recipe("digits; folder with --images")] = None,
-    images: Annotated[str | None, typer.Option(metavar="DIR", help="Your images, one subfolder per class.")] = None,
     shipped_classifiers: options.ShippedClassifiers = False,
     output: Annotated[Path | None, options.output("runs/RECIPE")] = None,
     device: options.Device = "auto",
@@ -34,7 +33,7 @@ def train(
     from purifiers.training.pipeline import train_recipe
 
     watch = Stopwatch()
-    chosen = load_recipe(recipe or ("folder" if images else "digits"), changes.overrides(images=images, seed=seed))
+    chosen = load_recipe(recipe or ("folder" if changes.images else "digits"), changes.overrides(seed=seed))
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / chosen.name

@@ -116,6 +116,7 @@ class Certificate(ResultFile):
     dataset: str
     classifier: str
     purifier: str
+    labels_predicted: bool = False  # the true classes are the classifier's own predictions on clean images
     n_images: int
     sigma: float
     n0: int
@@ -221,7 +222,12 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
         with progress(f"certifying: {name}", len(data) * (smoothing.n0 + smoothing.n)) as advance:
             found.append(summarised(name, certify(model, data, smoothing, **options, advance=advance), radii))
     names = {"dataset": data.name, "classifier": run.classifier_name, "purifier": purifier}
-    numbers = {"n_images": len(data), **asdict(smoothing), "largest_radius": smoothing.largest_radius}
+    numbers = {
+        "labels_predicted": data.labels_predicted,
+        "n_images": len(data),
+        **asdict(smoothing),
+        "largest_radius": smoothing.largest_radius,
+    }
     recipe = run.recipe.model_dump(mode="json")
     return Certificate(**names, **numbers, **provenance(run.recipe.seed, run.device), recipe=recipe, models=found)
 

@@ -128,9 +128,9 @@ def train_recipe(
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
     run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline())
-    run.images("test")  # whatever is wrong with them is found before the training, not after it
+    names = run.images("test").classes  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
-    write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes))
+    write_text(folder / CLASSES_FILE, json.dumps(names))
     return run
 
 
@@ -160,6 +160,10 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     for name, wanted in recipe.classifiers().items():
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
+    if "classifier" not in opened and (data.unlabelled or not data.classes):
+        raise ConfigError(
+            "these images come without the names of their classes: give the --classifier, or train one with --classes"
+        )
     starts = load_starts(recipe, run.device)
     with locked(folder):
         prepare_folder(recipe, folder, restart)
@@ -167,9 +171,9 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
             write_text(folder / RECIPE_FILE, recipe_text(recipe))
         for name in recipe.classifiers():
             run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
-        run.classifier = run.classifiers["classifier"]
+            run.classifier = run.classifiers["classifier"]  # the first: companions may learn from its predictions
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
-        report_accuracy(run, data)
+        report_accuracy(run, run.images("train"))
         panel = Panel(run.classifiers.values(), recipe.precision)
         with panel.watched():
             _train_purifiers(run, panel, starts, ablation)
