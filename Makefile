@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 # Without compiling all of torch, which takes longer than to install it: Python compiles what is imported.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench reliability reliability-quick clean
 help:
 	@echo "make demo   train, attack and evaluate on a small data set; results in runs/demo"
 	@echo "make test   all tests, with line coverage"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make bench  speed of attacks, training and purifying files"
+	@echo "make reliability        kills, faults, bad input and load in large numbers; an hour; writes docs/reliability.md"
+	@echo "make reliability-quick  the same in small numbers; two minutes"
 	@echo "make clean  remove .venv and caches, but not runs/"
 
 demo: $(VENV)/installed
@@ -33,6 +35,12 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/bulk.py
+
+reliability: $(VENV)/installed-dev
+	$(BIN)/python reliability/run.py
+
+reliability-quick: $(VENV)/installed-dev
+	$(BIN)/python reliability/run.py --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build dist src/*.egg-info
