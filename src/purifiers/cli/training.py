@@ -1,5 +1,6 @@
 """``purifiers train`` and ``reproduce``, and ``demo``: the latter on a small data set."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,10 +27,11 @@ def train(
     """Train a purifier for a classifier.
 
     Train a classifier (or use yours), the two teachers and the student. Purifier.from_pretrained and 'purifiers evaluate'
-    take the output folder. If interrupted, the same command resumes.
+    take the output folder. If interrupted, the same command resumes. Under torchrun the processes share the work.
     """
     from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import load_recipe, with_shipped_classifiers
+    from purifiers.training.distributed import together
     from purifiers.training.pipeline import train_recipe
 
     watch = Stopwatch()
@@ -37,11 +39,12 @@ def train(
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / chosen.name
-    train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes))
-    say(f"trained in {duration(watch.seconds)}")
-    say(f"\nThe purifier is in {folder}. Measure it:  purifiers evaluate {folder}")
-    # A plain name would mean the purifier that ships.
-    say(f'In Python:  Purifier.from_pretrained("{"./" if str(folder) in NAMES else ""}{folder}")')
+    with together():
+        train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes))
+        say(f"trained in {duration(watch.seconds)}")
+        say(f"\nThe purifier is in {folder}. Measure it:  purifiers evaluate {folder}")
+        # A plain name would mean the purifier that ships.
+        say(f'In Python:  Purifier.from_pretrained("{"./" if str(folder) in NAMES else ""}{folder}")')
 
 
 def reproduce(
@@ -89,6 +92,8 @@ def reproduce(
     from purifiers.runs import open_weights, prepare_baselines
     from purifiers.training.pipeline import train_recipe, train_variants
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("this runs in one process; first train in the same --output: torchrun ... -m purifiers train")
     wanted = tables or (1, 2, 3)
     if seeds and (from_weights or 2 not in wanted or seed is not None):
         raise ConfigError("--seeds is for Table 2, which is trained: not with --from-weights, --seed, or --tables without 2")

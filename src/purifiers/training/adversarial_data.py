@@ -16,6 +16,7 @@ from purifiers.device import Precision, autocast
 from purifiers.errors import TrainingError
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
+from purifiers.training.distributed import first_only
 
 
 class Panel(nn.Module):
@@ -69,7 +70,11 @@ def attack_for_training(
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels. Every attack
     of the recipe is run on every classifier of the panel, each on its share of the images of each round (on ``weight`` shares);
-    without attacks there are no channels."""
+    without attacks there are no channels. Of several processes the first makes them for all."""
+    return first_only(lambda: _attack_training_images(run, panel, data).cpu()).to(data.images.device)
+
+
+def _attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     recipe = run.recipe
     if not recipe.training_attacks:
         return data.images[:, :0]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -26,6 +27,7 @@ from purifiers.runs import CLASSES_FILE, RECIPE_FILE, STUDENTS, Run, student_con
 from purifiers.seeds import seed_for
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
+from purifiers.training.distributed import first_only, together
 from purifiers.training.latent import train_latent
 from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
@@ -92,11 +94,11 @@ def train(
     recipe = changed(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), own)
     run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
-    with frozen(model):
+    with together(), frozen(model):
         adapted, data = adapt_classifier(model, name, data)
         run.take(data, "train")
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
-    return Purifier.from_pretrained(run.folder, device=home)
+        return first_only(lambda: Purifier.from_pretrained(run.folder)).to(home)
 
 
 def train_recipe(
@@ -130,7 +132,7 @@ def train_recipe(
     run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline())
     names = run.images("test").classes  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
-    write_text(folder / CLASSES_FILE, json.dumps(names))
+    first_only(lambda: write_text(folder / CLASSES_FILE, json.dumps(names)))
     return run
 
 
@@ -165,10 +167,15 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
             "these images come without the names of their classes: give the --classifier, or train one with --classes"
         )
     starts = load_starts(recipe, run.device)
-    with locked(folder):
-        prepare_folder(recipe, folder, restart)
-        if not (folder / RECIPE_FILE).is_file():
-            write_text(folder / RECIPE_FILE, recipe_text(recipe))
+    with ExitStack() as held:
+
+        def prepare() -> None:
+            held.enter_context(locked(folder))
+            prepare_folder(recipe, folder, restart)
+            if not (folder / RECIPE_FILE).is_file():
+                write_text(folder / RECIPE_FILE, recipe_text(recipe))
+
+        first_only(prepare)
         for name in recipe.classifiers():
             run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
             run.classifier = run.classifiers["classifier"]  # the first: companions may learn from its predictions
@@ -178,8 +185,9 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         with panel.watched():
             _train_purifiers(run, panel, starts, ablation)
         unchanged()
-        write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
-        save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
+        # Of a resumed run the evaluation may differ; the purifier's card comes when it is measured.
+        first_only(lambda: write_text(folder / RECIPE_FILE, recipe_text(recipe)))
+        first_only(lambda: save_network(folder, run.purifiers["student"].network))
 
 
 def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
