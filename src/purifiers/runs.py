@@ -110,7 +110,7 @@ class Run:
         the labels, they are unknown until it is there."""
         if split not in self.splits:
             config = self.recipe.data
-            self.take(load_images(config.name, split, **config.source()), split)
+            self.take(load_images(config.name, split, self.cache, **config.source()), split)
         if "classifier" in vars(self):
             self.splits[split] = completed(self.splits[split], self.classifier, self.recipe.evaluation.batch_size)
         return self.splits[split]

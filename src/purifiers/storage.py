@@ -38,8 +38,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and keep others from training in it, or raise; the lock ends with the process, and is no file."""
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Make ``folder`` and keep others from working in it; if one does, raise, or ``wait``. The lock ends with the process, and
+    is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise TrainingError(f"another process trains in {folder}: wait for it, or choose another output folder") from error
         except OSError:  # some network file systems have none
@@ -115,7 +116,9 @@ def digest(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            rows = part.detach().unsqueeze(0) if part.ndim == 0 else part.detach()
+            for some in rows.split(1000):  # images may be in a file that does not fit into memory
+                sha.update(some.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         elif isinstance(part, Mapping) and any(isinstance(value, Tensor) for value in part.values()):
             for key in sorted(part):
                 sha.update(digest(key, part[key]).encode())

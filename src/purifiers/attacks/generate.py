@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from purifiers.attacks.base import Attack, show_fraction
 from purifiers.attacks.libraries import LOGGER
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, slices, to_float
+from purifiers.data.large import empty
 from purifiers.errors import AttackError
 from purifiers.seeds import reproducible, seed_for
 
@@ -43,6 +44,7 @@ def generate(
     batch_size: int = 250,
     cache: Cache | Path | str | None = None,
     quantized: bool = False,
+    offset: int = 0,
     advance: Callable[[int], None] = lambda images: None,
     saved: Callable[[], None] = lambda: None,
 ) -> Adversarial:
@@ -55,6 +57,7 @@ def generate(
         cache: where finished shards are kept, or its folder; None keeps nothing.
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay within
             epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack.
+        offset: where ``data`` begins in the whole that it is a part of, a multiple of ``SHARD``.
         advance: called with the number of images after each batch.
         saved: called after each shard that was computed now, once it is in the cache: stopping there loses nothing.
 
@@ -63,7 +66,8 @@ def generate(
         AttackError: the attack left its threat model, or less than half of a perturbation is left when it is quantised.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
-    shards = []
+    shards, images = [], data.images
+    result = empty(images.shape, torch.uint8 if quantized else torch.float32, cache.folder, device=images.device)
     for shard in slices(len(data), SHARD):
         images, labels = data.images[shard], data.labels[shard]
 
@@ -73,14 +77,14 @@ def generate(
             attack.check_result(to_float(images), to_float(found.images) if quantized else found.images)
             return found
 
-        key = cache.key(model, images, attack, labels, seed, shard.start, batch_size, quantized)
+        key = cache.key(model, images, attack, labels, seed, offset + shard.start, batch_size, quantized)
         found = cache.load("adversarial", key, checked)
         if found is None:
             results: list[Tensor] = []
             begun = time.perf_counter()
             with _collected() as noted:
                 for batch in slices(len(images), batch_size):
-                    own_seed = seed_for(seed_for(seed, shard.start), batch.start)
+                    own_seed = seed_for(seed_for(seed, offset + shard.start), batch.start)
                     with reproducible(own_seed, images.device):  # for models that draw random numbers
                         adversarial = attack(model, to_float(images[batch]), labels[batch], seed=own_seed)
                     results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
@@ -91,10 +95,10 @@ def generate(
             saved()
         else:
             advance(len(images))
-        shards.append(found)
+        result[shard] = found.images
+        shards.append(replace(found, images=images[:0]))
     warnings = _counted(text for found in shards for text in Counter(found.warnings).elements())
-    images = torch.cat([found.images for found in shards])
-    return Adversarial(images, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
+    return Adversarial(result, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
 
 
 def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -43,15 +44,16 @@ DATASETS: Registry[DataSet] = Registry("data set", "purifiers.data", make=DataSe
 """What a recipe may name under ``data.name``."""
 
 
-def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
-    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown."""
+def load_images(name: str, split: Literal["train", "test"], cache: Path | None = None, **options: Any) -> ImageSet:
+    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown. A data
+    set that may not fit into memory keeps what it makes of it in the folder ``cache``."""
     if split not in ("train", "test"):
         raise ConfigError(f"a split is train or test; got {split!r}")
     load = DATASETS[name].load
     given = {key: value for key, value in options.items() if value is not None}
     if unknown := given.keys() - inspect.signature(load).parameters:
         raise ConfigError(f"the data set '{name}' takes no data.{min(unknown)}")
-    return load(split, **given)
+    return load(split, **given, **_taken(load, {"cache": cache}))
 
 
 def placeholder(name: str, **options: Any) -> ImageSet | None:

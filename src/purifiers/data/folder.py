@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,10 @@ from purifiers.data.datasets import DATASETS
 from purifiers.data.files import SUFFIXES, counted, image_files, read_image, read_rgb
 from purifiers.data.images import ImageSet
 from purifiers.data.labels import PREDICTED, UNKNOWN, in_order, numbered, read_classes, read_table
+from purifiers.data.large import decode
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
+from purifiers.storage import digest
 
 TEST_SHARE = 0.2
 NAMED = 20  # unreadable files that an error names; it counts all
@@ -32,10 +34,16 @@ def folder_classes(path: str | None = None, labels: str | None = None, classes: 
 
 def folder_shape(path: str | None = None, labels: str | None = None) -> tuple[int, int] | None:
     """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
-    with suppress(DataError, OSError, StopIteration):
-        if path:
-            first = read_rgb(next(iter(listed(Path(path), "train", labels)[0])))
-            return first.height, first.width
+    with suppress(DataError, OSError):
+        return _first_shape([*listed(Path(path), "train", labels)[0]][:1]) if path else None
+    return None
+
+
+def _first_shape(files: Iterable[Path]) -> tuple[int, int] | None:
+    for file in files:
+        with suppress(DataError):
+            image = read_rgb(file)
+            return image.height, image.width
     return None
 
 
@@ -46,6 +54,7 @@ def load_folder(
     size: int | None = None,
     labels: str | None = None,
     classes: str | None = None,
+    cache: Path | str | None = None,
 ) -> ImageSet:
     """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``), in any case.
 
@@ -61,6 +70,8 @@ def load_folder(
             labelled by the classifier's own predictions later, as those of a folder without subfolders are anyway.
         classes: a text file with the names of the classifier's outputs, of which labels by name are a part; see
             :func:`purifiers.data.labels.read_classes`.
+        cache: a folder in which images that are too large for memory are kept once they are decoded: see
+            :func:`purifiers.data.large.decode`.
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
@@ -74,23 +85,37 @@ def load_folder(
     files, names = listed(Path(path), split, labels, classes, remarks if split == "train" else None)
     if not files:
         raise DataError(f"there are no {split} images in {path}")
-    images, unreadable = _read_all(files, size, remarks)
+
+    def read(file: Path) -> tuple[np.ndarray, Sequence[str]]:
+        picture = read_image(file)
+        image = picture.over_white()
+        return np.array(image if size is None else cover(image, size, size)), picture.remarks
+
+    shape = ((size, size) if size is not None else _first_shape(files)) or (1, 1)
+
+    def decoded(part: str, files: Iterable[Path]) -> tuple[torch.Tensor, list[str], list[tuple[int, int]]]:
+        home = Path(cache) / f"images-{digest(path, part, shape):.16}" if cache else None
+        return decode([*files], read, shape, remarks, f"reading {part} images", home)
+
+    images, unreadable, shapes = decoded(split, files)
     if unreadable:
-        more, also = _read_all(listed(Path(path), "test" if split == "train" else "train", labels, classes)[0], size, remarks)
+        other: Literal["train", "test"] = "test" if split == "train" else "train"
+        others = listed(Path(path), other, labels, classes)[0]
+        _, also, _ = decoded(other, others)
         unreadable += also
         faults = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
-        count = len(images) + len(more) + len(unreadable)
-        raise DataError(f"{len(unreadable)} of {count} images cannot be read; mend or remove them:\n  {faults}")
-    shapes = sorted({image.shape[:2] for image in images})
+        raise DataError(
+            f"{len(unreadable)} of {len(files) + len(others)} images cannot be read; mend or remove them:\n  {faults}"
+        )
+    shorter = sorted(map(min, shapes))
+    shapes = sorted({shape, *shapes})
     if len(shapes) > 1:
-        shorter = sorted(min(image.shape[:2]) for image in images)
         advice = f"give one, that of the classifier's own training if known: --set data.size={shorter[len(shorter) // 2]}"
         raise ConfigError(f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; {advice}")
     if told := counted(remarks):
         say(f"{f'{split} images':<16} left out or changed: {told}")
     numbers = torch.tensor([*files.values()], dtype=torch.int64)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(Path(path).name, pixels, numbers, names, labels_predicted=bool((numbers == UNKNOWN).all()))
+    return ImageSet(Path(path).name, images, numbers, names, labels_predicted=bool((numbers == UNKNOWN).all()))
 
 
 def listed(
@@ -185,20 +210,6 @@ def _drawn(folder: Path, name: str, files: list[Path], split: str) -> list[Path]
     # The lowest draw is for testing and the highest for training, so that no split of a small class is empty.
     tests = {ranked[0], *(file for file in ranked[:-1] if draws[file] < TEST_SHARE)}
     return [file for file in files if (file in tests) == (split == "test")]
-
-
-def _read_all(files: Iterable[Path], size: int | None, remarks: Counter[str]) -> tuple[list[np.ndarray], list[str]]:
-    """The images of ``files``, uint8 (H, W, 3), and the faults of those that cannot be read; remarks on them are counted."""
-    images, unreadable = [], []
-    for file in files:
-        try:
-            picture = read_image(file)
-            remarks.update(picture.remarks)
-            image = picture.over_white()
-            images.append(np.asarray(image if size is None else cover(image, size, size)))
-        except DataError as error:
-            unreadable.append(str(error))
-    return images, unreadable
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:

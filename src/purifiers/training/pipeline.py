@@ -193,7 +193,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
 def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
     """The teachers, from ``starts`` if they name one, and the students."""
     recipe, data = run.recipe, run.images("train")
-    pairs = torch.cat([data.images, attack_training_images(run, panel, data)], dim=1)
+    pairs = attack_training_images(run, panel, data)
     nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:
