@@ -23,8 +23,9 @@ from purifiers.cli import main
 from purifiers.errors import ConfigError
 from purifiers.networks import CAE, ResNet
 from purifiers.recipes.load import load_recipe, recipe_text
-from purifiers.serve import endpoints, server
-from purifiers.serve.endpoints import Service
+from purifiers.serve import server, worker
+from purifiers.serve.connections import WAITING
+from purifiers.serve.models import Models
 from purifiers.storage import save_tensors
 from tests.serve.test_endpoints import decoded, encoded, image, purified, until
 
@@ -75,9 +76,15 @@ def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
             slow = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(8)]
             for client in slow:
                 client.sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n")
+            silent = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(WAITING + 8)]
             until(lambda: waiting() == 8)
-            assert fetch(f"{url}/purify", encoded(image(0)))[0] == 503
-            for client in slow:
+            assert fetch(f"{url}/purify", encoded(image(0)))[0] == 200, "those who send slowly keep out nobody"
+            assert silent[0].recv(1) == b"", "the one that was silent longest was ended"
+            endless = silent[-1]
+            with pytest.raises(ConnectionError):
+                for _ in range(1000):
+                    endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 10_000)
+            for client in (*slow, *silent):
                 client.close()
             until(lambda: waiting() == 0)
             images = [image(i) for i in range(64)]
@@ -86,6 +93,19 @@ def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
                 assert {status for status, _ in found} == {200}
                 for pixels, (_, content) in zip(images, found, strict=True):
                     assert np.array_equal(decoded(content), purified(purifier, pixels))
+                full = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(16)]
+                for client in full:
+                    client.sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+                heads = [client.recv(4096).partition(b"\r\n\r\n")[0] for client in full]
+                refusals = [head for head in heads if b" 503 " in head]
+                assert 0 < len(refusals) <= 8
+                assert all(b"Retry-After: 1" in head for head in refusals)
+                for client in full:  # on the same connection, once more
+                    client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    while part := client.recv(65_536):
+                        last_part = part
+                    assert last_part.endswith(b'{"status":"ok","restarts":0}')
+                    client.close()
                 last = pool.submit(fetch, f"{url}/purify", encoded(images[0]))
                 until(lambda: waiting() or last.done())
                 process.send_signal(signal.SIGTERM)
@@ -98,7 +118,10 @@ def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
         assert "Traceback" not in text and "Exception" not in text
 
 
-def test_mistakes_are_reported_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(worker.Worker, "start", lambda self: self.build())  # in this process, which has loaded torch
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for words, message in [
             (["cifar-10"], "did you mean 'cifar10'"),
@@ -118,16 +141,16 @@ Served = Callable[..., nn.Module]
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Served:
     """The classifier that ``purifiers serve`` with these arguments puts behind the purifier, of which only the name counts."""
-    services: list[Service] = []
+    built: list[Models] = []
     monkeypatch.setattr(Purifier, "from_pretrained", lambda name: Purifier(Nothing()))
-    monkeypatch.setattr(endpoints, "make_app", lambda service, _: services.append(service))
+    monkeypatch.setattr(worker.Worker, "start", lambda self: built.append(self.build()))
     monkeypatch.setattr(server, "serve_app", lambda make, *_, **__: make())
 
     def served(*words: object) -> nn.Module:
         if main(["serve", *map(str, words), "--device", "cpu"]) != 0:
             raise ConfigError(capsys.readouterr().err)
-        assert services[-1].classifier is not None
-        return services[-1].classifier
+        assert built[-1].classifier is not None
+        return built[-1].classifier
 
     return served
 
