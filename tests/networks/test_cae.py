@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from purifiers.errors import InputError
 from purifiers.networks import CAE
@@ -26,10 +27,13 @@ def test_the_default_is_the_papers_fifteen_and_fifteen_blocks_with_tanh() -> Non
     skip_every=st.integers(0, 3),
     residual=st.booleans(),
     training=st.booleans(),
+    unshuffle=st.integers(1, 4),
 )
-def test_any_size_keeps_its_shape_and_range(height: int, width: int, skip_every: int, residual: bool, training: bool) -> None:
+def test_any_size_keeps_its_shape_and_range(
+    height: int, width: int, skip_every: int, residual: bool, training: bool, unshuffle: int
+) -> None:
     torch.manual_seed(0)
-    network = CAE(**SMALL, skip_every=skip_every, residual=residual).train(training)
+    network = CAE(**SMALL, skip_every=skip_every, residual=residual, unshuffle=unshuffle).train(training)
     images = torch.rand(2, 3, height, width)
     output = network(images)
     assert output.shape == images.shape
@@ -37,9 +41,10 @@ def test_any_size_keeps_its_shape_and_range(height: int, width: int, skip_every:
     assert output.min() >= 0 and output.max() <= 1
 
 
-def test_padding_is_cropped_on_the_side_where_it_was_added() -> None:
+@pytest.mark.parametrize("unshuffle", [1, 4])
+def test_padding_is_cropped_on_the_side_where_it_was_added(unshuffle: int) -> None:
     """With a residual and no learned change the output is the input, pixel for pixel, whatever the padding."""
-    network = CAE(**SMALL, residual=True).eval()
+    network = CAE(**SMALL, residual=True, unshuffle=unshuffle).eval()
     images = torch.rand(1, 3, 13, 9)
     torch.testing.assert_close(network(images), images)
 
@@ -80,7 +85,7 @@ def test_output_can_be_darker_than_mid_grey() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        *({"widths": [4], "blocks": [1, 1]}, {"widths": [], "blocks": []}, {"widths": [0], "blocks": [1]}),
+        *({"widths": [4], "blocks": [1, 1]}, {"widths": [], "blocks": []}, {"widths": [0], "blocks": [1]}, {"unshuffle": 0}),
         *({"skip_every": -1}, {"shortcuts": -1}, {"last_block": "relu"}, {"last_block": "relu_tanh", "residual": True}),
     ],
 )
@@ -132,3 +137,31 @@ def test_the_last_block_as_the_paper_draws_it_works_in_unit_range() -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.decoder.modules()) == 4
     output = network(torch.rand(4, 3, 16, 16))
     assert 0 == output.min() < 0.1 < 0.5 < output.max() < 1
+
+
+def test_unshuffled_pixels_return_to_their_places() -> None:
+    """With blocks that pass every channel on as it is, the output is the input: what comes apart is what was put together."""
+    network = CAE(widths=[12], blocks=[1], skip_every=0, unshuffle=2).eval()
+    for convolution in (network.encoder[0][0], network.decoder[0]):
+        nn.init.dirac_(convolution.weight)
+    nn.init.zeros_(network.decoder[0].bias)
+    images = torch.rand(1, 3, 6, 4) / 2 + 0.5  # [0,1] inside, which ReLU passes
+    expected = (torch.tanh((images * 2 - 1) / (1 + 1e-5) ** 0.5) + 1) / 2
+    torch.testing.assert_close(network(images), expected)
+
+
+def test_reach_with_unshuffling_is_the_distance_over_which_a_pixel_acts() -> None:
+    torch.manual_seed(0)
+    network = CAE(widths=[4, 4], blocks=[1, 1], unshuffle=3).eval()
+    images = torch.rand(1, 3, 60, 60, requires_grad=True)
+    network(images)[0, :, 30, 30].sum().backward()
+    rows = images.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    reached = max(30 - int(rows[0]), int(rows[-1]) - 30)
+    assert network.stride <= reached <= network.reach < network.stride * 3
+
+
+def test_unshuffling_makes_large_images_cheap() -> None:
+    """15 + 15 blocks on 224 pixels in fewer operations than a small ImageNet classifier's 0.8 G."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        CAE(widths=[24, 48, 80], blocks=[2, 3, 10], residual=True, unshuffle=4).eval()(torch.empty(1, 3, 224, 224))
+    assert counter.get_total_flops() < 0.8e9

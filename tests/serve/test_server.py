@@ -24,7 +24,6 @@ from purifiers.errors import ConfigError
 from purifiers.networks import CAE, ResNet
 from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.serve import server, worker
-from purifiers.serve.connections import WAITING
 from purifiers.serve.models import Models
 from purifiers.storage import save_tensors
 from tests.serve.test_endpoints import decoded, encoded, image, purified, until
@@ -76,15 +75,9 @@ def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
             slow = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(8)]
             for client in slow:
                 client.sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n")
-            silent = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(WAITING + 8)]
             until(lambda: waiting() == 8)
             assert fetch(f"{url}/purify", encoded(image(0)))[0] == 200, "those who send slowly keep out nobody"
-            assert silent[0].recv(1) == b"", "the one that was silent longest was ended"
-            endless = silent[-1]
-            with pytest.raises(ConnectionError):
-                for _ in range(1000):
-                    endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 10_000)
-            for client in (*slow, *silent):
+            for client in slow:
                 client.close()
             until(lambda: waiting() == 0)
             images = [image(i) for i in range(64)]
@@ -93,19 +86,6 @@ def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
                 assert {status for status, _ in found} == {200}
                 for pixels, (_, content) in zip(images, found, strict=True):
                     assert np.array_equal(decoded(content), purified(purifier, pixels))
-                full = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(16)]
-                for client in full:
-                    client.sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
-                heads = [client.recv(4096).partition(b"\r\n\r\n")[0] for client in full]
-                refusals = [head for head in heads if b" 503 " in head]
-                assert 0 < len(refusals) <= 8
-                assert all(b"Retry-After: 1" in head for head in refusals)
-                for client in full:  # on the same connection, once more
-                    client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                    while part := client.recv(65_536):
-                        last_part = part
-                    assert last_part.endswith(b'{"status":"ok","restarts":0}')
-                    client.close()
                 last = pool.submit(fetch, f"{url}/purify", encoded(images[0]))
                 until(lambda: waiting() or last.done())
                 process.send_signal(signal.SIGTERM)

@@ -19,7 +19,7 @@ class CAE(Network):
 
     The encoder is ``sum(blocks)`` blocks Conv-BN-ReLU, the decoder its mirror, as many blocks
     ConvTranspose-BN-ReLU; the last block ends in Tanh. Every stage after the first halves height and width in its first
-    block; images are padded to a multiple of that and cropped back.
+    block; images are padded to a multiple of that and of ``unshuffle``, and cropped back.
 
     Args:
         widths: channels of each stage, outermost first.
@@ -33,6 +33,8 @@ class CAE(Network):
             ``relu_tanh``: they stay in [0,1], and it is ConvTranspose-BN-ReLU-Tanh, as the paper draws it.
         residual: the output is ``clamp(x + tanh(...))`` instead of ``tanh(...)``; starts as the identity.
         channels: image channels.
+        unshuffle: before the first block every ``unshuffle`` x ``unshuffle`` pixels become the channels of one, and after the
+            last block they come apart again. Large images cost less so: 4 divides the number of positions by 16.
 
     Raises:
         InputError: the arguments do not describe a network.
@@ -50,11 +52,12 @@ class CAE(Network):
         last_block: Literal["tanh", "relu_tanh"] = "tanh",
         residual: bool = False,
         channels: int = 3,
+        unshuffle: int = 1,
     ) -> None:
         super().__init__()
-        if len(widths) != len(blocks) or not widths or min(*widths, *blocks, channels) < 1:
-            got = f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}"
-            raise InputError(f"a CAE needs as many widths as blocks, all at least 1; {got}")
+        if len(widths) != len(blocks) or not widths or min(*widths, *blocks, channels, unshuffle) < 1:
+            got = f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}, unshuffle={unshuffle}"
+            raise InputError(f"a CAE needs as many widths as blocks, channels and unshuffle, all at least 1; {got}")
         if min(skip_every, skips_from, shortcuts) < 0:
             got = f"got {skip_every}, {skips_from} and {shortcuts}"
             raise InputError(f"a CAE needs skip_every, skips_from and shortcuts of at least 0; {got}")
@@ -65,12 +68,13 @@ class CAE(Network):
         # Inside, images are in [low, 1].
         self.low = -1 if last_block == "tanh" else 0
         self.channels = channels
-        self.stride = 2 ** (len(widths) - 1)
+        self.unshuffle = unshuffle
+        self.stride = unshuffle * 2 ** (len(widths) - 1)
         # Every block reaches one step of the finer of its two resolutions, on either side of the latent.
         steps_down = (2 ** (stage - 1) + (count - 1) * 2**stage for stage, count in enumerate(blocks) if stage)
-        self.reach = 2 * (blocks[0] + sum(steps_down))
+        self.reach = unshuffle * 2 * (blocks[0] + sum(steps_down)) + unshuffle - 1
         # Channels between blocks, and the blocks that halve the resolution; the decoder walks both lists backwards.
-        flow = [channels] + [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
+        flow = [channels * unshuffle**2] + [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
         halving = {sum(blocks[:stage]) for stage in range(1, len(blocks))}
         steps = [(fan_in, fan_out, 2 if i in halving else 1) for i, (fan_in, fan_out) in enumerate(pairwise(flow))]
         same = [fan_in == fan_out and stride == 1 for fan_in, fan_out, stride in steps]
@@ -94,9 +98,10 @@ class CAE(Network):
         """Purify ``images`` (N, channels, H, W), float, in [0,1]; same shape, dtype and range."""
         height, width = images.shape[-2:]
         padded = self._padded(images)
-        latent, kept = _through(self.encoder, self.shortcuts[0], padded, {}, self.skips)
+        latent, kept = _through(self.encoder, self.shortcuts[0], self._unshuffled(padded), {}, self.skips)
         skips = {len(self.decoder) - passed: features for passed, features in kept.items()}
-        output = torch.tanh(_through(self.decoder, self.shortcuts[1], latent, skips, ())[0])
+        output = _through(self.decoder, self.shortcuts[1], latent, skips, ())[0]
+        output = torch.tanh(output if self.unshuffle == 1 else F.pixel_shuffle(output, self.unshuffle))
         if self.residual:
             output = (padded + output).clamp(-1, 1)
         # In the default layout, as a classifier may want to flatten it with view(). Always a copy: a data-dependent branch
@@ -105,7 +110,10 @@ class CAE(Network):
 
     def latent(self, images: Tensor) -> Tensor:
         """The latent of ``images``, (N, widths[-1], H / stride, W / stride), H and W padded to multiples of the stride."""
-        return _through(self.encoder, self.shortcuts[0], self._padded(images), {}, ())[0]
+        return _through(self.encoder, self.shortcuts[0], self._unshuffled(self._padded(images)), {}, ())[0]
+
+    def _unshuffled(self, images: Tensor) -> Tensor:
+        return images if self.unshuffle == 1 else F.pixel_unshuffle(images, self.unshuffle)
 
     def _padded(self, images: Tensor) -> Tensor:
         # Written so that a tracer of sizes sees that the padded ones are multiples of the stride.
