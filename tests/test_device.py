@@ -88,3 +88,14 @@ def test_the_defaults_of_the_process_are_of_no_consequence(default: str, tmp_pat
     trained = purifiers.train(classifier, images, labels, output=tmp_path / "run", recipe="digits", settings=settings)
     assert trained(images).dtype == torch.float32
     assert (torch.get_default_dtype(), torch.get_default_device()) == defaults
+
+
+def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert find_device("auto") == find_device("cuda") == torch.device("cuda", 1)
+    assert find_device("cuda:0") == torch.device("cuda", 0)
+    assert find_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="cuda"):
+        find_device("auto")

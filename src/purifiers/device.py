@@ -14,7 +14,8 @@ Precision = Literal["32-true", "bf16-mixed"]
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """The device called ``name``: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+    """The device called ``name``: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``. Under torchrun
+    ``auto`` and ``cuda`` are the GPU of the process' LOCAL_RANK.
 
     Raises:
         ConfigError: there is no such device on this machine.
@@ -23,6 +24,8 @@ def find_device(name: str = "auto") -> torch.device:
     kind, _, index = name.partition(":")
     if kind == "auto":
         kind = "cuda" if available["cuda"] else "cpu"
+    if kind == "cuda" and not index:
+        index = os.environ.get("LOCAL_RANK", "")
     if not (index or "0").isdigit() or int(index or 0) >= available.get(kind, 0):
         usable = ", ".join(name for name, count in available.items() if count)
         raise ConfigError(f"there is no device '{name}' on this machine; available: auto, {usable}")

@@ -153,12 +153,16 @@ def purify(
     ] = None,
     max_pixels: options.MaxPixels = 50_000_000,
     device: options.Device = "auto",
+    on_error: Annotated[
+        Literal["skip", "stop"], typer.Option(help="Skip and list files that cannot be read or written, or stop at the first.")
+    ] = "skip",
+    shard: options.ShardOfWork = None,
 ) -> None:
     """Clean image files with a purifier.
 
     Purify an image, or every image below a folder, into PNG files of the same names. Files that are there already are
     skipped, so that the same command resumes after an interruption; they are written again for another purifier or a changed
-    image. Unreadable files do not stop the command: they are listed at the end and in OUT/failed.txt, with exit status 1.
+    image. Files that cannot be read or written are listed at the end and in OUT/failed.txt, with exit status 1.
     """
     from purifiers.bulk.purify_files import purify_files
     from purifiers.console import say
@@ -166,6 +170,7 @@ def purify(
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
 
+    share = options.find_shard(shard)
     loaded = Purifier.from_pretrained(purifier).to(find_device(device))
     if getattr(loaded.network, "redraws", False):
         warning = f"warning: the output of '{purifier}' is made for its classifier and is not human-readable"
@@ -173,7 +178,9 @@ def purify(
     place = Path(target)
     if target.endswith(("/", os.sep)) and source.is_file():
         place /= f"{source.stem}.png"
-    result = purify_files(loaded, source, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare)
+    result = purify_files(
+        loaded, source, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare, on_error=on_error, shard=share
+    )
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     if result.replaced:
         say(f"{result.replaced} were written by another purifier, or of another or older image, and were replaced")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from purifiers.runs import STATE_FILE, Run
 from purifiers.seeds import generator_for, seed_for
 from purifiers.storage import digest, load_state, save_state
 from purifiers.training.cuda_graph import CapturedStep
+from purifiers.training.distributed import averaged, first_only, mine, synchronised, weighted, world_size
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses
 
@@ -55,6 +57,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
     A resumed training gives the same weights, bit for bit, as one that was never interrupted. Each epoch checks ``deadline``.
+    Several processes train together, and resume what any number of them began; see :mod:`purifiers.training.distributed`.
 
     Returns:
         The history: for each epoch its mean losses, the learning rate at its end, images/s, floating-point operations of
@@ -64,20 +67,25 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         OutOfTime: the next epoch would not fit into the time limit.
         TrainingError: a loss or weight is not finite; the message names the step. The last good epoch stays on disk.
         CheckpointError: the checkpoint is damaged, of another recipe, or unfinished and of another kind of device.
+        ConfigError: a batch has fewer images than there are processes.
     """
+    with synchronised(stage.network) as network:
+        return _fit(stage, network, fabric, checkpoint, deadline or Deadline())
+
+
+def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, deadline: Deadline) -> list[dict[str, float]]:
     optimisation, device = stage.optimisation, stage.images.device
     steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
-    # A captured step is not compiled too: that takes longer than it saves.
-    captured = stage.captured and device.type == "cuda"
+    # A captured step is not compiled too: that takes longer than it saves. Processes that wait for each other do neither.
+    alone = world_size() == 1
+    captured = stage.captured and device.type == "cuda" and alone
     optimizer = _optimizer(optimisation, stage.network, captured)
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
-    eager, optimizer = fabric.setup(stage.network, optimizer)
-    model = cast(nn.Module, torch.compile(eager)) if stage.compiled and not captured else eager
+    eager, optimizer = fabric.setup(network, optimizer)
+    model = cast(nn.Module, torch.compile(eager)) if stage.compiled and alone and not captured else eager
     history: list[dict[str, float]] = []
-    deadline = deadline or Deadline()
-    if checkpoint.exists():
-        state = _load(checkpoint, stage)
+    if state := first_only(lambda: _load(checkpoint, stage) if checkpoint.exists() else {}):
         stage.network.load_state_dict(state["network"])
         history = state["history"]
         if len(history) < optimisation.epochs:
@@ -91,7 +99,8 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
     per_epoch = steps * min(optimisation.batch_size, len(stage.images))
     left = optimisation.epochs - len(history)
     if left:
-        deadline.check(f"what comes before {stage.name}", history[-1]["seconds"] if history else 0.0, finished=False)
+        expected = history[-1]["seconds"] if history else 0.0
+        first_only(lambda: deadline.check(f"what comes before {stage.name}", expected, finished=False))
     # Counted in the very first step, which is not compiled: the counter does not see into compiled code.
     counter, flops = FlopCounterMode(display=False), int(history[0].get("flops_per_image", 0)) if history else 0
 
@@ -100,8 +109,9 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         batch = augmented(stage.images[chosen], generator, flip=optimisation.flip, crop=optimisation.crop)
         with counter if not flops else nullcontext():
             losses = stage.losses(model if flops else eager, to_float(batch), stage.labels[chosen], generator)
+            losses = weighted(losses, len(chosen))
             fabric.backward(losses["loss"])
-        flops = flops or counter.get_total_flops() // len(chosen)
+        flops = flops or counter.get_total_flops() // len(mine(chosen))
         optimizer.step()
         optimizer.zero_grad()
         return {name: value.detach() for name, value in losses.items()}
@@ -123,12 +133,14 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
             parts = {"network": stage.network, "optimizer": optimizer, "scheduler": scheduler}
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"generator": generator.get_state(), "device": device.type, "threads": torch.get_num_threads()}
-            save_state(checkpoint, {"fingerprint": stage.fingerprint, **state, "history": history})
+            state |= {"fingerprint": stage.fingerprint, "history": history}
+            first_only(partial(save_state, checkpoint, state))
             values = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
             rate = f"{per_epoch / watch.seconds:,.0f} images/s"
             detail(f"{stage.name:<16} epoch {epoch}/{optimisation.epochs}  {values}  {rate}")
             if epoch < optimisation.epochs:
-                deadline.check(f"epoch {epoch}/{optimisation.epochs} of {stage.name}", watch.seconds)
+                done = f"epoch {epoch}/{optimisation.epochs} of {stage.name}"
+                first_only(partial(deadline.check, done, watch.seconds))
     if left:
         say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
     stage.network.eval()
@@ -152,7 +164,7 @@ def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
 def _mean_losses(records: list[Losses], stage: Stage, epoch: int) -> dict[str, float]:
     """The mean losses of an epoch; raises TrainingError if one of them, or a weight after it, is not finite."""
     # One wait for the device, at the end of the epoch: all its losses at once.
-    table = {key: torch.stack([record[key] for record in records]) for key in records[0]}
+    table = {key: averaged(torch.stack([record[key] for record in records])) for key in records[0]}
     finite = torch.stack([values.isfinite() for values in table.values()]).all(0).tolist()
     if not all(finite):
         step = finite.index(False)
@@ -224,9 +236,11 @@ def fit_stage(
     frozen = [fingerprint(parent) for parent in parents]
     images = stage.images[:, :3]
     key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
+    if first_only(lambda: key) != key:
+        raise TrainingError(f"{stage.name}: the processes have different images, recipes or networks: start all alike")
     # What is not one network, such as two that play against each other, is not compiled.
     compiled = recipe.compiled and kept is None
     seed = stage.seed or seed_for(recipe.seed, stage.name)
     stage = replace(stage, fingerprint=key, seed=seed, compiled=compiled, captured=compiled and stage.captured)
     run.histories[stage.name] = fit(stage, make_fabric(run.device, recipe.precision), folder / STATE_FILE, run.deadline)
-    save_network(folder, network if kept is None else kept)
+    first_only(lambda: save_network(folder, network if kept is None else kept))

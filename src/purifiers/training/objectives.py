@@ -1,7 +1,7 @@
 """The loss of each stage, as a function for the loop: (network, float batch, labels, generator) -> losses.
 
 Where a stage needs adversarial examples that were made before, the batch holds image and adversarial examples stacked along
-the channels.
+the channels. Of several processes each computes the loss of its own images of the batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from purifiers.attacks import Attack
 from purifiers.device import autocast
@@ -16,6 +17,7 @@ from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
 from purifiers.training.adversarial_data import Panel
+from purifiers.training.distributed import mine, rank
 from purifiers.training.losses import Losses
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
@@ -23,11 +25,12 @@ StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
 
 def classifier_losses(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
     """Cross-entropy."""
-    return {"loss": F.cross_entropy(classifier(images), labels)}
+    return {"loss": F.cross_entropy(classifier(mine(images)), mine(labels))}
 
 
 def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
     """Teacher NT restores clean images: equation 3."""
+    images = mine(images)
     return {"loss": losses.reconstruction_loss(teacher(images), images)}
 
 
@@ -35,7 +38,7 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
     """Teacher AT purifies adversarial images so that the frozen classifiers recognise them: equation 2."""
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
-        images, adversarial = _adversarial(teacher, pairs, labels, config, panel, generator)
+        images, adversarial, labels = _adversarial(teacher, pairs, labels, config, panel, generator)
         purified = teacher(adversarial)
         logits = panel(purified)
         counted = logits if config.adversarial_weight else logits.detach()
@@ -55,7 +58,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     """The student purifies adversarial images and imitates its ``teachers``, ``AT``, ``NT`` or both: equations 4 to 6."""
 
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
-        images, adversarial = _adversarial(student, pairs, labels, config, panel, generator)
+        images, adversarial, labels = _adversarial(student, pairs, labels, config, panel, generator)
         purified = student(adversarial)
         with torch.no_grad(), autocast(images.device, panel.precision):
             outputs = [
@@ -76,6 +79,7 @@ def encoder_losses(attack: Attack, panel: Panel) -> StageLosses:
     """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018); ``panel`` gives the precision."""
 
     def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        images, labels = mine(images), mine(labels)
         adversarial = attack(_attackable(classifier, panel), images, labels, seed=_draw(generator))
         return {"loss": F.cross_entropy(classifier(adversarial).float(), labels)}
 
@@ -87,22 +91,26 @@ def _attackable(network: nn.Module, panel: Panel) -> nn.Module:
     differentiate, and in the training's precision."""
     for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
         network = getattr(network, wrapper, network)
-    return Panel([network], panel.precision)
+    return Panel([network.module if isinstance(network, DistributedDataParallel) else network], panel.precision)
 
 
 def _draw(generator: torch.Generator) -> int:
-    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    return seed + rank()  # processes whose images start from the same noise would see less of it
 
 
 def _adversarial(
     purifier: nn.Module, batch: Tensor, labels: Tensor, config: OnAttacked, panel: Panel, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Images, and adversarial examples of them: those in the batch, or new ones on the purifier itself."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This process' images of a batch, adversarial examples of them, those in the batch or new ones on the purifier itself, and
+    their labels."""
     if config.attack is not None:
-        images = batch[:, :3].contiguous()
-        adversarial = config.attack(nn.Sequential(_attackable(purifier, panel), panel), images, labels, seed=_draw(generator))
-        batch = torch.cat([images, adversarial], dim=1)
-    return attacked(batch, config, generator)
+        batch = batch[:, :3].repeat(1, 2, 1, 1)
+        images, adversarial = mine(batch).split(3, dim=1)
+        target = nn.Sequential(_attackable(purifier, panel), panel)
+        adversarial.copy_(config.attack(target, images.contiguous(), mine(labels), seed=_draw(generator)))
+    images, adversarial = attacked(batch, config, generator)
+    return mine(images), mine(adversarial), mine(labels)
 
 
 def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -24,8 +25,10 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import save_network
 from purifiers.runs import CLASSES_FILE, RECIPE_FILE, STUDENTS, Run, student_configs
 from purifiers.seeds import seed_for
+from purifiers.shards import Shard
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
+from purifiers.training.distributed import first_only, together
 from purifiers.training.latent import train_latent
 from purifiers.training.loop import Stage, fit_stage, seeded
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
@@ -92,11 +95,11 @@ def train(
     recipe = changed(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), own)
     run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
-    with frozen(model):
+    with together(), frozen(model):
         adapted, data = adapt_classifier(model, name, data)
         run.take(data, "train")
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
-    return Purifier.from_pretrained(run.folder, device=home)
+        return first_only(lambda: Purifier.from_pretrained(run.folder)).to(home)
 
 
 def train_recipe(
@@ -109,6 +112,7 @@ def train_recipe(
     deadline: Deadline | None = None,
     cache: Path | None = None,
     classifiers: Mapping[str, nn.Module] = NOTHING,
+    shard: Shard | None = None,
 ) -> Run:
     """Train everything that the recipe asks for, into ``folder``; what is finished there is reused, the rest is resumed.
 
@@ -118,19 +122,21 @@ def train_recipe(
         deadline: stop before the epoch that would not fit.
         cache: folder of adversarial examples, by default one in ``folder``.
         classifiers: by stage, frozen, on the device: used instead of being read or trained.
+        shard: the share of the adversarial examples to make here; whoever finds those of the others trains everything.
 
     Raises:
         OutOfTime: the time is up and not everything is trained.
+        Unfinished: this shard's adversarial examples are there, and those of others are not.
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
         ConfigError: the folder holds a network that no run made there, or a restart would discard what the recipe needs.
         TrainingError: a loss is not finite, or another process trains in ``folder``.
         InputError: a classifier changed while it was used.
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
-    run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline())
+    run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline(), shard or Shard())
     run.images("test")  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
-    write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes))
+    first_only(lambda: write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes)))
     return run
 
 
@@ -161,27 +167,39 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
     starts = load_starts(recipe, run.device)
-    with locked(folder):
-        prepare_folder(recipe, folder, restart)
-        if not (folder / RECIPE_FILE).is_file():
-            write_text(folder / RECIPE_FILE, recipe_text(recipe))
+    shared = run.shard.count > 1
+    with ExitStack() as held:
+
+        def prepare() -> None:
+            held.enter_context(locked(folder, wait=shared))  # one shard trains the classifiers for all
+            prepare_folder(recipe, folder, restart)
+            if not (folder / RECIPE_FILE).is_file():
+                write_text(folder / RECIPE_FILE, recipe_text(recipe))
+
+        first_only(prepare)
         for name in recipe.classifiers():
             run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
         run.classifier = run.classifiers["classifier"]
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         report_accuracy(run, data)
         panel = Panel(run.classifiers.values(), recipe.precision)
+        if shared:  # all attack at once
+            held.close()
         with panel.watched():
-            _train_purifiers(run, panel, starts, ablation)
+            adversarial = run.shard.finish(lambda: attack_training_images(run, panel, data))
+            if shared:
+                held.enter_context(locked(folder, wait=True))
+            _train_purifiers(run, panel, adversarial, starts, ablation)
         unchanged()
-        write_text(folder / RECIPE_FILE, recipe_text(recipe))  # of a resumed run the evaluation may differ
-        save_network(folder, run.purifiers["student"].network)  # its card comes when it is measured
+        # Of a resumed run the evaluation may differ; the purifier's card comes when it is measured.
+        first_only(lambda: write_text(folder / RECIPE_FILE, recipe_text(recipe)))
+        first_only(lambda: save_network(folder, run.purifiers["student"].network))
 
 
-def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
-    """The teachers, from ``starts`` if they name one, and the students."""
+def _train_purifiers(run: Run, panel: Panel, adversarial: Tensor, starts: Mapping[str, nn.Module], ablation: bool) -> None:
+    """The teachers, from ``starts`` if they name one, and the students, on the training images and ``adversarial`` ones."""
     recipe, data = run.recipe, run.images("train")
-    pairs = torch.cat([data.images, attack_training_images(run, panel, data)], dim=1)
+    pairs = torch.cat([data.images, adversarial], dim=1)
     nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:
