@@ -15,7 +15,7 @@ EXTRAS = {
     "transformers": ("transformers",),
     "hub": ("huggingface_hub",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "serve": ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "serve": ("fastapi", "httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "app": ("gradio",),
     "art": ("art", "multiprocess"),
 }
@@ -61,6 +61,10 @@ class TrainingError(PurifiersError, RuntimeError):
 
 class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (not an error)
     """The time limit was reached. Finished work is kept; the same call resumes."""
+
+
+class Unfinished(PurifiersError):  # noqa: N818 (not an error)
+    """This process's share of the work is finished, and those of others are not."""
 
 
 class AttackError(PurifiersError, RuntimeError):

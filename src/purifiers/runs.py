@@ -14,6 +14,7 @@ from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
 from purifiers.classifiers.load import completed, load_classifier
 from purifiers.console import Deadline, say
 from purifiers.data import DATASETS, ImageSet, load_images
+from purifiers.data.images import random_crops
 from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
@@ -24,6 +25,7 @@ from purifiers.recipes.parts import folder_name
 from purifiers.recipes.schema import Recipe, Student
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
+from purifiers.shards import Shard
 from purifiers.storage import load_state, locked, write_text
 from purifiers.weights import HUB
 
@@ -77,6 +79,7 @@ class Run:
     device: torch.device
     cache: Path  # the folder of cached adversarial examples
     deadline: Deadline = field(default_factory=Deadline)
+    shard: Shard = field(default_factory=Shard)  # of the attacks and measurements that are cached
     trained: Recipe | None = None  # what the weights were trained with; ``recipe`` may have other attacks or another classifier
     classifier: nn.Module = field(init=False)  # frozen, in evaluation mode; set by the first stage
     classifiers: dict[str, nn.Module] = field(default_factory=dict)  # it and its companions, by stage, if training needed them
@@ -109,16 +112,30 @@ class Run:
         """The recipe's training or test images, limited as it says, on the device; read once. Where the classifier predicts
         the labels, they are unknown until it is there."""
         if split not in self.splits:
-            config = self.recipe.data
-            self.take(load_images(config.name, split, self.cache, **config.source()), split)
+            self.take(self._read(split), split)
         if "classifier" in vars(self):
             self.splits[split] = completed(self.splits[split], self.classifier, self.recipe.evaluation.batch_size)
         return self.splits[split]
 
+    def drawn(self, limit: int | None) -> ImageSet:
+        """A baseline's training images: ``limit`` random ones of the data set, by default those of the recipe."""
+        if limit is None:
+            return self.images("train")
+        images = self._read("train").limited(limit, seed_for(self.recipe.seed, "baselines", "limit")).to(self.device)
+        return completed(images, self.classifier, self.recipe.evaluation.batch_size)
+
+    def _read(self, split: Literal["train", "test"]) -> ImageSet:
+        config = self.recipe.data
+        return load_images(config.name, split, self.cache, **config.source())
+
     def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
         """Use ``images``, limited as the recipe says, as its training or test images."""
-        limit = self.recipe.data.limit if split == "train" else self.recipe.data.test_limit
-        self.splits[split] = images.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.device)
+        config, seed = self.recipe.data, self.recipe.seed
+        limit = config.limit if split == "train" else config.test_limit
+        images = images.limited(limit, seed_for(seed, split, "limit")).to(self.device)
+        if config.crops and split == "train":
+            images = random_crops(images, **config.crops.model_dump(), seed=seed_for(seed, "crops"))
+        self.splits[split] = images
 
 
 def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:
@@ -271,7 +288,7 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
         elif not isinstance(config, TrainedBaseline):
             network = config.build(len(run.images("test").classes))
         elif train:
-            data = run.images("train").limited(config.limit, seed_for(run.recipe.seed, "baselines", "limit"))
+            data = run.drawn(config.limit)
             with locked(run.folder):
                 network = resolve(config.trainer, "trainer")(run, title, config, data)
             write_text(run.checkpoint(folder_of(title)) / SETTINGS_FILE, config.model_dump_json(indent=1))

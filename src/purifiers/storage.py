@@ -38,9 +38,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Make ``folder`` and keep others from working in it; if one does, raise, or ``wait``. The lock ends with the process, and
-    is no file."""
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make ``folder`` and keep others from working in it; raise if another process does, or ``wait`` until it has ended. The
+    lock ends with the process, and is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)

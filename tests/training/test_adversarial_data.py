@@ -93,8 +93,7 @@ def test_every_image_is_attacked_once_in_each_round_by_one_attack_on_one_classif
         assert made_by[0].sum() == 30
         jobs.append(torch.stack([sizes == 40, made_by[0]]))
     assert not torch.equal(*jobs), "rounds deal the images anew"
-    monkeypatch.setattr("purifiers.attacks.generate.SHARD", 7)
-    monkeypatch.setattr("purifiers.training.adversarial_data.SHARD", 7)
+    monkeypatch.setattr("purifiers.training.adversarial_data.BLOCK", 7)
     monkeypatch.setattr("purifiers.data.large.IN_MEMORY", 0)
     assert torch.equal(attack_training_images(run, two, data), pairs), "in parts, and in a file"
 

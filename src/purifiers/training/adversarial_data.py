@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import Attack
-from purifiers.attacks.generate import SHARD, Adversarial, generate
+from purifiers.attacks.generate import BLOCK, Adversarial, generate
+from purifiers.cache import Cache
 from purifiers.console import progress, say
 from purifiers.data import ImageSet, slices
 from purifiers.data.large import empty
@@ -19,7 +19,7 @@ from purifiers.device import Precision, autocast
 from purifiers.errors import TrainingError
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
-from purifiers.training.distributed import first_only
+from purifiers.training.distributed import first_only, world_size
 
 
 class Panel(nn.Module):
@@ -60,15 +60,22 @@ class Panel(nn.Module):
 
 
 def attack_for_training(
-    run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None], offset: int = 0
+    run: Run,
+    attack: Attack,
+    model: nn.Module,
+    data: ImageSet,
+    seed: int,
+    advance: Callable[[int], None],
+    chosen: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> Adversarial:
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
-    size, cache = run.recipe.evaluation.batch_size, run.cache
+    size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
     saved = partial(run.deadline.check, "a part of the adversarial examples")
-    options: dict[str, Any] = {"batch_size": size, "cache": cache, "quantized": True, "advance": advance, "saved": saved}
-    return generate(attack, model, data, seed=seed, offset=offset, **options)
+    options: dict[str, Any] = {"cache": cache, "quantized": True, "advance": advance, "saved": saved}
+    return generate(attack, model, data, seed=seed, batch_size=size, chosen=chosen, into=into, **options)
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
@@ -78,28 +85,29 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     recipe, device = run.recipe, data.images.device
     if not recipe.training_attacks:
         return data.images
+    shape = len(data), 3 + 3 * recipe.attack_rounds, *data.images.shape[2:]
+    pairs = empty(shape, torch.uint8, run.cache, device=device)
+    parts = slices(len(data), BLOCK)  # all may not fit into memory
+    for part in parts:
+        pairs[part, :3] = data.images[part]
+    first_only(lambda: _attack(run, panel, data, pairs[:, 3:]))
+    for part in parts if world_size() > 1 else ():
+        pairs[part] = first_only(partial(pairs[part].cpu)).to(device)
+    return pairs
+
+
+def _attack(run: Run, panel: Panel, data: ImageSet, rounds: Tensor) -> None:
+    recipe = run.recipe
     shares = [attack for attack in recipe.training_attacks.values() for _ in range(attack.weight)]
     jobs = [(attack, model) for attack in shares for model in panel.classifiers]
     count, seconds = len(data) * recipe.attack_rounds, 0.0
-    size = len(data), 3 + 3 * recipe.attack_rounds, *data.images.shape[2:]
-    pairs = empty(size, torch.uint8, run.cache, device=device)
-    for part in slices(len(data), SHARD):
-        pairs[part, :3] = data.images[part]
     with progress("attacking training images", count) as advance:
-
-        def attacked(attack: Attack, model: nn.Module, some: ImageSet, seed: int, offset: int) -> Adversarial:
-            found = attack_for_training(run, attack, model, some, seed, advance, offset)
-            return replace(found, images=found.images.cpu())
-
-        for turn in range(recipe.attack_rounds):
+        for turn, into in enumerate(rounds.split(3, dim=1)):
             generator = generator_for(recipe.seed, "who attacks what", turn)
-            job_of = torch.randperm(len(data), generator=generator).to(device) % len(jobs)
+            job_of = torch.randperm(len(data), generator=generator).to(rounds.device) % len(jobs)
             for job, (attack, model) in enumerate(jobs):
                 seed = seed_for(recipe.seed, "training attack", turn, job)
-                own = (job_of == job).nonzero().flatten()
-                for part in slices(len(own), SHARD):  # a part at a time, as all may not fit into memory
-                    found = first_only(partial(attacked, attack, model, data.subset(own[part]), seed, part.start))
-                    pairs[own[part], 3 * turn + 3 : 3 * turn + 6] = found.images.to(device)
-                    seconds += found.seconds
+                chosen = (job_of == job).nonzero().flatten()
+                seconds += attack_for_training(run, attack, model, data, seed, advance, chosen, into).seconds
+    run.shard.check()
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
-    return pairs
