@@ -118,7 +118,7 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("name=\udcff", "cannot read the value"),
         ("name=~", "valid string"),
         ("student={epochs: 1, epochs: 2}", "'epochs' is there twice"),
-        ("variants=&a {x: *a}", "recursive"),
+        ("variants=&a {x: *a}", "aliases"),
         *(
             (f"{key}=1e400", "finite number")
             for key in ("student.beta", "student.weight_decay", "teacher_at.adversarial_weight")

@@ -1,6 +1,5 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from purifiers.data import ImageSet, as_image_set, noise, to_float
 from purifiers.device import find_device
 from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.registry import fingerprint, place
+from purifiers.storage import parse_json
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 ALONE = 1e-2
@@ -214,7 +214,7 @@ def _open(
 def _is_transformers(folder: Path) -> bool:
     """Is this the folder of a Hugging Face model? The library's own name a ``network`` in their config.json."""
     try:
-        config: Any = json.loads((folder / registry.CONFIG_FILE).read_text())
+        config: Any = parse_json((folder / registry.CONFIG_FILE).read_bytes(), registry.CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "network" not in config and ("model_type" in config or "architectures" in config)
