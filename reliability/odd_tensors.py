@@ -1,6 +1,7 @@
 """Tensors of every shape, type, range and layout, by Hypothesis: the right answer, or the library's own error."""
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def odd_tensors(count: int, _: Path) -> Result:
         before = images.clone() if isinstance(images, Tensor) and images.layout is torch.strided else None
         valid = is_valid(images)
         outputs: dict[str, Any] = {}
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "purifier": lambda: purifier(images),
             "model": lambda: model(images),
             "attack": lambda: attack(model, images, labels),

@@ -112,7 +112,7 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > NESTED:
                 raise yaml.YAMLError(f"nested more than {NESTED} deep\n{event.start_mark}")
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
     except Exception as error:  # PyYAML raises more than its own
         raise ConfigError(f"cannot read {what} as YAML: {error}") from error
 
