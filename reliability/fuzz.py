@@ -99,7 +99,7 @@ PROMISES = {
         "message, or read.",
         "by atheris, guided by coverage, from small files of every kind",
         damaged,
-        600,
+        300,
         1_000_000,
     ),
 }

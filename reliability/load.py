@@ -326,7 +326,7 @@ PROMISES = {
         "Clients that are slow, break off or send rubbish do not hold or spoil others.",
         "silent, slow, broken and gone clients, damaged images and oversized bodies beside 4 connections that want images",
         bad_clients,
-        44,
+        22,
         11_000,
     ),
     "worker-killed": Promise(

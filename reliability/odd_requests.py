@@ -41,7 +41,7 @@ PROMISES = {
         "The service answers any request as its OpenAPI description says.",
         "requests drawn by schemathesis, valid and not, to every route; status, headers and content are checked",
         odd_requests,
-        40,
+        20,
         20_000,
     ),
 }
