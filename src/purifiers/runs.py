@@ -1,6 +1,5 @@
 """A run: a recipe and the folder of everything that is made with it."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from purifiers.recipes.schema import Recipe, Student
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard
-from purifiers.storage import load_state, locked, write_text
+from purifiers.storage import load_state, locked, parse_json, write_text
 from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
@@ -194,7 +193,7 @@ def _load_classifier(run: Run, source: str, images: ImageSet | None) -> None:
     data = run.images("test")
     if run.trained is not None and config.source == run.trained.classifier.source:
         file, known = run.folder / CLASSES_FILE, DATASETS[run.trained.data.name].class_names(**run.trained.data.source())
-        known = tuple(json.loads(file.read_text())) if file.is_file() else known
+        known = tuple(parse_json(file.read_bytes(), str(file))) if file.is_file() else known
         if known and not data.classes:
             run.splits["test"] = data = replace(data, classes=known)
         elif known and known != data.classes:

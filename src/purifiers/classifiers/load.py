@@ -1,6 +1,5 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +22,7 @@ from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device
 from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.registry import fingerprint, place
+from purifiers.storage import parse_json
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 ALONE = 1e-2
@@ -239,7 +239,7 @@ def _open(
 def _is_transformers(folder: Path) -> bool:
     """Is this the folder of a Hugging Face model? The library's own name a ``network`` in their config.json."""
     try:
-        config: Any = json.loads((folder / registry.CONFIG_FILE).read_text())
+        config: Any = parse_json((folder / registry.CONFIG_FILE).read_bytes(), registry.CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "network" not in config and ("model_type" in config or "architectures" in config)

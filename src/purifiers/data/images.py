@@ -27,9 +27,15 @@ def check_images(images: Tensor, *, values: bool = True) -> None:
     if images.ndim != 4:
         hint = "; add the batch dimension with images.unsqueeze(0)" if images.ndim == 3 else ""
         raise InputError(f"images must have shape (N, C, H, W); got {tuple(images.shape)}{hint}")
+    if 0 in images.shape[1:]:
+        raise InputError(f"images must have a pixel at least; got shape {tuple(images.shape)}")
+    if images.layout is not torch.strided:
+        raise InputError(f"images must be a dense tensor; got {images.layout}; convert with .to_dense()")
     if images.dtype not in DTYPES:
         hint = "; divide by 255" if images.dtype == torch.uint8 else "; convert with .float()"
         raise InputError(f"images must be float32 in [0,1]; got {images.dtype}{hint}")
+    if values and images.is_meta:
+        raise InputError("images are on the device meta, which holds no values")
     if values and images.numel():
         low, high = torch.stack(torch.aminmax(images.detach())).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
