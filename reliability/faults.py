@@ -516,7 +516,7 @@ PROMISES = {
     ),
     "memory": Promise(
         "Where memory is too small for a batch, its halves are processed, and a line says so.",
-        "out of memory for more than 2 or 3 images of batches of 4 and 8; certificates and files are the same to the last digit",
+        "out of memory for more than 2 or 3 images of batches of 4 and 8; certificates and files stay the same",
         memory,
         quick=4,
         long=40,

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from purifiers.data import ImageSet, as_image_set, augmented, load_images, shuffled_batches, to_float, to_uint8
+from purifiers.data.images import random_crops
 from purifiers.errors import ConfigError, InputError
 
 IMAGES = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 3, 4, 5)
@@ -40,6 +41,22 @@ def test_a_limit_draws_by_seed_and_keeps_pairs() -> None:
         (place,) = (data.images == image).all(dim=(1, 2, 3)).nonzero().flatten().tolist()
         assert data.labels[place] == label
     assert data.limited(None, 0) is data and data.limited(99, 0) is data
+
+
+def test_crops_are_squares_of_their_image_at_one_size() -> None:
+    """Each image is a ramp along its width, so a crop is one too: it is as steep as its side is long."""
+    ramp = torch.arange(60, dtype=torch.uint8).expand(2, 3, 40, 60).clone()
+    ramp[1] += 100
+    data = ImageSet("x", ramp, torch.tensor([4, 2]), ())
+    crops = random_crops(data, size=20, count=30, smallest=0.5, seed=0)
+    assert crops.images.shape == (60, 3, 20, 20)
+    assert crops.labels.tolist() == [4] * 30 + [2] * 30
+    assert crops.images[:30].max() < 60 and crops.images[30:].min() >= 100
+    sides = (crops.images[..., 0, 15].double() - crops.images[..., 0, 5].double())[:, 0] * 2
+    assert 19 <= sides.min() < 25 and 35 < sides.max() <= 41
+    assert torch.equal(crops.images, random_crops(data, size=20, count=30, smallest=0.5, seed=0).images)
+    whole = random_crops(ImageSet("x", ramp[..., :40].contiguous(), data.labels, ()), size=40, count=1, smallest=1, seed=0)
+    assert torch.equal(whole.images, ramp[..., :40])
 
 
 def test_augmentation_gives_every_shift_and_mirror_and_nothing_else() -> None:
@@ -108,10 +125,17 @@ def test_the_number_of_classes() -> None:
     assert as_image_set(unnamed, classes=2).classes == ("0", "1")
 
 
+def test_images_without_labels() -> None:
+    for images in (IMAGES, [IMAGES[:2], IMAGES[2:]]):
+        data = as_image_set(images, classes=5)
+        assert data.unlabelled and data.subset(torch.tensor([1])).labels_predicted and len(data.classes) == 5
+    with pytest.raises(InputError, match="got -1"):
+        as_image_set([IMAGES[:2], (IMAGES[2:], LABELS[2:])])
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ((IMAGES,), "labels are missing"),
         ((IMAGES, LABELS.int()), "int64"),
         ((IMAGES, [2, 0, 1]), "int64"),
         ((IMAGES, LABELS[:2]), r"shape \(3,\)"),
@@ -126,7 +150,7 @@ def test_the_number_of_classes() -> None:
         ((IMAGES.numpy(), LABELS), "leave out labels"),
         ((5,), "DataLoader"),
         (([],), "no images"),
-        (([IMAGES],), "images and labels.* Tensor"),
+        (([5],), "images and labels.* int"),
         (([(IMAGES, LABELS, LABELS)],), "images and labels.* 3"),
         (([(IMAGES[:0], LABELS[:0])],), "no images"),
         (([(IMAGES, LABELS), (IMAGES[..., :2], LABELS)],), "several sizes"),

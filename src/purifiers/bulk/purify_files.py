@@ -158,7 +158,21 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
         name = file.relative_to(source).with_suffix(".png")
         if taken.setdefault(name, file) != file:
             result.fail(f"{file}: would become {target / name}, like {taken[name].name}; rename one")
-    return [_Job(file, target / name, compare and compare / name) for name, file in taken.items()]
+    jobs = []
+    for name, file in taken.items():
+        outside = [folder / name for folder in (target, compare) if folder and not _holds(folder, folder / name)]
+        for path in outside:
+            result.fail(
+                f"{file}: {path.parent} is a link to another place, and nothing is written outside of the output folder"
+            )
+        if not outside:
+            jobs.append(_Job(file, target / name, compare and compare / name))
+    return jobs
+
+
+def _holds(folder: Path, file: Path) -> bool:
+    """Whether ``file`` would be written below ``folder``, and not where a link leads."""
+    return file.parent.resolve().is_relative_to(folder.resolve())
 
 
 @dataclass

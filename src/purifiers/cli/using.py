@@ -1,10 +1,11 @@
 """``purifiers export``, ``purify``, ``serve`` and ``app``."""
 
 import os
+from functools import partial
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
     from purifiers.data import ImageSet
     from purifiers.recipes.schema import Recipe
+    from purifiers.serve.models import Models
 
 CALIBRATION = 256  # training images from which the ranges of 8-bit activations are taken
 MEASURED = 1000  # test images, at most, on which 8 bits are compared with float
-KEY = "PURIFIERS_API_KEY"  # the environment variable that holds the key for requests to the service
+TOKEN = "PURIFIERS_TOKEN"  # the environment variable that holds what requests to the service have to bring
 LISTED = 20  # failures that 'purify' prints; all are in a file
 
 
@@ -37,7 +39,7 @@ def _classifier_of(recipe: "Recipe", size: int | None = None) -> "nn.Module":
     from purifiers.classifiers.load import load_classifier
     from purifiers.data import placeholder
 
-    noise = placeholder(recipe.data.name, recipe.data.path, size or recipe.data.size)
+    noise = placeholder(recipe.data.name, **recipe.data.source() | ({"size": size} if size else {}))
     return load_classifier(str(recipe.classifier.source), noise, **recipe.classifier.options())
 
 
@@ -65,12 +67,6 @@ def export(
         bool,
         typer.Option("--int8", help="Quantise to 8 bits, calibrated on training images, and report the loss on test images."),
     ] = False,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Images for --int8, one subfolder per class.", show_default="the data it was trained on"
-        ),
-    ] = None,
 ) -> None:
     """Export a purifier to one file, for ONNX or torch.export.
 
@@ -78,7 +74,7 @@ def export(
     (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is checked
     against PyTorch before it is saved. Needs pip install 'purifiers[onnx]'.
     """
-    from purifiers.classifiers.load import load_classifier
+    from purifiers.classifiers.load import completed, load_classifier
     from purifiers.console import say
     from purifiers.export.program_file import about, export_onnx, export_torch, exportable
     from purifiers.export.quantise import quantisation_loss, quantise
@@ -93,15 +89,14 @@ def export(
         raise ConfigError("--int8 is for ONNX: not with --format torch")
     classifier = changes.classifier
     if not (int8 or classifier):
-        changes.refuse_unused("--int8 or a --classifier", recipe=recipe, images=images)
+        changes.refuse_unused("--int8 or a --classifier", recipe=recipe)
     loaded = Purifier.from_pretrained(purifier)
     exportable(loaded)  # before data are read
-    overrides = changes.overrides(images=images)
-    overrides += [("data.size", size)] if images and size else []
+    overrides = changes.overrides()
+    overrides += [("data.size", size)] if changes.images and size else []
     known = _recipe_behind(purifier, recipe, overrides)
     if int8 and known.data.name == "folder" and known.data.path is None:
-        advice = "give --images DIR, with one subfolder per class"
-        raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: {advice}")
+        raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: give --images DIR")
     model = exportable(loaded, _classifier_of(known, size) if classifier else None)
     channels = channels_of(loaded.network) or 3
     metadata = about(Path(purifier).resolve().name, loaded, classifier)
@@ -110,8 +105,9 @@ def export(
         own = weights.locate(purifier) / "checkpoints" / "classifier"
         trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
         judge = None
-        if trained_for and not (classifier or images):
+        if trained_for and not (classifier or changes.images):
             judge = load_classifier(trained_for, test, **known.classifier.options())
+            test = completed(test, judge)
     with TemporaryDirectory() as folder:
         if format == "torch":
             difference = export_torch(model, target, size=size, channels=channels)
@@ -209,10 +205,13 @@ def serve(
             parser=options.reader(float, "seconds from 0 to 10", lambda seconds: 0 <= seconds <= 10),
             help="How long the first image of a batch waits for others.",
         ),
-    ] = 0.01,
+    ] = 0.002,
     max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Refuse requests with a longer body.")] = 10_000_000,
     max_pixels: options.MaxPixels = 4_000_000,
-    max_queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at a time; further ones get status 503.")] = 64,
+    max_queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that wait; further ones get status 503.")] = 64,
+    max_per_client: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Requests of one address at a time; further ones get status 429.")
+    ] = None,
     device: options.Device = "auto",
 ) -> None:
     """Purify images over HTTP.
@@ -222,22 +221,40 @@ def serve(
     service answers all requests in flight and stops, with exit status 0.
     """
     from purifiers.console import say
+    from purifiers.serve.connections import LimitedProtocol
+    from purifiers.serve.endpoints import Service, make_app
+    from purifiers.serve.server import serve_app
+    from purifiers.serve.worker import Worker
+
+    if not changes.classifier:
+        changes.refuse_unused("a --classifier", recipe=recipe)
+    worker = Worker(partial(_served, purifier, changes, recipe, device, max_pixels))
+    limits = (max_batch_size, batch_timeout, max_bytes, max_queue, max_per_client)
+    service = Service(worker, bool(changes.classifier), *limits)
+
+    def make() -> Any:
+        worker.start()
+        return make_app(service, os.environ.get(TOKEN))
+
+    try:
+        serve_app(make, host, port, access_log=False, http=LimitedProtocol, timeout_graceful_shutdown=ceil(service.timeout))
+    finally:
+        worker.stop()
+    say("stopped")
+
+
+def _served(purifier: str, changes: options.Changes, recipe: str | None, device: str, max_pixels: int) -> "Models":
+    """What the worker of the service does."""
     from purifiers.data import DATASETS
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
-    from purifiers.serve.endpoints import Service, make_app
-    from purifiers.serve.server import serve_app
+    from purifiers.serve.models import Models
 
     classifier = names = None
     if changes.classifier:
         known = _recipe_behind(purifier, recipe, changes.overrides())
-        classifier, names = _classifier_of(known), DATASETS[known.data.name].class_names(known.data.path)
-    else:
-        changes.refuse_unused("a --classifier", recipe=recipe)
-    loaded, sizes = Purifier.from_pretrained(purifier), (max_batch_size, batch_timeout, max_bytes, max_pixels, max_queue)
-    service = Service(loaded, classifier, find_device(device), names, *sizes)
-    serve_app(lambda: make_app(service, os.environ.get(KEY)), host, port, timeout_graceful_shutdown=ceil(service.timeout))
-    say("stopped")
+        classifier, names = _classifier_of(known), DATASETS[known.data.name].class_names(**known.data.source())
+    return Models(Purifier.from_pretrained(purifier), classifier, names, find_device(device), max_pixels)
 
 
 def app(
