@@ -121,9 +121,9 @@ def plain(value: Any) -> Any:
 # Works ----------------------------------------------------------------------------------------------------------------------
 
 
-def train(folder: Path) -> Any:
+def train(folder: Path, shard: Shard | None = None) -> Any:
     """The whole training; its weights and losses."""
-    run = train_recipe(load_recipe("digits", SETTINGS), folder, device="cpu")
+    run = train_recipe(load_recipe("digits", SETTINGS), folder, device="cpu", shard=shard)
     return [plain(run.histories), {name: fingerprint(one.network) for name, one in run.purifiers.items()}]
 
 
@@ -142,9 +142,11 @@ def attack(base: Path, folder: Path) -> Any:
     return found.images.flatten().tolist()[::50]
 
 
-def evaluate(base: Path, folder: Path) -> Any:
+def evaluate(base: Path, folder: Path, shard: Shard | None = None) -> Any:
     """The measurements of a run."""
-    results, _ = evaluate_run(_copy(base, folder))
+    run = _copy(base, folder)
+    run.shard = shard or Shard()
+    results, _ = run.shard.finish(lambda: evaluate_run(run))
     results.write(folder)
     return plain(json.loads((folder / "results.json").read_text()))
 
@@ -173,10 +175,10 @@ def report(base: Path, folder: Path) -> Any:
     return {file.name: len(file.read_text()) for file in folder.iterdir() if file.suffix in (".md", ".html")}
 
 
-def clean(base: Path, folder: Path) -> Any:
+def clean(base: Path, folder: Path, shard: Shard | None = None) -> Any:
     """Twelve image files purified, and each compared; what is in the files."""
     purifier = Purifier.from_pretrained(str(base))
-    purify_files(purifier, base.parents[1] / "pictures", folder / "out", compare=folder / "compared")
+    purify_files(purifier, base.parents[1] / "pictures", folder / "out", compare=folder / "compared", shard=shard)
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     return {str(file.relative_to(folder)): np.asarray(Image.open(file)).astype(int).sum().item() for file in files}
 

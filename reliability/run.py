@@ -22,6 +22,7 @@ import load
 import odd_requests
 import odd_tensors
 import ranks
+import shards
 from promise import Promise, Result
 
 from purifiers.storage import write_text
@@ -40,6 +41,7 @@ PROMISES: dict[str, Promise] = {
     **odd_requests.PROMISES,
     **odd_tensors.PROMISES,
     **ranks.PROMISES,
+    **shards.PROMISES,
 }
 
 
