@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Make ``folder`` and keep others from training in it; raise if another process does, or ``wait`` until it has ended. The
+    """Make ``folder`` and keep others from working in it; raise if another process does, or ``wait`` until it has ended. The
     lock ends with the process, and is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
@@ -137,7 +137,9 @@ def digest(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            rows = part.detach().unsqueeze(0) if part.ndim == 0 else part.detach()
+            for some in rows.split(1000):  # images may be in a file that does not fit into memory
+                sha.update(some.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         elif isinstance(part, Mapping) and any(isinstance(value, Tensor) for value in part.values()):
             for key in sorted(part):
                 sha.update(digest(key, part[key]).encode())
