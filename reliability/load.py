@@ -319,8 +319,8 @@ def killed_worker(count: int, folder: Path) -> Result:
 PROMISES = {
     "overload": Promise(
         "The service keeps its rate under more load than it can take, and refuses the rest.",
-        "4 and 32 connections without a pause, then twice and ten times the highest rate, with one thread for the network; every "
-        "image is compared",
+        "4 and 32 connections without a pause, then twice and ten times the highest rate; one thread for the network; "
+        "every image is compared",
         overload,
         2,
         300,

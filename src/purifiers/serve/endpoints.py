@@ -84,16 +84,11 @@ class Service:
         self.seconds = Histogram("purifiers_request_seconds", "From a request to its response.", ("route",), registry=of)
         self.refused = Counter("purifiers_refused", "Refused requests, by reason.", ("reason",), registry=of)
         waiting = Gauge("purifiers_waiting", "Requests that are being read, queued or processed.", registry=of)
-        waiting.set_function(lambda: self.waiting)
+        waiting.set_function(lambda: len(self.reading) + self.queued)
         restarts = Gauge("purifiers_worker_restarts", "Times that the worker died and was started again.", registry=of)
         sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
         self.batcher = Batcher(self.worker, self.batch_size, self.batch_timeout, 2 * self.timeout, sizes.observe)
         restarts.set_function(lambda: self.batcher.restarts)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that are being read, queued or processed."""
-        return len(self.reading) + self.queued
 
     async def purify(self, request: Request) -> Response:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
@@ -117,23 +112,20 @@ class Service:
         """Why a request cannot be taken now."""
         return self.full if self.queued >= self.max_queue else None if self.worker.alive() else STARTING
 
-    def refuse_overload(self) -> None:
-        """Raise it."""
-        if overload := self.overload():
-            raise overload.with_traceback(None)  # the same object each time
-
     async def response(self, request: Request, route: str) -> Response:
         """Read an image file, wait for its answer, and count it in the metrics."""
         begun, status, client = time.perf_counter(), 500, request.client.host if request.client else ""
         self.clients[client] += 1
         try:
-            self.refuse_overload()
+            if overload := self.overload():
+                raise overload.with_traceback(None)  # the same object each time
             if self.max_per_client and self.clients[client] > self.max_per_client:
                 message = f"{self.max_per_client} requests of {client} are waiting already (--max-per-client)"
                 raise Refusal(429, "client_limit", message, AFTER)
             deadline = time.monotonic() + self.timeout
             content = await self.content(request)
-            self.refuse_overload()  # others were faster
+            if overload := self.overload():  # others were faster
+                raise overload.with_traceback(None)
             self.queued, self.held = self.queued + 1, self.held + len(content)
             try:
                 answer = await self.answer(request, Job(route, content, deadline))
