@@ -85,24 +85,17 @@ class Evaluator:
         return self.data.limited(count, seed_for(self.seed, "limit"))
 
     def attack(
-        self,
-        name: str,
-        view: str,
-        model: nn.Module,
-        attack_name: str,
-        attack: Attack,
-        data: ImageSet,
-        parts: Parts | None = None,
+        self, name: str, view: str, model: nn.Module, title: str, attack: Attack, data: ImageSet, parts: Parts | None = None
     ) -> tuple[Adversarial, list[AttackWarning]]:
         """Run ``attack`` on ``model``, the purifier ``name`` as the attacker sees it under ``view``; see :func:`generate`."""
         # The graphs of all draws are in memory at once.
         size = max(1, self.batch_size // (model.draws if isinstance(model, Expectation) else 1))
-        with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
+        with progress(f"{name}: {title} ({view})", len(data)) as advance:
             options: dict[str, Any] = {"seed": self.seed, "batch_size": size, "cache": self.cache}
             found = generate(attack, model, data, **options, parts=parts, advance=advance)
         among = f"of {found.batches} batches of up to {size} images)"
         messages = [f"{text} (in {count} {among}" for text, count in found.warnings.items()]
-        return found, [AttackWarning(view=view, attack=attack_name, message=message) for message in messages]
+        return found, [AttackWarning(view=view, attack=title, message=message) for message in messages]
 
     def measure(
         self,
