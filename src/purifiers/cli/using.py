@@ -137,7 +137,9 @@ def export(
 
 
 def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An image file, or a folder of them.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="An image file, or a folder of them; with --engine ray also URLs.")
+    ],
     target: Annotated[str, typer.Argument(metavar="OUT", help="Where to write: a file for a file, a folder for a folder.")],
     purifier: Annotated[
         str,
@@ -152,6 +154,12 @@ def purify(
         typer.Option(metavar="DIR", help="Also write the original, the purified image and their difference side by side."),
     ] = None,
     max_pixels: options.MaxPixels = 50_000_000,
+    engine: Annotated[
+        Literal["threads", "ray"], typer.Option(help="This machine; or a Ray cluster, also for Parquet and WebDataset shards.")
+    ] = "threads",
+    column: Annotated[
+        str, typer.Option(metavar="NAME", help="The images' column in Parquet files, with --engine ray.")
+    ] = "image",
     device: options.Device = "auto",
 ) -> None:
     """Clean image files with a purifier.
@@ -166,14 +174,23 @@ def purify(
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
 
-    loaded = Purifier.from_pretrained(purifier).to(find_device(device))
+    loaded = Purifier.from_pretrained(purifier)
     if getattr(loaded.network, "redraws", False):
         warning = f"warning: the output of '{purifier}' is made for its classifier and is not human-readable"
         typer.echo(f"purifiers: {warning}", err=True)
     place = Path(target)
-    if target.endswith(("/", os.sep)) and source.is_file():
-        place /= f"{source.stem}.png"
-    result = purify_files(loaded, source, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare)
+    if engine == "ray":
+        from purifiers.interop.on_ray import purify_on_ray
+
+        if compare is not None:
+            raise ConfigError("--compare is for this machine: not with --engine ray")
+        result = purify_on_ray(loaded, source, target, overwrite=overwrite, max_pixels=max_pixels, column=column, device=device)
+    else:
+        one = Path(source)
+        if target.endswith(("/", os.sep)) and one.is_file():
+            place /= f"{one.stem}.png"
+        loaded = loaded.to(find_device(device))
+        result = purify_files(loaded, one, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare)
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     if result.replaced:
         say(f"{result.replaced} were written by another purifier, or of another or older image, and were replaced")
