@@ -6,7 +6,8 @@
 - E1: teacher NT alone, for several autoencoders. The paper's numbers want one that leaves 55 to 65 % of clean images, 30 to
   45 % under PGD of 8/255, and under 16/255 at least 0.7 of that (docs/method.md).
 - E2: teacher AT with each form of equation 2's second term, for the autoencoder ``--network``.
-- E3: all rows of Table 2 for ``--network`` and ``--form``, and how far they are from the paper's.
+- E3: all rows of Table 2 for ``--network`` and ``--form``, how far they are from the paper's, and the students after each of
+  their epochs: is what the second teacher brings more than the swing from one epoch to the next?
 
 Run a stopped command again to resume it. Each experiment writes a table and its numbers to ``<experiment>.md`` and ``.json``
 in the output folder. Other settings need another output folder.
@@ -23,15 +24,17 @@ import torch
 from torch import nn
 
 import purifiers
+from purifiers.attacks import Attack
 from purifiers.baselines import Shrink, TotalVariation
 from purifiers.classifiers.load import load_classifier
-from purifiers.evaluation.evaluate import evaluate_run
+from purifiers.console import Deadline
+from purifiers.errors import OutOfTime
 from purifiers.recipes.load import changed, load_recipe
 from purifiers.recipes.schema import Outputs, Recipe
 from purifiers.reports import paper
 from purifiers.reports.render import Table
-from purifiers.runs import Run
-from purifiers.storage import write_text
+from purifiers.runs import STATE_FILE, Run
+from purifiers.storage import load_state, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.objectives import at_losses, nt_losses
 from purifiers.training.pipeline import train_purifier, train_recipe
@@ -107,20 +110,40 @@ def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
         yield title, measured(run, teacher)
 
 
+def distance(row: Mapping[str, float], stage: str, attacks: Mapping[str, Attack]) -> dict[str, float]:
+    """The mean distance of ``row`` from the paper's row of ``stage``, in points; nothing where the paper has no such row."""
+    theirs = paper.TABLE_2.get(stage, {})
+    apart = [abs(row[name] - theirs[attack.title]) for name, attack in attacks.items() if attack.title in theirs]
+    return {"from the paper's": mean(apart)} if apart else {}
+
+
+class AfterEachStudentsEpoch(Deadline):
+    """Stops the training after an epoch of a student, which the same call resumes."""
+
+    def check(self, done: str, next_seconds: float = 0.0, *, finished: bool = True) -> None:
+        if finished and "of student" in done:
+            raise OutOfTime(done)
+
+
 def e3(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
-    """All purifiers of Table 2, for each seed."""
+    """All purifiers of Table 2, for each seed, and the students after each epoch."""
     for seed in arguments.seeds:
         change, cache = FORMS[arguments.form] | {"seed": seed}, arguments.output / "cache"
         recipe = settings(arguments, arguments.network, **change)
-        run = train_recipe(recipe, arguments.output / "e3" / f"seed-{seed}", device="cpu", ablation=True, cache=cache)
-        records = evaluate_run(run)[0].records
-        for stage in run.purifiers:
-            own = {record.attack: 100 * record.accuracy for record in records if record.purifier == stage}
-            own["dB"] = next(record.psnr for record in records if record.purifier == stage)
-            theirs = paper.TABLE_2.get(stage, {})
-            if theirs:
-                own["from the paper's"] = mean(abs(own[attack] - theirs[attack]) for attack in theirs)
-            yield f"seed {seed}: {stage}", own
+        folder, student = arguments.output / "e3" / f"seed-{seed}", recipe.purifier.build()
+        before = opened(recipe, folder, cache)
+        while True:
+            try:
+                deadline = AfterEachStudentsEpoch()
+                run = train_recipe(recipe, folder, device="cpu", ablation=True, cache=cache, deadline=deadline)
+                break
+            except OutOfTime as stopped:
+                epoch, stage = str(stopped).split(" of ")
+                student.load_state_dict(load_state(before.checkpoint(stage) / STATE_FILE)["network"])
+                yield f"seed {seed}: {stage}, {epoch}", measured(before, student.eval())
+        for stage, purifier in run.purifiers.items():
+            row = measured(before, purifier)
+            yield f"seed {seed}: {stage}", row | distance(row, stage, recipe.evaluation.attacks)
 
 
 EXPERIMENTS = {"E0": e0, "E1": e1, "E2": e2, "E3": e3}
@@ -148,11 +171,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     arguments = parser.parse_args()
     for name in arguments.experiments:
-        rows: dict[str, dict[str, float]] = {}
+        numbers = arguments.output / f"{name}.json"  # a resumed run keeps the rows of what it does not measure again
+        rows: dict[str, dict[str, float]] = json.loads(numbers.read_text()) if numbers.is_file() else {}
         for title, row in EXPERIMENTS[name](arguments):
             rows[title] = row
             table(name, rows).show()
-            write_text(arguments.output / f"{name}.json", json.dumps(rows, indent=1))
+            write_text(numbers, json.dumps(rows, indent=1))
             write_text(arguments.output / f"{name}.md", table(name, rows).markdown())
 
 

@@ -43,6 +43,7 @@ ORDER = [
     "device",
     "console",
     "storage",
+    "shards",
     "weights",
     "seeds",
     "errors",

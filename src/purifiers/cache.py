@@ -21,6 +21,7 @@ from purifiers.data import to_float
 from purifiers.errors import InputError, PurifiersError
 from purifiers.purifier import in_mode
 from purifiers.seeds import reproducible
+from purifiers.shards import Shard
 from purifiers.storage import digest, load_state, save_state
 from purifiers.version import __version__
 
@@ -38,12 +39,15 @@ def _versions() -> list[str]:
 
 class Cache:
     """Finished results, one file for each in ``folder``, or none: ``<kind>-<key>.safetensors``. A model counts as it was when
-    this object first saw it: make a new cache after changing one. Variables of a module that its code reads do not count."""
+    this object first saw it: make a new cache after changing one. Variables of a module that its code reads do not count.
 
-    def __init__(self, folder: Path | str | None) -> None:
+    ``shard``: the share of the work that this process does; what is left to others is noted there."""
+
+    def __init__(self, folder: Path | str | None, shard: Shard | None = None) -> None:
         if not isinstance(folder, Path | str | None):
             raise InputError(f"a cache is the path of a folder, or None; got {folder!r}")
         self.folder = None if folder is None else Path(folder)
+        self.shard = shard or Shard()
         self._seen: dict[int, tuple[Any, str]] = {}  # by id: the object, so that the id stays its own, and its description
         self._probed: dict[tuple[int, str], list[str]] = {}  # by the id of a model, which is in _seen, and the images
         for left in self.folder.glob(".*.tmp.safetensors") if self.folder else ():
@@ -72,12 +76,24 @@ class Cache:
             return None if self.folder is None else accept(load_state(self.folder / _FILE.format(kind, key)))
         return None
 
+    def left(self, kind: str, key: str, number: int) -> bool:
+        """Whether the piece of work of this ``number``, which :meth:`load` does not find, is left to another process."""
+        if self.folder is None or self.shard.takes(number):
+            return False
+        file = self.folder / _FILE.format(kind, key)
+        if file.exists():  # it is damaged: made again by whoever finds it
+            return False
+        self.shard.missing.add(file)
+        return True
+
     def save(self, kind: str, key: str, state: State) -> State:
         """Keep ``state``, which holds tensors and JSON-like values; returns it."""
         if self.folder is not None:
             try:
                 save_state(self.folder / _FILE.format(kind, key), state)
             except OSError as error:  # a full or read-only disk costs the cache, not the result
+                if self.shard.count > 1:  # others wait for it
+                    raise
                 say(f"warning: cannot write the cache {self.folder}, continuing without it: {error}")
                 self.folder = None
         return state

@@ -64,6 +64,10 @@ class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (not an error)
     """The time limit was reached. Finished work is kept; the same call resumes."""
 
 
+class Unfinished(PurifiersError):  # noqa: N818 (not an error)
+    """This process's share of the work is finished, and those of others are not."""
+
+
 class AttackError(PurifiersError, RuntimeError):
     """An attack returned images outside its threat model, or needs a gradient that the model does not provide."""
 

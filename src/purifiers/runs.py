@@ -23,6 +23,7 @@ from purifiers.recipes.parts import folder_name
 from purifiers.recipes.schema import Recipe, Student
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
+from purifiers.shards import Shard
 from purifiers.storage import load_state, locked, write_text
 from purifiers.weights import HUB
 
@@ -76,6 +77,7 @@ class Run:
     device: torch.device
     cache: Path  # the folder of cached adversarial examples
     deadline: Deadline = field(default_factory=Deadline)
+    shard: Shard = field(default_factory=Shard)  # of the attacks and measurements that are cached
     trained: Recipe | None = None  # what the weights were trained with; ``recipe`` may have other attacks or another classifier
     classifier: nn.Module = field(init=False)  # frozen, in evaluation mode; set by the first stage
     classifiers: dict[str, nn.Module] = field(default_factory=dict)  # it and its companions, by stage, if training needed them
@@ -107,9 +109,18 @@ class Run:
     def images(self, split: Literal["train", "test"]) -> ImageSet:
         """The recipe's training or test images, limited as it says, on the device; read once."""
         if split not in self.splits:
-            config = self.recipe.data
-            self.take(load_images(config.name, split, **config.source()), split)
+            self.take(self._read(split), split)
         return self.splits[split]
+
+    def drawn(self, limit: int | None) -> ImageSet:
+        """A baseline's training images: ``limit`` random ones of the data set, by default those of the recipe."""
+        if limit is None:
+            return self.images("train")
+        return self._read("train").limited(limit, seed_for(self.recipe.seed, "baselines", "limit")).to(self.device)
+
+    def _read(self, split: Literal["train", "test"]) -> ImageSet:
+        config = self.recipe.data
+        return load_images(config.name, split, **config.source())
 
     def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
         """Use ``images``, limited as the recipe says, as its training or test images."""
@@ -264,7 +275,7 @@ def prepare_baselines(run: Run, train: bool = True) -> None:
         elif not isinstance(config, TrainedBaseline):
             network = config.build(len(run.images("test").classes))
         elif train:
-            data = run.images("train").limited(config.limit, seed_for(run.recipe.seed, "baselines", "limit"))
+            data = run.drawn(config.limit)
             with locked(run.folder):
                 network = resolve(config.trainer, "trainer")(run, title, config, data)
             write_text(run.checkpoint(folder_of(title)) / SETTINGS_FILE, config.model_dump_json(indent=1))

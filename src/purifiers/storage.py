@@ -38,8 +38,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and keep others from training in it, or raise; the lock ends with the process, and is no file."""
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make ``folder`` and keep others from training in it; raise if another process does, or ``wait`` until it has ended. The
+    lock ends with the process, and is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise TrainingError(f"another process trains in {folder}: wait for it, or choose another output folder") from error
         except OSError:  # some network file systems have none

@@ -13,8 +13,9 @@ from purifiers.bulk.pieces import purify_pixels
 from purifiers.bulk.purify_files import BulkResult, purify_files
 from purifiers.cli import main
 from purifiers.data.files import ANIMATED, DARK
-from purifiers.errors import ConfigError, MissingFileError
+from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.networks import CAE
+from purifiers.shards import Shard
 
 
 @pytest.fixture
@@ -99,11 +100,36 @@ def test_bad_files_stop_nothing_and_are_listed(purifier: Purifier, tmp_path: Pat
     assert all(name in " ".join(result.failed) for name in ("empty.png", "text.jpg", "half.png"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["failed.txt", "good.png"]
     listed = (tmp_path / "out" / "failed.txt").read_text().splitlines()
-    assert listed[1:] == result.failed
+    assert listed[1:] == sorted(result.failed)
     for name in ("empty.png", "text.jpg", "half.png"):
         (tmp_path / "in" / name).unlink()
     assert purify_files(purifier, tmp_path / "in", tmp_path / "out").skipped == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"], "a list of what is mended would mislead"
+
+
+def test_it_stops_at_the_first_failure_where_asked(purifier: Purifier, tmp_path: Path) -> None:
+    write(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "bad.png").write_text("no image")
+    with pytest.raises(DataError, match=r"bad\.png"):
+        purify_files(purifier, tmp_path / "in", tmp_path / "out", on_error="stop")
+
+
+def test_shards_purify_every_file_once_and_join_their_lists(purifier: Purifier, tmp_path: Path) -> None:
+    for number in range(7):
+        write(tmp_path / "in" / f"{number}.png", size=(9 + number % 2, 9), seed=number)
+        (tmp_path / "in" / f"bad-{number}.png").write_text("no image")
+    whole = purify_files(purifier, tmp_path / "in", tmp_path / "whole")
+    assert whole.purified == 7
+    expected = {path.name: path.read_bytes().replace(b"whole", b"parts") for path in (tmp_path / "whole").iterdir()}
+    for index in (2, 0, 1):
+        assert not (tmp_path / "parts" / "failed.txt").exists()
+        result = purify_files(purifier, tmp_path / "in", tmp_path / "parts", shard=Shard(index, 3))
+        assert 0 < result.purified < 7 and result.skipped == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == expected
+    purify_files(purifier, tmp_path / "in", tmp_path / "parts", shard=Shard(0, 3))
+    again = purify_files(purifier, tmp_path / "in", tmp_path / "parts")
+    assert (again.purified, again.skipped) == (0, 7)
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == expected.keys()
 
 
 def test_paths_that_cannot_be_read_or_written_are_listed(purifier: Purifier, tmp_path: Path) -> None:

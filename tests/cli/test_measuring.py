@@ -8,6 +8,7 @@ import pytest
 from purifiers import Purifier
 from purifiers.cli import main
 from purifiers.evaluation.audit import attack as audit_module
+from purifiers.evaluation.certify import Certificate
 from purifiers.evaluation.trust.checks import Check
 from purifiers.networks import ResNet
 from purifiers.recipes.load import load_recipe, recipe_text
@@ -151,6 +152,35 @@ def test_what_cannot_be_audited_is_refused(tiny_run: Run, tmp_path: Path, capsys
         assert main(["audit", *arguments, *out]) == 1, arguments
         assert word in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        (["audit", "cifar10", "--shard", "4/4"], "0 to 3"),
+        (["certify", "cifar10", "--shard", "1"], "such as 0/4"),
+        (["audit", "cifar10", "--shard", "0/2", "--baselines", "all"], "--baselines ready"),
+        (["train", "--shard", "0/2", "--restart"], "--restart"),
+    ],
+)
+def test_wrong_shards_are_refused(command: list[str], fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 1
+    assert fault in capsys.readouterr().err
+
+
+def test_a_certificate_in_shards_is_that_of_one_process(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(tiny_run.folder), "--sigma", "0.1", "--n", "15", "--n0", "2", "--limit", "3", "--device", "cpu"]
+    assert main(["certify", *options, "--output", str(tmp_path / "whole")]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        assert not (tmp_path / "parts" / "certificate.json").exists()
+        monkeypatch.setenv("RANK", rank)
+        assert main(["certify", *options, "--output", str(tmp_path / "parts")]) == 0
+    assert "3 pieces of other shards" in capsys.readouterr().out
+    whole, parts = (Certificate.read(tmp_path / name) for name in ("whole", "parts"))
+    assert [model.certified_accuracy for model in whole.models] == [model.certified_accuracy for model in parts.models]
 
 
 def test_a_run_is_certified(

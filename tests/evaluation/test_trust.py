@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.baselines import JPEG, BitDepth, Median, Noisy, Nothing
+from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
 from purifiers.data.digits import load_digits
 from purifiers.errors import InputError
@@ -350,7 +351,7 @@ def test_evidence_does_not_depend_on_batches_and_is_the_same_again(classifier: L
     """What needs no random start is the same in batches; everything is the same for the same seed."""
     defended, few = PurifiedClassifier(Purifier(Nothing()), classifier), data.subset(torch.arange(12))
     passes: list[float] = []
-    options = {"epsilon": EPSILON, "norm": "linf", "seed": 0}
+    options = {"epsilon": EPSILON, "norm": "linf", "seed": 0, "cache": Cache(None)}
     first = gather(defended, few, batch_size=12, advance=passes.append, **options)
     assert sum(passes) == pytest.approx(len(few))
     assert len(passes) == PASSES
@@ -375,7 +376,7 @@ def test_one_step_and_many_reach_the_known_optimum_of_a_linear_model() -> None:
     leads = (logits[:, 0] - logits[:, 1]).abs()
     reach = (model.weight[1] - model.weight[0]).abs().sum().item()
     epsilon = leads.median().item() / reach * 1.0001
-    options = {"norm": "linf", "seed": 0, "batch_size": 40, "advance": lambda images: None}
+    options = {"norm": "linf", "seed": 0, "batch_size": 40, "cache": Cache(None), "advance": lambda images: None}
     found = gather(PurifiedClassifier(Purifier(Nothing()), model), data, epsilon=epsilon, **options)
     expected = leads > epsilon * reach
     for attacked in (found.one_step, found.right[LONG], found.starts.all(0), found.margin):

@@ -1,3 +1,4 @@
+import shutil
 from operator import attrgetter
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.networks import CAE
 from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe, recipe_text, with_shipped_classifiers
+from purifiers.registry import fingerprint, load_network, save_network
+from purifiers.weights import locate
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -294,6 +297,9 @@ def test_the_differences_of_two_recipes_have_dotted_keys() -> None:
             "network.base: 'nrp' needs training",
         ),
         ("baselines.JPEG.network={network: jpeg, quality: 75.5}", "quality: Input should be a valid integer"),
+        ("baselines.X={kind: pretrained, source: cifar1}", "did you mean 'cifar10'"),
+        ("baselines.X={kind: pretrained, source: cifar10-resnet20}", "is a classifier; expected a purifier"),
+        ("baselines.X={kind: pretrained}", "source"),
         ("baselines.ours={kind: untrained, network: {network: jpeg}}", "titles have to differ"),
         ("purifier={network: jpeg}", "'jpeg' cannot be trained"),
     ],
@@ -302,6 +308,16 @@ def test_baselines_that_make_no_sense_are_refused_at_once(override: str, said: s
     with pytest.raises(ConfigError) as raised:
         load_recipe("digits", [override])
     assert said in str(raised.value)
+
+
+def test_a_trained_purifier_stands_beside_the_recipes_own(tmp_path: Path) -> None:
+    save_network(tmp_path / "mine", load_network(locate("cifar10-cpu")))
+    recipe = load_recipe("digits", [f"baselines.X={{kind: pretrained, source: {tmp_path / 'mine'}}}"])
+    loaded = recipe.baselines["X"].build(10)
+    assert fingerprint(loaded) == fingerprint(load_network(locate("cifar10-cpu")))
+    assert recipe.baselines["X"].network.network == "cae"
+    shutil.rmtree(tmp_path / "mine")  # results are read on machines that have no such folder
+    assert parse_recipe(yaml.safe_load(recipe_text(recipe))) == recipe
 
 
 def test_lengths_of_networks_may_be_fractions_too() -> None:

@@ -218,6 +218,13 @@ def test_a_game_that_was_stopped_resumes_bit_for_bit(tiny_run: Run, tmp_path: Pa
     assert torch.equal(whole.baselines["NRP"](images), again.baselines["NRP"](images))
 
 
+def test_a_baseline_may_be_trained_on_more_images_than_ours(digits: Run) -> None:
+    run = copy(digits)
+    run.recipe = changed(digits.recipe, {"data.limit": 30})
+    run.splits = {}
+    assert [len(run.drawn(limit)) for limit in (None, 20, 50)] == [30, 20, 50]
+
+
 def test_what_was_trained_otherwise_is_not_taken_for_what_the_recipe_asks(digits: Run) -> None:
     for key, value in {
         "training.epochs": 9, "training.learning_rate": 0.5, "network.growth": 2, "attack.epsilon": 0.3, "limit": 50,

@@ -1,4 +1,4 @@
-"""Attacking a whole data set, in shards that are kept on disk, so that a kill loses one shard and a rerun none."""
+"""Attacking a whole data set, in batches that are kept on disk, so that a kill loses one batch and a rerun none."""
 
 import logging
 import re
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from purifiers.attacks.base import Attack, show_fraction
 from purifiers.attacks.libraries import LOGGER
 from purifiers.cache import Cache, State
-from purifiers.data import ImageSet, slices, to_float
-from purifiers.errors import AttackError
+from purifiers.data import ImageSet, to_float
+from purifiers.errors import AttackError, InputError
 from purifiers.seeds import reproducible, seed_for
 
-SHARD = 1000
+BLOCK = 1000
+"""Batches are counted anew in every so many images, so that the first images of a large data set are attacked alike."""
+Parts = tuple[Tensor, int]
+"""The places of images in a larger set, int64 (N,), rising, and the size of its parts. No batch is of two parts."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,13 @@ class Adversarial:
 
     images: Tensor  # (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 if ``quantized``
     warnings: Mapping[str, int] = field(default_factory=dict)  # from the attack's library, by text -> in how many batches
-    batches: int = 0
+    batches: int = 0  # 0 if some are left to other processes: their images are the originals
     seconds: float = 0.0  # time of the attack when it was run, also if the result came from the cache
+
+    @property
+    def whole(self) -> bool:
+        """Whether all was attacked: no batch is left to another process."""
+        return self.batches > 0
 
 
 def generate(
@@ -43,6 +51,7 @@ def generate(
     batch_size: int = 250,
     cache: Cache | Path | str | None = None,
     quantized: bool = False,
+    parts: Parts | None = None,
     advance: Callable[[int], None] = lambda images: None,
     saved: Callable[[], None] = lambda: None,
 ) -> Adversarial:
@@ -52,49 +61,67 @@ def generate(
         attack, model, data: any attack, what the attacker differentiates, and the images, on the model's device.
         seed: decides every random choice, together with the place of a batch in the data.
         batch_size: images attacked at once.
-        cache: where finished shards are kept, or its folder; None keeps nothing.
+        cache: where finished batches are kept, or its folder; None keeps nothing. Batches of other shards are left out.
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay within
             epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack.
+        parts: where the images stand in a larger set, that is attacked in parts; a part belongs to one shard in every call.
         advance: called with the number of images after each batch.
-        saved: called after each shard that was computed now, once it is in the cache: stopping there loses nothing.
+        saved: called after each batch that was computed now, once it is in the cache: stopping there loses nothing.
 
     Raises:
         InputError: a label is not one of the model's classes, or see :class:`Attack`.
         AttackError: the attack left its threat model, or less than half of a perturbation is left when it is quantised.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
-    shards = []
-    for shard in slices(len(data), SHARD):
-        images, labels = data.images[shard], data.labels[shard]
+    found, left = [], False
+    for batch, number, *place in _batches(len(data), batch_size, parts, cache):
+        images, labels = data.images[batch], data.labels[batch]
 
-        def checked(state: State, images: Tensor = images) -> Adversarial:
-            found = Adversarial(**state | {"images": state["images"].to(images.device)})
+        def checked(state: State, images: Tensor = images) -> Adversarial | str:
+            if "error" in state:
+                return str(state["error"])
+            one = Adversarial(**state | {"images": state["images"].to(images.device)})
             # A checksum shows that these are the bytes that were written, not that they belong to these images.
-            attack.check_result(to_float(images), to_float(found.images) if quantized else found.images)
-            return found
+            attack.check_result(to_float(images), to_float(one.images) if quantized else one.images)
+            return one
 
-        key = cache.key(model, images, attack, labels, seed, shard.start, batch_size, quantized)
-        found = cache.load("adversarial", key, checked)
-        if found is None:
-            results: list[Tensor] = []
+        own_seed = seed_for(seed_for(seed, place[0]), place[1])
+        key = cache.key(model, images, attack, labels, own_seed, quantized)
+        one = cache.load("adversarial", key, checked)
+        if one is None and cache.left("adversarial", key, number):
+            one, left = Adversarial(images if quantized else to_float(images)), True
+        elif one is None:
             begun = time.perf_counter()
-            with _collected() as noted:
-                for batch in slices(len(images), batch_size):
-                    own_seed = seed_for(seed_for(seed, shard.start), batch.start)
-                    with reproducible(own_seed, images.device):  # for models that draw random numbers
-                        adversarial = attack(model, to_float(images[batch]), labels[batch], seed=own_seed)
-                    results.append(_quantize(images[batch], adversarial, attack) if quantized else adversarial.contiguous())
-                    advance(len(adversarial))
-            seconds, warnings = time.perf_counter() - begun, _counted(record.getMessage() for record in noted)
-            found = Adversarial(torch.cat(results), warnings, len(results), seconds)
-            cache.save("adversarial", key, vars(found))
+            try:
+                with _collected() as noted, reproducible(own_seed, images.device):  # for models that draw random numbers
+                    adversarial = attack(model, to_float(images), labels, seed=own_seed)
+                adversarial = _quantize(images, adversarial, attack) if quantized else adversarial.contiguous()
+            except (AttackError, InputError) as error:
+                if cache.shard.count > 1:  # the others hear of it
+                    cache.save("adversarial", key, {"error": str(error)})
+                raise
+            warnings = _counted(record.getMessage() for record in noted)
+            one = Adversarial(adversarial, warnings, 1, time.perf_counter() - begun)
+            cache.save("adversarial", key, vars(one))
             saved()
-        else:
-            advance(len(images))
-        shards.append(found)
-    warnings = _counted(text for found in shards for text in Counter(found.warnings).elements())
-    images = torch.cat([found.images for found in shards])
-    return Adversarial(images, warnings, sum(found.batches for found in shards), sum(found.seconds for found in shards))
+        elif isinstance(one, str):
+            raise AttackError(one)
+        advance(len(images))
+        found.append(one)
+    warnings = _counted(text for one in found for text in Counter(one.warnings).elements())
+    batches, seconds = 0 if left else len(found), sum(one.seconds for one in found)
+    return Adversarial(torch.cat([one.images for one in found]), warnings, batches, seconds)
+
+
+def _batches(count: int, size: int, parts: Parts | None, cache: Cache) -> Iterator[tuple[slice, int, int, int]]:
+    """The images of each batch, the number by which it belongs to a shard, and where its block starts, and it in that."""
+    places, block = parts or (torch.arange(count), BLOCK)
+    each, end = -(-block // size), 0  # batches of a block
+    numbers, counts = torch.unique_consecutive(places.cpu() // block * each + places.cpu() % block // size, return_counts=True)
+    first = cache.shard.begin(len(numbers)) if parts is None else 0
+    for number, images in zip(numbers.tolist(), counts.tolist(), strict=True):
+        part, batch = divmod(number, each)
+        yield slice(end, end := end + images), number + first if parts is None else part, part * block, batch * size
 
 
 def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:

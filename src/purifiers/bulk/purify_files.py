@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -20,12 +20,14 @@ from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, is_
 from purifiers.errors import ConfigError, DataError, MissingFileError, first_line
 from purifiers.purifier import Purifier
 from purifiers.registry import fingerprint
+from purifiers.shards import Shard
 from purifiers.storage import atomic_path, digest, write_text
 
 MARK = "purifiers"
 """The PNG text, or JPEG comment, with the purifier that made a file, and its source and the state of that."""
 JPEG = (".jpg", ".jpeg")
 FAILED_FILE = "failed.txt"
+PART_FILE = "failed-{}-of-{}.txt"  # of one of several shards, until all are there
 FAILED_TITLE = "# Images that 'purifiers purify' could not clean, and why\n"
 AHEAD = 2
 """Batches that are decoded while one is purified and one written."""
@@ -42,10 +44,13 @@ class BulkResult:
     skipped: int = 0  # were there already
     remarks: Counter[str] = field(default_factory=Counter)  # what was left out, or is not quite as in its file, and how often
     failed: list[str] = field(default_factory=list)  # which, and why
+    stop: bool = False  # at the first failure
 
     def fail(self, reason: str) -> None:
-        """Add a failure, on one line: what cannot be printed, in names, is escaped."""
+        """Add a failure, on one line: what cannot be printed, in names, is escaped. Raises DataError if it should stop."""
         self.failed.append("".join(one if one.isprintable() else repr(one)[1:-1] for one in reason))
+        if self.stop:
+            raise DataError(f"{self.failed[-1]}; --on-error skip goes on and lists it")
 
 
 @dataclass
@@ -65,11 +70,13 @@ def purify_files(
     overwrite: bool = False,
     max_pixels: int = 50_000_000,
     compare: Path | None = None,
+    on_error: Literal["skip", "stop"] = "skip",
+    shard: Shard | None = None,
 ) -> BulkResult:
     """Purify an image file, or every image below a folder, into PNGs of the same names and tree; a single one also into a JPEG.
 
     Memory stays bounded. Files that this purifier made already from the same state of their source are skipped, so the same
-    call resumes. A file that cannot be read or written stops nothing and is reported, of a folder also in its ``failed.txt``.
+    call resumes. A file that cannot be read or written is skipped and reported, of a folder also in its ``failed.txt``.
 
     Args:
         source: a file (png, jpg, webp, bmp, gif, tif) or a folder; linked folders in it are not entered.
@@ -77,6 +84,8 @@ def purify_files(
         overwrite: purify again what is there already, and replace files of the same names that were not made here.
         max_pixels: width times height; larger images are refused before they are decoded.
         compare: a folder for pictures of the original, the purified image and their difference, side by side.
+        on_error: ``stop`` raises a DataError at the first file that cannot be read or written.
+        shard: the share of a folder's files to purify here; the last one to end joins the lists of what was skipped.
 
     Raises:
         MissingFileError: ``source`` does not exist, or there is no image in it.
@@ -85,22 +94,37 @@ def purify_files(
         OSError: the disk is full or read-only.
     """
     refuse_other_channels(purifier)
-    result = BulkResult()
+    result, shard = BulkResult(stop=on_error == "stop"), shard or Shard()
     if not source.exists():
         raise MissingFileError(f"there is no file or folder {source}")
     for folder in (compare, target if source.is_dir() else None):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; give a folder to write to")
     jobs = (_one_job if source.is_file() else _jobs)(source, target, compare, result)
+    jobs = [job for number, job in enumerate(jobs) if shard.takes(number)]
     with progress("purifying", len(jobs)) as advance:
         _Bulk(purifier, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
     if source.is_dir():
-        with suppress(OSError):  # if nothing can be written, the failures say so
-            if result.failed:
-                write_text(target / FAILED_FILE, FAILED_TITLE + "\n".join(result.failed) + "\n")
-            else:
-                (target / FAILED_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # if nothing can be written, the failures say so; or another shard joins the lists now
+            _list(result.failed, target, shard)
     return result
+
+
+def _list(failed: Sequence[str], target: Path, shard: Shard) -> None:
+    """Write the list of failures, of a shard a part of it, which the last one joins."""
+    parts = [target / PART_FILE.format(index, shard.count) for index in range(shard.count)] if shard.count > 1 else []
+    lines = {*failed}
+    if parts:
+        write_text(parts[shard.index], "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
+        if not all(part.exists() for part in parts):
+            return
+        lines = {line for part in parts for line in part.read_text().splitlines()[1:]}
+    if lines:
+        write_text(target / FAILED_FILE, "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
+    else:
+        (target / FAILED_FILE).unlink(missing_ok=True)
+    for part in parts or target.glob(PART_FILE.format("*", "*")):
+        part.unlink(missing_ok=True)
 
 
 def _one_job(source: Path, target: Path, compare: Path | None, _: BulkResult) -> list[_Job]:

@@ -17,7 +17,7 @@ import typer
 from purifiers.cli.measuring import audit, certify, evaluate
 from purifiers.cli.training import demo, reproduce, train
 from purifiers.cli.using import app, export, purify, serve
-from purifiers.errors import OutOfTime, PurifiersError, explain_missing
+from purifiers.errors import OutOfTime, PurifiersError, Unfinished, explain_missing
 from purifiers.version import __version__
 from purifiers.weights import CLASSIFIERS, PURIFIERS
 
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line, by default of this process.
 
     Returns:
-        The exit status: 0; 1 for an error the user can mend; 2 for a mistyped command; 3 at the time limit; 130 after Ctrl-C.
+        The exit status: 0, also of a shard that leaves the rest to others; 1 for an error the user can mend; 2 for a mistyped
+        command; 3 at the time limit; 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for before, one in pairwise(["purifiers", *arguments]):
@@ -85,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"{error.format_message()}\nTry '{command.command_path if command else 'purifiers'} --help'.", error.exit_code
         )
+    except Unfinished as found:
+        print(f"purifiers: {found}")
+        return 0
     except PurifiersError as error:
         return _fail(str(error), 3 if isinstance(error, OutOfTime) else 1)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from purifiers import weights
 from purifiers.cli import options
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
+from purifiers.shards import Shard
 
 if TYPE_CHECKING:
     from purifiers.evaluation.records import AttackWarning, Results
@@ -46,13 +48,19 @@ def _warn(warnings: "list[AttackWarning]") -> None:
         say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
 
 
+def _refuse_training(baselines: options.Which, shard: Shard) -> None:
+    """Refuse to train the baselines in every shard."""
+    if baselines == "all" and shard.count > 1:
+        raise ConfigError("--baselines all trains, which is not done in shards: once without --shard, then --baselines ready")
+
+
 def report(run: "Run", folder: Path) -> "Results":
     """Measure a run, write its report into ``folder`` and print it."""
     from purifiers.console import duration, say
     from purifiers.evaluation.evaluate import evaluate_run
     from purifiers.reports.pages import all_tables, headline, write_report
 
-    results, examples = evaluate_run(run)
+    results, examples = run.shard.finish(lambda: evaluate_run(run))
     results.write(folder)
     page = write_report(results, examples, folder, run.folder)
     for table in all_tables(results):
@@ -71,6 +79,7 @@ def evaluate(
     baselines: Annotated[options.Which, options.baselines()] = "ready",
     output: Annotated[Path | None, options.output("RUN itself")] = None,
     device: options.Device = "auto",
+    shard: options.ShardOfWork = None,
 ) -> None:
     """Attack and measure a purifier that 'train' made.
 
@@ -84,6 +93,8 @@ def evaluate(
             advice = f"use 'purifiers audit {run}', or 'purifiers reproduce --recipe {recipe_of(str(run))} --from-weights'"
             raise ConfigError(f"'{run}' ships with the library and is not a run: {advice}")
         raise MissingFileError(f"{run} has no {RECIPE_FILE}: expected the --output of 'purifiers train'")
+    share = options.find_shard(shard)
+    _refuse_training(baselines, share)
     recipe, folder = load_recipe(run / RECIPE_FILE, changes.overrides(trained=True)), output or run
     if baselines == "all":
         _refuse_foreign_baselines(run, recipe)
@@ -91,7 +102,7 @@ def evaluate(
     opened = open_run(recipe, run, device)
     if baselines != "none":
         prepare_baselines(opened, train=baselines == "all")
-    opened.cache = folder / "cache"
+    opened.cache, opened.shard = folder / "cache", share
     report(opened, folder)
 
 
@@ -105,6 +116,7 @@ def audit(
     baselines: Annotated[options.Which, options.baselines()] = "none",
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/audit")] = None,
     device: options.Device = "auto",
+    shard: options.ShardOfWork = None,
 ) -> None:
     """Attack defended models under every threat model.
 
@@ -119,6 +131,8 @@ def audit(
     from purifiers.reports.pages import overview, sentences, write_audit, write_card
     from purifiers.runs import RECIPE_FILE, is_run
 
+    share = options.find_shard(shard)
+    _refuse_training(baselines, share)
     overrides = changes.overrides(trained=True)
     overrides += [("audit.images", limit)] if limit else []
     overrides += [("audit.check_images", 0)] if no_checks else []
@@ -130,7 +144,7 @@ def audit(
     own = runs[0] if len(runs) == len(purifiers) == 1 else None
     folder = output or own or Path("runs/audit")
     refuse_other_run(folder, runs[0] if len(runs) == 1 else None)
-    found = audit_by_name(purifiers, overrides, folder, recipe=recipe, device=device, baselines=baselines)
+    found = audit_by_name(purifiers, overrides, folder, recipe=recipe, device=device, baselines=baselines, shard=share)
     page = write_audit(found, folder)
     if own and folder.resolve() == own.resolve():
         with suppress(MissingFileError, CheckpointError):  # the run may not have been measured
@@ -170,6 +184,7 @@ def certify(
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="Certify at most N random test images.")] = 100,
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/NAME-certificate")] = None,
     device: options.Device = "auto",
+    shard: options.ShardOfWork = None,
 ) -> None:
     """Prove how large a perturbation must be to change a class.
 
@@ -183,6 +198,7 @@ def certify(
     from purifiers.reports.pages import certificate_tables, write_certificate
     from purifiers.runs import is_run, open_defended, recipe_of
 
+    share = options.find_shard(shard)
     overrides, name = changes.overrides(trained=True), weights.locate(purifier).resolve().name
     own = Path(purifier) if is_run(purifier) else None
     folder = output or own or Path("runs") / f"{name}-certificate"
@@ -193,9 +209,9 @@ def certify(
             raise ConfigError(f"{purifier} was not trained on Gaussian noise (student.noise): give --sigma")
     smoothing = None if sigma is None else Smoothing(sigma, n0, n, alpha)  # before anything is downloaded
     run = open_defended(purifier, overrides, folder, recipe, device)
-    run.cache = folder / "cache"
+    run.cache, run.shard = folder / "cache", share
     assert smoothing is not None  # a purifier without a recipe is not opened
-    certificate = certify_run(run, name, smoothing, limit)
+    certificate = share.finish(partial(certify_run, run, name, smoothing, limit))
     page = write_certificate(certificate, folder)
     for table in certificate_tables(certificate):
         table.show(caption=True)

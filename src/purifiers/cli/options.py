@@ -1,6 +1,7 @@
 """Options that several commands share, as annotated types, and how their values are read."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import typer
 
 from purifiers.classifiers import CLASSIFIER_FORMS
 from purifiers.errors import ConfigError
+from purifiers.shards import Shard
 
 Overrides = list[str | tuple[str, Any]]  # of a recipe: "student.epochs=5" or ("student.epochs", 5); the last of a key wins
 
@@ -61,6 +63,16 @@ def baselines(default: bool | str = True) -> Any:
     )
 
 
+def shard(default: bool | str = "RANK/WORLD_SIZE of the environment, if set") -> Any:
+    """One process's share of the work."""
+    return typer.Option(
+        metavar="I/N",
+        help="Do part I of N of the work, from 0 on, with the same output folder for all; the last one completes it.",
+        show_default=default,
+    )
+
+
+ShardOfWork = Annotated[str | None, shard()]
 BehindRecipe = Annotated[
     str | None,
     typer.Option(
@@ -99,6 +111,12 @@ Host = Annotated[
 ]
 Which = Literal["all", "ready", "none"]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels before they are decoded.")]
+
+
+def find_shard(given: str | None) -> Shard:
+    """The shard of the option, or else of the environment; by default the whole."""
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return Shard.parse(given or (f"{rank}/{size}" if rank and size else "0/1"))
 
 
 @dataclass(frozen=True)

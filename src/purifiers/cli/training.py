@@ -10,6 +10,7 @@ import typer
 from purifiers.cli import options
 from purifiers.cli.measuring import refuse_other_run, report
 from purifiers.errors import ConfigError
+from purifiers.shards import Shard
 from purifiers.weights import NAMES
 
 
@@ -24,24 +25,28 @@ def train(
     seed: options.Seed = None,
     minutes: options.Minutes = None,
     restart: options.Restart = False,
+    shard: Annotated[str | None, options.shard(False)] = None,
 ) -> None:
     """Train a purifier for a classifier.
 
     Train a classifier (or use yours), the two teachers and the student. Purifier.from_pretrained and 'purifiers evaluate'
-    take the output folder. If interrupted, the same command resumes. Under torchrun the processes share the work.
+    take the output folder. If interrupted, the same command resumes. Under torchrun the processes share the work. With --shard,
+    one process trains the classifiers, all make adversarial examples, and the last one trains the purifier.
     """
     from purifiers.console import Deadline, Stopwatch, duration, say
     from purifiers.recipes.load import load_recipe, with_shipped_classifiers
     from purifiers.training.distributed import together
     from purifiers.training.pipeline import train_recipe
 
-    watch = Stopwatch()
+    watch, share = Stopwatch(), Shard.parse(shard or "0/1")  # RANK and WORLD_SIZE are torchrun's here
+    if share.count > 1 and (restart or os.environ.get("WORLD_SIZE", "1") != "1"):
+        raise ConfigError("--shard: not with --restart, which would discard the work of others, and not under torchrun")
     chosen = load_recipe(recipe or ("folder" if images else "digits"), changes.overrides(images=images, seed=seed))
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / chosen.name
     with together():
-        train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes))
+        train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes), shard=share)
         say(f"trained in {duration(watch.seconds)}")
         say(f"\nThe purifier is in {folder}. Measure it:  purifiers evaluate {folder}")
         # A plain name would mean the purifier that ships.

@@ -157,16 +157,17 @@ def purify(
     engine: Annotated[
         Literal["threads", "ray"], typer.Option(help="This machine; or a Ray cluster, also for Parquet and WebDataset shards.")
     ] = "threads",
-    column: Annotated[
-        str, typer.Option(metavar="NAME", help="The images' column in Parquet files, with --engine ray.")
-    ] = "image",
     device: options.Device = "auto",
+    on_error: Annotated[
+        Literal["skip", "stop"], typer.Option(help="Skip and list files that cannot be read or written, or stop at the first.")
+    ] = "skip",
+    shard: options.ShardOfWork = None,
 ) -> None:
     """Clean image files with a purifier.
 
     Purify an image, or every image below a folder, into PNG files of the same names. Files that are there already are
     skipped, so that the same command resumes after an interruption; they are written again for another purifier or a changed
-    image. Unreadable files do not stop the command: they are listed at the end and in OUT/failed.txt, with exit status 1.
+    image. Files that cannot be read or written are listed at the end and in OUT/failed.txt, with exit status 1.
     """
     from purifiers.bulk.purify_files import purify_files
     from purifiers.console import say
@@ -182,15 +183,17 @@ def purify(
     if engine == "ray":
         from purifiers.interop.on_ray import purify_on_ray
 
-        if compare is not None:
-            raise ConfigError("--compare is for this machine: not with --engine ray")
-        result = purify_on_ray(loaded, source, target, overwrite=overwrite, max_pixels=max_pixels, column=column, device=device)
+        if compare is not None or shard is not None or on_error != "skip":
+            raise ConfigError("--compare, --shard and --on-error are for --engine threads")
+        result = purify_on_ray(loaded, source, target, overwrite=overwrite, max_pixels=max_pixels, device=device)
     else:
-        one = Path(source)
+        share, one = options.find_shard(shard), Path(source)
         if target.endswith(("/", os.sep)) and one.is_file():
             place /= f"{one.stem}.png"
         loaded = loaded.to(find_device(device))
-        result = purify_files(loaded, one, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare)
+        result = purify_files(
+            loaded, one, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare, on_error=on_error, shard=share
+        )
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     if result.replaced:
         say(f"{result.replaced} were written by another purifier, or of another or older image, and were replaced")

@@ -154,6 +154,9 @@ def certify(
         cache: where the counts of finished images are kept, or its folder; None keeps nothing.
         advance: called with the number of noisy copies after each batch.
 
+    Returns:
+        Of each image its certificate; images that the cache's shard leaves to another process are left out.
+
     Raises:
         InputError: the model does not give finite logits of at least two classes for such images.
     """
@@ -162,11 +165,15 @@ def certify(
     with torch.no_grad(), frozen(model):
         with reproducible(seed, device):
             logits_of("the model", model, to_float(data.images[:LOOK]))
+        first = cache.shard.begin(len(data))
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
             # Alpha judges the counts and does not change them.
             key = cache.key(model, image, smoothing.sigma, smoothing.n0, smoothing.n, seed, place, batch_size)
             certificate = cache.load("certified", key, lambda state: _certificate(label, smoothing, **state))  # noqa: B023
+            if certificate is None and cache.left("certified", key, first + place):
+                advance(smoothing.n0 + smoothing.n)
+                continue
             if certificate is None:
                 watch, own = Stopwatch(), seed_for(seed, "certify", place)
                 generator = generator_for(own, "noise", device=device)
@@ -214,16 +221,21 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
     seed = seed_for(run.recipe.seed, "certification")
     data = run.images("test").limited(images, seed)
     models = {"purified": PurifiedClassifier(run.purifiers["student"], run.classifier), "classifier alone": run.classifier}
-    step, found = smoothing.sigma / 2, []
+    step, found = smoothing.sigma / 2, {}
     radii = [step * i for i in range(math.floor(smoothing.largest_radius / step) + 1)]
-    options: dict[str, Any] = {"seed": seed, "batch_size": run.recipe.evaluation.batch_size, "cache": Cache(run.cache)}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "batch_size": run.recipe.evaluation.batch_size,
+        "cache": Cache(run.cache, run.shard),
+    }
     for name, model in models.items():
         with progress(f"certifying: {name}", len(data) * (smoothing.n0 + smoothing.n)) as advance:
-            found.append(summarised(name, certify(model, data, smoothing, **options, advance=advance), radii))
+            found[name] = certify(model, data, smoothing, **options, advance=advance)
+    run.shard.check()
     names = {"dataset": data.name, "classifier": run.classifier_name, "purifier": purifier}
     numbers = {"n_images": len(data), **asdict(smoothing), "largest_radius": smoothing.largest_radius}
-    recipe = run.recipe.model_dump(mode="json")
-    return Certificate(**names, **numbers, **provenance(run.recipe.seed, run.device), recipe=recipe, models=found)
+    recipe, summaries = run.recipe.model_dump(mode="json"), [summarised(name, found[name], radii) for name in models]
+    return Certificate(**names, **numbers, **provenance(run.recipe.seed, run.device), recipe=recipe, models=summaries)
 
 
 def summarised(name: str, images: Sequence[ImageCertificate], radii: Sequence[float]) -> SmoothedModel:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from purifiers.attacks import BIM, CW, FGSM, PGD, AnyAttack, Attack
-from purifiers.attacks.generate import SHARD, generate
+from purifiers.attacks.generate import BLOCK, generate
 from purifiers.cache import Cache
 from purifiers.classifiers.load import watch
 from purifiers.console import Stopwatch
@@ -68,7 +68,7 @@ def evaluate(
     classifier_name: str = "classifier",
     seed: int = 0,
     batch_size: int = 250,
-    cache: Path | str | None = None,
+    cache: Cache | Path | str | None = None,
 ) -> Results:
     """Measure a purifier in front of a classifier: on clean images, and under attacks.
 
@@ -85,7 +85,8 @@ def evaluate(
         purifier_name, classifier_name: for the records.
         seed: decides every random choice.
         batch_size: images at once.
-        cache: a folder where finished attacks and measurements are kept, so that a stopped evaluation resumes.
+        cache: a folder where finished attacks and measurements are kept, so that a stopped evaluation resumes; or a
+            :class:`purifiers.cache.Cache` of it with one shard of the work.
 
     Returns:
         One record for each view and attack, the first on clean images; ``print`` shows them as a table.
@@ -93,6 +94,7 @@ def evaluate(
     Raises:
         InputError, ConfigError: an argument is not as above, or a model does not return what it should.
         AttackError: an attack left its threat model, or takes a gradient that the purifier does not have.
+        Unfinished: this shard is finished, and others are not.
     """
     stopwatch = Stopwatch()
     with prepared(purifier, classifier, images, labels, purifier_name, classifier_name) as (defended, data):
@@ -111,12 +113,14 @@ def evaluate(
             raise InputError(f"limits is a mapping such as {{'PGD': 100}}, with at least 1 image each; got {counts!r}")
         if unknown := [key for key in counts if key not in chosen]:
             raise InputError(f"limits: there is no attack '{unknown[0]}'{nearest(unknown[0], chosen)}")
-        evaluator = Evaluator(defended.classifier, classifier_name, data, seed, batch_size, Cache(cache))
+        cache = cache if isinstance(cache, Cache) else Cache(cache)
+        evaluator = Evaluator(defended.classifier, classifier_name, data, seed, batch_size, cache)
         check_defended(purifier_name, defended, data)
         records, warnings = evaluator.evaluate(
             purifier_name, purifier, lambda view: chosen, views, lambda view, attack: counts.get(attack)
         )
         unchanged()
+        cache.shard.check()
         return Results(
             recipe={"evaluation": {"attacks": {key: attack.model_dump(mode="json") for key, attack in chosen.items()}}},
             **provenance(seed, data.images.device),
@@ -133,7 +137,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     """Measure what the run trained on the recipe's test images and attacks; the student under every view, baselines blind."""
     stopwatch, unchanged = Stopwatch(), watch({"the classifier": run.classifier})
     config, data, seed = run.recipe.evaluation, run.images("test"), seed_for(run.recipe.seed, "evaluation")
-    evaluator = Evaluator(run.classifier, run.classifier_name, data, seed, config.batch_size, Cache(run.cache))
+    evaluator = Evaluator(run.classifier, run.classifier_name, data, seed, config.batch_size, Cache(run.cache, run.shard))
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     # Teachers and the other students are for Table 2, which takes all of them.
@@ -152,18 +156,19 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         records += found
         if own is not evaluator:  # warnings of attacks on the same classifier are there already
             warnings += [note.model_copy(update={"message": f"of {own.classifier_name}: {note.message}"}) for note in noted]
-    # Blind attacks on the first images are in the cache already, in shards.
-    few = replace(evaluator, data=data.subset(torch.arange(min(SHARD, len(data)), device=data.images.device)))
+    # Blind attacks on the first images are in the cache already.
+    few = replace(evaluator, data=data.subset(torch.arange(min(BLOCK, len(data)), device=data.images.device)))
     # Those that are run on all, and the first, which the picture shows.
     first, *_ = config.attacks
     quick = {name: attack for name, attack in config.attacks.items() if name == first or name not in config.limits}
     for title, purifier in run.variants.items():
         records += few.evaluate(VARIANT + title, purifier, lambda view: quick)[0]
     student = run.purifiers["student"]
+    examples = find_examples(few, student, quick[first])
+    run.shard.check()
     baselines = {BASELINE + title: purifier for title, purifier in run.baselines.items()}
     costed, sample = {"classifier": run.classifier, "student": student, **baselines}, to_float(data.images[:COST_BATCH])
     costs = {name: measure_cost(module, sample) for name, module in costed.items()}
-    examples = find_examples(few, student, quick[first])
     unchanged()
     training = sum(record["seconds"] for history in run.histories.values() for record in history)
     results = Results(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, distances
 from purifiers.attacks.base import frozen
-from purifiers.attacks.generate import Adversarial, generate
+from purifiers.attacks.generate import Adversarial, Parts, generate
 from purifiers.attacks.views import Expectation
 from purifiers.cache import Cache, State
 from purifiers.classifiers.load import adapt_classifier, check_form
@@ -72,6 +72,8 @@ class Evaluator:
                 counts = [count for count in (limit(view, attack_name), at_most) if count is not None]
                 data = self.limited(min(counts, default=None))
                 found, noted = self.attack(name, view, VIEWS[view](defended), attack_name, attack, data)
+                if not found.whole:  # the results are of whoever finds all
+                    continue
                 about: dict[str, Any] = {"view": view, "attack": attack_name, "norm": attack.norm, "epsilon": attack.epsilon}
                 records.append(self.measure(name, defended, data, found, **about)[0])
                 warnings += noted
@@ -82,13 +84,21 @@ class Evaluator:
         return self.data.limited(count, seed_for(self.seed, "limit"))
 
     def attack(
-        self, name: str, view: str, model: nn.Module, attack_name: str, attack: Attack, data: ImageSet
+        self,
+        name: str,
+        view: str,
+        model: nn.Module,
+        attack_name: str,
+        attack: Attack,
+        data: ImageSet,
+        parts: Parts | None = None,
     ) -> tuple[Adversarial, list[AttackWarning]]:
         """Run ``attack`` on ``model``, the purifier ``name`` as the attacker sees it under ``view``; see :func:`generate`."""
         # The graphs of all draws are in memory at once.
         size = max(1, self.batch_size // (model.draws if isinstance(model, Expectation) else 1))
         with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
-            found = generate(attack, model, data, seed=self.seed, batch_size=size, cache=self.cache, advance=advance)
+            options: dict[str, Any] = {"seed": self.seed, "batch_size": size, "cache": self.cache}
+            found = generate(attack, model, data, **options, parts=parts, advance=advance)
         among = f"of {found.batches} batches of up to {size} images)"
         messages = [f"{text} (in {count} {among}" for text, count in found.warnings.items()]
         return found, [AttackWarning(view=view, attack=attack_name, message=message) for message in messages]

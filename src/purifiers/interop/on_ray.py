@@ -1,7 +1,7 @@
 """Cleaning images in bulk on a Ray cluster: image files, Parquet files and WebDataset shards, on disks or at URLs of fsspec.
 
-An actor with the purifier takes two pieces of work at a time, so that one is read and decoded while the other is on the device. It
-writes each file under its own name, whole or not at all: what is done twice, because a node died, is there once.
+An actor with the purifier takes two pieces of work at a time: one is read and decoded while the other is on the device. It writes
+each file under a name of its own, whole or not at all: what is done twice, because a node died, is there once.
 """
 
 import io
@@ -33,7 +33,7 @@ TOGETHER = 64
 """Image files of one piece of work, and images in memory at once, besides the file of a shard."""
 SHARDS = (".parquet", ".tar")
 DONE = ".purified"
-"""The folder in the output with a file for each finished piece: its name is of what it was made by and from, it has the count."""
+"""The folder in the output with a file for each finished piece, named for what it was made by and from; it has the count."""
 Samples = list[tuple[dict[str, Any], str]]
 """Of each sample its files or columns by name, and which of them is the image."""
 
@@ -81,10 +81,13 @@ class _Worker(PurifyBatch):
             if paths[0].endswith(".tar"):
                 return _from_tar(handle), None
             table = pq.read_table(handle)
-        if self.column not in table.column_names:
-            known = ", ".join(table.column_names)
-            raise DataError(f"there is no column '{self.column}', but {known}: name one with --column")
-        return [(columns, self.column) for columns in table.to_pylist()], table.schema
+        encoded = [
+            one.name for one in table.schema if re.match("(large_)?binary|struct<.*bytes: (large_)?binary", str(one.type))
+        ]
+        if not encoded:
+            raise DataError(f"no column holds encoded images; there are {', '.join(table.column_names)}")
+        image = self.column if self.column in encoded else encoded[0]
+        return [(columns, image) for columns in table.to_pylist()], table.schema
 
     def _content(self, path: str) -> Any:
         try:
@@ -100,7 +103,6 @@ def purify_on_ray(
     *,
     overwrite: bool = False,
     max_pixels: int = 50_000_000,
-    column: str = "image",
     device: str = "auto",
 ) -> BulkResult:
     """Purify all image files, Parquet files and WebDataset shards below a folder, on the Ray cluster that ``ray.init`` finds.
@@ -109,11 +111,12 @@ def purify_on_ray(
     purifier made already from the same state of the same files is skipped.
 
     Args:
-        source: a folder, or files by a pattern such as ``s3://bucket/*.tar``. A shard has to fit into memory.
+        source: a folder, or files by a pattern such as ``s3://bucket/*.tar``. A shard has to fit into memory. Its images are in
+            the column ``image`` or else the first with encoded ones, as bytes or structs of ``bytes``; of a WebDataset's sample
+            the first file that ends like an image.
         target: a folder, which all nodes reach, as they reach ``source``.
         overwrite: write into a folder that holds something else.
         max_pixels: of an image; larger ones are refused before they are decoded.
-        column: of Parquet files, with encoded images or structs of ``bytes``. A WebDataset's images are found by their endings.
         device: of the actors: with ``auto`` or ``cuda`` a GPU for each if the cluster has any, otherwise the CPU.
 
     Raises:
@@ -132,9 +135,9 @@ def purify_on_ray(
     result, names = BulkResult(), dict[str, str]()
     for path in sorted(found):
         suffix, name = PurePosixPath(path).suffix.lower(), target_name(path, root)
-        if suffix in (*SUFFIXES, *SHARDS) and not any(part.startswith(".") for part in name.split("/")):
-            if names.setdefault(name, path) != path:
-                result.fail(f"{path}: would become {name}, like {names[name]}; rename one")
+        wanted = suffix in (*SUFFIXES, *SHARDS) and not any(part.startswith(".") for part in name.split("/"))
+        if wanted and names.setdefault(name, path) != path:
+            result.fail(f"{path}: would become {name}, like {names[name]}; rename one")
     if not names:
         raise MissingFileError(f"nothing to purify in {source} ({', '.join((*SUFFIXES, *SHARDS))})")
     images = [path for path in names.values() if not path.endswith(SHARDS)]
@@ -145,7 +148,7 @@ def purify_on_ray(
     ray.data.DataContext.get_current().enable_progress_bars = console.is_terminal
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     gpus = 0 if device == "cpu" else gpus
-    about = (purifier.to("cpu"), column, "cuda" if gpus else "cpu", max_pixels)
+    about = (purifier.to("cpu"), "image", "cuda" if gpus else "cpu", max_pixels)
     rows = ray.data.from_items([{"paths": paths} for paths in pieces], override_num_blocks=len(pieces)).map(
         _Worker,
         fn_constructor_args=((files, root), (into, place), fingerprint(purifier.network), *about),

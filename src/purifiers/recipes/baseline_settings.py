@@ -8,10 +8,11 @@ from torch import nn
 
 from purifiers.attacks import SSP
 from purifiers.baselines.classical import Nothing, Shrink, Transformation, Wrapper
-from purifiers.errors import nearest
+from purifiers.errors import CheckpointError, MissingFileError, nearest
 from purifiers.kinds import Kind
 from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Positive, folder_name
-from purifiers.registry import NETWORKS, Registry
+from purifiers.registry import NETWORKS, Registry, describe, load_network
+from purifiers.weights import PURIFIERS, locate
 
 BASELINES: Registry[type["Baseline"]] = Registry("baseline", "purifiers.recipes")  # the values of a baseline's ``kind``
 
@@ -49,7 +50,8 @@ class Baseline(Kind):
 
 
 class TrainedBaseline(Baseline):
-    """A baseline that is trained on the recipe's images, on ``limit`` random ones of them."""
+    """A baseline that is trained: on the recipe's images, or on ``limit`` random ones of the whole data set, which may be more
+    than ours is trained on."""
 
     trainer: ClassVar[str]  # ``module:function`` that trains it: (run, title, these settings, training images) -> the network
     trains: ClassVar[str | None] = None  # the name of the only network that this trains; None for any
@@ -90,6 +92,30 @@ class Untrained(Baseline):
         if not wraps and (self.around or base):
             raise ValueError(f"'{name}' wraps no other purifier; remove '{'around' if self.around else 'network.base'}'")
         return self
+
+
+@BASELINES.register("pretrained")
+class Pretrained(Baseline):
+    """A trained purifier: the name of one that ships, or its folder. ``network`` is read from there."""
+
+    source: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_network(cls, content: Any) -> Any:
+        # A recipe in results has the network already, and its folder may be on another machine.
+        if not isinstance(content, Mapping) or "network" in content or not isinstance(content.get("source"), str):
+            return content
+        try:
+            described = describe(load_network(locate(content["source"])))
+        except (MissingFileError, CheckpointError) as error:
+            raise ValueError(f"source: {error}{nearest(content['source'], PURIFIERS)}") from error
+        if getattr(NETWORKS[described["network"]], "output", "images") != "images":
+            raise ValueError(f"source: '{content['source']}' is a classifier; expected a purifier")
+        return {**content, "network": described}
+
+    def build(self, classes: int) -> nn.Module:
+        return load_network(locate(self.source))
 
 
 @BASELINES.register("nrp")

@@ -225,8 +225,8 @@ def table_of_baselines(results: Results) -> Table:
         size, original, trained, time = _size(baseline.network.network, baseline.network.arguments), "-", "-", "-"
         if isinstance(baseline, TrainedBaseline):
             history = results.training.get(folder_of(title), [])
-            limits = [limit for limit in (baseline.limit, recipe.data.limit) if limit is not None]
-            images = f"{min(limits):,}" if limits else "all"
+            limit = baseline.limit or recipe.data.limit
+            images = f"{limit:,}" if limit else "all"
             trained = f"{images} images, {len(history) or baseline.training.epochs} epochs"
             time = duration(sum(record["seconds"] for record in history)) if history else "-"
             original = paper.ORIGINALS.get(baseline.kind, "-")

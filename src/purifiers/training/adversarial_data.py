@@ -1,7 +1,7 @@
 """The classifiers that a purifier is trained against, and the adversarial examples on them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from purifiers.attacks import Attack
 from purifiers.attacks.generate import Adversarial, generate
+from purifiers.cache import Cache
 from purifiers.console import progress, say
 from purifiers.data import ImageSet
 from purifiers.device import Precision, autocast
-from purifiers.errors import TrainingError
+from purifiers.errors import TrainingError, Unfinished
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
-from purifiers.training.distributed import first_only
+from purifiers.shards import Shard
+from purifiers.training.distributed import averaged, first_only, rank, world_size
 
 
 class Panel(nn.Module):
@@ -62,7 +64,7 @@ def attack_for_training(
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
-    size, cache = run.recipe.evaluation.batch_size, run.cache
+    size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
     saved = partial(run.deadline.check, "a part of the adversarial examples")
     return generate(attack, model, data, seed=seed, batch_size=size, cache=cache, quantized=True, advance=advance, saved=saved)
 
@@ -70,7 +72,13 @@ def attack_for_training(
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels. Every attack
     of the recipe is run on every classifier of the panel, each on its share of the images of each round (on ``weight`` shares);
-    without attacks there are no channels. Of several processes the first makes them for all."""
+    without attacks there are no channels. Of several processes each makes a part, and the first collects them in the cache."""
+    if world_size() > 1:
+        run.shard = Shard(rank(), world_size())
+        with suppress(Unfinished):
+            _attack_training_images(run, panel, data)
+        run.shard = Shard()
+        averaged(torch.zeros(1, device=data.images.device))  # once all have come here
     return first_only(lambda: _attack_training_images(run, panel, data).cpu()).to(data.images.device)
 
 
@@ -94,5 +102,6 @@ def _attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
                     adversarial[chosen] = found.images
                     seconds += found.seconds
             rounds.append(adversarial)
+    run.shard.check()
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
     return torch.cat(rounds, dim=1)

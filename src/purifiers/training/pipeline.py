@@ -25,6 +25,7 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import save_network
 from purifiers.runs import CLASSES_FILE, RECIPE_FILE, STUDENTS, Run, student_configs
 from purifiers.seeds import seed_for
+from purifiers.shards import Shard
 from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.distributed import first_only, together
@@ -111,6 +112,7 @@ def train_recipe(
     deadline: Deadline | None = None,
     cache: Path | None = None,
     classifiers: Mapping[str, nn.Module] = NOTHING,
+    shard: Shard | None = None,
 ) -> Run:
     """Train everything that the recipe asks for, into ``folder``; what is finished there is reused, the rest is resumed.
 
@@ -120,16 +122,18 @@ def train_recipe(
         deadline: stop before the epoch that would not fit.
         cache: folder of adversarial examples, by default one in ``folder``.
         classifiers: by stage, frozen, on the device: used instead of being read or trained.
+        shard: the share of the adversarial examples to make here; whoever finds those of the others trains everything.
 
     Raises:
         OutOfTime: the time is up and not everything is trained.
+        Unfinished: this shard's adversarial examples are there, and those of others are not.
         CheckpointError: the folder holds a stage of another recipe, or a damaged one.
         ConfigError: the folder holds a network that no run made there, or a restart would discard what the recipe needs.
         TrainingError: a loss is not finite, or another process trains in ``folder``.
         InputError: a classifier changed while it was used.
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
-    run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline())
+    run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline(), shard or Shard())
     run.images("test")  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
     first_only(lambda: write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes)))
@@ -163,10 +167,11 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
     starts = load_starts(recipe, run.device)
+    shared = run.shard.count > 1
     with ExitStack() as held:
 
         def prepare() -> None:
-            held.enter_context(locked(folder))
+            held.enter_context(locked(folder, wait=shared))  # one shard trains the classifiers for all
             prepare_folder(recipe, folder, restart)
             if not (folder / RECIPE_FILE).is_file():
                 write_text(folder / RECIPE_FILE, recipe_text(recipe))
@@ -178,18 +183,23 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         report_accuracy(run, data)
         panel = Panel(run.classifiers.values(), recipe.precision)
+        if shared:  # all attack at once
+            held.close()
         with panel.watched():
-            _train_purifiers(run, panel, starts, ablation)
+            adversarial = run.shard.finish(lambda: attack_training_images(run, panel, data))
+            if shared:
+                held.enter_context(locked(folder, wait=True))
+            _train_purifiers(run, panel, adversarial, starts, ablation)
         unchanged()
         # Of a resumed run the evaluation may differ; the purifier's card comes when it is measured.
         first_only(lambda: write_text(folder / RECIPE_FILE, recipe_text(recipe)))
         first_only(lambda: save_network(folder, run.purifiers["student"].network))
 
 
-def _train_purifiers(run: Run, panel: Panel, starts: Mapping[str, nn.Module], ablation: bool) -> None:
-    """The teachers, from ``starts`` if they name one, and the students."""
+def _train_purifiers(run: Run, panel: Panel, adversarial: Tensor, starts: Mapping[str, nn.Module], ablation: bool) -> None:
+    """The teachers, from ``starts`` if they name one, and the students, on the training images and ``adversarial`` ones."""
     recipe, data = run.recipe, run.images("train")
-    pairs = torch.cat([data.images, attack_training_images(run, panel, data)], dim=1)
+    pairs = torch.cat([data.images, adversarial], dim=1)
     nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:

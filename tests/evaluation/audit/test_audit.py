@@ -14,16 +14,20 @@ import purifiers
 from purifiers import PurifiedClassifier
 from purifiers.attacks import PGD, VIEWS, Attack, AutoAttack
 from purifiers.baselines import Noisy, Nothing
+from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
+from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, Unfinished
 from purifiers.evaluation.audit import attack as audit_module
 from purifiers.evaluation.audit import audit
 from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
 from purifiers.evaluation.audit.run import audit_all, audit_by_name
 from purifiers.evaluation.records import CLEAN
+from purifiers.evaluation.trust import evidence as evidence_module
 from purifiers.evaluation.trust.checks import Check
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
+from purifiers.seeds import reproducible
+from purifiers.shards import Shard
 from tests.attacks.test_libraries import boundary_distances
 from tests.conftest import Linear
 
@@ -272,13 +276,16 @@ def test_random_purifiers_are_attacked_in_expectation_and_by_autoattacks_rand_ve
     assert [(record.view, record.attack) for record in still.records[1:2]] == [("full", "AA")]
 
 
+class Outside(Attack):
+    """Leaves its ball."""
+
+    epsilon: float = 0.02
+
+    def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        return images * 0
+
+
 def test_an_attack_that_cannot_be_run_is_left_out_and_named() -> None:
-    class Outside(Attack):
-        epsilon: float = 0.02
-
-        def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-            return images * 0
-
     model, data = problem(6)
     chosen = settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02)
     both: dict[str, Any] = {**chosen.attacks, "outside": Outside()}
@@ -468,14 +475,52 @@ def test_trust_checks_are_told_what_was_measured(monkeypatch: pytest.MonkeyPatch
     assert without.checks == {}
 
 
-def test_trust_checks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cascade", [False, True])
+def test_shards_give_the_result_of_one_process(tmp_path: Path, cascade: bool) -> None:
+    """Attacks of three sizes of batches, one that cannot be run, a random purifier, and trust checks."""
+    model, data = problem(30)
+    chosen = settings(
+        {"PGD": pgd(num_steps=2), "PGD-L2": pgd("l2", 0.1, num_steps=2)},
+        {"full": ["PGD", "PGD-L2"], "eot": ["PGD"], "blind": ["PGD"]},
+        epsilon=0.02,
+        epsilon_l2=0.1,
+        cascade=cascade,
+        draws=2,
+        check_images=4,
+    )
+    views: dict[str, Any] = {**chosen.views, "blind": ("outside", "PGD")}
+    chosen = chosen.model_copy(update={"attacks": {**chosen.attacks, "outside": Outside()}, "views": views})
+
+    def measured(cache: Cache) -> dict[str, Any]:
+        with reproducible(0, torch.device("cpu")):
+            noisy = Noisy(Nothing(), sigma=0.05, epsilon=1.0)
+        found = cache.shard.finish(lambda: audit(noisy, model, data, settings=chosen, batch_size=7, cache=cache))
+        return without_seconds(found)
+
+    expected = measured(Cache(None))
+    assert any("left out" in one["message"] for one in expected["warnings"])
+    for order in ((2, 0, 1), (0,)):  # the last one completes it, and so does any later one
+        for index in order[:-1]:
+            with pytest.raises(Unfinished, match="pieces"):
+                measured(Cache(tmp_path, Shard(index, 3)))
+        assert measured(Cache(tmp_path, Shard(order[-1], 3))) == expected
+
+
+def without_seconds(found: Audit) -> dict[str, Any]:
+    """The result without what differs from run to run."""
+    records = [one.model_copy(update={"seconds": 0.0}) for one in found.records]
+    return found.model_copy(update={"seconds": 0.0, "records": records}).model_dump()
+
+
+def test_the_evidence_of_trust_checks_is_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
+    measured = evidence_module._Batch.evidence
 
-    def checks(defended: PurifiedClassifier, images: ImageSet, **options: Any) -> list[Check]:
-        calls.append(len(images))
-        return [Check(name="one", status="passed", sentence="Yes.", figures={"share": 0.5})]
+    def evidence(batch: Any) -> Any:
+        calls.append(len(batch.images))
+        return measured(batch)
 
-    monkeypatch.setattr(audit_module, "trust_checks", checks)
+    monkeypatch.setattr(evidence_module._Batch, "evidence", evidence)
     model, data = problem(12)
     chosen = settings({"PGD": pgd()}, {"full": ["PGD"]}, epsilon=0.02, check_images=8)
     first, again = (audit(nn.Identity(), model, data, settings=chosen, cache=tmp_path) for _ in range(2))
@@ -483,7 +528,7 @@ def test_trust_checks_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     audit(nn.Identity(), model, data, settings=chosen.model_copy(update={"check_images": 6}), cache=tmp_path)
     audit(Mirror(), model, data, settings=chosen, cache=tmp_path)
     assert calls == [8, 6, 8]
-    for path in tmp_path.glob("checks-*"):
+    for path in tmp_path.glob("evidence-*"):
         path.write_bytes(path.read_bytes()[:-9])
     assert audit(nn.Identity(), model, data, settings=chosen, cache=tmp_path).checks == first.checks
     assert calls == [8, 6, 8, 8]

@@ -97,6 +97,8 @@ class Auditor:
         # Slow attacks come last: a cascade spares them the images that quick ones break.
         for planned in sorted(self._plan(), key=lambda planned: planned.slow):
             self._attack(planned, right)
+        if self.evaluator.cache.shard.missing:  # the worst case is of whoever finds all
+            return
         for (norm, group), composite in self._composites.items():
             images = self._within(self._composites[norm, EVERYTHING].fewest)
             radius = self.settings.epsilon if norm == "linf" else self.settings.epsilon_l2
@@ -104,25 +106,25 @@ class Auditor:
             self.records.append(self._combined(composite, images, composite.seconds, **about))
 
     def checks(self) -> list[Check]:
-        """The trust checks on the first images, from the cache if they are finished."""
-        name, defended, cache, watch = self.subject.name, self.subject.defended, self.evaluator.cache, Stopwatch()
+        """The trust checks on the first images; none if anything is left to another process."""
+        name, watch = self.subject.name, Stopwatch()
         few = self.evaluator.limited(min(self.settings.check_images, len(self._data)))
         white = self._composites.get(("linf", "white-box"))
-        options: dict[str, Any] = {
-            "epsilon": self.settings.epsilon,
-            "seed": self.evaluator.seed,
-            "batch_size": min(self.evaluator.batch_size, len(few)),
-            "known": self._known(),
-            "reported": None if white is None else (white.right & self._within(white.fewest))[self._within(len(few))],
-            "eot": any(one.view == "eot" or getattr(one.attack, "version", "") == "rand" for one, _ in self._tried),
-        }
-        key = cache.key(defended, few.images, few.labels, options)
-        found = cache.load("checks", key, lambda state: [Check.model_validate(check) for check in state["checks"]])
-        if found is None:
-            with progress(f"{name}: trust checks", len(few)) as advance:
-                found = trust_checks(defended, few, advance=advance, **options)
+        with progress(f"{name}: trust checks", len(few)) as advance:
+            found = trust_checks(
+                self.subject.defended,
+                few,
+                epsilon=self.settings.epsilon,
+                seed=self.evaluator.seed,
+                batch_size=min(self.evaluator.batch_size, len(few)),
+                known=self._known(),
+                reported=None if white is None else (white.right & self._within(white.fewest))[self._within(len(few))],
+                eot=any(one.view == "eot" or getattr(one.attack, "version", "") == "rand" for one, _ in self._tried),
+                cache=self.evaluator.cache,
+                advance=advance,
+            )
+        if found:
             detail(f"{name}: {len(found)} trust checks, {duration(watch.seconds)}")
-            cache.save("checks", key, {"checks": [check.model_dump() for check in found]})
         return found
 
     def _known(self) -> dict[str, Tensor]:
@@ -166,15 +168,21 @@ class Auditor:
         total, group = (self._composites.get(key) or Composite(self._data, unattacked) for key in keys)
         meant = self._within(planned.count)
         attacked = meant & group.right if self.settings.cascade else meant
-        found = Adversarial(to_float(self._data.images[:0]))
+        found, whole = Adversarial(to_float(self._data.images[:0])), True
         if attacked.any():
+            # In a cascade all attacks on an image are of one process, as each needs the results of those before it.
+            parts = (attacked.nonzero().flatten(), self.evaluator.batch_size) if self.settings.cascade else None
+            data, model = self._at(attacked), planned.model
             try:
-                found, noted = self.evaluator.attack(self.subject.name, view, planned.model, name, attack, self._at(attacked))
+                found, noted = self.evaluator.attack(self.subject.name, view, model, name, attack, data, parts)
             except (AttackError, InputError) as error:
                 message = f"{self.subject.name}: {LEFT_OUT}: {error}"
                 self.warnings.append(AttackWarning(view=view, attack=name, message=message))
                 return
             self.warnings += [one.model_copy(update={"message": f"{self.subject.name}: {one.message}"}) for one in noted]
+            whole = found.whole
+            if not (whole or self.settings.cascade):
+                return
             record, right = self._measure(attacked, found, **about)
         else:
             record, right = self._combined(group, meant, 0.0, **about), group.right[attacked]
@@ -182,6 +190,8 @@ class Auditor:
         for key, composite in zip(keys, (total, group), strict=True):
             composite.add(attacked, found.images, right, planned.count, found.seconds)
             self._composites[key] = composite
+        if not whole:
+            return
         if self.settings.cascade:
             record = _counted(record, group.right[meant]).model_copy(update={"attacked": int(attacked.sum())})
         self.records.append(record)

@@ -6,6 +6,7 @@ The module that the attacker differentiates is the threat model (:mod:`purifiers
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from purifiers.recipes.load import set_value
 from purifiers.registry import CONFIG_FILE
 from purifiers.runs import Run, is_run, open_defended, own_classifier, prepare_baselines
 from purifiers.seeds import seed_for
+from purifiers.shards import Shard
 
 
 def audit(
@@ -48,7 +50,7 @@ def audit(
     classifier_name: str = "classifier",
     seed: int = 0,
     batch_size: int = 250,
-    cache: Path | str | None = None,
+    cache: Cache | Path | str | None = None,
 ) -> Audit:
     """Audit any purifier in front of any classifier.
 
@@ -65,6 +67,7 @@ def audit(
 
     Raises:
         InputError, ConfigError: see :func:`purifiers.evaluate`; or settings or a surrogate are not as above.
+        Unfinished: see :func:`purifiers.evaluate`.
     """
     with prepared(purifier, classifier, images, labels, purifier_name, classifier_name) as (defended, data):
         subject = Subject(purifier_name, defended, classifier_name)
@@ -80,7 +83,7 @@ def audit_all(
     *,
     seed: int = 0,
     batch_size: int = 250,
-    cache: Path | str | None = None,
+    cache: Cache | Path | str | None = None,
 ) -> Audit:
     """Audit several defended models, of different names, on the same images, into one :class:`Audit`; see :func:`audit`."""
     nested: dict[str, Any] = {}
@@ -98,7 +101,7 @@ def audit_all(
     if len({subject.name for subject in subjects}) < len(subjects) or not subjects:
         raise InputError(f"an audit needs defended models of different names; got {[subject.name for subject in subjects]}")
     unchanged = watch({f"the classifier behind {one.name}": one.defended.classifier for one in subjects})
-    stopwatch, kept = Stopwatch(), Cache(cache)
+    stopwatch, kept = Stopwatch(), cache if isinstance(cache, Cache) else Cache(cache)
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     checks: dict[str, list[Check]] = {}
@@ -120,6 +123,7 @@ def audit_all(
             if chosen.check_images:
                 checks[subject.name] = auditor.checks()
     unchanged()
+    kept.shard.check()
     return Audit(
         settings=chosen.resolved(),
         **provenance(seed, data.images.device),
@@ -139,6 +143,7 @@ def audit_by_name(
     recipe: str | None = None,
     device: str = "auto",
     baselines: Literal["all", "ready", "none"] = "none",
+    shard: Shard | None = None,
 ) -> Audit:
     """Audit purifiers together, each in front of its run's classifier, SOAP in front of its own.
 
@@ -147,6 +152,7 @@ def audit_by_name(
         overrides, recipe, device: see :func:`purifiers.runs.open_defended`; ``recipe`` is for those that are no runs.
         folder: where finished work is kept, and baselines of a purifier that is no run are trained.
         baselines: audit these too: all, trained first where necessary, or those that are ready.
+        shard: the share of the work to do here; whoever finds the others' finished completes it.
 
     Raises:
         ConfigError: other images than the first's, the same purifier or title of a surrogate twice, or see the parts.
@@ -177,8 +183,10 @@ def audit_by_name(
     for name, purifier, one in audited:
         classifier, title = own_classifier(name, purifier) or (one.classifier, one.classifier_name)
         subjects.append(Subject(name, PurifiedClassifier(purifier, classifier), title))
-    seed, size, cache = seed_for(run.recipe.seed, "evaluation"), run.recipe.evaluation.batch_size, folder / "cache"
-    return audit_all(subjects, run.images("test"), settings, surrogates, seed=seed, batch_size=size, cache=cache)
+    seed, size = seed_for(run.recipe.seed, "evaluation"), run.recipe.evaluation.batch_size
+    cache = Cache(folder / "cache", shard)
+    work = partial(audit_all, subjects, run.images("test"), settings, surrogates, seed=seed, batch_size=size, cache=cache)
+    return cache.shard.finish(work)
 
 
 def _names(whats: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
+from purifiers.cache import Cache
 from purifiers.classifiers.probes import RANDOM
 from purifiers.data import ImageSet
 from purifiers.errors import InputError, nearest
@@ -68,6 +69,7 @@ def trust_checks(
     known: Mapping[str, Tensor] | None = None,
     reported: Tensor | None = None,
     eot: bool = False,
+    cache: Cache | None = None,
     advance: Callable[[float], None] = lambda images: None,
 ) -> list[Check]:
     """Run all checks, at the cost of ``PASSES`` forward and backward passes of the data.
@@ -81,7 +83,11 @@ def trust_checks(
             right after it, bool (M,), the same M for all, on the CPU; without ``white-box``, those of ``data``.
         reported: which of ``data`` the attack in question leaves right, bool (N,), on the CPU; False where it was not run.
         eot: whether the attack in question averaged over the model's randomness.
+        cache: where finished measurements are kept.
         advance: called before each pass, with numbers, not whole, that add up to ``len(data)``.
+
+    Returns:
+        The checks; none if the cache's shard leaves a measurement to another process.
 
     Raises:
         InputError: an epsilon out of range, an unknown name in ``known``, or other results than M booleans.
@@ -96,8 +102,9 @@ def trust_checks(
             raise InputError(f"known '{name}' must hold for each image whether it is right, bool (M,)")
     if len({len(right) for right in known.values()}) > 1:
         raise InputError(f"known results must be of the same images; got { ({name: len(known[name]) for name in known}) }")
-    evidence = gather(defended, data, epsilon=epsilon, norm=norm, seed=seed, batch_size=batch_size, advance=advance)
-    return judge(evidence, norm, known, eot, reported)
+    cache = cache or Cache(None)
+    evidence = gather(defended, data, epsilon, norm, seed, batch_size, cache, advance)
+    return [] if evidence is None or cache.shard.missing else judge(evidence, norm, known, eot, reported)
 
 
 def judge(

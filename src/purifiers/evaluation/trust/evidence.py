@@ -10,6 +10,7 @@ from torch import Tensor
 
 from purifiers.attacks.base import frozen
 from purifiers.attacks.views import bpda
+from purifiers.cache import Cache
 from purifiers.classifiers.probes import are_probabilities, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation.metrics import classes
@@ -67,15 +68,32 @@ class Evidence:
 
 
 def gather(
-    model: PurifiedClassifier, data: ImageSet, epsilon: float, norm: Norm, seed: int, batch_size: int, advance: Advance
-) -> Evidence:
-    """Measure everything, batch by batch; ``advance`` is called before each pass, with numbers that add up to ``len(data)``."""
-    parts = []
-    with frozen(model), torch.autocast(data.images.device.type, enabled=False):
-        for batch in slices(len(data), batch_size):
-            own_seed = seed_for(seed, "trust", batch.start)
-            measured = _Batch(model, to_float(data.images[batch]), data.labels[batch], epsilon, norm, own_seed, advance)
-            parts.append(measured.evidence())
+    model: PurifiedClassifier,
+    data: ImageSet,
+    epsilon: float,
+    norm: Norm,
+    seed: int,
+    batch_size: int,
+    cache: Cache,
+    advance: Advance,
+) -> Evidence | None:
+    """Measure everything, batch by batch, but what is in the cache; None if a batch is left to another process. ``advance`` is
+    called before each pass, with numbers that add up to ``len(data)``."""
+    parts, batches, device = [], slices(len(data), batch_size), data.images.device
+    first = cache.shard.begin(len(batches))
+    with frozen(model), torch.autocast(device.type, enabled=False):
+        for number, batch in enumerate(batches, first):
+            images, labels, own_seed = data.images[batch], data.labels[batch], seed_for(seed, "trust", batch.start)
+            key = cache.key(model, images, labels, epsilon, norm, own_seed)
+            found = cache.load("evidence", key, lambda state: Evidence(**{name: one.to(device) for name, one in state.items()}))
+            if found is not None or cache.left("evidence", key, number):
+                advance(len(images))
+            else:
+                found = _Batch(model, to_float(images), labels, epsilon, norm, own_seed, advance).evidence()
+                cache.save("evidence", key, vars(found))
+            parts.append(found)
+    if None in parts:
+        return None
     return Evidence(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in vars(parts[0])})
 
 
