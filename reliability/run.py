@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import cluster
 import fuzz
 import ranks
 from promise import Promise, Result
@@ -29,7 +30,7 @@ BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
 HANGS = {True: 120, False: 4 * 3600}
 """Seconds after which a promise that is still being tested is a hang: all stacks are printed, and the run ends."""
 
-PROMISES: dict[str, Promise] = {**fuzz.PROMISES, **ranks.PROMISES}
+PROMISES: dict[str, Promise] = {**fuzz.PROMISES, **ranks.PROMISES, **cluster.PROMISES}
 
 
 def tested(promise: Promise, count: int, quick: bool) -> dict[str, Any]:
@@ -70,6 +71,9 @@ def main() -> int:
     for name in chosen.only:
         promise = PROMISES[name]
         record = tested(promise, chosen.count or (promise.quick if chosen.quick else promise.long), chosen.quick)
+        if record["skipped"]:
+            print(f"skipped {name}: {record['skipped']}", flush=True)
+            continue
         verdict = "kept" if record["kept"] else "BROKEN"
         numbers = f"{record['survived']:,} of {record['injected']:,} {record['unit']}, {record['seconds']:g} s"
         print(f"{verdict:7} {name}: {numbers}", record["figures"], sep="; " if record["figures"] else "", flush=True)

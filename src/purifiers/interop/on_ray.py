@@ -1,12 +1,13 @@
 """Cleaning images in bulk on a Ray cluster: image files, Parquet files and WebDataset shards, on disks or at URLs of fsspec.
 
-An actor with the purifier takes two pieces of work at a time: one is read and decoded while the other is on the device. It writes
-each file under a name of its own, whole or not at all: what is done twice, because a node died, is there once.
+Actors hold the purifier, two on each GPU: one decodes while the other computes. They write each file under a name of its own,
+whole or not at all: what is done twice, because a node died, is there once.
 """
 
 import io
 import re
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +20,7 @@ from purifiers.bulk.purify_files import FAILED_FILE, FAILED_TITLE, BulkResult
 from purifiers.console import console
 from purifiers.data.files import SUFFIXES
 from purifiers.errors import ConfigError, DataError, MissingFileError, explain_missing, first_line
-from purifiers.interop.batches import PurifyBatch
+from purifiers.interop.batches import THREADS, PurifyBatch
 from purifiers.purifier import Purifier
 from purifiers.registry import fingerprint
 from purifiers.storage import atomic_path, digest
@@ -41,16 +42,18 @@ Samples = list[tuple[dict[str, Any], str]]
 class _Worker(PurifyBatch):
     """The actor. ``read`` and ``write`` are fsspec's file systems, with the folder of the input and of the output there."""
 
-    def __init__(self, read: tuple[Any, str], write: tuple[Any, str], made_by: str, *about: Any) -> None:
+    def __init__(self, read: tuple[Any, str], write: tuple[Any, str], made_by: str, overwrite: bool, *about: Any) -> None:
         super().__init__(*about)
-        (self.files, self.root), (self.into, self.target), self.made_by = read, write, made_by
+        (self.files, self.root), (self.into, self.target) = read, write
+        self.made_by, self.overwrite = made_by, overwrite
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The counts of a piece of work, and the failures."""
         paths, failed = list(row["paths"]), []
         keys = ("name", "size", "mtime", "LastModified", "ETag")
         state = [[str(self.files.info(path).get(key)) for key in keys] for path in paths]
         done = f"{self.target}/{DONE}/{digest(self.made_by, state)}"
-        if self.into.exists(done):
+        if self.into.exists(done) and not self.overwrite:
             return {"purified": 0, "skipped": int(self.into.cat_file(done)), "failed": []}
         try:
             samples, schema = self._samples(paths)
@@ -61,15 +64,17 @@ class _Worker(PurifyBatch):
             for (parts, image), result in zip(some, self.results([parts[image] for parts, image in some]), strict=True):
                 parts[image] = result
         kept = [sample for sample in samples if not isinstance(sample[0][sample[1]], Exception)]
-        for parts, image in samples:
-            if isinstance(error := parts[image], Exception):
-                failed.append(f"{image}: {getattr(error, 'strerror', None) or first_line(error)}")
+        for number, (parts, image) in enumerate(samples):
+            if isinstance(fault := parts[image], Exception):
+                where = image if image == paths[0] or len(paths) > 1 else f"{paths[0]}, sample {number}, {image}"
+                failed.append(f"{where}: {getattr(fault, 'strerror', None) or first_line(fault)}")
         if not paths[0].endswith(SHARDS):
-            for parts, image in kept:
-                put(self.into, f"{self.target}/{target_name(image, self.root)}", parts[image])
+            with ThreadPoolExecutor(THREADS) as pool:
+                for written in [pool.submit(self._put, image, parts[image]) for parts, image in kept]:
+                    written.result()
         elif kept:
             content = _as_tar(kept) if schema is None else _as_parquet(kept, schema)
-            put(self.into, f"{self.target}/{target_name(paths[0], self.root)}", content)
+            self._put(paths[0], content)
         if not failed:
             put(self.into, done, str(len(kept)).encode())
         return {"purified": len(kept), "skipped": 0, "failed": failed}
@@ -88,6 +93,9 @@ class _Worker(PurifyBatch):
             raise DataError(f"no column holds encoded images; there are {', '.join(table.column_names)}")
         image = self.column if self.column in encoded else encoded[0]
         return [(columns, image) for columns in table.to_pylist()], table.schema
+
+    def _put(self, path: str, content: bytes) -> None:
+        put(self.into, f"{self.target}/{target_name(path, self.root)}", content)
 
     def _content(self, path: str) -> Any:
         try:
@@ -115,9 +123,9 @@ def purify_on_ray(
             the column ``image`` or else the first with encoded ones, as bytes or structs of ``bytes``; of a WebDataset's sample
             the first file that ends like an image.
         target: a folder, which all nodes reach, as they reach ``source``.
-        overwrite: write into a folder that holds something else.
+        overwrite: purify again what is there, also into a folder that holds something else.
         max_pixels: of an image; larger ones are refused before they are decoded.
-        device: of the actors: with ``auto`` or ``cuda`` a GPU for each if the cluster has any, otherwise the CPU.
+        device: of the actors: with ``auto`` or ``cuda`` the cluster's GPUs if it has any, otherwise its CPUs.
 
     Raises:
         MissingFileError: there is nothing to purify.
@@ -144,17 +152,16 @@ def purify_on_ray(
     pieces = [images[start : start + TOGETHER] for start in range(0, len(images), TOGETHER)]
     pieces += [[path] for path in names.values() if path.endswith(SHARDS)]
     if not ray.is_initialized():
-        ray.init(logging_level="ERROR", log_to_driver=False)
+        ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = console.is_terminal
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     gpus = 0 if device == "cpu" else gpus
     about = (purifier.to("cpu"), "image", "cuda" if gpus else "cpu", max_pixels)
     rows = ray.data.from_items([{"paths": paths} for paths in pieces], override_num_blocks=len(pieces)).map(
         _Worker,
-        fn_constructor_args=((files, root), (into, place), fingerprint(purifier.network), *about),
-        concurrency=(1, gpus or cpus),
-        num_gpus=min(gpus, 1),
-        max_concurrency=2,
+        fn_constructor_args=((files, root), (into, place), fingerprint(purifier.network), overwrite, *about),
+        concurrency=(1, 2 * gpus or cpus),
+        num_gpus=0.5 if gpus else 0,
     )
     for row in rows.iter_rows():
         result.purified += row["purified"]
