@@ -1,4 +1,4 @@
-"""Bulk cleaning on a Ray cluster of two nodes, one of which is killed; and the libraries that take the purifier as a function."""
+"""Bulk cleaning on a Ray cluster of two nodes, one of which is killed; and libraries that call the purifier on batches."""
 
 import io
 import random

@@ -18,6 +18,7 @@ from typing import Any
 
 import cluster
 import fuzz
+import load
 import ranks
 from promise import Promise, Result
 
@@ -30,7 +31,7 @@ BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
 HANGS = {True: 120, False: 4 * 3600}
 """Seconds after which a promise that is still being tested is a hang: all stacks are printed, and the run ends."""
 
-PROMISES: dict[str, Promise] = {**fuzz.PROMISES, **ranks.PROMISES, **cluster.PROMISES}
+PROMISES: dict[str, Promise] = {**fuzz.PROMISES, **load.PROMISES, **ranks.PROMISES, **cluster.PROMISES}
 
 
 def tested(promise: Promise, count: int, quick: bool) -> dict[str, Any]:

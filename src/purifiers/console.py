@@ -1,4 +1,4 @@
-"""Progress and results for the user: a progress bar on a terminal, else a line per finished piece of work."""
+"""Progress and results for the user: a progress bar on a terminal, else a line per finished piece of work and per minute."""
 
 import sys
 import time
@@ -16,6 +16,9 @@ console = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sy
 """Standard output. Logs are wide enough for every table."""
 
 
+MINUTE = 60.0  # seconds between two lines of progress, where there is no terminal
+
+
 class _Rate(ProgressColumn):
     def render(self, task: ProgressTask) -> Text:
         return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="cyan")
@@ -23,12 +26,26 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[float], None]]:
-    """On a terminal, a bar with rate and time left of ``total`` images; yields a function to call with the number just done."""
+    """A bar with rate and time left of ``total`` images, or, without a terminal, a line per minute; yields a function to call
+    with the number just done."""
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
+        done = shown = 0.0
+        since = time.perf_counter()
+
+        def advance(count: float) -> None:
+            nonlocal done, shown, since
+            bar.advance(task, count)
+            done += count
+            seconds = time.perf_counter() - since
+            if seconds >= MINUTE and done < total and not console.is_terminal:
+                rate = (done - shown) / seconds  # of the last minute: what was read from disk before took no time
+                say(f"{title:<16} {done:,.0f} of {total:,}, {rate:,.1f}/s, {duration((total - done) / rate)} left")
+                shown, since = done, time.perf_counter()
+
+        yield advance
 
 
 def say(message: str = "", style: str | None = None) -> None:

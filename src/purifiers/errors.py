@@ -15,7 +15,7 @@ EXTRAS = {
     "transformers": ("transformers",),
     "hub": ("huggingface_hub",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "serve": ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "serve": ("fastapi", "httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "app": ("gradio",),
     "art": ("art", "multiprocess"),
     "ray": ("pyarrow", "ray"),

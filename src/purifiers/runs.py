@@ -14,6 +14,7 @@ from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
 from purifiers.classifiers.load import load_classifier
 from purifiers.console import Deadline, say
 from purifiers.data import DATASETS, ImageSet, load_images
+from purifiers.data.images import random_crops
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.purifier import Purifier
@@ -124,8 +125,12 @@ class Run:
 
     def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
         """Use ``images``, limited as the recipe says, as its training or test images."""
-        limit = self.recipe.data.limit if split == "train" else self.recipe.data.test_limit
-        self.splits[split] = images.limited(limit, seed_for(self.recipe.seed, split, "limit")).to(self.device)
+        config, seed = self.recipe.data, self.recipe.seed
+        limit = config.limit if split == "train" else config.test_limit
+        images = images.limited(limit, seed_for(seed, split, "limit")).to(self.device)
+        if config.crops and split == "train":
+            images = random_crops(images, **config.crops.model_dump(), seed=seed_for(seed, "crops"))
+        self.splits[split] = images
 
 
 def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "auto", images: ImageSet | None = None) -> Run:

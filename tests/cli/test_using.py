@@ -51,28 +51,45 @@ def test_export_writes_a_program(tiny_run: Run, tmp_path: Path, capsys: pytest.C
 
 def test_options_of_serve_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setenv("PURIFIERS_API_KEY", "secret")
+    monkeypatch.setenv("PURIFIERS_TOKEN", "secret")
+    built = []
+    monkeypatch.setattr("purifiers.serve.worker.Worker.start", lambda self: built.append(self.build()))
     monkeypatch.setattr("purifiers.serve.endpoints.make_app", lambda *given: given)
     monkeypatch.setattr(
         "purifiers.serve.server.serve_app", lambda make, host, port, **options: calls.append((*make(), host, port, options))
     )
     words = ["--host", "0.0.0.0", "--port", "9000", "--max-batch-size", "4", "--batch-timeout", "0.5", "--max-bytes", "100"]
-    words += ["--max-pixels", "50", "--max-queue", "3", "--classifier", "cifar10-resnet20", "--set", "data.size=16"]
+    words += [
+        "--max-pixels",
+        "50",
+        "--max-queue",
+        "3",
+        "--max-per-client",
+        "2",
+        "--classifier",
+        "cifar10-resnet20",
+        "--set",
+        "data.size=16",
+    ]
     assert main(["serve", str(tiny_run.folder), *words, *CPU]) == 0
     assert main(["serve", "cifar10", *CPU]) == 0
     assert capsys.readouterr().out == "stopped\nstopped\n"
-    (service, *others), (plain, _, *defaults) = calls
-    assert others == ["secret", "0.0.0.0", 9000, {"timeout_graceful_shutdown": 30}]
+    (service, *others, options), (plain, _, *defaults) = calls
+    assert others == ["secret", "0.0.0.0", 9000]
+    assert options["timeout_graceful_shutdown"] == 30
     assert (service.batch_size, service.batch_timeout) == (4, 0.5)
-    assert (service.max_bytes, service.max_pixels, service.max_queue) == (100, 50, 3)
-    assert service.names == tuple("0123456789")
-    assert fingerprint(service.classifier) == fingerprint(load_classifier("cifar10-resnet20"))
+    assert (service.max_bytes, service.max_queue, service.max_per_client, service.classifies) == (100, 3, 2, True)
+    models, purifying = built
+    assert models.max_pixels == 50
+    assert models.names == tuple("0123456789")
+    assert fingerprint(models.classifier) == fingerprint(load_classifier("cifar10-resnet20"))
     images = torch.rand(2, 3, 16, 16)
-    torch.testing.assert_close(service.purifier(images), tiny_run.purifiers["student"](images))
-    assert (plain.classifier, plain.names, plain.max_pixels, defaults[:2]) == (
+    torch.testing.assert_close(models.purifier(images), tiny_run.purifiers["student"](images))
+    assert (purifying.classifier, purifying.names, purifying.max_pixels, plain.classifies, defaults[:2]) == (
         None,
         None,
         4_000_000,
+        False,
         ["127.0.0.1", 8000],
     )
 

@@ -22,11 +22,49 @@ from purifiers import PurifiedClassifier, Purifier
 from purifiers.baselines import Nothing
 from purifiers.bulk.pieces import purify_pixels
 from purifiers.networks import CAE, ResNet
-from purifiers.serve.endpoints import Service, make_app
+from purifiers.serve.endpoints import READING, Service, make_app
+from purifiers.serve.models import Models
+from purifiers.serve.worker import Answer, Job, WorkerError
 
 PNG = {"Content-Type": "image/png"}
 DIGITS = tuple("0123456789")
-SMALL = {"max_bytes": 20_000, "max_pixels": 1_000}
+
+
+class Here:
+    """A worker in this process, and so with networks that wait for the test."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.dead = threading.Event()
+
+    def start(self) -> None:
+        self.dead.clear()
+
+    def __call__(self, jobs: list[Job]) -> list[Answer]:
+        answers = self.models(jobs)
+        if self.dead.is_set():
+            raise WorkerError("dead")
+        return answers
+
+    def alive(self) -> bool:
+        return not self.dead.is_set()
+
+    def stop(self) -> None:
+        self.dead.set()
+
+
+def serving(
+    purifier: nn.Module,
+    classifier: nn.Module | None = None,
+    *,
+    names: tuple[str, ...] | None = None,
+    max_pixels: int = 4_000_000,
+    **limits: Any,
+) -> Service:
+    models = Models(
+        Purifier(purifier) if not isinstance(purifier, Purifier) else purifier, classifier, names, "cpu", max_pixels
+    )
+    return Service(Here(models), classifier is not None, **limits)
 
 
 def image(seed: int, size: tuple[int, int] = (8, 8)) -> np.ndarray:
@@ -78,7 +116,7 @@ def networks() -> tuple[Purifier, nn.Module]:
 
 @pytest.fixture(scope="module")
 def client(networks: tuple[Purifier, nn.Module]) -> Iterator[TestClient]:
-    with TestClient(make_app(Service(*networks, names=DIGITS, **SMALL))) as client:
+    with TestClient(make_app(serving(*networks, names=DIGITS, max_bytes=20_000, max_pixels=1_000))) as client:
         yield client
 
 
@@ -105,7 +143,7 @@ def gate() -> Iterator[Gate]:
 
 def test_concurrent_requests_of_two_sizes_each_get_their_own_image(networks: tuple[Purifier, nn.Module]) -> None:
     images = [image(i, ((8, 8), (12, 10))[i % 2]) for i in range(8)]
-    app = make_app(Service(*networks, batch_size=8, batch_timeout=60))
+    app = make_app(serving(*networks, batch_size=8, batch_timeout=60))
     with TestClient(app) as client, ThreadPoolExecutor(8) as pool:
         responses = list(pool.map(lambda pixels: client.post("/purify", content=encoded(pixels), headers=PNG), images))
         assert metric(client, "purifiers_batch_size_count") == 1, "they were purified together"
@@ -115,7 +153,7 @@ def test_concurrent_requests_of_two_sizes_each_get_their_own_image(networks: tup
 
 
 def test_a_batch_ends_at_its_size_or_its_time(gate: Gate) -> None:
-    service = Service(Purifier(gate), batch_size=3, batch_timeout=0.05)
+    service = serving(gate, batch_size=3, batch_timeout=0.05)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(6) as pool:
         first = pool.submit(client.post, "/purify", content=encoded(image(0)), headers=PNG)
         until(lambda: gate.sizes)  # alone, as its time is over
@@ -200,7 +238,7 @@ def test_other_routes_and_methods_are_json_errors_too(client: TestClient) -> Non
 
 
 def test_a_full_queue_says_when_to_retry(gate: Gate) -> None:
-    service = Service(Purifier(gate), max_queue=2)
+    service = serving(gate, max_queue=2)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(client.post, "/purify", content=GOOD, headers=PNG) for _ in range(2)]
         until(lambda: service.waiting == 2)
@@ -217,7 +255,7 @@ def test_a_full_queue_says_when_to_retry(gate: Gate) -> None:
 
 
 def test_a_request_that_takes_too_long_is_answered_and_not_processed_later(gate: Gate) -> None:
-    service = Service(Purifier(gate), timeout=0.2, batch_size=1)
+    service = serving(gate, timeout=0.2, batch_size=1)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as pool:
         statuses = list(pool.map(lambda _: client.post("/purify", content=GOOD, headers=PNG).status_code, range(2)))
         assert statuses == [504, 504]
@@ -235,7 +273,7 @@ def metric_count(service: Service) -> float:
 
 @pytest.mark.parametrize(("sent", "status"), [("nothing", 408), ("disconnect", 499)])
 def test_a_body_that_never_arrives(sent: str, status: int) -> None:
-    app = make_app(Service(Purifier(Nothing()), timeout=0.05))
+    app = make_app(serving(Nothing(), timeout=0.05))
     messages: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -268,7 +306,7 @@ def test_an_image_that_the_network_cannot_take_fails_alone(caplog: pytest.LogCap
     purifier = Purifier(Wide(widths=[4], blocks=[1]))
     images = [image(i) for i in range(4)]
     images[1] = np.full_like(images[1], 255)
-    with TestClient(make_app(Service(purifier, batch_size=4, batch_timeout=60))) as client, ThreadPoolExecutor(4) as pool:
+    with TestClient(make_app(serving(purifier, batch_size=4, batch_timeout=60))) as client, ThreadPoolExecutor(4) as pool:
         responses = list(pool.map(lambda pixels: client.post("/purify", content=encoded(pixels), headers=PNG), images))
         assert [response.status_code for response in responses] == [200, 422, 200, 200]
         assert "cannot take an image of 8 x 8" in responses[1].json()["error"]
@@ -281,7 +319,7 @@ def test_an_image_that_the_network_cannot_take_fails_alone(caplog: pytest.LogCap
 def test_output_that_is_not_finite_is_no_picture() -> None:
     purifier = Purifier(CAE(widths=[4], blocks=[1]))
     nn.init.constant_(next(purifier.parameters()), torch.nan)
-    with TestClient(make_app(Service(purifier))) as client:
+    with TestClient(make_app(serving(purifier))) as client:
         response = client.post("/purify", content=encoded(image(0)), headers=PNG)
     assert response.status_code == 422
     assert "NaN" in response.json()["error"]
@@ -294,7 +332,7 @@ def test_a_classifier_that_fails_on_one_image_spoils_no_other() -> None:
             return images.mean(dim=(2, 3)).log()  # of black: not finite
 
     images = [np.full((8, 8, 3), value, np.uint8) for value in (100, 255, 0, 50)]
-    service = Service(Purifier(Nothing()), Picky(), names=("one", "two"), batch_size=4, batch_timeout=60)
+    service = serving(Nothing(), Picky(), names=("one", "two"), batch_size=4, batch_timeout=60)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(4) as pool:
         responses = list(pool.map(lambda pixels: client.post("/classify", files={"image": encoded(pixels)}), images))
     assert [response.status_code for response in responses] == [200, 422, 422, 200]
@@ -305,8 +343,8 @@ def test_a_classifier_that_fails_on_one_image_spoils_no_other() -> None:
 
 
 def test_a_failure_of_the_server_shows_nothing_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Service, "decoded", lambda *_: {}["secret"])
-    with TestClient(make_app(Service(Purifier(Nothing()))), raise_server_exceptions=False) as client:
+    monkeypatch.setattr(Service, "content", lambda *_: {}["secret"])
+    with TestClient(make_app(serving(Nothing())), raise_server_exceptions=False) as client:
         response = client.post("/purify", content=GOOD, headers=PNG)
         assert (response.status_code, list(response.json())) == (500, ["error"])
         assert "secret" not in response.text
@@ -327,13 +365,132 @@ def test_health_metrics_and_the_schema(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
 
 
-def test_a_key_protects_every_route_but_the_documentation() -> None:
-    with TestClient(make_app(Service(Purifier(Nothing())), key="sésame")) as client:
-        for method, path in (("POST", "/purify"), ("GET", "/health"), ("GET", "/metrics")):
-            for headers in ({}, {"X-API-Key": "wrong"}):
+def test_a_token_protects_every_route_but_the_documentation() -> None:
+    with TestClient(make_app(serving(Nothing()), token="sésame")) as client:
+        for method, path in (("POST", "/purify"), ("GET", "/metrics")):
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sésame".encode()}):
                 response = client.request(method, path, headers=headers)
                 assert (response.status_code, list(response.json())) == (401, ["error"])
-            response = client.request(method, path, headers={"X-API-Key": "sésame".encode()})
+            response = client.request(method, path, headers={"Authorization": "Bearer sésame".encode()})
             assert response.status_code == (200 if method == "GET" else 400)
-        assert client.get("/openapi.json").status_code == client.get("/docs").status_code == 200
+        assert {client.get(path).status_code for path in ("/health", "/openapi.json", "/docs")} == {200}
         assert client.post("/classify").status_code == 404, "without a classifier"
+
+
+def test_a_worker_that_dies_is_started_again_and_its_images_can_be_sent_again(gate: Gate) -> None:
+    service = serving(gate)
+    with TestClient(make_app(service)) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/purify", content=GOOD, headers=PNG)
+        until(lambda: gate.sizes)
+        service.worker.stop()
+        assert (client.get("/health").status_code, client.get("/health").json()["status"]) == (503, "starting")
+        assert client.post("/purify", content=GOOD, headers=PNG).status_code == 503
+        assert refused(client, "starting") == 1
+        gate.opened.set()
+        assert (first.result().status_code, first.result().headers["retry-after"]) == (503, "1")
+        until(lambda: client.get("/health").json() == {"status": "ok", "restarts": 1})
+        assert client.post("/purify", content=GOOD, headers=PNG).status_code == 200
+        assert metric(client, "purifiers_worker_restarts") == 1
+
+
+def test_a_worker_that_does_not_answer_is_stopped(gate: Gate) -> None:
+    service = serving(gate, timeout=0.05)
+    service.worker.stop = gate.opened.set  # type: ignore[method-assign]
+    with TestClient(make_app(service)) as client:
+        assert client.post("/purify", content=GOOD, headers=PNG).status_code == 504
+        until(gate.opened.is_set)
+
+
+def test_one_address_has_a_limit_of_its_own(gate: Gate) -> None:
+    service = serving(gate, max_per_client=1)
+    with TestClient(make_app(service)) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/purify", content=GOOD, headers=PNG)
+        until(lambda: gate.sizes)
+        response = client.post("/purify", content=GOOD, headers=PNG)
+        assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+        gate.opened.set()
+        assert first.result().status_code == 200
+        assert client.post("/purify", content=GOOD, headers=PNG).status_code == 200
+        assert not service.clients
+
+
+def call(app: Any, *messages: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Any:
+    """Run a request whose messages arrive as these awaitables do; the status that is sent."""
+    sent: list[Any] = []
+    coming = iter(messages)
+
+    async def receive() -> Any:
+        return await next(coming)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/purify", "query_string": b"", "headers": list(headers)}
+
+    async def run() -> int:
+        await app({**scope, "root_path": "", "http_version": "1.1"}, receive, send)
+        return sent[0]["status"]
+
+    return run()
+
+
+async def arrives(body: bytes, more: bool = False) -> Any:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def ends() -> Any:
+    return {"type": "http.disconnect"}
+
+
+def test_an_image_whose_client_has_gone_is_not_processed() -> None:
+    service = serving(Nothing())
+
+    async def run() -> None:
+        assert await call(make_app(service), arrives(GOOD), ends()) == 499
+        assert service.batcher.queue.get_nowait()[1].cancelled()
+        assert (service.waiting, service.held) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_those_who_send_slowly_keep_out_nobody() -> None:
+    service = serving(Nothing(), max_queue=1)
+    app = make_app(service)
+
+    async def run() -> None:
+        work = asyncio.create_task(service.batcher.run())
+        slow = [asyncio.create_task(call(app, asyncio.sleep(60))) for _ in range(READING)]
+        await asyncio.sleep(0.01)
+        assert service.waiting == READING
+        assert await call(app, arrives(GOOD), asyncio.sleep(60)) == 200
+        assert await slow[0] == 408
+        assert not any(task.done() for task in slow[1:])
+        for task in (work, *slow):
+            task.cancel()
+        await asyncio.gather(work, *slow, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_the_bodies_of_all_requests_together_are_limited() -> None:
+    service = serving(Nothing(), max_bytes=100)
+    service.held = 950
+    assert asyncio.run(call(make_app(service), arrives(b"x" * 60))) == 503
+    assert service.held == 950
+
+
+def test_images_of_many_pixels_are_not_in_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("purifiers.serve.models.BATCH_PIXELS", 200)
+    sizes: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            sizes.append(len(images))
+            return images
+
+    jobs = [Job("purify", encoded(image(i, size)), time.monotonic() + 60) for i, size in enumerate([(8, 8)] * 4 + [(20, 20)])]
+    answers = Models(Purifier(Counting()))([*jobs, jobs[0]._replace(deadline=0.0)])
+    assert [answer.status for answer in answers] == [200] * 5 + [504]
+    assert sizes == [3, 1, 1]
+    for i, answer in enumerate(answers[:4]):
+        assert np.array_equal(decoded(answer.content), image(i))

@@ -1,10 +1,11 @@
 """``purifiers export``, ``purify``, ``serve`` and ``app``."""
 
 import os
+from functools import partial
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
     from purifiers.data import ImageSet
     from purifiers.recipes.schema import Recipe
+    from purifiers.serve.models import Models
 
 CALIBRATION = 256  # training images from which the ranges of 8-bit activations are taken
 MEASURED = 1000  # test images, at most, on which 8 bits are compared with float
-KEY = "PURIFIERS_API_KEY"  # the environment variable that holds the key for requests to the service
+TOKEN = "PURIFIERS_TOKEN"  # the environment variable that holds what requests to the service have to bring
 LISTED = 20  # failures that 'purify' prints; all are in a file
 
 
@@ -222,10 +224,13 @@ def serve(
             parser=options.reader(float, "seconds from 0 to 10", lambda seconds: 0 <= seconds <= 10),
             help="How long the first image of a batch waits for others.",
         ),
-    ] = 0.01,
+    ] = 0.002,
     max_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Refuse requests with a longer body.")] = 10_000_000,
     max_pixels: options.MaxPixels = 4_000_000,
-    max_queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests at a time; further ones get status 503.")] = 64,
+    max_queue: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that wait; further ones get status 503.")] = 64,
+    max_per_client: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Requests of one address at a time; further ones get status 429.")
+    ] = None,
     device: options.Device = "auto",
 ) -> None:
     """Purify images over HTTP.
@@ -235,22 +240,40 @@ def serve(
     service answers all requests in flight and stops, with exit status 0.
     """
     from purifiers.console import say
+    from purifiers.serve.connections import LimitedProtocol
+    from purifiers.serve.endpoints import Service, make_app
+    from purifiers.serve.server import serve_app
+    from purifiers.serve.worker import Worker
+
+    if not changes.classifier:
+        changes.refuse_unused("a --classifier", recipe=recipe)
+    worker = Worker(partial(_served, purifier, changes, recipe, device, max_pixels))
+    limits = (max_batch_size, batch_timeout, max_bytes, max_queue, max_per_client)
+    service = Service(worker, bool(changes.classifier), *limits)
+
+    def make() -> Any:
+        worker.start()
+        return make_app(service, os.environ.get(TOKEN))
+
+    try:
+        serve_app(make, host, port, access_log=False, http=LimitedProtocol, timeout_graceful_shutdown=ceil(service.timeout))
+    finally:
+        worker.stop()
+    say("stopped")
+
+
+def _served(purifier: str, changes: options.Changes, recipe: str | None, device: str, max_pixels: int) -> "Models":
+    """What the worker of the service does."""
     from purifiers.data import DATASETS
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
-    from purifiers.serve.endpoints import Service, make_app
-    from purifiers.serve.server import serve_app
+    from purifiers.serve.models import Models
 
     classifier = names = None
     if changes.classifier:
         known = _recipe_behind(purifier, recipe, changes.overrides())
         classifier, names = _classifier_of(known), DATASETS[known.data.name].class_names(known.data.path)
-    else:
-        changes.refuse_unused("a --classifier", recipe=recipe)
-    loaded, sizes = Purifier.from_pretrained(purifier), (max_batch_size, batch_timeout, max_bytes, max_pixels, max_queue)
-    service = Service(loaded, classifier, find_device(device), names, *sizes)
-    serve_app(lambda: make_app(service, os.environ.get(KEY)), host, port, timeout_graceful_shutdown=ceil(service.timeout))
-    say("stopped")
+    return Models(Purifier.from_pretrained(purifier), classifier, names, find_device(device), max_pixels)
 
 
 def app(

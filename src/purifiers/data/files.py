@@ -72,7 +72,7 @@ def counted(remarks: Counter[str]) -> str:
     return "; ".join(f"{count:,} x {what}" for what, count in sorted(remarks.items()) if count)
 
 
-def image_size(file: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(file: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of an image file as they are stored, from its header alone; raises as :func:`read_image` does."""
     return _read(file, lambda image: image.size, max_pixels)
 

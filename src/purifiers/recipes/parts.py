@@ -28,14 +28,26 @@ def checked(registry: Registry[Any], name: str) -> str:
     return name
 
 
+class Crops(Group):
+    """``count`` random squares of each image, scaled to ``size`` pixels, with sides between the share ``smallest`` of the
+    shorter side and all of it. A purifier that works at any size learns more in the same time from smaller images."""
+
+    size: Positive
+    count: Positive = 1
+    smallest: float = Field(default=0.5, gt=0, le=1)
+
+
 class Data(Group):
-    """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images."""
+    """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images. ``crops``: of the
+    training images, instead of the whole; test images stay whole.
+    """
 
     name: Annotated[str, AfterValidator(lambda name: checked(DATASETS, name))]
     path: Annotated[str, AfterValidator(absolute)] | None = None
     size: Positive | None = None
     limit: Positive | None = None
     test_limit: Positive | None = None
+    crops: Crops | None = None
 
     def source(self) -> dict[str, Any]:
         """The options of :func:`purifiers.data.load_images` and :func:`purifiers.data.placeholder`."""

@@ -1,64 +1,98 @@
-"""A queue that processes images in batches, in one thread."""
+"""A queue whose jobs are answered in batches, by a worker that is started again when it dies."""
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-from torch import Tensor
-
-from purifiers.bulk.pieces import results_of
-from purifiers.errors import InputError
-
-Function = Callable[[Tensor], Sequence[Any]]
-"""Images of one size, uint8 (N, 3, H, W), on the CPU -> N results."""
+from purifiers.serve.worker import Answer, Job, WorkerError
 
 logger = logging.getLogger(__name__)
+LOOK = 1  # seconds between two looks at whether an idle worker is alive
+LONGEST_PAUSE = 30  # seconds between two attempts to start a worker
+
+
+class Answering(Protocol):
+    """What :class:`purifiers.serve.worker.Worker` is."""
+
+    def start(self) -> None:
+        """Make ready."""
+
+    def __call__(self, jobs: list[Job]) -> list[Answer]:
+        """Answer."""
+
+    def alive(self) -> bool:
+        """Whether it can answer."""
+
+    def stop(self) -> None:
+        """End."""
 
 
 @dataclass
 class Batcher:
-    """Collects images that arrive within a short time, and passes those of one size to their function together."""
+    """Collects jobs that arrive within a short time, and passes them to the worker together."""
 
-    max_size: int  # images of a batch
-    timeout: float  # seconds that the first image of a batch waits for others
+    worker: Answering  # started
+    max_size: int  # jobs of a batch
+    timeout: float  # seconds that the first job of a batch waits for others
+    patience: float  # seconds after which a worker that has not answered a batch is stopped
     observe: Callable[[int], object]  # called with the size of each batch
-    queue: asyncio.Queue[tuple[Function, np.ndarray, asyncio.Future[Any]]] = field(default_factory=asyncio.Queue)
+    queue: asyncio.Queue[tuple[Job, asyncio.Future[Answer | None]]] = field(default_factory=asyncio.Queue)
+    restarts: int = 0  # of the worker, so far
 
-    async def submit(self, function: Function, image: np.ndarray) -> Any:
-        """The result of ``function`` for an image, uint8 (3, H, W); raises InputError where it fails on this image."""
-        result = asyncio.get_running_loop().create_future()
-        self.queue.put_nowait((function, image, result))
-        return await result
+    def submit(self, job: Job) -> asyncio.Future[Answer | None]:
+        """The answer to come; None if the worker died of this batch. A job is not done if this is cancelled while it waits."""
+        result: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self.queue.put_nowait((job, result))
+        return result
 
     async def run(self) -> None:
         """Process the queue until cancelled."""
-        loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1) as thread:
             while True:
-                batch = [await self.queue.get()]
+                try:
+                    async with asyncio.timeout(LOOK):
+                        batch = [await self.queue.get()]
+                except TimeoutError:
+                    if not self.worker.alive():
+                        await self._restart(thread)
+                    continue
                 try:
                     async with asyncio.timeout(self.timeout):
                         while len(batch) < self.max_size:
                             batch.append(await self.queue.get())
                 except TimeoutError:
                     pass
-                groups = defaultdict(list)
-                for function, image, result in batch:
-                    if not result.done():  # its request timed out while it waited
-                        groups[function, image.shape].append((image, result))
-                self.observe(sum(map(len, groups.values())))
-                for (function, _), group in groups.items():
-                    outputs = await loop.run_in_executor(thread, results_of, function, [image for image, _ in group])
-                    for (image, result), output in zip(group, outputs, strict=True):
-                        size = "{2} x {1}".format(*image.shape)
-                        if isinstance(output, Exception):
-                            logger.error("an image of %s failed", size, exc_info=output)
-                            message = f"the purifier or the classifier cannot take an image of {size}"
-                            output = output if isinstance(output, InputError) else InputError(message)
-                        if not result.done():
-                            result.set_exception(output) if isinstance(output, InputError) else result.set_result(output)
+                batch = [(job, result) for job, result in batch if not result.done()]
+                self.observe(len(batch))
+                answers = await self._answers([job for job, _ in batch], thread) if batch else []
+                for (_, result), answer in zip(batch, answers, strict=True):
+                    if not result.done():
+                        result.set_result(answer)
+                if not self.worker.alive():
+                    await self._restart(thread)
+
+    async def _answers(self, jobs: list[Job], thread: ThreadPoolExecutor) -> list[Answer | None]:
+        call = asyncio.get_running_loop().run_in_executor(thread, self.worker, jobs)
+        if not (await asyncio.wait({call}, timeout=self.patience))[0]:
+            logger.error("the worker has not answered for %g s and is stopped", self.patience)
+            self.worker.stop()
+        try:
+            return [*await call]
+        except WorkerError as error:
+            logger.error("%s; it is started again", error)
+            return [None] * len(jobs)
+
+    async def _restart(self, thread: ThreadPoolExecutor) -> None:
+        pause = 0.5
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(thread, self.worker.start)
+                self.restarts += 1
+                return
+            except Exception as error:  # its files may have changed
+                logger.error("the worker does not start: %s; next attempt in %g s", error, pause)
+                await asyncio.sleep(pause)
+                pause = min(LONGEST_PAUSE, 2 * pause)

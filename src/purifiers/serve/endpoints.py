@@ -1,32 +1,27 @@
-"""The HTTP application: validation, queueing, responses (``pip install 'purifiers[serve]'``)."""
+"""The HTTP application: admission, reading, queueing, responses (``pip install 'purifiers[serve]'``)."""
 
 import asyncio
-import io
+import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections import Counter as Counts
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from http import HTTPStatus
 from typing import Annotated, Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
-
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels
-from purifiers.data.files import read_rgb
-from purifiers.errors import DataError, ImageTooLargeError, InputError, explain_missing
-from purifiers.purifier import Purifier
-from purifiers.registry import place
-from purifiers.serve.batching import Batcher, Function
+from purifiers.errors import explain_missing
+from purifiers.serve.batching import Answering, Batcher
+from purifiers.serve.worker import Job
 from purifiers.version import __version__
 
 with explain_missing():
     import python_multipart  # noqa: F401 - Starlette reads forms with it
     from fastapi import Depends, FastAPI, Request, Response, Security
     from fastapi.responses import JSONResponse, PlainTextResponse
-    from fastapi.security import APIKeyHeader
+    from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
@@ -36,19 +31,12 @@ with explain_missing():
 FIELD = "image"
 FORM = "multipart/form-data"
 RETRY_AFTER = 1
-"""Seconds after which a client that found the queue full should retry."""
-
-
-class PNG(Response):
-    """What ``/purify`` returns, made of uint8 (3, H, W)."""
-
-    media_type = "image/png"
-
-    def render(self, content: np.ndarray) -> bytes:
-        """The file."""
-        buffer = io.BytesIO()
-        Image.fromarray(content.transpose(1, 2, 0)).save(buffer, "PNG")
-        return buffer.getvalue()
+"""Seconds after which a client that was refused for load should retry."""
+AFTER = {"Retry-After": str(RETRY_AFTER)}
+READING = 4
+"""Requests that may be read at a time, in multiples of those that may be queued."""
+HELD = 10
+"""Bytes of bodies that may be in memory at a time, in multiples of the largest body."""
 
 
 class Refusal(HTTPException):
@@ -58,99 +46,128 @@ class Refusal(HTTPException):
         super().__init__(status, message, headers)
         self.reason = reason
 
+    @cached_property
+    def bytes(self) -> bytes:
+        """The whole response."""
+        body = json.dumps({"error": self.detail}).encode()
+        headers = {**(self.headers or {}), "Content-Type": "application/json", "Content-Length": str(len(body))}
+        head = [f"HTTP/1.1 {self.status_code} {HTTPStatus(self.status_code).phrase}"]
+        head += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*head, "", ""]).encode() + body
+
+
+STARTING = Refusal(503, "starting", f"the worker is starting again; retry in {RETRY_AFTER} s", AFTER)
+
 
 @dataclass
 class Service:
-    """A purifier and a classifier behind it, with their queue and metrics; ConfigError if the purifier does not take RGB."""
+    """A worker, with its queue, limits and metrics."""
 
-    purifier: Purifier
-    classifier: nn.Module | None = None  # without one there is no /classify
-    device: torch.device | str = "cpu"  # both are put there
-    names: Sequence[str] | None = None  # of the classes
+    worker: Answering  # started before the first request
+    classifies: bool = False  # has a classifier; without one there is no /classify
     batch_size: int = 16  # images that are processed together, at most
-    batch_timeout: float = 0.01  # seconds that the first image of a batch waits for others
+    batch_timeout: float = 0.002  # seconds that the first image of a batch waits for others
     max_bytes: int = 10_000_000  # of a request's body
-    max_pixels: int = 4_000_000  # width times height of an image
-    max_queue: int = 64  # requests that are being read, queued or processed; one more is refused
+    max_queue: int = 64  # requests that are queued or processed; one more is refused
+    max_per_client: int | None = None  # requests of one address that are read, queued or processed; one more is refused
     timeout: float = 30.0  # seconds for a request, from its first byte to the response
+    reading: dict[Request, asyncio.Timeout] = field(default_factory=dict)  # requests whose bodies arrive, the longest first
+    queued: int = 0  # requests that wait for their answers
+    held: int = 0  # bytes of the bodies of both
+    clients: Counts[str] = field(default_factory=Counts)  # the same requests, by address
 
     def __post_init__(self) -> None:
-        refuse_other_channels(self.purifier.placed(self.device))
-        if self.classifier is not None:
-            self.classifier = place(self.classifier, self.device)
-        self.waiting = 0
+        message = f"{self.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
+        self.full = Refusal(503, "queue_full", message, AFTER)
         self.registry = of = CollectorRegistry()
         self.requests = Counter("purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=of)
         self.seconds = Histogram("purifiers_request_seconds", "From a request to its response.", ("route",), registry=of)
         self.refused = Counter("purifiers_refused", "Refused requests, by reason.", ("reason",), registry=of)
         waiting = Gauge("purifiers_waiting", "Requests that are being read, queued or processed.", registry=of)
         waiting.set_function(lambda: self.waiting)
+        restarts = Gauge("purifiers_worker_restarts", "Times that the worker died and was started again.", registry=of)
         sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
-        self.batcher = Batcher(self.batch_size, self.batch_timeout, sizes.observe)
+        self.batcher = Batcher(self.worker, self.batch_size, self.batch_timeout, 2 * self.timeout, sizes.observe)
+        restarts.set_function(lambda: self.batcher.restarts)
 
-    async def purify(self, request: Request) -> PNG:
+    @property
+    def waiting(self) -> int:
+        """Requests that are being read, queued or processed."""
+        return len(self.reading) + self.queued
+
+    async def purify(self, request: Request) -> Response:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
-        return await asyncio.to_thread(PNG, await self.result(request, "purify", self.purified))
+        return await self.response(request, "purify")
 
-    async def classify(self, request: Request) -> JSONResponse:
+    async def classify(self, request: Request) -> Response:
         """Purify an image and classify the result. Returns the class, and the probability of each class (softmax)."""
-        scores = await self.result(request, "classify", self.classified)
-        best = int(np.argmax(scores))
-        names = self.names if self.names and len(self.names) == len(scores) else None
-        return JSONResponse({"class": best, "name": names and names[best], "scores": scores, "names": names})
+        return await self.response(request, "classify")
 
     async def metrics(self) -> Response:
         """Counts and times, in Prometheus's format."""
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def health(self) -> str:
-        """200 when the service is ready."""
-        return "ok"
+    async def health(self) -> JSONResponse:
+        """200 when the service is ready, 503 while its worker starts again; how often that happened."""
+        ready = self.worker.alive()
+        found = {"status": "ok" if ready else "starting", "restarts": self.batcher.restarts}
+        return JSONResponse(found, 200 if ready else 503, None if ready else AFTER)
 
-    def purified(self, images: Tensor) -> Any:
-        """Purified images, uint8 (3, H, W)."""
-        return purify_pixels(self.purifier, images).numpy()
+    def overload(self) -> Refusal | None:
+        """Why a request cannot be taken now."""
+        return self.full if self.queued >= self.max_queue else None if self.worker.alive() else STARTING
 
-    def classified(self, images: Tensor) -> Any:
-        """The probabilities of the classes, for each image; raises InputError if one is not finite."""
-        assert self.classifier is not None
-        purified = purify_pixels(self.purifier, images, torch.float32)
-        parts = purified.to(self.device).split(max(1, BATCH_PIXELS // (images.shape[2] * images.shape[3])))
-        with torch.no_grad():
-            scores = torch.cat([self.classifier(part).softmax(1) for part in parts])
-        if not scores.isfinite().all():
-            raise InputError("the classifier's scores are not finite")
-        return scores.tolist()
-
-    async def result(self, request: Request, route: str, function: Function) -> Any:
-        """Read and decode an image, and wait for its result; the metrics count it."""
-        begun, status, limit = time.perf_counter(), 500, f"within {self.timeout:g} s"
-        late = Refusal(408, "slow_request", f"the request was not complete {limit}", {"Connection": "close"})
-        self.waiting += 1
+    async def response(self, request: Request, route: str) -> Response:
+        """Read an image file, wait for its answer, and count it in the metrics."""
+        begun, status, client = time.perf_counter(), 500, request.client.host if request.client else ""
+        self.clients[client] += 1
         try:
-            if self.waiting > self.max_queue:
-                message = f"{self.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
-                raise Refusal(503, "queue_full", message, {"Retry-After": str(RETRY_AFTER)})
+            if overload := self.overload():
+                raise overload
+            if self.max_per_client and self.clients[client] > self.max_per_client:
+                message = f"{self.max_per_client} requests of {client} are waiting already (--max-per-client)"
+                raise Refusal(429, "client_limit", message, AFTER)
+            deadline = time.monotonic() + self.timeout
+            content = await self.content(request)
+            if overload := self.overload():  # others were faster
+                raise overload
+            self.queued, self.held = self.queued + 1, self.held + len(content)
             try:
-                async with asyncio.timeout(self.timeout):
-                    content = await self.content(request)
-                    late = Refusal(504, "timeout", f"no response {limit}; the server is busy or the image large")
-                    pixels = await asyncio.to_thread(self.decoded, content)
-                    result = await self.batcher.submit(function, pixels)
-            except TimeoutError as error:
-                raise late from error
-            except InputError as error:
-                raise Refusal(422, "failed", str(error)) from error
-            status = 200
-            return result
+                answer = await self.answer(request, Job(route, content, deadline))
+            finally:
+                self.queued, self.held = self.queued - 1, self.held - len(content)
+            status = answer.status
+            if answer.reason:
+                self.refused.labels(answer.reason).inc()
+            return Response(answer.content, answer.status, media_type=answer.media_type)
         except HTTPException as error:
             status = error.status_code
             self.refused.labels(getattr(error, "reason", "malformed")).inc()
             raise
         finally:
-            self.waiting -= 1
+            self.clients[client] -= 1
+            if not self.clients[client]:
+                del self.clients[client]
             self.requests.labels(route, str(status)).inc()
             self.seconds.labels(route).observe(time.perf_counter() - begun)
+
+    async def answer(self, request: Request, job: Job) -> Any:
+        """The worker's answer; a job of which the client has gone is not done."""
+        result = self.batcher.submit(job)
+        gone = asyncio.ensure_future(request.receive())  # after the body, there is only its end
+        try:
+            either: set[asyncio.Future[Any]] = {result, gone}
+            await asyncio.wait(either, timeout=job.deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+            if result.done():
+                if answer := result.result():
+                    return answer
+                raise Refusal(503, "worker_died", "the worker died while it processed this and other images", AFTER)
+            if gone.done():
+                raise Refusal(499, "disconnected", "the client closed the connection")
+            raise Refusal(504, "timeout", f"no response within {self.timeout:g} s; the server is busy or the image large")
+        finally:
+            result.cancel()
+            gone.cancel()
 
     async def content(self, request: Request) -> bytes:
         """The image file of a request: a field of its form, or else its body, whatever type that is called."""
@@ -160,71 +177,87 @@ class Service:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_bytes:
             raise too_long
+        if len(self.reading) >= READING * self.max_queue:  # the slowest goes, so that those who send slowly keep out nobody
+            self.reading.pop(next(iter(self.reading))).reschedule(0)
         size = 0
 
         async def receive() -> Message:
             nonlocal size
             message = await request.receive()
-            size += len(message.get("body", b""))
+            size, self.held = size + len(message.get("body", b"")), self.held + len(message.get("body", b""))
             if size > self.max_bytes:
                 raise too_long
+            if self.held > HELD * self.max_bytes:
+                raise Refusal(503, "memory", "too many large images are waiting already", {"Connection": "close", **AFTER})
             return message
 
         limited = Request(request.scope, receive)
         try:
-            if media_type != FORM:
-                return await limited.body()
-            async with limited.form(max_files=8, max_fields=32) as form:
-                part = form.get(FIELD)
-                if not isinstance(part, UploadFile):
-                    raise Refusal(400, "missing_field", f"the form has no file in a field '{FIELD}'")
-                return await part.read()
+            async with asyncio.timeout(self.timeout) as limit:
+                self.reading[request] = limit
+                if media_type != FORM:
+                    return await limited.body()
+                async with limited.form(max_files=8, max_fields=32) as form:
+                    part = form.get(FIELD)
+                    if not isinstance(part, UploadFile):
+                        raise Refusal(400, "missing_field", f"the form has no file in a field '{FIELD}'")
+                    return await part.read()
+        except TimeoutError as error:
+            message = f"the request was not complete within {self.timeout:g} s, or others needed its place"
+            raise Refusal(408, "slow_request", message, {"Connection": "close"}) from error
         except ClientDisconnect as error:
             raise Refusal(499, "disconnected", "the client closed the connection") from error
-
-    def decoded(self, content: bytes) -> np.ndarray:
-        """uint8 (3, H, W)."""
-        try:
-            image = read_rgb(content, max_pixels=self.max_pixels)
-        except ImageTooLargeError as error:
-            raise Refusal(413, "too_many_pixels", str(error)) from error
-        except DataError as error:
-            raise Refusal(400, "no_image", str(error)) from error
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        finally:
+            self.held -= size
+            self.reading.pop(request, None)
 
 
-def make_app(service: Service, key: str | None = None) -> FastAPI:
-    """The ASGI application; with a ``key``, requests need it in the header ``X-API-Key``, except for ``/docs`` and
-    ``/openapi.json``."""
+def make_app(service: Service, token: str | None = None) -> FastAPI:
+    """The ASGI application; with a ``token``, requests need it in the header ``Authorization: Bearer``, except for
+    ``/health``, ``/docs`` and ``/openapi.json``."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Service]]:
         work = asyncio.create_task(service.batcher.run())
-        yield
+        yield {"service": service}  # for LimitedProtocol
         work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
 
-    async def authorise(found: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> None:
-        if not secrets.compare_digest((found or "").encode("latin-1"), (key or "").encode()):
-            raise HTTPException(401, "the header X-API-Key is missing or wrong")
+    async def authorise(
+        found: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
+    ) -> None:
+        sent = found.credentials if found else ""
+        if not secrets.compare_digest(sent.encode("latin-1"), (token or "").encode()):
+            raise HTTPException(
+                401, "the header 'Authorization: Bearer TOKEN' is missing or wrong", {"WWW-Authenticate": "Bearer"}
+            )
 
-    protected = [Depends(authorise)] if key else []
-    app = FastAPI(title="purifiers", version=__version__, lifespan=lifespan, dependencies=protected)
+    protected = [Depends(authorise)] if token else []
+    app = FastAPI(title="purifiers", version=__version__, lifespan=lifespan)
     file = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {FIELD: file}, "required": [FIELD]}
     body = {FORM: {"schema": form}, "image/*": {"schema": file}}
     error = {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}
     post: dict[str, Any] = {
-        "responses": {status: {"content": error} for status in (400, 408, 413, 422, 503, 504)},
+        "dependencies": protected,
+        "responses": {status: {"content": error} for status in (400, 408, 413, 422, 429, 503, 504)},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
-    app.post("/purify", response_class=PNG, **post)(service.purify)
-    if service.classifier is not None:
+    app.post("/purify", response_class=PNGResponse, **post)(service.purify)
+    if service.classifies:
         app.post("/classify", **post)(service.classify)
-    app.get("/health", response_class=PlainTextResponse)(service.health)
-    app.get("/metrics", response_class=PlainTextResponse)(service.metrics)
+    app.get("/health")(service.health)
+    app.get("/metrics", response_class=PlainTextResponse, dependencies=protected)(service.metrics)
     app.add_exception_handler(HTTPException, _error)
     app.add_exception_handler(Exception, _error)
     return app
+
+
+class PNGResponse(Response):
+    """What ``/purify`` returns, for the documentation."""
+
+    media_type = "image/png"
 
 
 async def _error(_: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,98 @@
+"""A function in a process of its own. This module is light: the process that answers HTTP loads no torch."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+
+class Job(NamedTuple):
+    """What is to be done with an image file."""
+
+    route: str  # "purify" or "classify"
+    content: bytes  # the file
+    deadline: float  # of time.monotonic(): later, nobody waits for the answer
+
+
+class Answer(NamedTuple):
+    """What became of a job: the response."""
+
+    content: bytes
+    media_type: str = "application/json"
+    status: int = 200
+    reason: str = ""  # of a refusal, for the metrics
+
+
+Answers = Callable[[list[Job]], list[Answer]]
+"""Answers jobs, in their order."""
+
+
+class WorkerError(Exception):
+    """The process ended, or was stopped."""
+
+
+class Worker:
+    """Runs the function that ``build`` returns, in a process of its own: a crash there, such as an image that takes all memory,
+    ends no connection, and its work and the event loop do not wait for one another.
+
+    Args:
+        build: can be pickled; called in that process, each time that it starts.
+    """
+
+    def __init__(self, build: Callable[[], Answers]) -> None:
+        self.build = build
+        self.ready = False
+        self.process: multiprocessing.process.BaseProcess | None = None
+
+    def start(self) -> None:
+        """Start the process and wait until it is ready; raises what ``build`` raises, or WorkerError."""
+        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads as locks that nobody opens
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_run, args=(theirs, self.build), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        if error := self._receive():
+            raise error
+        self.ready = True
+
+    def __call__(self, jobs: list[Job]) -> list[Answer]:
+        """Answer jobs, and wait for it; raises WorkerError."""
+        with suppress(OSError):  # then there is nothing to receive either
+            self.pipe.send(jobs)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError) as error:
+            self.ready = False
+            if self.process:
+                self.process.join(1)
+            self.stop()
+            raise WorkerError(f"the worker ended with status {self.process and self.process.exitcode}") from error
+
+    def alive(self) -> bool:
+        """Whether the process runs and has started."""
+        return self.ready and self.process is not None and self.process.is_alive()
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self.process:
+            self.process.kill()
+            self.process.join()
+
+
+def _run(pipe: Connection, build: Callable[[], Answers]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server ends this process, last
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        function = build()
+    except Exception as error:
+        pipe.send(error)
+        return
+    pipe.send(None)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server has ended
+        while True:
+            pipe.send(function(pipe.recv()))

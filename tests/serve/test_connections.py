@@ -1,0 +1,104 @@
+"""Connections to a server in this process, as clients that mean harm hold them."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvicorn
+
+from purifiers.serve import connections
+from purifiers.serve.connections import LimitedProtocol
+from purifiers.serve.endpoints import Service, make_app
+from tests.serve.test_endpoints import GOOD, Gate, serving, until
+
+POST = b"POST /purify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+Connect = Callable[[], socket.socket]
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    gate = Gate()
+    yield serving(gate, max_queue=1)
+    gate.opened.set()
+
+
+@pytest.fixture
+def connect(service: Service) -> Iterator[Connect]:
+    """Connects to the service."""
+    opened: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        config = uvicorn.Config(make_app(service), http=LimitedProtocol, log_level="error", timeout_graceful_shutdown=0)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+
+        def connect() -> socket.socket:
+            opened.append(socket.create_connection(bound.getsockname(), timeout=60))
+            return opened[-1]
+
+        until(lambda: server.started)
+        yield connect
+        for one in opened:
+            one.close()
+        server.should_exit = True
+        thread.join()
+
+
+def answer(client: socket.socket, end: bytes) -> bytes:
+    """What is received until it has this end."""
+    found = b""
+    while not found.endswith(end):
+        part = client.recv(65_536)
+        assert part, found
+        found += part
+    return found
+
+
+def ended(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_a_request_that_cannot_be_taken_is_refused_before_its_body(service: Service, connect: Connect) -> None:
+    service.queued = 1
+    client = connect()
+    for _ in range(2):
+        client.sendall(POST % len(GOOD))
+        found = answer(client, b"}")
+        assert found.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nRetry-After: 1\r\n" in found
+        client.sendall(GOOD)  # on the same connection, which then goes on
+    client.sendall(HEALTH)
+    assert b" 200 OK" in answer(client, b'"restarts":0}')
+    client.sendall(POST.replace(b"1.1", b"1.0") % 9)
+    assert b" 503 " in answer(client, b"}")
+    assert ended(client), "as HTTP 1.0 has it"
+    assert service.refused.labels("queue_full")._value.get() == 3
+
+
+def test_a_client_that_sends_no_request_is_ended(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    silent, slow = connect(), connect()
+    slow.sendall(b"\r\nGET /he")
+    assert ended(silent)
+    assert ended(slow)
+
+
+def test_of_many_that_send_nothing_the_longest_is_ended(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "WAITING", 3)
+    first, *others = [connect() for _ in range(4)]
+    assert ended(first)
+    for client in others:
+        client.sendall(HEALTH)
+        assert b" 200 OK" in answer(client, b"}")
+
+
+def test_headers_without_end_are_not_kept(connect: Connect) -> None:
+    client = connect()
+    with pytest.raises(ConnectionError):
+        for _ in range(1000):
+            client.sendall(b"GET /health HTTP/1.1\r\nX: " + b"x" * 10_000)

@@ -1,0 +1,40 @@
+"""A function in a process of its own, which ends and is started again."""
+
+import operator
+import os
+import signal
+from functools import partial
+
+import pytest
+
+from purifiers.serve.worker import Worker, WorkerError
+
+
+def test_a_worker_answers_until_it_ends_and_then_can_be_started_again() -> None:
+    worker = Worker(partial(operator.itemgetter, 0))
+    assert not worker.alive()
+    worker.start()
+    try:
+        assert worker(["one", "two"]) == "one"
+        assert worker.process
+        first = worker.process.pid
+        assert first
+        os.kill(first, signal.SIGTERM)
+        assert worker(["still"]) == "still", "only the server ends it"
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(WorkerError, match="-9"):
+            worker(["one"])
+        assert not worker.alive()
+        worker.start()
+        assert worker(["again"]) == "again"
+        assert worker.process.pid != first
+        with pytest.raises(WorkerError):
+            worker([])  # an error in it ends it
+    finally:
+        worker.stop()
+    assert not worker.alive()
+
+
+def test_the_error_of_a_worker_that_cannot_start_is_raised() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        Worker(partial(int, "x")).start()
