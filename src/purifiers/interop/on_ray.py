@@ -5,6 +5,7 @@ whole or not at all: what is done twice, because a node died, is there once.
 """
 
 import io
+import logging
 import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,7 @@ def purify_on_ray(
     pieces += [[path] for path in names.values() if path.endswith(SHARDS)]
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its plans
     ray.data.DataContext.get_current().enable_progress_bars = console.is_terminal
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     gpus = 0 if device == "cpu" else gpus
@@ -160,7 +162,7 @@ def purify_on_ray(
     rows = ray.data.from_items([{"paths": paths} for paths in pieces], override_num_blocks=len(pieces)).map(
         _Worker,
         fn_constructor_args=((files, root), (into, place), fingerprint(purifier.network), overwrite, *about),
-        concurrency=(1, 2 * gpus or cpus),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=2 * gpus or cpus),
         num_gpus=0.5 if gpus else 0,
     )
     for row in rows.iter_rows():
