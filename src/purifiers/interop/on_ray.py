@@ -51,8 +51,7 @@ class _Worker(PurifyBatch):
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The counts of a piece of work, and the failures."""
         paths, failed = list(row["paths"]), []
-        keys = ("name", "size", "mtime", "LastModified", "ETag")
-        state = [[str(self.files.info(path).get(key)) for key in keys] for path in paths]
+        state = [self.files.ukey(path) for path in paths]  # of each file's name, size, time and the like
         done = f"{self.target}/{DONE}/{digest(self.made_by, state)}"
         if self.into.exists(done) and not self.overwrite:
             return {"purified": 0, "skipped": int(self.into.cat_file(done)), "failed": []}
@@ -71,11 +70,9 @@ class _Worker(PurifyBatch):
                 failed.append(f"{where}: {getattr(fault, 'strerror', None) or first_line(fault)}")
         if not paths[0].endswith(SHARDS):
             with ThreadPoolExecutor(THREADS) as pool:
-                for written in [pool.submit(self._put, image, parts[image]) for parts, image in kept]:
-                    written.result()
+                list(pool.map(lambda one: self._put(one[1], one[0][one[1]]), kept))
         elif kept:
-            content = _as_tar(kept) if schema is None else _as_parquet(kept, schema)
-            self._put(paths[0], content)
+            self._put(paths[0], _as_tar(kept) if schema is None else _as_parquet(kept, schema))
         if not failed:
             put(self.into, done, str(len(kept)).encode())
         return {"purified": len(kept), "skipped": 0, "failed": failed}
@@ -165,11 +162,14 @@ def purify_on_ray(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=2 * gpus or cpus),
         num_gpus=0.5 if gpus else 0,
     )
-    for row in rows.iter_rows():
-        result.purified += row["purified"]
-        result.skipped += row["skipped"]
-        for failure in row["failed"]:
-            result.fail(failure)
+    try:
+        for row in rows.iter_rows():
+            result.purified += row["purified"]
+            result.skipped += row["skipped"]
+            for failure in row["failed"]:
+                result.fail(failure)
+    except ray.exceptions.RayError as error:
+        raise DataError(f"Ray gave up: {first_line(error)}; finished pieces are kept, the same command resumes") from error
     if result.failed:
         put(into, f"{place}/{FAILED_FILE}", (FAILED_TITLE + "\n".join(result.failed) + "\n").encode())
     return result
