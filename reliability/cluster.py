@@ -1,6 +1,7 @@
 """Bulk cleaning on a Ray cluster of two nodes, one of which is killed; and libraries that call the purifier on batches."""
 
 import io
+import os
 import random
 import shutil
 import tarfile
@@ -74,6 +75,7 @@ def node_killed(count: int, folder: Path) -> Result:
     """Clean ``count`` images on two nodes, and kill one of them when some pieces are there."""
     if find_spec("ray") is None:
         return Result(0, 0, "images", skipped="ray is not installed (the extra ray)")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # of a busy machine
     import ray
     from ray.cluster_utils import Cluster
 
