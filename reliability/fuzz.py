@@ -1,93 +1,29 @@
-"""Bad input: damaged files, impossible tensors. A failure is any error but the library's own, a hang, or too much memory."""
+"""Bad input: damaged files and recipes, impossible tensors and requests. A failure is a traceback that is not one of the
+library's own errors, a hang, a wrong answer, or too much memory."""
 
 import io
-import resource
-import signal
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
+import torch
 from PIL import Image
 from promise import Promise, Result
 
-from purifiers.data.files import FORMATS, read_rgb
-from purifiers.errors import PurifiersError
+from purifiers.data.files import FORMATS
+from purifiers.networks import CAE
+from purifiers.recipes.load import load_recipe, recipe_text
+from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, save_network
+from purifiers.storage import save_state, save_tensors
 
-SECONDS = 10  # for one input; more is a hang
-MEGABYTES = 500  # by which the process may grow
-
-
-class Hang(BaseException):
-    """An input took too long."""
-
-
-@contextmanager
-def _within(seconds: int) -> Iterator[None]:
-    def stop(_: int, __: FrameType | None) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+PART = 100_000  # inputs of one process; each begins with another seed
+KEPT = Path(__file__).parents[1] / "build" / "fuzz"  # inputs that failed
 
 
-def mutated(random: np.random.Generator, seeds: list[bytes]) -> bytes:
-    """One of ``seeds`` with a few bytes changed, cut, repeated, or replaced by a part of another one."""
-    content = bytearray(seeds[random.integers(len(seeds))])
-    for _ in range(random.integers(1, 6)):
-        start, end = sorted(random.integers(0, len(content) + 1, 2).tolist())
-        end = min(end, start + int(2 ** random.integers(0, 12)))
-        match random.integers(6):
-            case 0:
-                content[start:end] = random.bytes(end - start)
-            case 1:
-                del content[start:end]
-            case 2:
-                content[start:start] = content[start:end]
-            case 3:
-                other = seeds[random.integers(len(seeds))]
-                content[start:end] = other[start:end]
-            case 4:  # numbers that overflow
-                content[start : start + 4] = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0")[random.integers(3)]
-            case _:
-                content = content[: max(1, start)]
-    return bytes(content)
-
-
-def fuzzed(target: Callable[[bytes], object], inputs: Iterator[bytes]) -> Result:
-    """Feed ``inputs`` to ``target``; the first of each kind of failure is reported."""
-    count = survived = 0
-    found: dict[str, str] = {}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    warnings.simplefilter("ignore")  # Pillow's on damaged tags
-    for content in inputs:
-        count += 1
-        try:
-            with _within(SECONDS):
-                target(content)
-            survived += 1
-        except PurifiersError:
-            survived += 1
-        except (Exception, Hang) as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            ours = [f"{Path(one.filename).name}:{one.lineno}" for one in frames if "purifiers" in one.filename]
-            found.setdefault(f"{type(error).__name__} at {ours[-1:]}", f"{error!s:.200}; input {content[:200].hex()}")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    failures = [f"{kind}: {first}" for kind, first in found.items()]
-    if grown > MEGABYTES:
-        failures.append(f"memory grew by {grown} MB, more than {MEGABYTES}")
-    return Result(count, survived, "inputs", f"at most {grown} MB more memory", failures)
-
-
-def pictures() -> list[bytes]:
+def images() -> list[bytes]:
     """A small file of each format and of the odder kinds."""
     random = np.random.default_rng(0)
     colours = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8))
@@ -108,18 +44,62 @@ def pictures() -> list[bytes]:
     return [*found, buffer.getvalue()]
 
 
-def images(count: int, _: Path) -> Result:
-    """Damaged image files."""
-    random, seeds = np.random.default_rng(count), pictures()
-    return fuzzed(lambda content: read_rgb(content, max_pixels=10**6), (mutated(random, seeds) for _ in range(count)))
+def recipes() -> list[bytes]:
+    """Two of the shipped recipes, and changes of one."""
+    changes = ["student.epochs=5", "data.size=16", "audit.attacks={A: {kind: PGD, epsilon: 8/255}}", "a: &x [*x, *x]"]
+    return [recipe_text(load_recipe(name)).encode() for name in ("digits", "folder")] + [change.encode() for change in changes]
+
+
+def networks(folder: Path) -> tuple[list[bytes], list[bytes]]:
+    """Configs of networks and files of weights, with and without a checksum; a small network is written to ``folder``."""
+    network = CAE(widths=[2, 3], blocks=[1, 1], skip_every=1)
+    save_network(folder, network)
+    config, whole = (folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
+    (folder / "config").write_bytes(config)
+    (folder / "weights").write_bytes(whole)
+    # Without a checksum, so that a change gets further.
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    header["__metadata__"] = {}
+    bare = json.dumps(header).encode()
+    unchecked = len(bare).to_bytes(8, "little") + bare + whole[8 + size :]
+    save_state(folder / "state", {"epoch": 1, "tensor": torch.zeros(2), "list": [1, {"a": None}]})
+    save_tensors(folder / "empty", {})
+    others = [{"network": "resnet", "arguments": {"depth": 20}}, {"network": "nrp", "arguments": {}}]
+    others += [{"network": "soap", "arguments": {"epsilon": 0.1}}]
+    configs = [config, *(json.dumps({"format": 1, **other}).encode() for other in others)]
+    return configs, [whole, unchecked, (folder / "state").read_bytes(), (folder / "empty").read_bytes()]
+
+
+def damaged(count: int, folder: Path) -> Result:
+    """Feed the readers of fuzz_target.py with inputs that grow from small files, guided by coverage."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for reader, seeds in enumerate((images(), recipes(), *networks(folder))):
+        for number, seed in enumerate(seeds):
+            (corpus / f"{reader}-{number}").write_bytes(bytes([reader]) + seed)
+    done, failures, megabytes = 0, [], 0
+    for part in range(-(-count // PART)):
+        words = [str(Path(__file__).with_name("fuzz_target.py")), str(min(PART, count - done)), str(part + 1), str(folder)]
+        run = subprocess.run([sys.executable, *words], capture_output=True, text=True, errors="replace")
+        stats = dict(re.findall(r"stat::(\w+):\s+(\d+)", run.stderr))
+        done += int(stats.get("number_of_executed_units", 0))
+        megabytes = max(megabytes, int(stats.get("peak_rss_mb", 0)))
+        if run.returncode:
+            KEPT.mkdir(parents=True, exist_ok=True)
+            kept = [file.replace(KEPT / file.name) for file in folder.glob("*-*") if file.is_file()]
+            failures.append(f"{', '.join(map(str, kept))}: {run.stderr[-3000:]}")
+            break
+    return Result(done, done - len(failures), "inputs", f"at most {megabytes} MB", failures)
 
 
 PROMISES = {
-    "damaged-images": Promise(
-        "A damaged image file is refused with a message, or read.",
-        "files of six formats with bytes changed, cut, repeated and mixed, by a seeded mutator",
-        images,
-        5_000,
+    "damaged-files": Promise(
+        "Damaged image files, recipes, changes of recipes, networks' configs, weights and training states are refused with a "
+        "message, or read.",
+        "by atheris, guided by coverage, from small files of every kind",
+        damaged,
+        300,
         1_000_000,
     ),
 }

@@ -19,6 +19,8 @@ from typing import Any
 import cluster
 import fuzz
 import load
+import odd_requests
+import odd_tensors
 import ranks
 from promise import Promise, Result
 
@@ -31,7 +33,14 @@ BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
 HANGS = {True: 120, False: 4 * 3600}
 """Seconds after which a promise that is still being tested is a hang: all stacks are printed, and the run ends."""
 
-PROMISES: dict[str, Promise] = {**fuzz.PROMISES, **load.PROMISES, **ranks.PROMISES, **cluster.PROMISES}
+PROMISES: dict[str, Promise] = {
+    **cluster.PROMISES,
+    **fuzz.PROMISES,
+    **load.PROMISES,
+    **odd_requests.PROMISES,
+    **odd_tensors.PROMISES,
+    **ranks.PROMISES,
+}
 
 
 def tested(promise: Promise, count: int, quick: bool) -> dict[str, Any]:

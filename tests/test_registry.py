@@ -66,7 +66,10 @@ def test_damage_is_explained(tmp_path: Path) -> None:
     save_network(tmp_path, small())
     config = json.loads((tmp_path / "config.json").read_text())
     for content, message in [
-        ("{", "damaged or was not written"),
+        ("{", "damaged"),
+        ("[" * 100_000, "damaged"),
+        (json.dumps({**config, "arguments": {**config["arguments"], "widths": [20_000, 20_000]}}), "do not fit the"),
+        (json.dumps({**config, "arguments": {**config["arguments"], "blocks": [10**9, 1]}}), "too large"),
         ("[]", "damaged or was not written"),
         (json.dumps({"a": 1}), "damaged or was not written"),
         (json.dumps({**config, "format": 99}), "has format 99; this version reads format 1: upgrade"),

@@ -3,14 +3,24 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from purifiers.errors import CheckpointError, MissingFileError
-from purifiers.storage import atomic_path, digest, load_tensors, save_tensors, write_text
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError
+from purifiers.storage import (
+    atomic_path,
+    digest,
+    load_tensors,
+    parse_json,
+    parse_yaml,
+    save_tensors,
+    write_text,
+    yaml_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -111,6 +121,25 @@ def test_a_reader_sees_the_old_or_the_new_tensors(tmp_path: Path) -> None:
 def test_files_from_elsewhere_load_without_a_checksum(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "t.safetensors")
     assert load_tensors(tmp_path / "t.safetensors")[1] == {}
+
+
+def test_files_that_would_take_all_memory_or_the_stack_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laughs = "a: &a [1, 1]\n" + "".join(f"{new}: &{new} [*{old}, *{old}]\n" for old, new in pairwise("abcdefghij"))
+    for text, word in ((laughs, "aliases"), ("[" * 100_000, "nested"), ("{a: " * 60 + "}" * 60, "nested")):
+        with pytest.raises(ConfigError, match=word):
+            parse_yaml(text, "it")
+    same = [1]
+    assert parse_yaml(yaml_text({"a": same, "b": same}), "it") == {"a": [1], "b": [1]}
+    with pytest.raises(CheckpointError, match="recursion"):
+        parse_json("[" * 100_000, "it")
+    header = b'{"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}'
+    (tmp_path / "half-bytes").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    with pytest.raises(CheckpointError, match="F4"):
+        load_tensors(tmp_path / "half-bytes")
+    save_tensors(tmp_path / "large", {"a": torch.zeros(9)})
+    monkeypatch.setattr("purifiers.storage.LARGEST", 100)
+    with pytest.raises(CheckpointError, match="at most 100"):
+        load_tensors(tmp_path / "large")
 
 
 def test_digests_tell_content_apart() -> None:

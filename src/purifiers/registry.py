@@ -21,7 +21,7 @@ from torch import nn
 
 from purifiers.device import float32_on_cpu
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
-from purifiers.storage import digest, load_tensors, save_tensors, write_text
+from purifiers.storage import digest, load_tensors, parse_json, save_tensors, write_text
 from purifiers.version import __version__
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ Module = TypeVar("Module", bound=nn.Module)
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = 1
+ARGUMENTS = 100_000
+"""The largest sum of the numbers in a network's arguments: of its layers, their widths, its classes."""
 
 
 class Registry(UserDict[str, T]):
@@ -137,6 +139,8 @@ def build_network(name: str, arguments: Mapping[str, Any], device: str = "cpu") 
     for argument in arguments:
         if argument not in valid:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
+    if not _total(arguments) <= ARGUMENTS:
+        raise ConfigError(f"the network '{name}' is too large: the numbers in its arguments add up to more than {ARGUMENTS:,}")
     parts = {key: dict(value) for key, value in arguments.items() if isinstance(value, Mapping) and "network" in value}
     try:
         built = {key: build_network(value.pop("network"), value, device) for key, value in parts.items()}
@@ -196,6 +200,21 @@ def save_network(folder: Path, network: nn.Module) -> None:
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
+def _refuse_larger(name: str, arguments: Mapping[str, Any], weights: Path) -> None:
+    """Refuse, with ConfigError, a network that its weights are too small for, before it takes memory."""
+    if ":" not in name and weights.is_file():  # the constructors of others may need values, which are not there on this device
+        tensors = build_network(name, arguments, "meta").state_dict().values()
+        count, there = sum(tensor.numel() for tensor in tensors), weights.stat().st_size
+        if count > there:  # a byte each, at least
+            raise ConfigError(f"it has {count:,} weights, which do not fit the {there:,} bytes of {weights.name}")
+
+
+def _total(value: Any) -> float:
+    if isinstance(value, Mapping | list):
+        return sum(map(_total, value.values() if isinstance(value, Mapping) else value))
+    return abs(value) if isinstance(value, int | float) else 0
+
+
 @float32_on_cpu()
 def load_network(folder: Path) -> nn.Module:
     """Load what :func:`save_network` wrote, in evaluation mode, on the CPU.
@@ -207,8 +226,8 @@ def load_network(folder: Path) -> nn.Module:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise MissingFileError(f"{folder} holds no {CONFIG_FILE}; a saved network has that and {WEIGHTS_FILE}")
+    config = parse_json(path.read_bytes(), str(path))
     try:
-        config = json.loads(path.read_text())
         version, name, arguments = config["format"], str(config["network"]), dict(config["arguments"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by this library ({error!r})") from error
@@ -216,6 +235,7 @@ def load_network(folder: Path) -> nn.Module:
         advice = "upgrade the library" if isinstance(version, int) and version > FORMAT else "it is damaged: copy it again"
         raise CheckpointError(f"{path} has format {version!r}; this version reads format {FORMAT}: {advice}")
     try:
+        _refuse_larger(name, arguments, folder / WEIGHTS_FILE)
         network = build_network(name, arguments)
     except ConfigError as error:
         writer = f"purifiers {config['version']} wrote it" if "version" in config else "if a newer version wrote it"

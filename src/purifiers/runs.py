@@ -1,8 +1,7 @@
 """A run: a recipe and the folder of everything that is made with it."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +10,11 @@ from torch import nn
 
 from purifiers import weights
 from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
-from purifiers.classifiers.load import load_classifier
+from purifiers.classifiers.load import completed, load_classifier
 from purifiers.console import Deadline, say
 from purifiers.data import DATASETS, ImageSet, load_images
 from purifiers.data.images import random_crops
+from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.purifier import Purifier
@@ -25,11 +25,11 @@ from purifiers.recipes.schema import Recipe, Student
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard
-from purifiers.storage import load_state, locked, write_text
+from purifiers.storage import load_state, locked, parse_json, write_text
 from purifiers.weights import HUB
 
 RECIPE_FILE = "recipe.yaml"
-CLASSES_FILE = "classes.json"  # the names of the classes, in the order of the labels
+CLASSES_FILE = "classes.json"  # the names of the classes, if they have any, in the order of the labels
 STATE_FILE = "state.safetensors"
 SETTINGS_FILE = "baseline.json"  # in the folder of a trained baseline: its settings
 RUN_FILES = (
@@ -108,20 +108,24 @@ class Run:
         return name if width is None else f"{name}-width{width}"
 
     def images(self, split: Literal["train", "test"]) -> ImageSet:
-        """The recipe's training or test images, limited as it says, on the device; read once."""
+        """The recipe's training or test images, limited as it says, on the device; read once. Where the classifier predicts
+        the labels, they are unknown until it is there."""
         if split not in self.splits:
             self.take(self._read(split), split)
+        if "classifier" in vars(self):
+            self.splits[split] = completed(self.splits[split], self.classifier, self.recipe.evaluation.batch_size)
         return self.splits[split]
 
     def drawn(self, limit: int | None) -> ImageSet:
         """A baseline's training images: ``limit`` random ones of the data set, by default those of the recipe."""
         if limit is None:
             return self.images("train")
-        return self._read("train").limited(limit, seed_for(self.recipe.seed, "baselines", "limit")).to(self.device)
+        images = self._read("train").limited(limit, seed_for(self.recipe.seed, "baselines", "limit")).to(self.device)
+        return completed(images, self.classifier, self.recipe.evaluation.batch_size)
 
     def _read(self, split: Literal["train", "test"]) -> ImageSet:
         config = self.recipe.data
-        return load_images(config.name, split, **config.source())
+        return load_images(config.name, split, self.cache, **config.source())
 
     def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
         """Use ``images``, limited as the recipe says, as its training or test images."""
@@ -188,11 +192,14 @@ def _load_classifier(run: Run, source: str, images: ImageSet | None) -> None:
         run.take(images, "test")
     data = run.images("test")
     if run.trained is not None and config.source == run.trained.classifier.source:
-        file, known = run.folder / CLASSES_FILE, DATASETS[run.trained.data.name].class_names(run.trained.data.path)
-        known = tuple(json.loads(file.read_text())) if file.is_file() else known
-        if known is not None and known != data.classes:
-            names = f"{', '.join(known)}; these images have {', '.join(data.classes)}: rename their folders"
-            raise ConfigError(f"the classifier's classes are {names}, or name a --classifier of theirs")
+        file, known = run.folder / CLASSES_FILE, DATASETS[run.trained.data.name].class_names(**run.trained.data.source())
+        known = tuple(parse_json(file.read_bytes(), str(file))) if file.is_file() else known
+        if known and not data.classes:
+            run.splits["test"] = data = replace(data, classes=known)
+        elif known and known != data.classes:
+            own, theirs = (", ".join([*names[:10], *(["..."] if len(names) > 10 else [])]) for names in (known, data.classes))
+            advice = f"rename their folders, name a --classifier of theirs, or take its predictions: --labels {PREDICTED}"
+            raise ConfigError(f"the classifier's classes are {own}; these images have {theirs}: {advice}")
     run.classifier = load_classifier(source, data, **config.options())
 
 

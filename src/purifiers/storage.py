@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Make ``folder`` and keep others from training in it; raise if another process does, or ``wait`` until it has ended. The
+    """Make ``folder`` and keep others from working in it; raise if another process does, or ``wait`` until it has ended. The
     lock ends with the process, and is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
@@ -68,6 +68,10 @@ def write_text(path: Path, content: str) -> None:
         temporary.write_bytes(content.encode())
 
 
+LARGEST = 8 * 2**30
+"""Bytes of a file of weights."""
+NESTED = 50
+"""How deep lists and mappings in a YAML text may be nested."""
 _WHOLE = r"[-+]?(0|[1-9]\d*)"
 _FORMS = {"null": "~|null|", "bool": "true|false", "int": _WHOLE, "float": rf"({_WHOLE}(\.\d*)?|[-+]?\.\d+)(e[-+]?\d+)?"}
 
@@ -78,9 +82,6 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     yaml_implicit_resolvers: ClassVar[dict[None, list[tuple[str, re.Pattern[str]]]]] = {
         None: [(f"tag:yaml.org,2002:{tag}", re.compile(rf"({form})\Z", re.ASCII | re.I)) for tag, form in _FORMS.items()]
     }
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        return super().construct_object(node, deep=True)  # a value inside itself is then an error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         keys: dict[str, yaml.Node] = {}
@@ -95,13 +96,33 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = yaml.SafeDumper.yaml_implicit_resolvers | _Loader.yaml_implicit_resolvers
 
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
 
 def parse_yaml(text: str | bytes, what: str) -> Any:
     """The content of a YAML text; raises ConfigError, which calls it ``what``."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            # Nine lists of nine aliases each are a billion values.
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError(f"write the value out: aliases are not read\n{event.start_mark}")
+            # libyaml builds what is nested by recursion, until its stack ends.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > NESTED:
+                raise yaml.YAMLError(f"nested more than {NESTED} deep\n{event.start_mark}")
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
     except Exception as error:  # PyYAML raises more than its own
         raise ConfigError(f"cannot read {what} as YAML: {error}") from error
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """The content of a JSON text; raises CheckpointError, which calls it ``what``."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what} is damaged: {error}; delete it or copy it again") from error
 
 
 def yaml_text(content: Any) -> str:
@@ -116,7 +137,9 @@ def digest(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            rows = part.detach().unsqueeze(0) if part.ndim == 0 else part.detach()
+            for some in rows.split(1000):  # images may be in a file that does not fit into memory
+                sha.update(some.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         elif isinstance(part, Mapping) and any(isinstance(value, Tensor) for value in part.values()):
             for key in sorted(part):
                 sha.update(digest(key, part[key]).encode())
@@ -145,14 +168,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise MissingFileError(f"no weights file at {path}")
+    if (size := path.stat().st_size) > LARGEST:
+        raise CheckpointError(f"{path} has {size:,} bytes; weights of at most {LARGEST:,} are read")
     try:
         content = path.read_bytes()  # at once: another process may replace the file
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
-        metadata = json.loads(header.get("metadata", "{}"))
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, KeyError) as error:  # the latter for numbers of a kind that torch does not have
         found = lfs_hint(path) or f"damaged or not a safetensors file ({error}); delete it or copy it again"
         raise CheckpointError(f"{path} is {found}") from error
+    header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], str(path)).get("__metadata__", {})
+    metadata = parse_json(header.get("metadata", "{}"), str(path))
     if "sha256" in header and header["sha256"] != digest(tensors):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum; delete it or copy it again")
     return tensors, metadata

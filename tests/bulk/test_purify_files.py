@@ -157,6 +157,25 @@ def test_paths_that_cannot_be_read_or_written_are_listed(purifier: Purifier, tmp
     assert "\\udcff" in (tmp_path / "out" / "failed.txt").read_text()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names that Windows does not have")
+def test_nothing_is_written_outside_of_the_output_folder(purifier: Purifier, tmp_path: Path) -> None:
+    source, target, elsewhere = (tmp_path / name for name in ("in", "out", "elsewhere"))
+    for name in ("a\nb.png", "-rf.png", "~.png", "deep/a.png", "deep/er/a.png", "w/a.png"):
+        write(source / name)
+    elsewhere.mkdir()
+    target.mkdir()
+    (target / "deep").symlink_to(elsewhere)
+    (target / "inside").mkdir()
+    (target / "w").symlink_to(target / "inside")
+    result = purify_files(purifier, source, target)
+    assert result.purified == 4
+    assert len(result.failed) == 2
+    assert all("link" in failure for failure in result.failed)
+    assert not list(elsewhere.iterdir())
+    assert len((target / "failed.txt").read_text().splitlines()) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "elsewhere"}
+
+
 def test_a_full_disk_stops_the_work(purifier: Purifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in" / "a.png")
     write(tmp_path / "in" / "b.png", size=(3, 3))

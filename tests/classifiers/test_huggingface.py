@@ -143,7 +143,7 @@ def test_labels_in_another_order_than_the_folders(tmp_path: Path, capsys: pytest
         load(write(tmp_path / str(i), resnet(labels), {"do_resize": False, **IMAGENET}), data)
         for i, labels in enumerate((("LABEL_0", "LABEL_1", "LABEL_2"), ("Red", "blue", "green")))
     )
-    assert capsys.readouterr().out.count("put in the order of the images' folders: blue, green, red") == 1
+    assert capsys.readouterr().out.count("put in the order of the images' classes: blue, green, red") == 1
     images = to_float(data.images)
     torch.testing.assert_close(other(images), plain(images)[:, [1, 2, 0]])
 

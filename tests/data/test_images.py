@@ -125,10 +125,17 @@ def test_the_number_of_classes() -> None:
     assert as_image_set(unnamed, classes=2).classes == ("0", "1")
 
 
+def test_images_without_labels() -> None:
+    for images in (IMAGES, [IMAGES[:2], IMAGES[2:]]):
+        data = as_image_set(images, classes=5)
+        assert data.unlabelled and data.subset(torch.tensor([1])).labels_predicted and len(data.classes) == 5
+    with pytest.raises(InputError, match="got -1"):
+        as_image_set([IMAGES[:2], (IMAGES[2:], LABELS[2:])])
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ((IMAGES,), "labels are missing"),
         ((IMAGES, LABELS.int()), "int64"),
         ((IMAGES, [2, 0, 1]), "int64"),
         ((IMAGES, LABELS[:2]), r"shape \(3,\)"),
@@ -143,7 +150,7 @@ def test_the_number_of_classes() -> None:
         ((IMAGES.numpy(), LABELS), "leave out labels"),
         ((5,), "DataLoader"),
         (([],), "no images"),
-        (([IMAGES],), "images and labels.* Tensor"),
+        (([5],), "images and labels.* int"),
         (([(IMAGES, LABELS, LABELS)],), "images and labels.* 3"),
         (([(IMAGES[:0], LABELS[:0])],), "no images"),
         (([(IMAGES, LABELS), (IMAGES[..., :2], LABELS)],), "several sizes"),

@@ -24,16 +24,17 @@ from purifiers.bulk.pieces import purify_pixels
 from purifiers.networks import CAE, ResNet
 from purifiers.serve.endpoints import READING, Service, make_app
 from purifiers.serve.models import Models
-from purifiers.serve.worker import Answer, Job, WorkerError
+from purifiers.serve.worker import Answer, Job, Worker, WorkerError
 
 PNG = {"Content-Type": "image/png"}
 DIGITS = tuple("0123456789")
 
 
-class Here:
+class Here(Worker):
     """A worker in this process, and so with networks that wait for the test."""
 
     def __init__(self, models: Models) -> None:
+        super().__init__(lambda: models)
         self.models = models
         self.dead = threading.Event()
 

@@ -1,5 +1,6 @@
 """A classifier and images of the owner's own, of any size: from the folder to the defended classifier."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ from purifiers import PurifiedClassifier, Purifier
 from purifiers.cli.options import Changes
 from purifiers.data import ImageSet
 from purifiers.errors import ConfigError, InputError
-from purifiers.evaluation.evaluate import evaluate_run
+from purifiers.evaluation.audit.run import audit
+from purifiers.evaluation.certify import Smoothing, certify_run
+from purifiers.evaluation.evaluate import evaluate, evaluate_run
+from purifiers.evaluation.records import PREDICTED
+from purifiers.recipes.audit_settings import STANDARD_VIEWS
 from purifiers.recipes.load import changed, load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import fingerprint
+from purifiers.reports.pages import all_tables, certificate_tables, headline, overview, sentences
 from purifiers.runs import open_run, open_weights
 from purifiers.training.pipeline import train_recipe
 
@@ -163,3 +169,67 @@ def test_a_normalisation_is_of_its_classifier(tmp_path: Path) -> None:
     assert classifier("classifier.mean=[0.2]", "classifier.std=[0.2]", classifier="c:d")[1] == (0.2,)
     assert classifier(classifier="hf:model")[0] == f"hf:{tmp_path / 'model'}"
     assert classifier(classifier="hf:owner/model")[0] == "hf:owner/model"
+
+
+def test_images_without_labels_of_the_same_run_and_of_another(tmp_path: Path) -> None:
+    """The classifier's own predictions are the labels, and every record and table of them says so."""
+    write_images(tmp_path / "images", 16, "RGB")
+    recipe = recipe_of("classifier.source=owners_module:rgb", "data.labels=classifier", "data.limit=null")
+    train_recipe(recipe, tmp_path / "run", device="cpu")
+    run = open_run(recipe, tmp_path / "run", "cpu")
+    results, _ = evaluate_run(run)
+    clean, attacked = results.records
+    assert all(one.labels_predicted and one.accuracy == one.agreement for one in results.records)
+    assert clean.accuracy_undefended == 1 and attacked.accuracy_undefended <= 1
+    assert PREDICTED in str(results) and PREDICTED in headline(results)
+    titles = [table.title for table in all_tables(results)]
+    assert [title for title in titles if "Training" not in title] == [title for title in titles if "predictions" in title]
+    certificate = certify_run(run, "mine", Smoothing(0.1, n0=1, n=20), images=1)
+    assert certificate.labels_predicted and "predictions" in certificate_tables(certificate)[0].title
+    with_names = load_recipe(tmp_path / "run" / "recipe.yaml", ["data.labels=null"])
+    assert open_run(with_names, tmp_path / "run", "cpu").images("test").classes == ("dark", "light")
+
+
+def test_a_table_of_labels_and_the_names_of_the_outputs(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 16, "RGB")
+    rows = [f"{name}/{i}.png,{name}" for name in ("dark", "light") for i in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    (tmp_path / "names.txt").write_text("light\ndark")
+    tables = "data.labels=labels.csv", "data.classes=names.txt"
+    recipe = recipe_of("classifier.source=owners_module:rgb", *tables, "data.limit=null")
+    run = train_recipe(recipe, tmp_path / "run", device="cpu")
+    assert run.images("test").classes == ("light", "dark")
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["light", "dark"]
+    numbers = [f"{name}/{i}.png,{label}" for label, name in enumerate(("light", "dark")) for i in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *numbers]))
+    again = open_run(changed(recipe, {"data.classes": None}), tmp_path / "run", "cpu").images("test")
+    assert torch.equal(again.labels, run.images("test").labels) and again.classes == ("light", "dark")
+    rows[0] = "dark/0.png,grey"
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    with pytest.raises(ConfigError, match=r"has 2 classes, and the images have 3 .*--classes"):
+        train_recipe(changed(recipe, {"data.classes": None}), tmp_path / "other", device="cpu")
+
+
+def test_what_needs_labels_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 16, "RGB")
+    with pytest.raises(ConfigError, match="--classifier"):
+        train_recipe(recipe_of("data.labels=classifier"), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensors_without_labels() -> None:
+    model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3)), torch.rand(5, 3, 4, 4)
+    found = evaluate(torch.nn.Identity(), model, images, attacks={"FGSM": "fgsm"})
+    assert found.records[0].labels_predicted and found.records[0].accuracy == 1
+    views = dict.fromkeys(STANDARD_VIEWS, ()) | {"blind": ("FGSM",)}
+    quick = {"views": views, "check_images": 0}
+    audited = audit(torch.nn.Identity(), model, images, settings=quick)
+    assert all(one.labels_predicted for one in audited.records)
+    assert "predictions" in overview(audited).title and any(PREDICTED in sentence for sentence, _ in sentences(audited))
+    with pytest.raises(InputError, match="NaN"):
+        evaluate(torch.nn.Identity(), torch.nn.Sequential(model, NotFinite()), images)
+
+
+class NotFinite(torch.nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(len(logits))[:, None] == 3, torch.nan, logits)

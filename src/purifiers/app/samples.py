@@ -10,7 +10,8 @@ from torch import Tensor
 from purifiers.data import ImageSet, load_images
 from purifiers.data.cifar10 import CLASSES
 from purifiers.data.files import read_rgb
-from purifiers.data.folder import class_files, cover
+from purifiers.data.folder import cover, listed
+from purifiers.data.labels import UNKNOWN
 from purifiers.errors import ConfigError, DataError, ImageTooLargeError, InputError
 from purifiers.recipes.parts import Data
 from purifiers.recipes.schema import Recipe
@@ -68,13 +69,16 @@ def read_picture(file: Path, height: int, width: int) -> Tensor:
 
 def _from_folder(config: Data) -> ImageSet:
     if config.path is None or not Path(config.path).is_dir():
-        raise ConfigError(f"there is no folder of images at {config.path}, which names the classes: give it with --data-dir")
-    files = class_files(Path(config.path), "test")
-    there = [(label, of_class[0]) for label, of_class in enumerate(files.values()) if of_class]
-    firsts = {label: read_rgb(file) for label, file in there[:MOST]}
-    width, height = (config.size, config.size) if config.size else next(iter(firsts.values())).size
-    images = torch.stack([_covering(image, height, width) for image in firsts.values()])
-    return ImageSet(Path(config.path).name, images, torch.tensor([*firsts]), tuple(files))
+        raise ConfigError(f"there is no folder of images at {config.path}: give it with --data-dir")
+    files, names = listed(Path(config.path), "test", config.labels, config.classes)
+    first: dict[object, tuple[Path, int]] = {}  # of every class, or, without labels, every image
+    for file, label in files.items():
+        first.setdefault(file if label == UNKNOWN else label, (file, label))
+    chosen, labels = zip(*list(first.values())[:MOST], strict=True)
+    pictures = [read_rgb(file) for file in chosen]
+    width, height = (config.size, config.size) if config.size else pictures[0].size
+    images = torch.stack([_covering(picture, height, width) for picture in pictures])
+    return ImageSet(Path(config.path).name, images, torch.tensor(labels), names, labels_predicted=UNKNOWN in labels)
 
 
 def _photographs() -> ImageSet:

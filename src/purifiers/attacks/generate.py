@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from purifiers.attacks.base import Attack, show_fraction
 from purifiers.attacks.libraries import LOGGER
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, to_float
+from purifiers.data.large import empty
 from purifiers.errors import AttackError, InputError
 from purifiers.seeds import reproducible, seed_for
 
@@ -52,6 +53,8 @@ def generate(
     cache: Cache | Path | str | None = None,
     quantized: bool = False,
     parts: Parts | None = None,
+    chosen: Tensor | None = None,
+    into: Tensor | None = None,
     advance: Callable[[int], None] = lambda images: None,
     saved: Callable[[], None] = lambda: None,
 ) -> Adversarial:
@@ -65,6 +68,8 @@ def generate(
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay within
             epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack.
         parts: where the images stand in a larger set, that is attacked in parts; a part belongs to one shard in every call.
+        chosen: the indices of the images to attack, int64 (N,), by default all.
+        into: where the adversarial examples of ``chosen`` are put, at their indices; by default a new tensor, of these alone.
         advance: called with the number of images after each batch.
         saved: called after each batch that was computed now, once it is in the cache: stopping there loses nothing.
 
@@ -74,8 +79,12 @@ def generate(
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     found, left = [], False
-    for batch, number, *place in _batches(len(data), batch_size, parts, cache):
-        images, labels = data.images[batch], data.labels[batch]
+    count, shape = len(data) if chosen is None else len(chosen), data.images.shape[1:]
+    if (result := into) is None:
+        result = empty((count, *shape), torch.uint8 if quantized else torch.float32, cache.folder, device=data.images.device)
+    for batch, number, *place in _batches(count, batch_size, parts, cache):
+        these = batch if chosen is None else chosen[batch]
+        images, labels = data.images[these], data.labels[these]
 
         def checked(state: State, images: Tensor = images) -> Adversarial | str:
             if "error" in state:
@@ -107,10 +116,11 @@ def generate(
         elif isinstance(one, str):
             raise AttackError(one)
         advance(len(images))
-        found.append(one)
+        result[batch if into is None else these] = one.images
+        found.append(replace(one, images=images[:0]))
     warnings = _counted(text for one in found for text in Counter(one.warnings).elements())
     batches, seconds = 0 if left else len(found), sum(one.seconds for one in found)
-    return Adversarial(torch.cat([one.images for one in found]), warnings, batches, seconds)
+    return Adversarial(result, warnings, batches, seconds)
 
 
 def _batches(count: int, size: int, parts: Parts | None, cache: Cache) -> Iterator[tuple[slice, int, int, int]]:

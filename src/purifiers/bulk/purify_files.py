@@ -157,7 +157,13 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
         name = file.relative_to(source).with_suffix(".png")
         if taken.setdefault(name, file) != file:
             result.fail(f"{file}: would become {target / name}, like {taken[name].name}; rename one")
-    return [_Job(file, target / name, compare and compare / name) for name, file in taken.items()]
+    jobs = {file: _Job(file, target / name, compare and compare / name) for name, file in taken.items()}
+    for name, file in taken.items():
+        for folder in filter(None, (target, compare)):
+            if file in jobs and not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+                del jobs[file]
+                result.fail(f"{file}: {(folder / name).parent} is a link that leads out of {folder}; remove it")
+    return [*jobs.values()]
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Image classifiers of Hugging Face transformers, by folder or by name on the hub, as plain modules: images -> logits."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from purifiers.classifiers.adapters import Normalized, Resized
 from purifiers.console import say
 from purifiers.data import ImageSet, to_float
+from purifiers.data.labels import spelled
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, first_line, require
 from purifiers.registry import CONFIG_FILE
 
@@ -42,7 +42,7 @@ def load_transformers(
     numbers = [",".join(f"{one:.4g}" for one in values) for values in (mean, std)]
     say(f"{'classifier':<16} {type(network).__name__}, mean {numbers[0]}, std {numbers[1]}")
     if order is not None:
-        say(f"{'':<16} its classes are put in the order of the images' folders: {', '.join(data.classes)}")
+        say(f"{'':<16} its classes are put in the order of the images' classes: {', '.join(data.classes)}")
     size, height, width = _size(settings), *data.images.shape[-2:]
     runs, own = _runs(classifier, data), getattr(network.config, "image_size", None)
     if size is None and not runs and isinstance(own, int):
@@ -185,9 +185,8 @@ def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _order(names: Mapping[int, str], classes: Sequence[str]) -> list[int] | None:
     """Which logit is each of the data's classes, where the model has the same classes in another order."""
-    # Spellings differ in case, spaces, underscores and zeros before a number.
     both = [names[key] for key in sorted(names)], classes
-    own, wanted = ([re.sub(r"[\s_]|^0+(?=\d+$)", "", str(name)).lower() for name in some] for some in both)
+    own, wanted = ([spelled(str(name)) for name in some] for some in both)
     if own == wanted or len(own) != len(wanted) or all(name.startswith("label") for name in own):  # no names
         return None
     if len(set(wanted)) == len(wanted) and sorted(own) == sorted(wanted):

@@ -1,8 +1,8 @@
 """The classifier to protect: trained by us, or brought by the user and then only ever read."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from purifiers.classifiers.adapters import Fixed, Grey, Normalized, check_normal
 from purifiers.classifiers.exported import HOW, load_exported
 from purifiers.classifiers.huggingface import load_transformers
 from purifiers.classifiers.probes import are_probabilities, gradient_at, is_random, logits_of, relative_difference
-from purifiers.console import say
-from purifiers.data import ImageSet, as_image_set, noise, to_float
+from purifiers.console import progress, say
+from purifiers.data import ImageSet, as_image_set, noise, slices, to_float
+from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device
 from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.registry import fingerprint, place
+from purifiers.storage import parse_json
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 ALONE = 1e-2
@@ -61,7 +63,7 @@ def load_classifier(
     chosen = find_device(str(device or "cpu")) if data is None else data.images.device
     classifier = place(_open(source, shown, mean, std, network), chosen).requires_grad_(False)
     if data is not None:
-        return adapt_classifier(classifier, source, data)[0]
+        return _adapted(classifier, source, data)
     classifier = _in_evaluation(classifier)
     with suppress(ConfigError):  # it may take another size
         return _for_channels(classifier, source, to_float(shown.images).to(chosen))
@@ -70,10 +72,33 @@ def load_classifier(
 
 def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> tuple[nn.Module, ImageSet]:
     """``classifier``, called ``source`` in messages, in evaluation mode and checked on ``data``, maybe behind an adapter; and
-    ``data`` with as many classes. Raises ConfigError as :func:`load_classifier` does, InputError for labels out of range."""
+    ``data``, completed. Raises ConfigError as :func:`load_classifier` does, InputError for labels out of range."""
+    adapted = _adapted(classifier, source, data)
+    return adapted, completed(data, adapted)
+
+
+def _adapted(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
     images = to_float(data.images[:2])
     classifier = _for_channels(_in_evaluation(classifier), source, images)
-    return classifier, as_image_set(data, classes=_check(classifier, source, images, data.classes))
+    _check(classifier, source, images, data.classes)
+    return classifier
+
+
+def completed(data: ImageSet, classifier: nn.Module, batch_size: int = 50) -> ImageSet:
+    """``data`` with what only its classifier knows: as many classes, and, where there are no labels, its predictions as labels.
+    Raises InputError for labels out of range, or where its logits are not finite."""
+    if data.classes and not data.unlabelled:
+        return data
+    found = []
+    with torch.no_grad(), progress(f"classifying {len(data):,} images", len(data)) as advance:
+        for batch in slices(len(data) if data.unlabelled else 1, batch_size):
+            found.append(logits_of("the classifier", classifier, to_float(data.images[batch])))
+            advance(len(found[-1]))
+    logits = torch.cat(found)
+    if data.unlabelled:
+        data = replace(data, labels=logits.argmax(1))
+        say(f"{'labels':<16} the classifier's own predictions on {len(data):,} images, {len(data.labels.unique())} classes")
+    return as_image_set(data, classes=logits.shape[1])
 
 
 def check_form(classifier: nn.Module, source: str) -> None:
@@ -125,8 +150,8 @@ def _for_channels(classifier: nn.Module, source: str, images: Tensor) -> nn.Modu
     return classifier
 
 
-def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str]) -> int:
-    """Refuse, with ConfigError, a classifier that cannot be defended or attacked; the number of its classes."""
+def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence[str]) -> None:
+    """Refuse, with ConfigError, a classifier that cannot be defended or attacked."""
     name, before = f"the classifier '{source}'", fingerprint(classifier)
     with torch.no_grad():
         logits, alone = (logits_of(name, classifier, batch, ConfigError) for batch in (images, images[:1]))
@@ -135,7 +160,8 @@ def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence
         say(f"warning: {found}, so that attacks look weaker than they are; return the logits, from before the softmax")
     if classes and logits.shape[1] != len(classes):
         named = f"{len(classes)} ({', '.join(classes[:10])})"
-        fault = f"has {logits.shape[1]} classes, and the images have {named}: they need the same, in one order"
+        advice = f"name its classes with --classes FILE, or take its predictions as labels: --labels {PREDICTED}"
+        fault = f"has {logits.shape[1]} classes, and the images have {named}: they need the same, in one order; or {advice}"
     elif fingerprint(classifier) != before:
         fault = "changes when it is called, as BatchNorm in training mode does: call no train() in it; export it after eval()"
     elif is_random(classifier, images):
@@ -146,7 +172,6 @@ def _check(classifier: nn.Module, source: str, images: Tensor, classes: Sequence
         fault = _gradient_fault(classifier, images, logits)
     if fault:
         raise ConfigError(f"{name} {fault}")
-    return logits.shape[1]
 
 
 def _gradient_fault(classifier: nn.Module, images: Tensor, logits: Tensor) -> str:
@@ -214,7 +239,7 @@ def _open(
 def _is_transformers(folder: Path) -> bool:
     """Is this the folder of a Hugging Face model? The library's own name a ``network`` in their config.json."""
     try:
-        config: Any = json.loads((folder / registry.CONFIG_FILE).read_text())
+        config: Any = parse_json((folder / registry.CONFIG_FILE).read_bytes(), registry.CONFIG_FILE)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "network" not in config and ("model_type" in config or "architectures" in config)

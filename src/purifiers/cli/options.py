@@ -17,7 +17,17 @@ from purifiers.shards import Shard
 Overrides = list[str | tuple[str, Any]]  # of a recipe: "student.epochs=5" or ("student.epochs", 5); the last of a key wins
 
 _CLASSIFIER_KEYS = ("classifier.source", "classifier.mean", "classifier.std", "classifier.network")
-EVALUATION_ONLY = ("evaluation", "audit", "baselines", "data.path", "data.size", "data.test_limit", *_CLASSIFIER_KEYS)
+EVALUATION_ONLY = (
+    "evaluation",
+    "audit",
+    "baselines",
+    "data.path",
+    "data.size",
+    "data.labels",
+    "data.classes",
+    "data.test_limit",
+    *_CLASSIFIER_KEYS,
+)
 """The keys of a recipe that can be set after training."""
 PURIFIERS = "The --output of 'purifiers train', a shipped purifier (such as cifar10), or the folder of a saved one"
 # As purifiers.recipes.load.NAMES, without the second that importing pydantic takes.
@@ -143,9 +153,27 @@ class Changes:
     data_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the data set: CIFAR-10's batches, or your own images.")
     ] = None
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Your images: one subfolder per class, or any folder of them with --labels."),
+    ] = None
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labels of --images: a CSV file with the columns file and label; or classifier: its own predictions.",
+            show_default="the subfolders' names; without subfolders the classifier's predictions",
+        ),
+    ] = None
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Names of the classifier's outputs, one per line, if its classes are more than the images'."
+        ),
+    ] = None
     settings: Settings = None
 
-    def overrides(self, *, trained: bool = False, images: str | None = None, seed: int | None = None) -> Overrides:
+    def overrides(self, *, trained: bool = False, seed: int | None = None) -> Overrides:
         """The changes, for :func:`purifiers.recipes.load.load_recipe`.
 
         Raises:
@@ -154,11 +182,13 @@ class Changes:
         settings = self.settings or []
         if trained and (used := [setting for setting in settings if not setting.startswith(EVALUATION_ONLY)]):
             raise ConfigError(f"--set {used[0]}: training is over; only {', '.join(EVALUATION_ONLY)} can be changed")
-        if images and self.data_dir:
+        if self.images and self.data_dir:
             raise ConfigError("--images and --data-dir both name the folder of the data set: give one of them")
         named = {
-            "data.name": images and "folder",
-            "data.path": images or self.data_dir,
+            "data.name": self.images and "folder",
+            "data.path": self.images or self.data_dir,
+            "data.labels": self.labels,
+            "data.classes": self.classes,
             "classifier.source": self.classifier,
             "classifier.mean": self.mean,
             "classifier.std": self.std,

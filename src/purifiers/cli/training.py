@@ -18,7 +18,6 @@ def train(
     *,
     changes: options.Changes,
     recipe: Annotated[str | None, options.recipe("digits; folder with --images")] = None,
-    images: Annotated[str | None, typer.Option(metavar="DIR", help="Your images, one subfolder per class.")] = None,
     shipped_classifiers: options.ShippedClassifiers = False,
     output: Annotated[Path | None, options.output("runs/RECIPE")] = None,
     device: options.Device = "auto",
@@ -41,7 +40,7 @@ def train(
     watch, share = Stopwatch(), Shard.parse(shard or "0/1")  # RANK and WORLD_SIZE are torchrun's here
     if share.count > 1 and (restart or os.environ.get("WORLD_SIZE", "1") != "1"):
         raise ConfigError("--shard: not with --restart, which would discard the work of others, and not under torchrun")
-    chosen = load_recipe(recipe or ("folder" if images else "digits"), changes.overrides(images=images, seed=seed))
+    chosen = load_recipe(recipe or ("folder" if changes.images else "digits"), changes.overrides(seed=seed))
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / chosen.name

@@ -39,7 +39,7 @@ def _classifier_of(recipe: "Recipe", size: int | None = None) -> "nn.Module":
     from purifiers.classifiers.load import load_classifier
     from purifiers.data import placeholder
 
-    noise = placeholder(recipe.data.name, recipe.data.path, size or recipe.data.size)
+    noise = placeholder(recipe.data.name, **recipe.data.source() | ({"size": size} if size else {}))
     return load_classifier(str(recipe.classifier.source), noise, **recipe.classifier.options())
 
 
@@ -67,12 +67,6 @@ def export(
         bool,
         typer.Option("--int8", help="Quantise to 8 bits, calibrated on training images, and report the loss on test images."),
     ] = False,
-    images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Images for --int8, one subfolder per class.", show_default="the data it was trained on"
-        ),
-    ] = None,
 ) -> None:
     """Export a purifier to one file, for ONNX or torch.export.
 
@@ -80,7 +74,7 @@ def export(
     (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is checked
     against PyTorch before it is saved. Needs pip install 'purifiers[onnx]'.
     """
-    from purifiers.classifiers.load import load_classifier
+    from purifiers.classifiers.load import completed, load_classifier
     from purifiers.console import say
     from purifiers.export.program_file import about, export_onnx, export_torch, exportable
     from purifiers.export.quantise import quantisation_loss, quantise
@@ -95,15 +89,14 @@ def export(
         raise ConfigError("--int8 is for ONNX: not with --format torch")
     classifier = changes.classifier
     if not (int8 or classifier):
-        changes.refuse_unused("--int8 or a --classifier", recipe=recipe, images=images)
+        changes.refuse_unused("--int8 or a --classifier", recipe=recipe)
     loaded = Purifier.from_pretrained(purifier)
     exportable(loaded)  # before data are read
-    overrides = changes.overrides(images=images)
-    overrides += [("data.size", size)] if images and size else []
+    overrides = changes.overrides()
+    overrides += [("data.size", size)] if changes.images and size else []
     known = _recipe_behind(purifier, recipe, overrides)
     if int8 and known.data.name == "folder" and known.data.path is None:
-        advice = "give --images DIR, with one subfolder per class"
-        raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: {advice}")
+        raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: give --images DIR")
     model = exportable(loaded, _classifier_of(known, size) if classifier else None)
     channels = channels_of(loaded.network) or 3
     metadata = about(Path(purifier).resolve().name, loaded, classifier)
@@ -112,8 +105,9 @@ def export(
         own = weights.locate(purifier) / "checkpoints" / "classifier"
         trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
         judge = None
-        if trained_for and not (classifier or images):
+        if trained_for and not (classifier or changes.images):
             judge = load_classifier(trained_for, test, **known.classifier.options())
+            test = completed(test, judge)
     with TemporaryDirectory() as folder:
         if format == "torch":
             difference = export_torch(model, target, size=size, channels=channels)
@@ -272,7 +266,7 @@ def _served(purifier: str, changes: options.Changes, recipe: str | None, device:
     classifier = names = None
     if changes.classifier:
         known = _recipe_behind(purifier, recipe, changes.overrides())
-        classifier, names = _classifier_of(known), DATASETS[known.data.name].class_names(known.data.path)
+        classifier, names = _classifier_of(known), DATASETS[known.data.name].class_names(**known.data.source())
     return Models(Purifier.from_pretrained(purifier), classifier, names, find_device(device), max_pixels)
 
 

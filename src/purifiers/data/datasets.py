@@ -1,8 +1,9 @@
 """Data sets by name, in an open registry."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,23 +19,23 @@ class DataSet:
     """A data set by name.
 
     Attributes:
-        load: (split, ...) -> ImageSet; may take ``path`` and ``size``.
-        classes: the class names, or (path) -> these; None where they are not known.
-        size: of the images where none is given, or (path) -> (height, width); None where it is not known.
+        load: (split, ...) -> ImageSet; may take ``path``, ``size``, ``labels`` and ``classes``, as the others below may.
+        classes: the class names, or a function that returns them; None where they are not known.
+        size: of the images where none is given, or a function that returns (height, width); None where it is not known.
     """
 
     load: Callable[..., ImageSet]
-    classes: tuple[str, ...] | Callable[[str | None], tuple[str, ...] | None] | None = None
-    size: int | Callable[[str | None], tuple[int, int] | None] | None = None
+    classes: tuple[str, ...] | Callable[..., tuple[str, ...] | None] | None = None
+    size: int | Callable[..., tuple[int, int] | None] | None = None
 
-    def class_names(self, path: str | None = None) -> tuple[str, ...] | None:
+    def class_names(self, **options: Any) -> tuple[str, ...] | None:
         """The class names, without reading images; None where they are not known, as of a folder that is not here."""
-        return self.classes(path) if callable(self.classes) else self.classes
+        return self.classes(**_taken(self.classes, options)) if callable(self.classes) else self.classes
 
-    def shape(self, path: str | None = None, size: int | None = None) -> tuple[int, int] | None:
+    def shape(self, size: int | None = None, **options: Any) -> tuple[int, int] | None:
         """Height and width of the images, of which at most one is read; None where they are not known."""
         if size is None and callable(self.size):
-            return self.size(path)
+            return self.size(**_taken(self.size, options))
         chosen = size or self.size
         return (chosen, chosen) if isinstance(chosen, int) else None
 
@@ -43,22 +44,26 @@ DATASETS: Registry[DataSet] = Registry("data set", "purifiers.data", make=DataSe
 """What a recipe may name under ``data.name``."""
 
 
-def load_images(name: str, split: Literal["train", "test"], **options: Any) -> ImageSet:
-    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown."""
+def load_images(name: str, split: Literal["train", "test"], cache: Path | None = None, **options: Any) -> ImageSet:
+    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown. A data
+    set that may not fit into memory keeps what it makes of it in the folder ``cache``."""
     if split not in ("train", "test"):
         raise ConfigError(f"a split is train or test; got {split!r}")
     load = DATASETS[name].load
     given = {key: value for key, value in options.items() if value is not None}
     if unknown := given.keys() - inspect.signature(load).parameters:
         raise ConfigError(f"the data set '{name}' takes no data.{min(unknown)}")
-    return load(split, **given)
+    return load(split, **given, **_taken(load, {"cache": cache}))
 
 
-def placeholder(name: str, path: str | None = None, size: int | None = None) -> ImageSet | None:
+def placeholder(name: str, **options: Any) -> ImageSet | None:
     """:func:`noise` of the size and classes of a data set that need not be here; None where its size is not known."""
-    data = DATASETS[name]
-    shape = data.shape(path, size)
-    return None if shape is None else noise(shape, data.class_names(path) or ())
+    shape = DATASETS[name].shape(**options)
+    return None if shape is None else noise(shape, DATASETS[name].class_names(**options) or ())
+
+
+def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key in inspect.signature(function).parameters}
 
 
 def noise(shape: tuple[int, int], classes: tuple[str, ...] = ()) -> ImageSet:

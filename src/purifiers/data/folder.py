@@ -1,8 +1,9 @@
-"""A folder of images, one subfolder for each class."""
+"""A folder of images: one subfolder for each class, a table of labels, or no labels."""
 
+import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -14,34 +15,47 @@ from purifiers.console import say
 from purifiers.data.datasets import DATASETS
 from purifiers.data.files import SUFFIXES, counted, image_files, read_image, read_rgb
 from purifiers.data.images import ImageSet
+from purifiers.data.labels import PREDICTED, UNKNOWN, in_order, numbered, read_classes, read_table
+from purifiers.data.large import decode
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
+from purifiers.storage import digest
 
 TEST_SHARE = 0.2
 NAMED = 20  # unreadable files that an error names; it counts all
 
 
-def folder_classes(path: str | None) -> tuple[str, ...] | None:
-    """The class names of such a folder; None if it is not here or not laid out so."""
-    return tuple(_training_files(path)) or None
-
-
-def folder_shape(path: str | None) -> tuple[int, int] | None:
-    """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
-    with suppress(DataError, StopIteration):
-        first = read_rgb(next(iter(_training_files(path).values()))[0])
-        return first.height, first.width
+def folder_classes(path: str | None = None, labels: str | None = None, classes: str | None = None) -> tuple[str, ...] | None:
+    """The class names of such a folder; None if it is not here, not laid out so, or if its labels are no names."""
+    with suppress(DataError, OSError):
+        return (path and listed(Path(path), "train", labels, classes)[1]) or None
     return None
 
 
-def _training_files(path: str | None) -> dict[str, list[Path]]:
+def folder_shape(path: str | None = None, labels: str | None = None) -> tuple[int, int] | None:
+    """Height and width of the first image of such a folder, or None if it is not here, not laid out so or not readable."""
     with suppress(DataError, OSError):
-        return class_files(Path(path), "train") if path else {}
-    return {}
+        return _first_shape([*listed(Path(path), "train", labels)[0]][:1]) if path else None
+    return None
+
+
+def _first_shape(files: Iterable[Path]) -> tuple[int, int] | None:
+    for file in files:
+        with suppress(DataError):
+            image = read_rgb(file)
+            return image.height, image.width
+    return None
 
 
 @DATASETS.register("folder", classes=folder_classes, size=folder_shape)
-def load_folder(split: Literal["train", "test"], path: str | None = None, size: int | None = None) -> ImageSet:
+def load_folder(
+    split: Literal["train", "test"],
+    path: str | None = None,
+    size: int | None = None,
+    labels: str | None = None,
+    classes: str | None = None,
+    cache: Path | str | None = None,
+) -> ImageSet:
     """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``), in any case.
 
     Without folders for the two splits, about a fifth of every class is the test split, drawn by each file's name, so that files
@@ -49,35 +63,100 @@ def load_folder(split: Literal["train", "test"], path: str | None = None, size: 
     Classes are numbered in the alphabetical order of their folders, or in numeric order where all their names are numbers;
     hidden ones are left out. What else is left out or changed is counted in a line. Pixels: see :func:`read_rgb`.
 
-    ``size``: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
+    Args:
+        size: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
+        labels: instead of class folders, a CSV file: see :func:`purifiers.data.labels.read_table`; labels that are all numbers
+            are those of the classifier's outputs, from 0. Or ``classifier``: the images, wherever they are below ``path``, are
+            labelled by the classifier's own predictions later, as those of a folder without subfolders are anyway.
+        classes: a text file with the names of the classifier's outputs, of which labels by name are a part; see
+            :func:`purifiers.data.labels.read_classes`.
+        cache: a folder in which images that are too large for memory are kept once they are decoded: see
+            :func:`purifiers.data.large.decode`.
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
-        MissingFileError: no such folder, or fewer than two class folders.
-        DataError: unreadable files; a class folder without images of its own; train and test folders with different classes.
+        MissingFileError: no such folder or file, or fewer than two class folders.
+        DataError: unreadable files; a class folder without images of its own; train and test folders with different classes;
+            labels that are not among ``classes``; a table or ``classes`` that is not as it should be.
     """
     if path is None:
-        raise ConfigError("the data set 'folder' needs data.path (or --images): a folder with one subfolder per class")
+        raise ConfigError("the data set 'folder' needs data.path (or --images): a folder of images")
     remarks: Counter[str] = Counter()
-    files = class_files(Path(path), split, remarks if split == "train" else None)
-    if list(files) != sorted(files):
-        say(f"{'classes':<16} numbered as numbers: 10 after 9, and not after 1 as in alphabetical order (torchvision's)")
-    images, unreadable = _read_all(files, size, remarks)
+    files, names = listed(Path(path), split, labels, classes, remarks if split == "train" else None)
+    if not files:
+        raise DataError(f"there are no {split} images in {path}")
+
+    def read(file: Path) -> tuple[np.ndarray, Sequence[str]]:
+        picture = read_image(file)
+        image = picture.over_white()
+        return np.array(image if size is None else cover(image, size, size)), picture.remarks
+
+    shape = ((size, size) if size is not None else _first_shape(files)) or (1, 1)
+
+    def decoded(part: str, files: Iterable[Path]) -> tuple[torch.Tensor, list[str], list[tuple[int, int]]]:
+        home = Path(cache) / f"images-{digest(path, part, shape):.16}" if cache else None
+        return decode([*files], read, shape, remarks, f"reading {part} images", home)
+
+    images, unreadable, shapes = decoded(split, files)
     if unreadable:
-        more, also = _read_all(class_files(Path(path), "test" if split == "train" else "train"), size, remarks)
+        other: Literal["train", "test"] = "test" if split == "train" else "train"
+        others = listed(Path(path), other, labels, classes)[0]
+        _, also, _ = decoded(other, others)
         unreadable += also
-        listed = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
-        count = len(images) + len(more) + len(unreadable)
-        raise DataError(f"{len(unreadable)} of {count} images cannot be read; mend or remove them:\n  {listed}")
-    shapes = sorted({image.shape[:2] for image in images})
+        faults = "\n  ".join([*unreadable[:NAMED], *(["..."] if len(unreadable) > NAMED else [])])
+        raise DataError(
+            f"{len(unreadable)} of {len(files) + len(others)} images cannot be read; mend or remove them:\n  {faults}"
+        )
+    shorter = sorted(map(min, shapes))
+    shapes = sorted({shape, *shapes})
     if len(shapes) > 1:
-        shorter = sorted(min(image.shape[:2]) for image in images)
         advice = f"give one, that of the classifier's own training if known: --set data.size={shorter[len(shorter) // 2]}"
         raise ConfigError(f"the images have {len(shapes)} sizes (height, width), from {shapes[0]} to {shapes[-1]}; {advice}")
     if told := counted(remarks):
         say(f"{f'{split} images':<16} left out or changed: {told}")
-    labels = torch.tensor([label for label, of_class in enumerate(files.values()) for _ in of_class], dtype=torch.int64)
-    return ImageSet(Path(path).name, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels, tuple(files))
+    numbers = torch.tensor([*files.values()], dtype=torch.int64)
+    return ImageSet(Path(path).name, images, numbers, names, labels_predicted=bool((numbers == UNKNOWN).all()))
+
+
+def listed(
+    root: Path,
+    split: Literal["train", "test"],
+    labels: str | None,
+    classes: str | None = None,
+    left_out: Counter[str] | None = None,
+) -> tuple[dict[Path, int], tuple[str, ...]]:
+    """The files of a split with their labels, and the names of the classes; none where labels are numbers or predicted. See
+    :func:`load_folder`; ``left_out`` counts what is not among them."""
+    left_out = Counter() if left_out is None else left_out  # of both splits
+    names = () if classes is None else read_classes(Path(classes))
+    if labels is None and (not root.is_dir() or _folders(root)):
+        of_class = class_files(root, split, left_out)
+        if not names and list(of_class) != sorted(of_class):
+            say(f"{'classes':<16} numbered as numbers: 10 after 9, and not after 1 as in alphabetical order (torchvision's)")
+        own = numbered(of_class, names or tuple(of_class), str(root))
+        return {file: own[name] for name, files in of_class.items() for file in files}, names or tuple(of_class)
+    files = image_files(root, lambda error: left_out.update([str(error.strerror)]), left_out)
+    if labels in (None, PREDICTED):
+        if len(files) < 2:
+            raise MissingFileError(f"{root} needs images, at least two; found {len(files)}")
+        return dict.fromkeys(_of_split(root, files, split), UNKNOWN), names
+    table = read_table(Path(labels), root)
+    left_out["images that the labels leave out"] += len({*files} - table.keys())
+    if not names and all(label.isdecimal() for label in table.values()):
+        own = {label: int(label) for label in table.values()}
+    else:
+        names = names or tuple(in_order(table.values()))
+        own = numbered({*table.values()}, names, labels)
+    return {file: own[table[file]] for file in _of_split(root, sorted(table), split)}, names
+
+
+def _of_split(root: Path, files: list[Path], split: str) -> list[Path]:
+    """Those of ``files`` below the split's folder, if ``root`` has one for each split, or else about four fifths or one."""
+    named = {name.lower(): root / name for name in _folders(root)}
+    train, test = named.get("train"), named.get("test", named.get("val"))
+    if train is None or test is None:
+        return _drawn(root, "", files, split)
+    return [file for file in files if file.is_relative_to(train if split == "train" else test)]
 
 
 def class_files(root: Path, split: Literal["train", "test"], left_out: Counter[str] | None = None) -> dict[str, list[Path]]:
@@ -89,7 +168,7 @@ def class_files(root: Path, split: Literal["train", "test"], left_out: Counter[s
     # One without folders is a class, whatever its name.
     own = [named[name] for name in ("train", "test", "val") if name in named and _folders(named[name])]
     if not own:
-        return {name: _drawn(root / name, files, split) for name, files in _classes(root, left_out).items()}
+        return {name: _drawn(root / name, name, files, split) for name, files in _classes(root, left_out).items()}
     if own[0].name.lower() != "train" or len(own) == 1:
         raise DataError(f"{root} has a folder {own[0].name} of its own; it needs both train and test or val")
     train, test = (_classes(folder, left_out) for folder in own[:2])
@@ -107,10 +186,12 @@ def _classes(home: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
     names = _folders(home)
     if odd := [name for name in names if name.encode(errors="ignore").decode() != name]:
         raise DataError(f"{home} has folders whose names, those of the classes, are not UTF-8: {odd}; rename them")
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
+    names = in_order(names)
     if len(names) < 2:
-        raise MissingFileError(f"{home} needs at least two subfolders with images, one for each class; found {len(names)}")
+        raise MissingFileError(
+            f"{home} needs at least two subfolders with images, one for each class; found {len(names)}; "
+            f"images that are in no class folders need --labels, a CSV file or '{PREDICTED}'"
+        )
     files = {name: image_files(home / name, lambda error: left_out.update([str(error.strerror)]), left_out) for name in names}
     if empty := [str(home / name) for name in names if not any(file.parent == home / name for file in files[name])]:
         advice = "add some, or remove the folder; folders of the two splits are named train and test (or val)"
@@ -120,29 +201,15 @@ def _classes(home: Path, left_out: Counter[str]) -> dict[str, list[Path]]:
     return files
 
 
-def _drawn(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files of a split, of a class that has no folders for them."""
+def _drawn(folder: Path, name: str, files: list[Path], split: str) -> list[Path]:
+    """The files of a split, drawn by their names in ``folder`` and ``name``, that of a class."""
     if len(files) < 2:
-        raise DataError(f"{folder} has one image; a class needs at least 2, one to train on and one to test on")
-    draws = {file: seed_for(0, folder.name, str(file.relative_to(folder))) / 2**32 for file in files}
+        raise DataError(f"{folder} has one image; at least 2 are needed, one to train on and one to test on")
+    draws = {file: seed_for(0, name, os.path.relpath(file, folder)) / 2**32 for file in files}
     ranked = sorted(files, key=draws.__getitem__)
     # The lowest draw is for testing and the highest for training, so that no split of a small class is empty.
     tests = {ranked[0], *(file for file in ranked[:-1] if draws[file] < TEST_SHARE)}
     return [file for file in files if (file in tests) == (split == "test")]
-
-
-def _read_all(files: dict[str, list[Path]], size: int | None, remarks: Counter[str]) -> tuple[list[np.ndarray], list[str]]:
-    """The images of ``files``, uint8 (H, W, 3), and the faults of those that cannot be read; remarks on them are counted."""
-    images, unreadable = [], []
-    for file in chain(*files.values()):
-        try:
-            picture = read_image(file)
-            remarks.update(picture.remarks)
-            image = picture.over_white()
-            images.append(np.asarray(image if size is None else cover(image, size, size)))
-        except DataError as error:
-            unreadable.append(str(error))
-    return images, unreadable
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:

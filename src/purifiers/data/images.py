@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from purifiers.data.labels import UNKNOWN
 from purifiers.errors import InputError
 from purifiers.storage import digest
 from purifiers.weights import MEMORY
@@ -26,9 +27,15 @@ def check_images(images: Tensor, *, values: bool = True) -> None:
     if images.ndim != 4:
         hint = "; add the batch dimension with images.unsqueeze(0)" if images.ndim == 3 else ""
         raise InputError(f"images must have shape (N, C, H, W); got {tuple(images.shape)}{hint}")
+    if 0 in images.shape[1:]:
+        raise InputError(f"images must have a pixel at least; got shape {tuple(images.shape)}")
+    if images.layout is not torch.strided:
+        raise InputError(f"images must be a dense tensor; got {images.layout}; convert with .to_dense()")
     if images.dtype not in DTYPES:
         hint = "; divide by 255" if images.dtype == torch.uint8 else "; convert with .float()"
         raise InputError(f"images must be float32 in [0,1]; got {images.dtype}{hint}")
+    if values and images.is_meta:
+        raise InputError("images are on the device meta, which holds no values")
     if values and images.numel():
         low, high = torch.stack(torch.aminmax(images.detach())).tolist()
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -47,12 +54,14 @@ class ImageSet:
         images: uint8 (N, 3, H, W), RGB.
         labels: int64 (N,), in 0 .. len(classes) - 1.
         classes: the class names; none where they are not known.
+        labels_predicted: the labels are the frozen classifier's own predictions, ``UNKNOWN`` until it has made them.
     """
 
     name: str
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    labels_predicted: bool = False
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -74,6 +83,11 @@ class ImageSet:
         _, channels, height, width = self.images.shape
         classes = f"{len(self.classes)} classes" if self.classes else "classes not named"
         return f"ImageSet('{self.name}', {len(self):,} images of {channels} x {height} x {width}, {classes})"
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the labels are still to be predicted."""
+        return self.labels_predicted and bool((self.labels == UNKNOWN).all())
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same data on ``device``."""
@@ -103,8 +117,9 @@ def as_image_set(
     """Images and labels as an :class:`ImageSet`; float images are rounded to the 8 bits that image files have.
 
     Args:
-        images: an ImageSet; (N, 3, H, W), uint8 or float32 in [0,1]; or batches of ``(images, labels)``, as of a DataLoader.
-        labels: int64 (N,), the true classes; beside a tensor of images, and only there.
+        images: an ImageSet; (N, 3, H, W), uint8 or float32 in [0,1]; or batches of ``(images, labels)``, as of a DataLoader,
+            or of images.
+        labels: int64 (N,), the true classes; beside a tensor of images, and only there. Without any, ``labels_predicted``.
         classes: the number of classes, where the ImageSet does not name them; None where it is not known.
 
     Raises:
@@ -122,19 +137,22 @@ def as_image_set(
             raise InputError("there are no images: the DataLoader yields nothing")
         if len({batch.images.shape[2:] for batch in batches}) > 1:
             raise InputError("the batches have images of several sizes; resize them to one")
-        data = ImageSet(MEMORY, torch.cat([one.images for one in batches]), torch.cat([one.labels for one in batches]), ())
+        pixels, numbers = (torch.cat([getattr(one, part) for one in batches]) for part in ("images", "labels"))
+        data = ImageSet(MEMORY, pixels, numbers, (), all(one.labels_predicted for one in batches))
     else:
         raise InputError(f"images must be a tensor, a DataLoader or an ImageSet; got {type(images).__name__}")
     count = len(data.classes) or classes
     low, high = int(data.labels.min()), int(data.labels.max())
-    if low < 0 or (count and high >= count):
+    if not data.unlabelled and (low < 0 or (count and high >= count)):
         expected = f"from 0 to {count - 1}, as there are {count} classes" if count else "0 or more"
         raise InputError(f"labels must be {expected}; got {low} to {high}")
     return replace(data, classes=tuple(map(str, range(classes)))) if classes and not data.classes else data
 
 
 def _from_batch(batch: Any) -> list[ImageSet]:
-    """The images and labels of a batch; none if it is empty."""
+    """The images and labels of a batch, if it has any; none if it is empty."""
+    if isinstance(batch, Tensor):
+        batch = batch, None
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else type(batch).__name__
         raise InputError(f"a DataLoader must yield batches of images and labels, (images, labels); got a {got}")
@@ -145,9 +163,8 @@ def _from_tensors(images: Tensor, labels: Tensor | None) -> ImageSet:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         check_images(images)
         images = to_uint8(images)
-    if labels is None:
-        raise InputError("labels are missing: pass the true classes, int64 (N,), beside the images")
-    return ImageSet(MEMORY, images, labels, ()).to(images.device)
+    known = torch.full((len(images),), UNKNOWN) if labels is None else labels
+    return ImageSet(MEMORY, images, known, (), labels_predicted=labels is None).to(images.device)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ class Certificate(ResultFile):
     dataset: str
     classifier: str
     purifier: str
+    labels_predicted: bool = False  # the true classes are the classifier's own predictions on clean images
     n_images: int
     sigma: float
     n0: int
@@ -234,6 +235,7 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
     run.shard.check()
     names = {"dataset": data.name, "classifier": run.classifier_name, "purifier": purifier}
     numbers = {"n_images": len(data), **asdict(smoothing), "largest_radius": smoothing.largest_radius}
+    numbers["labels_predicted"] = data.labels_predicted
     recipe, summaries = run.recipe.model_dump(mode="json"), [summarised(name, found[name], radii) for name in models]
     return Certificate(**names, **numbers, **provenance(run.recipe.seed, run.device), recipe=recipe, models=summaries)
 

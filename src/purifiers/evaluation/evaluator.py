@@ -118,7 +118,8 @@ class Evaluator:
         a part of, and which of them it is; an image then gets the draw of its place there, whatever the subset.
         """
         attacked = attacked or Adversarial(data.images)
-        names = {"dataset": self.data.name, "classifier": self.classifier_name, "purifier": name}
+        names: dict[str, Any] = {"dataset": self.data.name, "classifier": self.classifier_name, "purifier": name}
+        names["labels_predicted"] = data.labels_predicted
 
         def as_record(state: State) -> Measured:
             right = state.pop("right")

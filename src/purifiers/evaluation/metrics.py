@@ -29,10 +29,10 @@ def classes(logits: Tensor) -> Tensor:
 def predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """The class of each of ``images`` (N, C, H, W), uint8 or float32 in [0,1], as :func:`classes` gives it."""
     with torch.no_grad():
-        batches = [images[batch] for batch in slices(len(images), batch_size)]
+        batches = (images[batch] for batch in slices(len(images), batch_size))
         # The model may change what it gets.
-        batches = [to_float(batch) if batch.dtype == torch.uint8 else batch.clone() for batch in batches]
-        return classes(torch.cat([model(batch) for batch in batches]))
+        own = (to_float(batch) if batch.dtype == torch.uint8 else batch.clone() for batch in batches)
+        return classes(torch.cat([model(batch) for batch in own]))
 
 
 def matches(predictions: Tensor, targets: Tensor) -> int:

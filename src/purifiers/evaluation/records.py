@@ -23,6 +23,8 @@ BASELINE = "baseline: "
 """Before the title of a recipe's baseline, in ``purifier``."""
 CLEAN = "none"
 """The ``attack`` and the ``view`` of a row of clean images."""
+PREDICTED = "There were no labels: the classifier's own predictions on clean images stand for them, so accuracy is agreement."
+"""What every table of such records says."""
 _PACKAGES = ("purifiers", "torch", "numpy", "lightning-fabric", "foolbox", "pyautoattack", "torchmetrics", "scikit-learn")
 
 
@@ -73,6 +75,7 @@ class Record(Result):
 
     Attributes:
         dataset, classifier, purifier: names.
+        labels_predicted: the labels are the classifier's own predictions on clean images: every accuracy here is an agreement.
         view: what the attacker differentiated (``blind``, ``full``, ...; ``none`` for clean images).
         attack: its name in the recipe; ``none`` is the clean row.
         norm, epsilon: the attack's ball; epsilon in [0,1] units, None where the attack has none.
@@ -94,6 +97,7 @@ class Record(Result):
     dataset: str
     classifier: str
     purifier: str
+    labels_predicted: bool = False
     view: str = CLEAN
     attack: str = CLEAN
     norm: str | None = None
@@ -185,7 +189,7 @@ class Records(ResultFile, ABC):
         return self.model_copy(update=shown)
 
     def __str__(self) -> str:
-        """A table of the records and the warnings."""
+        """A table of the records, and what to know about them."""
         shown = self.titled()
         rows: list[tuple[str, ...]] = [("purifier", "view", "attack", "images", "undefended", "accuracy", "95 % interval")]
         for one in shown.records:
@@ -193,6 +197,8 @@ class Records(ResultFile, ABC):
             rows.append((one.purifier, one.view, one.attack, f"{one.n:,}", *shares[:2], " - ".join(shares[2:])))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if any(one.labels_predicted for one in self.records):
+            lines.append(PREDICTED)
         return "\n".join(lines + [f"warning ({one.attack}, view {one.view}): {one.message}" for one in shown.warnings])
 
 

@@ -40,18 +40,22 @@ class Crops(Group):
 class Data(Group):
     """Which images. ``limit`` and ``test_limit`` take a random subset of the training and the test images. ``crops``: of the
     training images, instead of the whole; test images stay whole.
+
+    ``labels``, ``classes``: of a folder of images, where labels come from: see :func:`purifiers.data.folder.load_folder`.
     """
 
     name: Annotated[str, AfterValidator(lambda name: checked(DATASETS, name))]
     path: Annotated[str, AfterValidator(absolute)] | None = None
     size: Positive | None = None
+    labels: Annotated[str, AfterValidator(absolute)] | None = None
+    classes: Annotated[str, AfterValidator(absolute)] | None = None
     limit: Positive | None = None
     test_limit: Positive | None = None
     crops: Crops | None = None
 
     def source(self) -> dict[str, Any]:
         """The options of :func:`purifiers.data.load_images` and :func:`purifiers.data.placeholder`."""
-        return {"path": self.path, "size": self.size}
+        return self.model_dump(include={"path", "size", "labels", "classes"})
 
 
 def _with_fractions(content: Any) -> Any:

@@ -25,7 +25,7 @@ STARTS = ("scratch", "teacher_at")  # a student's start, besides the name or fol
 PLACES: Mapping[str, Callable[[str], str]] = {
     "source": anywhere,
     "start": lambda start: start if start in STARTS else anywhere(start),
-    "path": absolute,
+    **dict.fromkeys(("path", "labels", "classes"), absolute),
 }
 """Keys whose values are files or folders, and the functions that make them absolute."""
 ADAPTIVE = "adaptive"  # in ``evaluation.limits``: all attacks under the other views than ``blind``

@@ -165,7 +165,7 @@ def _table(records: Sequence[Record]) -> Table:
     views = {record.view for record in records}
     caption = text("card_table", views=[view for view in VIEWS if view in views])
     rows = [cells(record, *columns) for record in records]
-    return Table(f"In front of {records[0].classifier}", caption, columns, rows)
+    return Table(f"In front of {records[0].classifier}", caption, columns, rows).of(records)
 
 
 def _changed(recipe: Mapping[str, Any]) -> list[str] | None:

@@ -66,12 +66,13 @@ def all_tables(results: Results) -> list[Table]:
         tables.threat_models: True,
         tables.training: bool(results.training),
     }
-    return [make(results) for make, wanted in choice.items() if wanted]
+    without = tables.table_of_baselines, tables.training  # accuracies
+    return [make(results).of([] if make in without else results.records) for make, wanted in choice.items() if wanted]
 
 
 def write_seeds(runs: Sequence[Results], folder: Path) -> Table:
     """Write Table 2 over several runs that differ in their seeds to ``table2.md`` in ``folder``, and return it."""
-    table = tables.table_2_over_seeds([one.titled() for one in runs])
+    table = tables.table_2_over_seeds([one.titled() for one in runs]).of(runs[0].records)
     write_text(folder / "table2.md", table.markdown())
     return table
 
@@ -109,7 +110,7 @@ def overview(audit: Audit) -> Table:
         red = doubted(audit, name)
         rows.append([Doubted(cell) if column in red else cell for column, cell in zip(header, row, strict=True)])
     caption = text("overview", cleans=cleans, settings=audit.settings)
-    return Table("Every purifier under every threat model", caption, header, rows, ("images", "PSNR (dB)"))
+    return Table("Every purifier under every threat model", caption, header, rows, ("images", "PSNR (dB)")).of(audit.records)
 
 
 def attacks(audit: Audit) -> Table:
@@ -122,7 +123,7 @@ def attacks(audit: Audit) -> Table:
             row[3] += f" ({one.attacked - round(one.accuracy * one.n):,} of {one.attacked:,} broken)"
     cascade = audit.settings["cascade"]
     columns[4] = "accuracy so far" if cascade else "accuracy"
-    return Table("Every attack", text("attacks", cascade=cascade), columns, rows)
+    return Table("Every attack", text("attacks", cascade=cascade), columns, rows).of(records)
 
 
 def trust(audit: Audit) -> Table:
@@ -198,8 +199,10 @@ def certificate_tables(certificate: Certificate) -> list[Table]:
         ["time", *(duration(model.seconds) for model in models)],
     ]
     return [
-        Table("Certified accuracy by radius", text("certified", one=certificate), header, rows, details=("95 % interval",)),
-        Table("The smoothed classifiers", text("smoothed"), ["", *(model.name for model in models)], about),
+        Table("Certified accuracy by radius", text("certified", one=certificate), header, rows, details=("95 % interval",)).of(
+            [certificate]
+        ),
+        Table("The smoothed classifiers", text("smoothed"), ["", *(model.name for model in models)], about).of([certificate]),
     ]
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from purifiers.attacks import VIEWS, show_fraction
 from purifiers.console import console, duration, say
-from purifiers.evaluation.records import CLEAN, Record
+from purifiers.evaluation.records import CLEAN, PREDICTED, Record
 from purifiers.reports.paper import CLEAN_UNDEFENDED
 from purifiers.storage import write_text, yaml_text
 
@@ -38,6 +38,11 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     details: tuple[str, ...] = ()
+
+    def of(self, records: Iterable[Any]) -> "Table":
+        """The same, with what is to be known of the labels of ``records`` in its title."""
+        predicted = any(record.labels_predicted for record in records)
+        return replace(self, title=f"{self.title}; labels: the classifier's own predictions") if predicted else self
 
     def compact(self) -> "Table":
         """The same table without its details."""
@@ -128,7 +133,9 @@ _PLAIN = jinja2.Environment(
 _PLAIN.filters.update(percent=percent, span=span, duration=duration, count="{:,}".format)
 _PLAIN.filters.update(without_folder=lambda path: Path(path).name if Path(path).is_absolute() else path)  # of this machine
 _PLAIN.filters.update(yaml=lambda content: Markup(yaml_text(content)))
-_PLAIN.globals.update(all_views=VIEWS, half_width=half_width, show_fraction=show_fraction, papers_clean=CLEAN_UNDEFENDED)
+_PLAIN.globals.update(
+    all_views=VIEWS, half_width=half_width, show_fraction=show_fraction, papers_clean=CLEAN_UNDEFENDED, predicted=PREDICTED
+)
 _PAGES = _PLAIN.overlay(finalize=escape)
 
 

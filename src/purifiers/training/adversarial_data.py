@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import Attack
-from purifiers.attacks.generate import Adversarial, generate
+from purifiers.attacks.generate import BLOCK, Adversarial, generate
 from purifiers.cache import Cache
 from purifiers.console import progress, say
-from purifiers.data import ImageSet
+from purifiers.data import ImageSet, slices
+from purifiers.data.large import empty
 from purifiers.device import Precision, autocast
 from purifiers.errors import TrainingError, Unfinished
 from purifiers.runs import Run
@@ -59,49 +61,61 @@ class Panel(nn.Module):
 
 
 def attack_for_training(
-    run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None]
+    run: Run,
+    attack: Attack,
+    model: nn.Module,
+    data: ImageSet,
+    seed: int,
+    advance: Callable[[int], None],
+    chosen: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> Adversarial:
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
     size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
     saved = partial(run.deadline.check, "a part of the adversarial examples")
-    return generate(attack, model, data, seed=seed, batch_size=size, cache=cache, quantized=True, advance=advance, saved=saved)
+    options: dict[str, Any] = {"cache": cache, "quantized": True, "advance": advance, "saved": saved}
+    return generate(attack, model, data, seed=seed, batch_size=size, chosen=chosen, into=into, **options)
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
-    """Adversarial examples for training: uint8 (N, 3 * rounds, H, W), the rounds stacked along the channels. Every attack
-    of the recipe is run on every classifier of the panel, each on its share of the images of each round (on ``weight`` shares);
-    without attacks there are no channels. Of several processes each makes a part, and the first collects them in the cache."""
+    """The images of ``data`` with adversarial examples for training: uint8 (N, 3 + 3 * rounds, H, W), the rounds stacked along
+    the channels. Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each
+    round (on ``weight`` shares); without attacks there are no more channels. Of several processes each attacks a part, and the
+    first collects them from the cache."""
+    recipe, device = run.recipe, data.images.device
+    if not recipe.training_attacks:
+        return data.images
+    shape = len(data), 3 + 3 * recipe.attack_rounds, *data.images.shape[2:]
+    pairs = empty(shape, torch.uint8, run.cache, device=device)
+    parts = slices(len(data), BLOCK)  # all may not fit into memory
+    for part in parts:
+        pairs[part, :3] = data.images[part]
     if world_size() > 1:
         run.shard = Shard(rank(), world_size())
         with suppress(Unfinished):
-            _attack_training_images(run, panel, data)
+            _attack(run, panel, data, pairs[:, 3:])
         run.shard = Shard()
-        averaged(torch.zeros(1, device=data.images.device))  # once all have come here
-    return first_only(lambda: _attack_training_images(run, panel, data).cpu()).to(data.images.device)
+        averaged(torch.zeros(1, device=device))  # once all have come here
+    first_only(lambda: _attack(run, panel, data, pairs[:, 3:]))
+    for part in parts if world_size() > 1 else ():
+        pairs[part] = first_only(partial(pairs[part].cpu)).to(device)
+    return pairs
 
 
-def _attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
+def _attack(run: Run, panel: Panel, data: ImageSet, rounds: Tensor) -> None:
     recipe = run.recipe
-    if not recipe.training_attacks:
-        return data.images[:, :0]
     shares = [attack for attack in recipe.training_attacks.values() for _ in range(attack.weight)]
     jobs = [(attack, model) for attack in shares for model in panel.classifiers]
     count, seconds = len(data) * recipe.attack_rounds, 0.0
-    rounds = []
     with progress("attacking training images", count) as advance:
-        for turn in range(recipe.attack_rounds):
-            adversarial = torch.empty_like(data.images)
+        for turn, into in enumerate(rounds.split(3, dim=1)):
             generator = generator_for(recipe.seed, "who attacks what", turn)
-            job_of = torch.randperm(len(data), generator=generator).to(data.images.device) % len(jobs)
+            job_of = torch.randperm(len(data), generator=generator).to(rounds.device) % len(jobs)
             for job, (attack, model) in enumerate(jobs):
-                if len(chosen := (job_of == job).nonzero().flatten()):
-                    seed = seed_for(recipe.seed, "training attack", turn, job)
-                    found = attack_for_training(run, attack, model, data.subset(chosen), seed, advance)
-                    adversarial[chosen] = found.images
-                    seconds += found.seconds
-            rounds.append(adversarial)
+                seed = seed_for(recipe.seed, "training attack", turn, job)
+                chosen = (job_of == job).nonzero().flatten()
+                seconds += attack_for_training(run, attack, model, data, seed, advance, chosen, into).seconds
     run.shard.check()
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
-    return torch.cat(rounds, dim=1)

@@ -134,9 +134,9 @@ def train_recipe(
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
     run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline(), shard or Shard())
-    run.images("test")  # whatever is wrong with them is found before the training, not after it
+    names = run.images("test").classes  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
-    first_only(lambda: write_text(folder / CLASSES_FILE, json.dumps(run.images("train").classes)))
+    first_only(lambda: write_text(folder / CLASSES_FILE, json.dumps(names)))
     return run
 
 
@@ -166,6 +166,10 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     for name, wanted in recipe.classifiers().items():
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
+    if "classifier" not in opened and (data.unlabelled or not data.classes):
+        raise ConfigError(
+            "these images come without the names of their classes: give the --classifier, or train one with --classes"
+        )
     starts = load_starts(recipe, run.device)
     shared = run.shard.count > 1
     with ExitStack() as held:
@@ -179,27 +183,27 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         first_only(prepare)
         for name in recipe.classifiers():
             run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
-        run.classifier = run.classifiers["classifier"]
+            run.classifier = run.classifiers["classifier"]  # the first: companions may learn from its predictions
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
+        data = run.images("train")  # now labelled, if the classifier does that
         report_accuracy(run, data)
         panel = Panel(run.classifiers.values(), recipe.precision)
         if shared:  # all attack at once
             held.close()
         with panel.watched():
-            adversarial = run.shard.finish(lambda: attack_training_images(run, panel, data))
+            pairs = run.shard.finish(lambda: attack_training_images(run, panel, data))
             if shared:
                 held.enter_context(locked(folder, wait=True))
-            _train_purifiers(run, panel, adversarial, starts, ablation)
+            _train_purifiers(run, panel, pairs, starts, ablation)
         unchanged()
         # Of a resumed run the evaluation may differ; the purifier's card comes when it is measured.
         first_only(lambda: write_text(folder / RECIPE_FILE, recipe_text(recipe)))
         first_only(lambda: save_network(folder, run.purifiers["student"].network))
 
 
-def _train_purifiers(run: Run, panel: Panel, adversarial: Tensor, starts: Mapping[str, nn.Module], ablation: bool) -> None:
-    """The teachers, from ``starts`` if they name one, and the students, on the training images and ``adversarial`` ones."""
+def _train_purifiers(run: Run, panel: Panel, pairs: Tensor, starts: Mapping[str, nn.Module], ablation: bool) -> None:
+    """The teachers, from ``starts`` if they name one, and the students, on training images with adversarial ones: ``pairs``."""
     recipe, data = run.recipe, run.images("train")
-    pairs = torch.cat([data.images, adversarial], dim=1)
     nt = train_purifier(run, "teacher_nt", recipe.teacher_nt, data.images, nt_losses)
     start = starts.get("teacher_at")
     if recipe.latent is not None:

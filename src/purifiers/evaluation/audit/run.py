@@ -202,7 +202,7 @@ def _title(source: str) -> str:
 def _images_of(run: Run) -> tuple[Any, ...]:
     # CIFAR-10 is the same in every folder.
     data = run.recipe.data
-    return data.name, data.size, data.path if data.name == "folder" else None
+    return data.name, data.size, data.source() if data.name == "folder" else None
 
 
 def _surrogates(run: Run) -> dict[str, nn.Module]:

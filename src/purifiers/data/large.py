@@ -1,0 +1,123 @@
+"""Images that need not fit into memory: decoded once, in parallel, into a file that is indexed as a tensor in memory is.
+
+The system reads it where it is needed, and keeps in free memory what was read. Smaller sets are in memory from the start.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from purifiers.console import progress
+from purifiers.data.images import slices
+from purifiers.errors import DataError
+from purifiers.storage import locked, write_text
+
+IN_MEMORY = 2 * 2**30
+"""Bytes: larger sets of images are in files."""
+CPU = torch.device("cpu")
+TOGETHER = 256  # images between two entries into the index
+Read = Callable[[Path], tuple[np.ndarray, Sequence[str]]]
+"""An image file -> its pixels, uint8 (H, W, 3), and remarks."""
+
+
+def empty(
+    shape: Sequence[int], dtype: torch.dtype, folder: Path | None = None, name: str = "", device: torch.device = CPU
+) -> Tensor:
+    """A tensor that is not filled yet: in the memory of ``device``, or, if it is larger than ``IN_MEMORY`` and on the CPU, in a
+    file in ``folder``, by default the system's for temporary files. Without a ``name`` the file ends with the process.
+
+    Raises:
+        DataError: there is no space for the file.
+    """
+    if (size := math.prod(shape) * dtype.itemsize) <= IN_MEMORY or device.type != CPU.type:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    folder = folder or Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("a+b") if name else tempfile.TemporaryFile(dir=folder) as handle:
+        try:  # reserved now, as a full disk would end a process that writes to a mapped file
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle.fileno(), 0, size)
+            handle.truncate(max(size, handle.seek(0, os.SEEK_END)))
+        except OSError as error:
+            advice = "free some, choose another output folder, or set a smaller data.size"
+            raise DataError(f"{size / 1e9:.1f} GB are needed in {folder} ({error.strerror}): {advice}") from error
+        return torch.from_numpy(np.memmap(handle, np.uint8, "r+", shape=(size,))).view(dtype).view(*shape)
+
+
+def decode(
+    files: Sequence[Path], read: Read, shape: tuple[int, int], remarks: Counter[str], title: str, home: Path | None
+) -> tuple[Tensor, list[str], list[tuple[int, int]]]:
+    """The images of ``files``, uint8 (N, 3, H, W), those of another (height, width) than ``shape`` left out; the faults of
+    those that cannot be read; and (height, width) of all that were read now.
+
+    Threads read several at once. A set that is kept in a file stays in the folder ``home``, if there is one: of the same files,
+    with others after them or not, those that were read are not read again.
+    """
+    size = len(files), 3, *shape
+    if math.prod(size) <= IN_MEMORY or home is None:
+        return _decode(files, read, empty(size, torch.uint8), 0, remarks, title, lambda done: None)
+    with locked(home, wait=True):
+        index, pixels = home / "index.jsonl", home / "pixels.u8"
+        known = index.read_text().splitlines() if index.exists() else []
+        lines = {file: json.dumps([os.fsdecode(file), file.stat().st_size, file.stat().st_mtime_ns]) for file in files}
+        if [*lines.values()][: len(known)] != known:  # of another process the old file stays as it is
+            known = []
+            pixels.unlink(missing_ok=True)
+        write_text(index, "".join(f"{line}\n" for line in known))
+        images = empty(size, torch.uint8, home, pixels.name)
+        with index.open("a") as entries, pixels.open("r+b") as handle:
+
+            def keep(done: Sequence[Path]) -> None:
+                os.fsync(handle.fileno())
+                entries.write("".join(f"{lines[file]}\n" for file in done))
+                entries.flush()
+
+            return _decode(files, read, images, len(known), remarks, title, keep)
+
+
+def _decode(
+    files: Sequence[Path],
+    read: Read,
+    images: Tensor,
+    start: int,
+    remarks: Counter[str],
+    title: str,
+    keep: Callable[[Sequence[Path]], None],
+) -> tuple[Tensor, list[str], list[tuple[int, int]]]:
+    """Read ``files`` from the place ``start`` on into ``images``; ``keep`` is called with those that are there."""
+    faults: list[str] = []
+    shapes: list[tuple[int, int]] = []
+    count = start
+
+    def outcome(file: Path) -> tuple[np.ndarray, Sequence[str]] | DataError:
+        try:
+            return read(file)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool, progress(title, len(files)) as advance:
+        advance(start)
+        for part in slices(len(files) - start, TOGETHER):
+            done = []
+            for file, found in zip(files[start:][part], pool.map(outcome, files[start:][part]), strict=True):
+                if isinstance(found, DataError):
+                    faults.append(str(found))
+                else:
+                    remarks.update(found[1])
+                    shapes.append(found[0].shape[:2])
+                    if shapes[-1] == tuple(images.shape[2:]):
+                        images[count] = torch.from_numpy(found[0]).permute(2, 0, 1)
+                        count += 1
+                        done.append(file)
+                advance(1)
+            keep(done)
+    return images[:count], faults, shapes
