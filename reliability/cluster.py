@@ -173,14 +173,14 @@ def libraries(count: int, folder: Path) -> Result:
 
 PROMISES = {
     "node-killed": Promise(
-        "On a cluster every image is cleaned, and none twice, also if a node dies",
+        "On a cluster every image is cleaned, and none twice, also if a node dies.",
         "files, Parquet and WebDataset shards on a Ray cluster of two nodes, one killed at a random moment",
         node_killed,
         quick=300,
         long=6000,
     ),
     "libraries": Promise(
-        "Ray Data, Hugging Face datasets and Spark purify the same as one process",
+        "Ray Data, Hugging Face datasets and Spark purify the same as one process.",
         "the same object, by `map_batches`, `map` and `predict_batch_udf` of the real libraries, as far as they are installed",
         libraries,
         quick=8,
