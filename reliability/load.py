@@ -73,7 +73,8 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "purifiers", "serve", NAME, "--port", str(port), "--device", "cpu", *options]
-    with (folder / "log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # so that the figures mean the same on any number of cores
+    with (folder / "log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log, env=environment) as process:
         server = Server(process, port)
         try:
             end = time.monotonic() + START
@@ -126,6 +127,7 @@ def pictures(purifier: Purifier, count: int = 8) -> Pictures:
 def bare_rate(purifier: Purifier, seconds: float) -> float:
     """Images a second of the network alone."""
     images, count = torch.rand(BATCH, 3, 32, 32), 0
+    torch.set_num_threads(1)  # as the service
     with torch.no_grad():
         purifier(images)
         begun = time.perf_counter()
@@ -317,7 +319,8 @@ def killed_worker(count: int, folder: Path) -> Result:
 PROMISES = {
     "overload": Promise(
         "The service keeps its rate under more load than it can take, and refuses the rest.",
-        "4 and 32 connections without a pause, then twice and ten times the highest rate; every image is compared",
+        "4 and 32 connections without a pause, then twice and ten times the highest rate; one thread for the network; "
+        "every image is compared",
         overload,
         2,
         300,

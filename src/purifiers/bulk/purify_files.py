@@ -158,21 +158,13 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
         name = file.relative_to(source).with_suffix(".png")
         if taken.setdefault(name, file) != file:
             result.fail(f"{file}: would become {target / name}, like {taken[name].name}; rename one")
-    jobs = []
+    jobs = {file: _Job(file, target / name, compare and compare / name) for name, file in taken.items()}
     for name, file in taken.items():
-        outside = [folder / name for folder in (target, compare) if folder and not _holds(folder, folder / name)]
-        for path in outside:
-            result.fail(
-                f"{file}: {path.parent} is a link to another place, and nothing is written outside of the output folder"
-            )
-        if not outside:
-            jobs.append(_Job(file, target / name, compare and compare / name))
-    return jobs
-
-
-def _holds(folder: Path, file: Path) -> bool:
-    """Whether ``file`` would be written below ``folder``, and not where a link leads."""
-    return file.parent.resolve().is_relative_to(folder.resolve())
+        for folder in filter(None, (target, compare)):
+            if file in jobs and not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+                del jobs[file]
+                result.fail(f"{file}: {(folder / name).parent} is a link that leads out of {folder}; remove it")
+    return [*jobs.values()]
 
 
 @dataclass

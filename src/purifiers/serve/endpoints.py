@@ -13,8 +13,8 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from purifiers.errors import explain_missing
-from purifiers.serve.batching import Answering, Batcher
-from purifiers.serve.worker import Job
+from purifiers.serve.batching import Batcher
+from purifiers.serve.worker import Job, Worker
 from purifiers.version import __version__
 
 with explain_missing():
@@ -63,7 +63,7 @@ STARTING = Refusal(503, "starting", f"the worker is starting again; retry in {RE
 class Service:
     """A worker, with its queue, limits and metrics."""
 
-    worker: Answering  # started before the first request
+    worker: Worker  # started before the first request
     classifies: bool = False  # has a classifier; without one there is no /classify
     batch_size: int = 16  # images that are processed together, at most
     batch_timeout: float = 0.002  # seconds that the first image of a batch waits for others
@@ -84,16 +84,11 @@ class Service:
         self.seconds = Histogram("purifiers_request_seconds", "From a request to its response.", ("route",), registry=of)
         self.refused = Counter("purifiers_refused", "Refused requests, by reason.", ("reason",), registry=of)
         waiting = Gauge("purifiers_waiting", "Requests that are being read, queued or processed.", registry=of)
-        waiting.set_function(lambda: self.waiting)
+        waiting.set_function(lambda: len(self.reading) + self.queued)
         restarts = Gauge("purifiers_worker_restarts", "Times that the worker died and was started again.", registry=of)
         sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
         self.batcher = Batcher(self.worker, self.batch_size, self.batch_timeout, 2 * self.timeout, sizes.observe)
         restarts.set_function(lambda: self.batcher.restarts)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that are being read, queued or processed."""
-        return len(self.reading) + self.queued
 
     async def purify(self, request: Request) -> Response:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
@@ -123,14 +118,14 @@ class Service:
         self.clients[client] += 1
         try:
             if overload := self.overload():
-                raise overload
+                raise overload.with_traceback(None)  # the same object each time
             if self.max_per_client and self.clients[client] > self.max_per_client:
                 message = f"{self.max_per_client} requests of {client} are waiting already (--max-per-client)"
                 raise Refusal(429, "client_limit", message, AFTER)
             deadline = time.monotonic() + self.timeout
             content = await self.content(request)
             if overload := self.overload():  # others were faster
-                raise overload
+                raise overload.with_traceback(None)
             self.queued, self.held = self.queued + 1, self.held + len(content)
             try:
                 answer = await self.answer(request, Job(route, content, deadline))
@@ -244,7 +239,7 @@ def make_app(service: Service, token: str | None = None) -> FastAPI:
         "responses": {status: {"content": error} for status in (400, 408, 413, 422, 429, 503, 504)},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
-    app.post("/purify", response_class=PNGResponse, **post)(service.purify)
+    app.post("/purify", response_class=type("PNG", (Response,), {"media_type": "image/png"}), **post)(service.purify)
     if service.classifies:
         app.post("/classify", **post)(service.classify)
     app.get("/health")(service.health)
@@ -252,12 +247,6 @@ def make_app(service: Service, token: str | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _error)
     app.add_exception_handler(Exception, _error)
     return app
-
-
-class PNGResponse(Response):
-    """What ``/purify`` returns, for the documentation."""
-
-    media_type = "image/png"
 
 
 async def _error(_: Request, error: Exception) -> JSONResponse:
