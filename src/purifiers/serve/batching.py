@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from purifiers.serve.worker import Answer, Job, Worker, WorkerError
+from purifiers.serve.worker import Answer, Job, Refused, Worker, WorkerError
 
 logger = logging.getLogger(__name__)
+DIED = Refused(503, "worker_died", "the worker died while it processed this and other images")
 LOOK = 1  # seconds between two looks at whether an idle worker is alive
 LONGEST_PAUSE = 30  # seconds between two attempts to start a worker
 
@@ -22,19 +23,19 @@ class Batcher:
     timeout: float  # seconds that the first job of a batch waits for others
     patience: float  # seconds after which a worker that has not answered a batch is stopped
     observe: Callable[[int], object]  # called with the size of each batch
-    queue: asyncio.Queue[tuple[Job, asyncio.Future[Answer | None]]] = field(default_factory=asyncio.Queue)
+    queue: asyncio.Queue[tuple[Job, asyncio.Future[Answer | Refused]]] = field(default_factory=asyncio.Queue)
     restarts: int = 0  # of the worker, so far
 
-    def submit(self, job: Job) -> asyncio.Future[Answer | None]:
-        """The answer to come; None if the worker died of this batch. A job is not done if this is cancelled while it waits."""
-        result: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+    def submit(self, job: Job) -> asyncio.Future[Answer | Refused]:
+        """The answer to come. A job is not done if this is cancelled while it waits."""
+        result: asyncio.Future[Answer | Refused] = asyncio.get_running_loop().create_future()
         self.queue.put_nowait((job, result))
         return result
 
     async def run(self) -> None:
         """Process the queue until cancelled."""
         while True:
-            batch: list[tuple[Job, asyncio.Future[Answer | None]]] = []
+            batch: list[tuple[Job, asyncio.Future[Answer | Refused]]] = []
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK) as limit:
                     while len(batch) < self.max_size:
@@ -56,7 +57,7 @@ class Batcher:
                     await asyncio.sleep(pause)
                     pause = min(LONGEST_PAUSE, 2 * pause)
 
-    async def _answers(self, jobs: list[Job]) -> list[Answer | None]:
+    async def _answers(self, jobs: list[Job]) -> list[Answer | Refused]:
         call = asyncio.ensure_future(asyncio.to_thread(self.worker, jobs))
         if not (await asyncio.wait({call}, timeout=self.patience))[0]:
             logger.error("the worker has not answered for %g s and is stopped", self.patience)
@@ -65,4 +66,4 @@ class Batcher:
             return [*await call]
         except WorkerError as error:
             logger.error("%s; it is started again", error)
-            return [None] * len(jobs)
+            return [DIED] * len(jobs)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from purifiers.errors import explain_missing
 from purifiers.serve.batching import Batcher
-from purifiers.serve.worker import Job, Worker
+from purifiers.serve.worker import Answer, Job, Refused, Worker
 from purifiers.version import __version__
 
 with explain_missing():
@@ -43,20 +43,20 @@ class Refusal(HTTPException):
     """An error response: its status, the reason for the metrics, and a message for the client."""
 
     def __init__(self, status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, message, headers)
+        super().__init__(status, message, (AFTER if status in (429, 503) else {}) | (headers or {}))
         self.reason = reason
 
     @cached_property
     def bytes(self) -> bytes:
         """The whole response."""
         body = json.dumps({"error": self.detail}).encode()
-        headers = {**(self.headers or {}), "Content-Type": "application/json", "Content-Length": str(len(body))}
+        headers = {**dict(self.headers or {}), "Content-Type": "application/json", "Content-Length": str(len(body))}
         head = [f"HTTP/1.1 {self.status_code} {HTTPStatus(self.status_code).phrase}"]
         head += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*head, "", ""]).encode() + body
 
 
-STARTING = Refusal(503, "starting", f"the worker is starting again; retry in {RETRY_AFTER} s", AFTER)
+STARTING = Refusal(503, "starting", f"the worker is starting again; retry in {RETRY_AFTER} s")
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Service:
 
     def __post_init__(self) -> None:
         message = f"{self.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
-        self.full = Refusal(503, "queue_full", message, AFTER)
+        self.full = Refusal(503, "queue_full", message)
         self.registry = of = CollectorRegistry()
         self.requests = Counter("purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=of)
         self.seconds = Histogram("purifiers_request_seconds", "From a request to its response.", ("route",), registry=of)
@@ -121,7 +121,7 @@ class Service:
                 raise overload.with_traceback(None)  # the same object each time
             if self.max_per_client and self.clients[client] > self.max_per_client:
                 message = f"{self.max_per_client} requests of {client} are waiting already (--max-per-client)"
-                raise Refusal(429, "client_limit", message, AFTER)
+                raise Refusal(429, "client_limit", message)
             deadline = time.monotonic() + self.timeout
             content = await self.content(request)
             if overload := self.overload():  # others were faster
@@ -131,10 +131,8 @@ class Service:
                 answer = await self.answer(request, Job(route, content, deadline))
             finally:
                 self.queued, self.held = self.queued - 1, self.held - len(content)
-            status = answer.status
-            if answer.reason:
-                self.refused.labels(answer.reason).inc()
-            return Response(answer.content, answer.status, media_type=answer.media_type)
+            status = 200
+            return Response(answer.content, media_type=answer.media_type)
         except HTTPException as error:
             status = error.status_code
             self.refused.labels(getattr(error, "reason", "malformed")).inc()
@@ -146,7 +144,7 @@ class Service:
             self.requests.labels(route, str(status)).inc()
             self.seconds.labels(route).observe(time.perf_counter() - begun)
 
-    async def answer(self, request: Request, job: Job) -> Any:
+    async def answer(self, request: Request, job: Job) -> Answer:
         """The worker's answer; a job of which the client has gone is not done."""
         result = self.batcher.submit(job)
         gone = asyncio.ensure_future(request.receive())  # after the body, there is only its end
@@ -154,9 +152,9 @@ class Service:
             either: set[asyncio.Future[Any]] = {result, gone}
             await asyncio.wait(either, timeout=job.deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
             if result.done():
-                if answer := result.result():
-                    return answer
-                raise Refusal(503, "worker_died", "the worker died while it processed this and other images", AFTER)
+                if isinstance(answer := result.result(), Refused):
+                    raise Refusal(*answer)
+                return answer
             if gone.done():
                 raise Refusal(499, "disconnected", "the client closed the connection")
             raise Refusal(504, "timeout", f"no response within {self.timeout:g} s; the server is busy or the image large")
@@ -183,7 +181,7 @@ class Service:
             if size > self.max_bytes:
                 raise too_long
             if self.held > HELD * self.max_bytes:
-                raise Refusal(503, "memory", "too many large images are waiting already", {"Connection": "close", **AFTER})
+                raise Refusal(503, "memory", "too many large images are waiting already", {"Connection": "close"})
             return message
 
         limited = Request(request.scope, receive)

@@ -18,12 +18,18 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of a job: the response."""
+    """The response to a job."""
 
     content: bytes
-    media_type: str = "application/json"
-    status: int = 200
-    reason: str = ""  # of a refusal, for the metrics
+    media_type: str
+
+
+class Refused(NamedTuple):
+    """Why there is none: an error response."""
+
+    status: int
+    reason: str  # for the metrics
+    message: str  # for the client
 
 
 class WorkerError(Exception):
@@ -31,14 +37,14 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """Runs the function that ``build``, which can be pickled, returns: list[Job] -> list[Answer]. A crash there, as by an image
-    that takes all memory, ends no connection, and that work and the event loop do not wait for one another."""
+    """Runs the function that ``build``, which can be pickled, returns. A crash there, as by an image that takes all memory,
+    ends no connection, and that work and the event loop do not wait for one another."""
 
     process: BaseProcess | None = None
     pipe: Connection
     ready = False
 
-    def __init__(self, build: Callable[[], Callable[[list[Job]], list[Answer]]]) -> None:
+    def __init__(self, build: Callable[[], Callable[[list[Job]], list[Answer | Refused]]]) -> None:
         self.build = build
 
     def start(self) -> None:
@@ -52,7 +58,7 @@ class Worker:
             raise error
         self.ready = True
 
-    def __call__(self, jobs: list[Job]) -> list[Answer]:
+    def __call__(self, jobs: list[Job]) -> list[Answer | Refused]:
         """Answer jobs, and wait for it; raises WorkerError."""
         with suppress(OSError):  # then there is nothing to receive either
             self.pipe.send(jobs)
