@@ -4,6 +4,7 @@ import io
 import os
 import random
 import shutil
+import sys
 import tarfile
 import threading
 import time
@@ -139,6 +140,7 @@ def _with_spark(images: list[bytes]) -> list[bytes]:
     from pyspark.sql import SparkSession
     from pyspark.sql.types import BinaryType
 
+    os.environ["PYSPARK_PYTHON"] = sys.executable
     session = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     try:
         session.sparkContext.setLogLevel("OFF")
