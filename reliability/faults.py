@@ -227,7 +227,7 @@ def expected(name: str) -> Any:
 
 def works(count: int, names: Sequence[str] = tuple(WORKS)) -> list[str]:
     """The works of ``count`` faults, by their shares."""
-    shares = [name for name in names for _ in range(WORKS[name][1])]
+    shares = [name for turn in range(count) for name in names if turn < WORKS[name][1]]
     found = sorted((shares[number % len(shares)] for number in range(count)), key=names.index)
     for name in {*found}:
         expected(name)  # and its imports, for all processes
@@ -471,56 +471,56 @@ PROMISES = {
         "SIGTERM ends a command within seconds, with a checkpoint.",
         "SIGTERM at a random moment of training and bulk cleaning; the next run as above",
         terminations,
-        quick=2,
+        quick=1,
         long=50,
     ),
     "full-disk": Promise(
         "A full disk ends a command with a message, or costs the cache only; the next run ends with the same results.",
         "writing fails from the k-th file on, or beyond k bytes of a file",
         full_disk,
-        quick=7,
+        quick=4,
         long=200,
     ),
     "read-only": Promise(
         "A read-only output folder is an error, and nothing is written elsewhere.",
         "every command with a folder that its user may not write to",
         read_only,
-        quick=7,
+        quick=3,
         long=14,
     ),
     "damage": Promise(
         "A damaged checkpoint or weights file is refused, a damaged file of the cache made again; no number changes.",
         "one bit flipped or the end cut, in a random file of a run or its cache",
         damage,
-        quick=6,
+        quick=4,
         long=500,
     ),
     "cut-checkpoints": Promise(
         "A checkpoint that is cut off is refused, and its stage trained again as the message advises.",
         "cut at every hundredth of its length",
         cut,
-        quick=3,
+        quick=2,
         long=100,
     ),
     "two-at-once": Promise(
         "Two runs with one output do not harm each other: a second training is refused, all else gives the same results.",
         "two processes started at the same moment, and a third run afterwards",
         two_at_once,
-        quick=7,
+        quick=4,
         long=70,
     ),
     "not-finite": Promise(
         "A loss that is not finite ends the training with a message, and the next run resumes before it.",
         "one step with images that are NaN, at each step in turn",
         not_finite,
-        quick=2,
+        quick=1,
         long=24,
     ),
     "memory": Promise(
         "Where memory is too small for a batch, its halves are processed, and a line says so.",
         "out of memory for more than 2 or 3 images of batches of 4 and 8; certificates and files stay the same",
         memory,
-        quick=4,
+        quick=2,
         long=40,
     ),
 }

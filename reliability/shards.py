@@ -40,7 +40,7 @@ PROMISES = {
         "Work that several processes share in one folder gives the result of one, to the last digit.",
         "training, evaluation, audit, certification and bulk cleaning by 2 to 5 processes that start at once (`--shard`)",
         shared,
-        quick=5,
+        quick=3,
         long=60,
     ),
 }
