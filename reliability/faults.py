@@ -75,6 +75,7 @@ def forked(work: Callable[[], Any], note: Path) -> int:
         try:
             torch.set_num_threads(1)
             console.file = log
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line has it
             content = json.dumps(work())
             note.with_suffix(".part").write_text(content)
             note.with_suffix(".part").rename(note)
@@ -172,7 +173,7 @@ def report(base: Path, folder: Path) -> Any:
     results, examples = evaluate_run(_copy(base, base / "measured"))
     fixed = results.model_copy(update={"seconds": {"training": 1.0, "evaluation": 1.0}, "costs": {}, "peak_flops": None})
     write_report(fixed, examples, folder)
-    return {file.name: len(file.read_text()) for file in folder.iterdir() if file.suffix in (".md", ".html")}
+    return {file.name: len(file.read_text()) for file in folder.glob("[!.]*") if file.suffix in (".md", ".html")}
 
 
 def clean(base: Path, folder: Path, shard: Shard | None = None) -> Any:
@@ -265,7 +266,7 @@ def killed(name: str, output: Path, seconds: float, number: int, draw: random.Ra
     os.kill(child, number)
     begun = time.monotonic()
     status = ended(child)
-    return time.monotonic() - begun if status and (number != signal.SIGKILL or status == -number) else None
+    return time.monotonic() - begun if status == (-number if number == signal.SIGKILL else 1) else None
 
 
 def _signals(number: int, unit: str, names: list[str], folder: Path) -> Result:
