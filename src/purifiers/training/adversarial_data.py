@@ -60,22 +60,15 @@ class Panel(nn.Module):
 
 
 def attack_for_training(
-    run: Run,
-    attack: Attack,
-    model: nn.Module,
-    data: ImageSet,
-    seed: int,
-    advance: Callable[[int], None],
-    chosen: Tensor | None = None,
-    into: Tensor | None = None,
+    run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None], **some: Any
 ) -> Adversarial:
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
     size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
     saved = partial(run.deadline.check, "a part of the adversarial examples")
-    options: dict[str, Any] = {"cache": cache, "quantized": True, "advance": advance, "saved": saved}
-    return generate(attack, model, data, seed=seed, batch_size=size, chosen=chosen, into=into, **options)
+    some |= {"batch_size": size, "cache": cache, "advance": advance, "saved": saved}
+    return generate(attack, model, data, seed=seed, quantized=True, **some)
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
@@ -108,6 +101,6 @@ def _attack(run: Run, panel: Panel, data: ImageSet, rounds: Tensor) -> None:
             for job, (attack, model) in enumerate(jobs):
                 seed = seed_for(recipe.seed, "training attack", turn, job)
                 chosen = (job_of == job).nonzero().flatten()
-                seconds += attack_for_training(run, attack, model, data, seed, advance, chosen, into).seconds
+                seconds += attack_for_training(run, attack, model, data, seed, advance, some=(chosen, into)).seconds
     run.shard.check()
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")
