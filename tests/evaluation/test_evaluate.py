@@ -106,7 +106,6 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
     nan = floats.clone()
     nan[3, 0, 0, 0] = torch.nan
     for arguments, error, message in [
-        ((floats, None), InputError, "labels"),
         ((data, data.labels), InputError, "labels"),
         ((floats * 255, data.labels), InputError, "255"),
         ((nan, data.labels), InputError, "NaN"),
