@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["purifiers", "PIL", "yaml"]):
     from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, load_network
     from purifiers.storage import load_state
 
-SECONDS = 10  # for one input; more is a hang
+SECONDS = 60  # for one input, also where other programs take the processor; more is a hang
 MEGABYTES = 2000  # of the process
 LARGEST = 8192  # bytes of an input
 

@@ -14,11 +14,12 @@ class Result:
     unit: str  # what they are: "kills", "inputs"
     figures: str = ""  # what else was measured, in a few words
     failures: list[str] = field(default_factory=list)  # a line each; a promise is kept only if there are none
+    skipped: str = ""  # why it was not tested
 
     @property
     def kept(self) -> bool:
-        """Whether the promise was kept."""
-        return not self.failures and 0 < self.injected == self.survived
+        """Whether the promise was kept, or not tested."""
+        return bool(self.skipped) or (not self.failures and 0 < self.injected == self.survived)
 
 
 @dataclass(frozen=True)

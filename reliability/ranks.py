@@ -159,7 +159,7 @@ def killed(count: int, folder: Path) -> Result:
 
 PROMISES = {
     "ranks": Promise(
-        "Several processes train the purifier that one would",
+        "Several processes train the purifier that one would.",
         "the whole pipeline by 2 and more processes, and by torchrun on two nodes, against one: same losses, and the same "
         "weights in each process",
         as_one,
@@ -167,7 +167,7 @@ PROMISES = {
         long=4,
     ),
     "ranks-killed": Promise(
-        "A process that dies ends the training with a message, and any number of processes resume it",
+        "A process that dies ends the training with a message, and any number of processes resume it.",
         "SIGKILL to one of 2 or 3 processes at a random moment, then the same training by 1, 2 or 3",
         killed,
         quick=1,

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import cluster
 import fuzz
 import load
 import odd_requests
@@ -33,6 +34,7 @@ HANGS = {True: 120, False: 4 * 3600}
 """Seconds after which a promise that is still being tested is a hang: all stacks are printed, and the run ends."""
 
 PROMISES: dict[str, Promise] = {
+    **cluster.PROMISES,
     **fuzz.PROMISES,
     **load.PROMISES,
     **odd_requests.PROMISES,
@@ -79,6 +81,9 @@ def main() -> int:
     for name in chosen.only:
         promise = PROMISES[name]
         record = tested(promise, chosen.count or (promise.quick if chosen.quick else promise.long), chosen.quick)
+        if record["skipped"]:
+            print(f"skipped {name}: {record['skipped']}", flush=True)
+            continue
         verdict = "kept" if record["kept"] else "BROKEN"
         numbers = f"{record['survived']:,} of {record['injected']:,} {record['unit']}, {record['seconds']:g} s"
         print(f"{verdict:7} {name}: {numbers}", record["figures"], sep="; " if record["figures"] else "", flush=True)

@@ -1,4 +1,5 @@
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_damage_is_explained(tmp_path: Path) -> None:
     for content, message in [
         ("{", "damaged"),
         ("[" * 100_000, "damaged"),
+        (json.dumps({**config, "arguments": {"widths": reduce(lambda inner, _: [inner], range(800), [])}}), "cannot be built"),
         (json.dumps({**config, "arguments": {**config["arguments"], "widths": [20_000, 20_000]}}), "do not fit the"),
         (json.dumps({**config, "arguments": {**config["arguments"], "blocks": [10**9, 1]}}), "too large"),
         ("[]", "damaged or was not written"),

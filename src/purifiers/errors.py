@@ -18,6 +18,7 @@ EXTRAS = {
     "serve": ("fastapi", "httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "app": ("gradio",),
     "art": ("art", "multiprocess"),
+    "ray": ("pyarrow", "ray"),
 }
 """Extra of this package (``pip install 'purifiers[extra]'``) -> the modules that it installs and that we import."""
 

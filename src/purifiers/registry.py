@@ -139,10 +139,10 @@ def build_network(name: str, arguments: Mapping[str, Any], device: str = "cpu") 
     for argument in arguments:
         if argument not in valid:
             raise ConfigError(f"the network '{name}' takes no '{argument}'{nearest(argument, valid)}")
-    if not _total(arguments) <= ARGUMENTS:
-        raise ConfigError(f"the network '{name}' is too large: the numbers in its arguments add up to more than {ARGUMENTS:,}")
     parts = {key: dict(value) for key, value in arguments.items() if isinstance(value, Mapping) and "network" in value}
     try:
+        if not _total(arguments) <= ARGUMENTS:
+            raise ValueError(f"it is too large: the numbers in its arguments add up to more than {ARGUMENTS:,}")
         built = {key: build_network(value.pop("network"), value, device) for key, value in parts.items()}
         with float32_on_cpu(), torch.device(device):
             return network(**{**arguments, **built})

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 from purifiers import Purifier
-from purifiers.bulk import purify_files as bulk
+from purifiers.bulk import pieces
 from purifiers.bulk.pieces import purify_pixels
 from purifiers.bulk.purify_files import BulkResult, purify_files
 from purifiers.cli import main
@@ -202,7 +202,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(
             raise KeyboardInterrupt
         return purify_pixels(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bulk, "purify_pixels", interrupted)
+    monkeypatch.setattr(pieces, "purify_pixels", interrupted)
     with pytest.raises(KeyboardInterrupt):
         purify_files(purifier, tmp_path / "in", tmp_path / "out")
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """purify, export, serve and app; more of each stands with the tests of what they call."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,11 @@ def test_options_of_app_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatch)
     assert main(["app", str(tiny_run.folder), "--host", "0.0.0.0", "--port", "0", *CPU]) == 0
     defence, host, port, _ = calls[0]
     assert (defence.name, host, port) == ("run", "0.0.0.0", 0)
+
+
+def test_the_missing_engine_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "purifiers.interop.on_ray", raising=False)
+    assert main(["purify", "in", "out", "--purifier", "cifar10", "--engine", "ray"]) == 1
+    assert "purifiers[ray]" in capsys.readouterr().err
+    assert main(["purify", "in", "out", "--purifier", "cifar10", "--engine", "ray", "--shard", "0/2"]) == 1

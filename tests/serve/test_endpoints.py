@@ -24,23 +24,24 @@ from purifiers.bulk.pieces import purify_pixels
 from purifiers.networks import CAE, ResNet
 from purifiers.serve.endpoints import READING, Service, make_app
 from purifiers.serve.models import Models
-from purifiers.serve.worker import Answer, Job, WorkerError
+from purifiers.serve.worker import Answer, Job, Refused, Worker, WorkerError
 
 PNG = {"Content-Type": "image/png"}
 DIGITS = tuple("0123456789")
 
 
-class Here:
+class Here(Worker):
     """A worker in this process, and so with networks that wait for the test."""
 
     def __init__(self, models: Models) -> None:
+        super().__init__(lambda: models)
         self.models = models
         self.dead = threading.Event()
 
     def start(self) -> None:
         self.dead.clear()
 
-    def __call__(self, jobs: list[Job]) -> list[Answer]:
+    def __call__(self, jobs: list[Job]) -> list[Answer | Refused]:
         answers = self.models(jobs)
         if self.dead.is_set():
             raise WorkerError("dead")
@@ -241,7 +242,7 @@ def test_a_full_queue_says_when_to_retry(gate: Gate) -> None:
     service = serving(gate, max_queue=2)
     with TestClient(make_app(service)) as client, ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(client.post, "/purify", content=GOOD, headers=PNG) for _ in range(2)]
-        until(lambda: service.waiting == 2)
+        until(lambda: len(service.reading) + service.queued == 2)
         assert metric(client, "purifiers_waiting") == 2
         response = client.post("/purify", content=GOOD, headers=PNG)
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -448,7 +449,7 @@ def test_an_image_whose_client_has_gone_is_not_processed() -> None:
     async def run() -> None:
         assert await call(make_app(service), arrives(GOOD), ends()) == 499
         assert service.batcher.queue.get_nowait()[1].cancelled()
-        assert (service.waiting, service.held) == (0, 0)
+        assert (len(service.reading), service.queued, service.held) == (0, 0, 0)
 
     asyncio.run(run())
 
@@ -461,7 +462,7 @@ def test_those_who_send_slowly_keep_out_nobody() -> None:
         work = asyncio.create_task(service.batcher.run())
         slow = [asyncio.create_task(call(app, asyncio.sleep(60))) for _ in range(READING)]
         await asyncio.sleep(0.01)
-        assert service.waiting == READING
+        assert len(service.reading) + service.queued == READING
         assert await call(app, arrives(GOOD), asyncio.sleep(60)) == 200
         assert await slow[0] == 408
         assert not any(task.done() for task in slow[1:])
@@ -490,7 +491,9 @@ def test_images_of_many_pixels_are_not_in_memory_together(monkeypatch: pytest.Mo
 
     jobs = [Job("purify", encoded(image(i, size)), time.monotonic() + 60) for i, size in enumerate([(8, 8)] * 4 + [(20, 20)])]
     answers = Models(Purifier(Counting()))([*jobs, jobs[0]._replace(deadline=0.0)])
-    assert [answer.status for answer in answers] == [200] * 5 + [504]
+    assert isinstance(answers[-1], Refused)
+    assert answers[-1].status == 504
     assert sizes == [3, 1, 1]
     for i, answer in enumerate(answers[:4]):
+        assert isinstance(answer, Answer)
         assert np.array_equal(decoded(answer.content), image(i))

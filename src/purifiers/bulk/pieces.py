@@ -1,6 +1,7 @@
 """Purifying images in bounded memory: in small batches, and large images piece by piece."""
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from purifiers.data import to_float, to_uint8
+from purifiers.data.files import Picture
 from purifiers.errors import ConfigError, InputError
 from purifiers.networks.network import channels_of
 from purifiers.purifier import Purifier
@@ -68,6 +70,23 @@ def purify_pixels(purifier: Purifier, images: Tensor, dtype: torch.dtype = torch
                     window = purified(image[..., rows, columns])
                     into[..., kept_rows, kept_columns] = window[..., inner_rows, inner_columns]
     return result
+
+
+def purify_pictures(purifier: Purifier, pictures: Sequence[Picture | Exception]) -> list[Any]:
+    """The purified pixels of each picture, uint8 (H, W, 3), or the exception that it is or that the purifier raised."""
+    results: list[Any] = list(pictures)
+    places: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, picture in enumerate(pictures):
+        if isinstance(picture, Picture):
+            places[picture.colours.size].append(place)
+    for group in places.values():
+        images = [np.asarray(results[place].colours) for place in group]
+        purified = results_of(
+            lambda part: purify_pixels(purifier, part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy(), images
+        )
+        for place, result in zip(group, purified, strict=True):
+            results[place] = result
+    return results
 
 
 def _windows(length: int, reach: int, stride: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin
 
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels, results_of
+from purifiers.bulk.pieces import BATCH_PIXELS, purify_pictures, refuse_other_channels
 from purifiers.bulk.side_by_side import side_by_side
 from purifiers.console import progress
 from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, is_whole, read_image, text_under
@@ -158,21 +157,13 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
         name = file.relative_to(source).with_suffix(".png")
         if taken.setdefault(name, file) != file:
             result.fail(f"{file}: would become {target / name}, like {taken[name].name}; rename one")
-    jobs = []
+    jobs = {file: _Job(file, target / name, compare and compare / name) for name, file in taken.items()}
     for name, file in taken.items():
-        outside = [folder / name for folder in (target, compare) if folder and not _holds(folder, folder / name)]
-        for path in outside:
-            result.fail(
-                f"{file}: {path.parent} is a link to another place, and nothing is written outside of the output folder"
-            )
-        if not outside:
-            jobs.append(_Job(file, target / name, compare and compare / name))
-    return jobs
-
-
-def _holds(folder: Path, file: Path) -> bool:
-    """Whether ``file`` would be written below ``folder``, and not where a link leads."""
-    return file.parent.resolve().is_relative_to(folder.resolve())
+        for folder in filter(None, (target, compare)):
+            if file in jobs and not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+                del jobs[file]
+                result.fail(f"{file}: {(folder / name).parent} is a link that leads out of {folder}; remove it")
+    return [*jobs.values()]
 
 
 @dataclass
@@ -236,7 +227,7 @@ class _Bulk:
 
     def purify(self, batch: Sequence[tuple[_Job, Future[Picture]]]) -> None:
         """Purify a batch that is being decoded, and start to write it."""
-        groups: dict[tuple[int, int], list[tuple[_Job, Picture]]] = defaultdict(list)
+        read: list[tuple[_Job, Picture]] = []
         for job, future in batch:
             try:
                 picture = future.result()
@@ -244,19 +235,14 @@ class _Bulk:
                 self.fail(job, error)
             else:
                 self.result.remarks.update(picture.remarks)
-                groups[picture.colours.size].append((job, picture))
-        for group in groups.values():
-            purified = results_of(self.purified, [np.asarray(picture.colours) for _, picture in group])
-            self.settle()
-            for (job, picture), pixels in zip(group, purified, strict=True):
-                if isinstance(pixels, Exception):
-                    self.fail(job, pixels)
-                else:
-                    self.writing.append((job, self.pool.submit(_write, job, picture, pixels)))
-
-    def purified(self, images: torch.Tensor) -> np.ndarray:
-        """Images, uint8 (N, H, W, 3), purified."""
-        return purify_pixels(self.purifier, images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+                read.append((job, picture))
+        purified = purify_pictures(self.purifier, [picture for _, picture in read])
+        self.settle()
+        for (job, picture), pixels in zip(read, purified, strict=True):
+            if isinstance(pixels, Exception):
+                self.fail(job, pixels)
+            else:
+                self.writing.append((job, self.pool.submit(_write, job, picture, pixels)))
 
     def settle(self) -> None:
         """Wait for the files that are being written, and count them."""

@@ -133,7 +133,9 @@ def export(
 
 
 def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An image file, or a folder of them.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="An image file, or a folder of them; with --engine ray also URLs.")
+    ],
     target: Annotated[str, typer.Argument(metavar="OUT", help="Where to write: a file for a file, a folder for a folder.")],
     purifier: Annotated[
         str,
@@ -148,6 +150,9 @@ def purify(
         typer.Option(metavar="DIR", help="Also write the original, the purified image and their difference side by side."),
     ] = None,
     max_pixels: options.MaxPixels = 50_000_000,
+    engine: Annotated[
+        Literal["threads", "ray"], typer.Option(help="This machine; or a Ray cluster, also for Parquet and WebDataset shards.")
+    ] = "threads",
     device: options.Device = "auto",
     on_error: Annotated[
         Literal["skip", "stop"], typer.Option(help="Skip and list files that cannot be read or written, or stop at the first.")
@@ -166,17 +171,25 @@ def purify(
     from purifiers.device import find_device
     from purifiers.purifier import Purifier
 
-    share = options.find_shard(shard)
-    loaded = Purifier.from_pretrained(purifier).to(find_device(device))
+    loaded = Purifier.from_pretrained(purifier)
     if getattr(loaded.network, "redraws", False):
         warning = f"warning: the output of '{purifier}' is made for its classifier and is not human-readable"
         typer.echo(f"purifiers: {warning}", err=True)
     place = Path(target)
-    if target.endswith(("/", os.sep)) and source.is_file():
-        place /= f"{source.stem}.png"
-    result = purify_files(
-        loaded, source, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare, on_error=on_error, shard=share
-    )
+    if engine == "ray":
+        from purifiers.interop.on_ray import purify_on_ray
+
+        if compare is not None or shard is not None or on_error != "skip":
+            raise ConfigError("--compare, --shard and --on-error are for --engine threads")
+        result = purify_on_ray(loaded, source, target, overwrite=overwrite, max_pixels=max_pixels, device=device)
+    else:
+        share, one = options.find_shard(shard), Path(source)
+        if target.endswith(("/", os.sep)) and one.is_file():
+            place /= f"{one.stem}.png"
+        loaded = loaded.to(find_device(device))
+        result = purify_files(
+            loaded, one, place, overwrite=overwrite, max_pixels=max_pixels, compare=compare, on_error=on_error, shard=share
+        )
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     if result.replaced:
         say(f"{result.replaced} were written by another purifier, or of another or older image, and were replaced")

@@ -3,79 +3,62 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from purifiers.serve.worker import Answer, Job, WorkerError
+from purifiers.serve.worker import Answer, Job, Refused, Worker, WorkerError
 
 logger = logging.getLogger(__name__)
+DIED = Refused(503, "worker_died", "the worker died while it processed this and other images")
 LOOK = 1  # seconds between two looks at whether an idle worker is alive
 LONGEST_PAUSE = 30  # seconds between two attempts to start a worker
-
-
-class Answering(Protocol):
-    """What :class:`purifiers.serve.worker.Worker` is."""
-
-    def start(self) -> None:
-        """Make ready."""
-
-    def __call__(self, jobs: list[Job]) -> list[Answer]:
-        """Answer."""
-
-    def alive(self) -> bool:
-        """Whether it can answer."""
-
-    def stop(self) -> None:
-        """End."""
 
 
 @dataclass
 class Batcher:
     """Collects jobs that arrive within a short time, and passes them to the worker together."""
 
-    worker: Answering  # started
+    worker: Worker  # started
     max_size: int  # jobs of a batch
     timeout: float  # seconds that the first job of a batch waits for others
     patience: float  # seconds after which a worker that has not answered a batch is stopped
     observe: Callable[[int], object]  # called with the size of each batch
-    queue: asyncio.Queue[tuple[Job, asyncio.Future[Answer | None]]] = field(default_factory=asyncio.Queue)
+    queue: asyncio.Queue[tuple[Job, asyncio.Future[Answer | Refused]]] = field(default_factory=asyncio.Queue)
     restarts: int = 0  # of the worker, so far
 
-    def submit(self, job: Job) -> asyncio.Future[Answer | None]:
-        """The answer to come; None if the worker died of this batch. A job is not done if this is cancelled while it waits."""
-        result: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+    def submit(self, job: Job) -> asyncio.Future[Answer | Refused]:
+        """The answer to come. A job is not done if this is cancelled while it waits."""
+        result: asyncio.Future[Answer | Refused] = asyncio.get_running_loop().create_future()
         self.queue.put_nowait((job, result))
         return result
 
     async def run(self) -> None:
         """Process the queue until cancelled."""
-        with ThreadPoolExecutor(1) as thread:
-            while True:
-                try:
-                    async with asyncio.timeout(LOOK):
-                        batch = [await self.queue.get()]
-                except TimeoutError:
-                    if not self.worker.alive():
-                        await self._restart(thread)
-                    continue
-                try:
-                    async with asyncio.timeout(self.timeout):
-                        while len(batch) < self.max_size:
-                            batch.append(await self.queue.get())
-                except TimeoutError:
-                    pass
-                batch = [(job, result) for job, result in batch if not result.done()]
+        while True:
+            batch: list[tuple[Job, asyncio.Future[Answer | Refused]]] = []
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK) as limit:
+                    while len(batch) < self.max_size:
+                        batch.append(await self.queue.get())
+                        if len(batch) == 1:
+                            limit.reschedule(asyncio.get_running_loop().time() + self.timeout)
+            if batch := [(job, result) for job, result in batch if not result.done()]:
                 self.observe(len(batch))
-                answers = await self._answers([job for job, _ in batch], thread) if batch else []
-                for (_, result), answer in zip(batch, answers, strict=True):
+                for (_, result), answer in zip(batch, await self._answers([job for job, _ in batch]), strict=True):
                     if not result.done():
                         result.set_result(answer)
-                if not self.worker.alive():
-                    await self._restart(thread)
+            pause = 0.5
+            while not self.worker.alive():
+                try:
+                    await asyncio.to_thread(self.worker.start)
+                    self.restarts += 1
+                except Exception as error:  # its files may have changed
+                    logger.error("the worker does not start: %s; next attempt in %g s", error, pause)
+                    await asyncio.sleep(pause)
+                    pause = min(LONGEST_PAUSE, 2 * pause)
 
-    async def _answers(self, jobs: list[Job], thread: ThreadPoolExecutor) -> list[Answer | None]:
-        call = asyncio.get_running_loop().run_in_executor(thread, self.worker, jobs)
+    async def _answers(self, jobs: list[Job]) -> list[Answer | Refused]:
+        call = asyncio.ensure_future(asyncio.to_thread(self.worker, jobs))
         if not (await asyncio.wait({call}, timeout=self.patience))[0]:
             logger.error("the worker has not answered for %g s and is stopped", self.patience)
             self.worker.stop()
@@ -83,16 +66,4 @@ class Batcher:
             return [*await call]
         except WorkerError as error:
             logger.error("%s; it is started again", error)
-            return [None] * len(jobs)
-
-    async def _restart(self, thread: ThreadPoolExecutor) -> None:
-        pause = 0.5
-        while True:
-            try:
-                await asyncio.get_running_loop().run_in_executor(thread, self.worker.start)
-                self.restarts += 1
-                return
-            except Exception as error:  # its files may have changed
-                logger.error("the worker does not start: %s; next attempt in %g s", error, pause)
-                await asyncio.sleep(pause)
-                pause = min(LONGEST_PAUSE, 2 * pause)
+            return [DIED] * len(jobs)

@@ -12,13 +12,10 @@ with explain_missing():
 HEAD_BYTES = 65_536
 """Of a request's first line and headers."""
 HEAD_SECONDS = 30.0
-"""From the start of a connection, or from the response before, to the end of a request's headers. That response has to be read
-in this time, too."""
+"""From the start of a connection, or the response before, which has to be read in this time too, to the end of the headers."""
 WAITING = 512
 """Connections that wait for the headers of a request. One more ends the one that has waited longest, so that clients that send
 slowly, or nothing, keep out nobody."""
-
-
 ANSWERED: Any = SimpleNamespace(response_complete=True, message_event=SimpleNamespace(set=lambda: None))
 """What uvicorn needs to know of a request that has its answer."""
 
@@ -30,12 +27,14 @@ class LimitedProtocol(HttpToolsProtocol):
     head: int | None = None  # bytes received of a head that is not complete
 
     def connection_made(self, transport: Any) -> None:
-        """Wait for the first request."""
         super().connection_made(transport)
         self._wait()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
-        """Limit what is no body."""
         if self.head is not None:
             self.head += len(data)
         super().data_received(data)
@@ -43,20 +42,19 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_message_begin(self) -> None:
-        """Count."""
         super().on_message_begin()
         self.head = 0
 
     def on_headers_complete(self) -> None:
-        """Wait no longer; refuse what the service, in the state of its lifespan, cannot take now."""
         self.head = None
         self._end()
+        service = self.app_state["service"]  # of the lifespan
         idle = self.cycle is None or self.cycle.response_complete
-        overload = self.app_state["service"].overload() if idle and self.parser.get_method() == b"POST" else None
+        overload = service.overload() if idle and self.parser.get_method() == b"POST" else None
         if overload is None:
             return super().on_headers_complete()
         # Here, without a task, a refusal costs less. The body is then received, as of any answered request, and dropped.
-        self.app_state["service"].refused.labels(overload.reason).inc()
+        service.refused.labels(overload.reason).inc()
         self.transport.write(overload.bytes)
         self.cycle = ANSWERED
         if not self.parser.should_keep_alive():
@@ -64,14 +62,8 @@ class LimitedProtocol(HttpToolsProtocol):
         return self.on_response_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
         super().on_response_complete()
         self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._end()
-        super().connection_lost(exc)
 
     def _wait(self) -> None:
         self._end()

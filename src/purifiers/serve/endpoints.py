@@ -13,8 +13,8 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from purifiers.errors import explain_missing
-from purifiers.serve.batching import Answering, Batcher
-from purifiers.serve.worker import Job
+from purifiers.serve.batching import Batcher
+from purifiers.serve.worker import Answer, Job, Refused, Worker
 from purifiers.version import __version__
 
 with explain_missing():
@@ -43,27 +43,27 @@ class Refusal(HTTPException):
     """An error response: its status, the reason for the metrics, and a message for the client."""
 
     def __init__(self, status: int, reason: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, message, headers)
+        super().__init__(status, message, (AFTER if status in (429, 503) else {}) | (headers or {}))
         self.reason = reason
 
     @cached_property
     def bytes(self) -> bytes:
         """The whole response."""
         body = json.dumps({"error": self.detail}).encode()
-        headers = {**(self.headers or {}), "Content-Type": "application/json", "Content-Length": str(len(body))}
+        headers = {**dict(self.headers or {}), "Content-Type": "application/json", "Content-Length": str(len(body))}
         head = [f"HTTP/1.1 {self.status_code} {HTTPStatus(self.status_code).phrase}"]
         head += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*head, "", ""]).encode() + body
 
 
-STARTING = Refusal(503, "starting", f"the worker is starting again; retry in {RETRY_AFTER} s", AFTER)
+STARTING = Refusal(503, "starting", f"the worker is starting again; retry in {RETRY_AFTER} s")
 
 
 @dataclass
 class Service:
     """A worker, with its queue, limits and metrics."""
 
-    worker: Answering  # started before the first request
+    worker: Worker  # started before the first request
     classifies: bool = False  # has a classifier; without one there is no /classify
     batch_size: int = 16  # images that are processed together, at most
     batch_timeout: float = 0.002  # seconds that the first image of a batch waits for others
@@ -78,22 +78,17 @@ class Service:
 
     def __post_init__(self) -> None:
         message = f"{self.max_queue} requests are waiting already; retry in {RETRY_AFTER} s"
-        self.full = Refusal(503, "queue_full", message, AFTER)
+        self.full = Refusal(503, "queue_full", message)
         self.registry = of = CollectorRegistry()
         self.requests = Counter("purifiers_requests", "Requests, by route and HTTP status.", ("route", "status"), registry=of)
         self.seconds = Histogram("purifiers_request_seconds", "From a request to its response.", ("route",), registry=of)
         self.refused = Counter("purifiers_refused", "Refused requests, by reason.", ("reason",), registry=of)
         waiting = Gauge("purifiers_waiting", "Requests that are being read, queued or processed.", registry=of)
-        waiting.set_function(lambda: self.waiting)
+        waiting.set_function(lambda: len(self.reading) + self.queued)
         restarts = Gauge("purifiers_worker_restarts", "Times that the worker died and was started again.", registry=of)
         sizes = Histogram("purifiers_batch_size", "Images in a batch.", buckets=[2**i for i in range(8)], registry=of)
         self.batcher = Batcher(self.worker, self.batch_size, self.batch_timeout, 2 * self.timeout, sizes.observe)
         restarts.set_function(lambda: self.batcher.restarts)
-
-    @property
-    def waiting(self) -> int:
-        """Requests that are being read, queued or processed."""
-        return len(self.reading) + self.queued
 
     async def purify(self, request: Request) -> Response:
         """Purify an image. Transparency is shown over white. Returns a PNG of the same size."""
@@ -123,23 +118,21 @@ class Service:
         self.clients[client] += 1
         try:
             if overload := self.overload():
-                raise overload
+                raise overload.with_traceback(None)  # the same object each time
             if self.max_per_client and self.clients[client] > self.max_per_client:
                 message = f"{self.max_per_client} requests of {client} are waiting already (--max-per-client)"
-                raise Refusal(429, "client_limit", message, AFTER)
+                raise Refusal(429, "client_limit", message)
             deadline = time.monotonic() + self.timeout
             content = await self.content(request)
             if overload := self.overload():  # others were faster
-                raise overload
+                raise overload.with_traceback(None)
             self.queued, self.held = self.queued + 1, self.held + len(content)
             try:
                 answer = await self.answer(request, Job(route, content, deadline))
             finally:
                 self.queued, self.held = self.queued - 1, self.held - len(content)
-            status = answer.status
-            if answer.reason:
-                self.refused.labels(answer.reason).inc()
-            return Response(answer.content, answer.status, media_type=answer.media_type)
+            status = 200
+            return Response(answer.content, media_type=answer.media_type)
         except HTTPException as error:
             status = error.status_code
             self.refused.labels(getattr(error, "reason", "malformed")).inc()
@@ -151,7 +144,7 @@ class Service:
             self.requests.labels(route, str(status)).inc()
             self.seconds.labels(route).observe(time.perf_counter() - begun)
 
-    async def answer(self, request: Request, job: Job) -> Any:
+    async def answer(self, request: Request, job: Job) -> Answer:
         """The worker's answer; a job of which the client has gone is not done."""
         result = self.batcher.submit(job)
         gone = asyncio.ensure_future(request.receive())  # after the body, there is only its end
@@ -159,9 +152,9 @@ class Service:
             either: set[asyncio.Future[Any]] = {result, gone}
             await asyncio.wait(either, timeout=job.deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
             if result.done():
-                if answer := result.result():
-                    return answer
-                raise Refusal(503, "worker_died", "the worker died while it processed this and other images", AFTER)
+                if isinstance(answer := result.result(), Refused):
+                    raise Refusal(*answer)
+                return answer
             if gone.done():
                 raise Refusal(499, "disconnected", "the client closed the connection")
             raise Refusal(504, "timeout", f"no response within {self.timeout:g} s; the server is busy or the image large")
@@ -188,7 +181,7 @@ class Service:
             if size > self.max_bytes:
                 raise too_long
             if self.held > HELD * self.max_bytes:
-                raise Refusal(503, "memory", "too many large images are waiting already", {"Connection": "close", **AFTER})
+                raise Refusal(503, "memory", "too many large images are waiting already", {"Connection": "close"})
             return message
 
         limited = Request(request.scope, receive)
@@ -244,7 +237,7 @@ def make_app(service: Service, token: str | None = None) -> FastAPI:
         "responses": {status: {"content": error} for status in (400, 408, 413, 422, 429, 503, 504)},
         "openapi_extra": {"requestBody": {"required": True, "content": body}},
     }
-    app.post("/purify", response_class=PNGResponse, **post)(service.purify)
+    app.post("/purify", response_class=type("PNG", (Response,), {"media_type": "image/png"}), **post)(service.purify)
     if service.classifies:
         app.post("/classify", **post)(service.classify)
     app.get("/health")(service.health)
@@ -252,12 +245,6 @@ def make_app(service: Service, token: str | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _error)
     app.add_exception_handler(Exception, _error)
     return app
-
-
-class PNGResponse(Response):
-    """What ``/purify`` returns, for the documentation."""
-
-    media_type = "image/png"
 
 
 async def _error(_: Request, error: Exception) -> JSONResponse:

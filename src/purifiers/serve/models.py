@@ -20,17 +20,12 @@ from purifiers.data.files import image_size, read_rgb
 from purifiers.errors import DataError, ImageTooLargeError, InputError
 from purifiers.purifier import Purifier
 from purifiers.registry import place
-from purifiers.serve.worker import Answer, Job
+from purifiers.serve.worker import Answer, Job, Refused
 
 logger = logging.getLogger(__name__)
 
 
-def refused(status: int, reason: str, message: str) -> Answer:
-    """An error response: its status, the reason for the metrics, and a message for the client."""
-    return Answer(json.dumps({"error": message}).encode(), status=status, reason=reason)
-
-
-LATE = refused(504, "timeout", "no response in time; the server is busy or the image large")
+LATE = Refused(504, "timeout", "no response in time; the server is busy or the image large")
 
 
 @dataclass
@@ -49,58 +44,43 @@ class Models:
         if self.classifier is not None:
             self.classifier = place(self.classifier, self.device)
 
-    def __call__(self, jobs: list[Job]) -> list[Answer]:
+    def __call__(self, jobs: list[Job]) -> list[Answer | Refused]:
         """Answer jobs in their order: images of one size and route together, and of large ones few at a time."""
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Answer | Refused] = {}
         piece: dict[int, Job] = {}
         pixels = 0
         for number, job in enumerate(jobs):
-            size = self._attempted(image_size, job)
-            if isinstance(size, Answer):
+            size = _attempted(image_size, job, self.max_pixels)
+            if isinstance(size, Refused):
                 answers[number] = size
                 continue
-            area = size[0] * size[1]
-            if piece and pixels + area > BATCH_PIXELS:
+            if piece and pixels + size[0] * size[1] > BATCH_PIXELS:
                 answers |= self._piece(piece)
                 piece, pixels = {}, 0
-            piece[number], pixels = job, pixels + area
+            piece[number], pixels = job, pixels + size[0] * size[1]
         answers |= self._piece(piece)
         return [answers[number] for number in range(len(jobs))]
 
-    def _attempted(self, read: Callable[..., Any], job: Job) -> Any:
-        """What ``read`` returns of an image file, or the refusal of that file."""
-        try:
-            return read(job.content, max_pixels=self.max_pixels)
-        except ImageTooLargeError as error:
-            return refused(413, "too_many_pixels", str(error))
-        except DataError as error:
-            return refused(400, "no_image", str(error))
-
-    def _decoded(self, job: Job) -> np.ndarray | Answer:
-        """uint8 (3, H, W), or a refusal."""
-        if time.monotonic() > job.deadline:
-            return LATE
-        image = self._attempted(read_rgb, job)
-        return image if isinstance(image, Answer) else np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-    def _piece(self, jobs: dict[int, Job]) -> dict[int, Answer]:
+    def _piece(self, jobs: dict[int, Job]) -> dict[int, Answer | Refused]:
         """Answers by the jobs' numbers."""
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Answer | Refused] = dict.fromkeys(jobs, LATE)
         made: dict[int, Future[Answer]] = {}
         groups: dict[Any, dict[int, np.ndarray]] = defaultdict(dict)
-        for (number, job), image in zip(jobs.items(), self.threads.map(self._decoded, jobs.values()), strict=True):
-            if isinstance(image, Answer):
+        waiting = {number: job for number, job in jobs.items() if time.monotonic() <= job.deadline}
+        images = self.threads.map(lambda job: _attempted(read_rgb, job, self.max_pixels), waiting.values())
+        for (number, job), image in zip(waiting.items(), images, strict=True):
+            if isinstance(image, Refused):
                 answers[number] = image
             else:
-                groups[job.route, image.shape][number] = image
-        for (route, shape), images in groups.items():
+                groups[job.route, image.size][number] = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        for (route, (width, height)), group in groups.items():
             function, response = (self.purified, png) if route == "purify" else (self.classified, self.scores)
-            for number, output in zip(images, results_of(function, list(images.values())), strict=True):
+            for number, output in zip(group, results_of(function, list(group.values())), strict=True):
                 if isinstance(output, Exception):
-                    size = "{2} x {1}".format(*shape)
+                    size = f"{width} x {height}"
                     logger.error("an image of %s failed", size, exc_info=output)
                     message = f"the purifier or the classifier cannot take an image of {size}"
-                    answers[number] = refused(422, "failed", str(output) if isinstance(output, InputError) else message)
+                    answers[number] = Refused(422, "failed", str(output) if isinstance(output, InputError) else message)
                 else:
                     made[number] = self.threads.submit(response, output)
         return answers | {number: future.result() for number, future in made.items()}
@@ -125,7 +105,17 @@ class Models:
         best = int(np.argmax(scores))
         names = list(self.names) if self.names and len(self.names) == len(scores) else None
         found = {"class": best, "name": names and names[best], "scores": scores, "names": names}
-        return Answer(json.dumps(found, separators=(",", ":")).encode())
+        return Answer(json.dumps(found, separators=(",", ":")).encode(), "application/json")
+
+
+def _attempted(read: Callable[..., Any], job: Job, max_pixels: int) -> Any:
+    """What ``read`` returns of an image file, or the refusal of that file."""
+    try:
+        return read(job.content, max_pixels=max_pixels)
+    except ImageTooLargeError as error:
+        return Refused(413, "too_many_pixels", str(error))
+    except DataError as error:
+        return Refused(400, "no_image", str(error))
 
 
 def png(pixels: np.ndarray) -> Answer:

@@ -1,10 +1,11 @@
 """A function in a process of its own. This module is light: the process that answers HTTP loads no torch."""
 
-import multiprocessing
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 
@@ -17,16 +18,18 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of a job: the response."""
+    """The response to a job."""
 
     content: bytes
-    media_type: str = "application/json"
-    status: int = 200
-    reason: str = ""  # of a refusal, for the metrics
+    media_type: str
 
 
-Answers = Callable[[list[Job]], list[Answer]]
-"""Answers jobs, in their order."""
+class Refused(NamedTuple):
+    """Why there is none: an error response."""
+
+    status: int
+    reason: str  # for the metrics
+    message: str  # for the client
 
 
 class WorkerError(Exception):
@@ -34,21 +37,19 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """Runs the function that ``build`` returns, in a process of its own: a crash there, such as an image that takes all memory,
-    ends no connection, and its work and the event loop do not wait for one another.
+    """Runs the function that ``build``, which can be pickled, returns. A crash there, as by an image that takes all memory,
+    ends no connection, and that work and the event loop do not wait for one another."""
 
-    Args:
-        build: can be pickled; called in that process, each time that it starts.
-    """
+    process: BaseProcess | None = None
+    pipe: Connection
+    ready = False
 
-    def __init__(self, build: Callable[[], Answers]) -> None:
+    def __init__(self, build: Callable[[], Callable[[list[Job]], list[Answer | Refused]]]) -> None:
         self.build = build
-        self.ready = False
-        self.process: multiprocessing.process.BaseProcess | None = None
 
     def start(self) -> None:
         """Start the process and wait until it is ready; raises what ``build`` raises, or WorkerError."""
-        context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads as locks that nobody opens
+        context = get_context("spawn")  # a fork would inherit torch's threads as locks that nobody opens
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_run, args=(theirs, self.build), daemon=True)
         self.process.start()
@@ -57,7 +58,7 @@ class Worker:
             raise error
         self.ready = True
 
-    def __call__(self, jobs: list[Job]) -> list[Answer]:
+    def __call__(self, jobs: list[Job]) -> list[Answer | Refused]:
         """Answer jobs, and wait for it; raises WorkerError."""
         with suppress(OSError):  # then there is nothing to receive either
             self.pipe.send(jobs)
@@ -67,11 +68,10 @@ class Worker:
         try:
             return self.pipe.recv()
         except (EOFError, OSError) as error:
-            self.ready = False
-            if self.process:
-                self.process.join(1)
+            assert self.process
+            self.process.join(1)
             self.stop()
-            raise WorkerError(f"the worker ended with status {self.process and self.process.exitcode}") from error
+            raise WorkerError(f"the worker ended with status {self.process.exitcode}") from error
 
     def alive(self) -> bool:
         """Whether the process runs and has started."""
@@ -79,12 +79,13 @@ class Worker:
 
     def stop(self) -> None:
         """End the process, whatever it does."""
+        self.ready = False
         if self.process:
             self.process.kill()
             self.process.join()
 
 
-def _run(pipe: Connection, build: Callable[[], Answers]) -> None:
+def _run(pipe: Connection, build: Callable[[], Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server ends this process, last
         signal.signal(number, signal.SIG_IGN)
     try:

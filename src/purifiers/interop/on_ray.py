@@ -1,0 +1,216 @@
+"""Cleaning images in bulk on a Ray cluster: image files, Parquet files and WebDataset shards, on disks or at URLs of fsspec.
+
+Actors hold the purifier, two on each GPU: one decodes while the other computes. They write each file under a name of its own,
+whole or not at all: what is done twice, because a node died, is there once.
+"""
+
+import io
+import logging
+import re
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from purifiers.bulk.pieces import refuse_other_channels
+from purifiers.bulk.purify_files import FAILED_FILE, FAILED_TITLE, BulkResult
+from purifiers.console import console
+from purifiers.data.files import SUFFIXES
+from purifiers.errors import ConfigError, DataError, MissingFileError, explain_missing, first_line
+from purifiers.interop.batches import THREADS, PurifyBatch
+from purifiers.purifier import Purifier
+from purifiers.registry import fingerprint
+from purifiers.storage import atomic_path, digest
+
+with explain_missing():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import ray.data
+
+TOGETHER = 64
+"""Image files of one piece of work, and images in memory at once, besides the file of a shard."""
+SHARDS = (".parquet", ".tar")
+DONE = ".purified"
+"""The folder in the output with a file for each finished piece, named for what it was made by and from; it has the count."""
+Samples = list[tuple[dict[str, Any], str]]
+"""Of each sample its files or columns by name, and which of them is the image."""
+
+
+class _Worker(PurifyBatch):
+    """The actor. ``read`` and ``write`` are fsspec's file systems, with the folder of the input and of the output there."""
+
+    def __init__(self, read: tuple[Any, str], write: tuple[Any, str], made_by: str, overwrite: bool, *about: Any) -> None:
+        super().__init__(*about)
+        (self.files, self.root), (self.into, self.target) = read, write
+        self.made_by, self.overwrite = made_by, overwrite
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The counts of a piece of work, and the failures."""
+        paths, failed = list(row["paths"]), []
+        state = [self.files.ukey(path) for path in paths]  # of each file's name, size, time and the like
+        done = f"{self.target}/{DONE}/{digest(self.made_by, state)}"
+        if self.into.exists(done) and not self.overwrite:
+            return {"purified": 0, "skipped": int(self.into.cat_file(done)), "failed": []}
+        try:
+            samples, schema = self._samples(paths)
+        except (OSError, DataError, tarfile.TarError, pa.ArrowException) as error:
+            samples, schema = [({paths[0]: error}, paths[0])], None
+        for start in range(0, len(samples), TOGETHER):
+            some = samples[start : start + TOGETHER]
+            for (parts, image), result in zip(some, self.results([parts[image] for parts, image in some]), strict=True):
+                parts[image] = result
+        kept = [sample for sample in samples if not isinstance(sample[0][sample[1]], Exception)]
+        for number, (parts, image) in enumerate(samples):
+            if isinstance(fault := parts[image], Exception):
+                where = image if image == paths[0] or len(paths) > 1 else f"{paths[0]}, sample {number}, {image}"
+                failed.append(f"{where}: {getattr(fault, 'strerror', None) or first_line(fault)}")
+        if not paths[0].endswith(SHARDS):
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(lambda one: self._put(one[1], one[0][one[1]]), kept))
+        elif kept:
+            self._put(paths[0], _as_tar(kept) if schema is None else _as_parquet(kept, schema))
+        if not failed:
+            put(self.into, done, str(len(kept)).encode())
+        return {"purified": len(kept), "skipped": 0, "failed": failed}
+
+    def _samples(self, paths: list[str]) -> tuple[Samples, Any]:
+        if not paths[0].endswith(SHARDS):
+            return [({path: self._content(path)}, path) for path in paths], None
+        with self.files.open(paths[0]) as handle:
+            if paths[0].endswith(".tar"):
+                return _from_tar(handle), None
+            table = pq.read_table(handle)
+        encoded = [
+            one.name for one in table.schema if re.match("(large_)?binary|struct<.*bytes: (large_)?binary", str(one.type))
+        ]
+        if not encoded:
+            raise DataError(f"no column holds encoded images; there are {', '.join(table.column_names)}")
+        image = self.column if self.column in encoded else encoded[0]
+        return [(columns, image) for columns in table.to_pylist()], table.schema
+
+    def _put(self, path: str, content: bytes) -> None:
+        put(self.into, f"{self.target}/{target_name(path, self.root)}", content)
+
+    def _content(self, path: str) -> Any:
+        try:
+            return self.files.cat_file(path)
+        except OSError as error:
+            return error
+
+
+def purify_on_ray(
+    purifier: Purifier,
+    source: str,
+    target: str,
+    *,
+    overwrite: bool = False,
+    max_pixels: int = 50_000_000,
+    device: str = "auto",
+) -> BulkResult:
+    """Purify all image files, Parquet files and WebDataset shards below a folder, on the Ray cluster that ``ray.init`` finds.
+
+    An image becomes a PNG of its name, and a shard one of its name, less the images that failed, which are reported. What this
+    purifier made already from the same state of the same files is skipped.
+
+    Args:
+        source: a folder, or files by a pattern such as ``s3://bucket/*.tar``. A shard has to fit into memory. Its images are in
+            the column ``image`` or else the first with encoded ones, as bytes or structs of ``bytes``; of a WebDataset's sample
+            the first file that ends like an image.
+        target: a folder, which all nodes reach, as they reach ``source``.
+        overwrite: purify again what is there, also into a folder that holds something else.
+        max_pixels: of an image; larger ones are refused before they are decoded.
+        device: of the actors: with ``auto`` or ``cuda`` the cluster's GPUs if it has any, otherwise its CPUs.
+
+    Raises:
+        MissingFileError: there is nothing to purify.
+        ConfigError: ``target`` lies inside ``source``, or holds something else; a purifier that does not take RGB; no Ray.
+    """
+    refuse_other_channels(purifier)
+    (files, root), (into, place) = fsspec.core.url_to_fs(source), fsspec.core.url_to_fs(target)
+    below = files.isdir(root)
+    if below and type(files) is type(into) and f"{place}/".startswith(f"{root}/"):
+        raise ConfigError(f"{target} lies inside {source}; purified images would be purified again on the next run")
+    if not overwrite and into.exists(place) and into.ls(place) and not into.exists(f"{place}/{DONE}"):
+        raise ConfigError(f"{target} holds something else; choose another folder, or --overwrite writes into it")
+    found = files.find(root) if below else files.glob(root)
+    root = root if below else files._parent(root)
+    result, names = BulkResult(), dict[str, str]()
+    for path in sorted(found):
+        suffix, name = PurePosixPath(path).suffix.lower(), target_name(path, root)
+        wanted = suffix in (*SUFFIXES, *SHARDS) and not any(part.startswith(".") for part in name.split("/"))
+        if wanted and names.setdefault(name, path) != path:
+            result.fail(f"{path}: would become {name}, like {names[name]}; rename one")
+    if not names:
+        raise MissingFileError(f"nothing to purify in {source} ({', '.join((*SUFFIXES, *SHARDS))})")
+    images = [path for path in names.values() if not path.endswith(SHARDS)]
+    pieces = [images[start : start + TOGETHER] for start in range(0, len(images), TOGETHER)]
+    pieces += [[path] for path in names.values() if path.endswith(SHARDS)]
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its plans
+    ray.data.DataContext.get_current().enable_progress_bars = console.is_terminal
+    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+    gpus = 0 if device == "cpu" else gpus
+    about = (purifier.to("cpu"), "image", "cuda" if gpus else "cpu", max_pixels)
+    rows = ray.data.from_items([{"paths": paths} for paths in pieces], override_num_blocks=len(pieces)).map(
+        _Worker,
+        fn_constructor_args=((files, root), (into, place), fingerprint(purifier.network), overwrite, *about),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=2 * gpus or cpus),
+        num_gpus=0.5 if gpus else 0,
+    )
+    try:
+        for row in rows.iter_rows():
+            result.purified += row["purified"]
+            result.skipped += row["skipped"]
+            for failure in row["failed"]:
+                result.fail(failure)
+    except ray.exceptions.RayError as error:
+        raise DataError(f"Ray gave up: {first_line(error)}; finished pieces are kept, the same command resumes") from error
+    if result.failed:
+        put(into, f"{place}/{FAILED_FILE}", (FAILED_TITLE + "\n".join(result.failed) + "\n").encode())
+    return result
+
+
+def target_name(path: str, root: str) -> str:
+    """The name, below the target, of what is made of a file."""
+    name = PurePosixPath(path.removeprefix(root).lstrip("/"))
+    return str(name if name.suffix in SHARDS else name.with_suffix(".png"))
+
+
+def put(files: Any, path: str, content: bytes) -> None:
+    """Write a file that nobody sees before it is whole, as is usual in stores of objects."""
+    if isinstance(files, LocalFileSystem):
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_bytes(content)
+    else:
+        files.pipe_file(path, content)
+
+
+def _as_parquet(samples: Samples, schema: Any) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([columns for columns, _ in samples], schema), buffer)
+    return buffer.getvalue()
+
+
+def _from_tar(handle: Any) -> Samples:
+    """The samples of a WebDataset: files that share the name up to the first dot of its last part."""
+    with tarfile.open(fileobj=handle, mode="r|*") as tar:
+        content = [(one.name, tar.extractfile(one).read()) for one in tar if one.isfile()]  # type: ignore[union-attr]
+    samples = [dict(group) for _, group in groupby(content, lambda one: re.match(r"(.*/)?[^.]*", one[0])[0])]  # type: ignore[index]
+    endings = re.compile(rf"(.*/)?[^.]*({'|'.join(map(re.escape, SUFFIXES))})", re.I)
+    return [(files, next(filter(endings.fullmatch, files), next(iter(files)))) for files in samples]
+
+
+def _as_tar(samples: Samples) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for files, image in samples:
+            for name, content in files.items():
+                about = tarfile.TarInfo(str(PurePosixPath(name).with_suffix(".png")) if name == image else name)
+                about.size = len(content)
+                tar.addfile(about, io.BytesIO(content))
+    return buffer.getvalue()
