@@ -13,7 +13,7 @@ from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
 from purifiers.classifiers.load import completed, load_classifier
 from purifiers.console import Deadline, say
 from purifiers.data import DATASETS, ImageSet, load_images
-from purifiers.data.images import random_crops
+from purifiers.data.crops import random_crops
 from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
@@ -133,7 +133,7 @@ class Run:
         limit = config.limit if split == "train" else config.test_limit
         images = images.limited(limit, seed_for(seed, split, "limit")).to(self.device)
         if config.crops and split == "train":
-            images = random_crops(images, **config.crops.model_dump(), seed=seed_for(seed, "crops"))
+            images = random_crops(images, **config.crops.model_dump(), seed=seed_for(seed, "crops"), folder=self.cache)
         self.splits[split] = images
 
 

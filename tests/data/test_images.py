@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from purifiers.data import ImageSet, as_image_set, augmented, load_images, shuffled_batches, to_float, to_uint8
-from purifiers.data.images import random_crops
 from purifiers.errors import ConfigError, InputError
 
 IMAGES = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 3, 4, 5)
@@ -41,22 +40,6 @@ def test_a_limit_draws_by_seed_and_keeps_pairs() -> None:
         (place,) = (data.images == image).all(dim=(1, 2, 3)).nonzero().flatten().tolist()
         assert data.labels[place] == label
     assert data.limited(None, 0) is data and data.limited(99, 0) is data
-
-
-def test_crops_are_squares_of_their_image_at_one_size() -> None:
-    """Each image is a ramp along its width, so a crop is one too: it is as steep as its side is long."""
-    ramp = torch.arange(60, dtype=torch.uint8).expand(2, 3, 40, 60).clone()
-    ramp[1] += 100
-    data = ImageSet("x", ramp, torch.tensor([4, 2]), ())
-    crops = random_crops(data, size=20, count=30, smallest=0.5, seed=0)
-    assert crops.images.shape == (60, 3, 20, 20)
-    assert crops.labels.tolist() == [4] * 30 + [2] * 30
-    assert crops.images[:30].max() < 60 and crops.images[30:].min() >= 100
-    sides = (crops.images[..., 0, 15].double() - crops.images[..., 0, 5].double())[:, 0] * 2
-    assert 19 <= sides.min() < 25 and 35 < sides.max() <= 41
-    assert torch.equal(crops.images, random_crops(data, size=20, count=30, smallest=0.5, seed=0).images)
-    whole = random_crops(ImageSet("x", ramp[..., :40].contiguous(), data.labels, ()), size=40, count=1, smallest=1, seed=0)
-    assert torch.equal(whole.images, ramp[..., :40])
 
 
 def test_augmentation_gives_every_shift_and_mirror_and_nothing_else() -> None:

@@ -191,22 +191,6 @@ def slices(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def random_crops(data: ImageSet, *, size: int, count: int, smallest: float, seed: int) -> ImageSet:
-    """``count`` random squares of each image, next to each other, scaled to ``size`` pixels: the side is between the share
-    ``smallest`` of the shorter side and all of it."""
-    generator = torch.Generator().manual_seed(seed)
-    *_, height, width = data.images.shape
-    shorter = min(height, width)
-    sides, *places = torch.rand(3, len(data) * count, generator=generator).double().tolist()
-    crops = data.images.new_empty(len(data) * count, 3, size, size)
-    for i, (share, *place) in enumerate(zip(sides, *places, strict=True)):
-        side = round(shorter * (smallest + (1 - smallest) * share))
-        top, left = (int(where * (length - side + 1)) for where, length in zip(place, (height, width), strict=True))
-        square = to_float(data.images[i // count, None, :, top : top + side, left : left + side])
-        crops[i] = to_uint8(F.interpolate(square, (size, size), mode="bicubic", antialias=True))[0]
-    return replace(data, images=crops, labels=data.labels.repeat_interleave(count))
-
-
 def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: int) -> Tensor:
     """Randomly mirror images left to right, and shift them by up to ``crop`` pixels over a black border.
 

@@ -85,14 +85,16 @@ def train(
     home, chosen = tensor.device, find_device(str(device or tensor.device))
     data = as_image_set(images, labels).to(chosen)
     height, width = data.images.shape[2:]
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    crops = recipe.data.crops and recipe.data.crops.model_dump()
     own = {
         "classifier": {"source": name},
-        "data": {"name": MEMORY, "size": height if height == width else None},
+        "data": {"name": MEMORY, "size": height if height == width else None, "crops": crops},
         **{group: {} for group in ("baselines", "variants", "weights")},  # of the recipe's own data set
         **settings,
         **({} if seed is None else {"seed": seed}),
     }
-    recipe = changed(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), own)
+    recipe = changed(recipe, own)
     run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
     with together(), frozen(model):
