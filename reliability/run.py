@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import cluster
+import faults
 import fuzz
 import load
 import odd_requests
 import odd_tensors
 import ranks
+import shards
 from promise import Promise, Result
 
 from purifiers.storage import write_text
@@ -35,11 +37,13 @@ HANGS = {True: 120, False: 4 * 3600}
 
 PROMISES: dict[str, Promise] = {
     **cluster.PROMISES,
+    **faults.PROMISES,
     **fuzz.PROMISES,
     **load.PROMISES,
     **odd_requests.PROMISES,
     **odd_tensors.PROMISES,
     **ranks.PROMISES,
+    **shards.PROMISES,
 }
 
 

@@ -8,8 +8,8 @@ import torch
 import purifiers
 from purifiers import PurifiedClassifier, Purifier, attacks
 from purifiers.data import noise
-from purifiers.device import find_device, repeatable
-from purifiers.errors import ConfigError
+from purifiers.device import find_device, in_parts, repeatable
+from purifiers.errors import ConfigError, DeviceMemoryError
 
 
 def state() -> tuple[object, ...]:
@@ -99,3 +99,22 @@ def test_each_process_of_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="cuda"):
         find_device("auto")
+
+
+def test_what_does_not_fit_into_memory_is_done_in_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = []
+
+    def work(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 2:
+            torch.zeros(2**50)  # more than there is: the error that torch raises on a CPU
+        return images * factors
+
+    images, factors = torch.arange(7.0).view(7, 1), torch.arange(7.0).view(7, 1)
+    assert torch.equal(in_parts(work, images, factors), images * factors)
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+    assert "7 images" in capsys.readouterr().out
+    with pytest.raises(DeviceMemoryError, match="an image"):
+        in_parts(lambda images: torch.zeros(2**50), images)
+    with pytest.raises(RuntimeError, match="must match"):  # another error of torch's
+        in_parts(lambda images: images.expand(-1, 5) + torch.zeros(6), images)

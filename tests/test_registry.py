@@ -66,7 +66,10 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         load_network(tmp_path)
     save_network(tmp_path, small())
     config = json.loads((tmp_path / "config.json").read_text())
+    damaged = json.dumps(config).replace('"residual": false', '"residual": true')
+    assert config.pop("sha256") and damaged != json.dumps(config)
     for content, message in [
+        (damaged, "checksum"),
         ("{", "damaged"),
         ("[" * 100_000, "damaged"),
         (json.dumps({**config, "arguments": {"widths": reduce(lambda inner, _: [inner], range(800), [])}}), "cannot be built"),
@@ -105,7 +108,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 def test_an_argument_that_is_missing_has_its_default(tmp_path: Path) -> None:
     save_network(tmp_path, CAE(widths=[4, 6], blocks=[1, 1], skip_every=2))
     config = json.loads((tmp_path / "config.json").read_text())
-    del config["arguments"]["residual"], config["arguments"]["skip_every"], config["version"]
+    del config["arguments"]["residual"], config["arguments"]["skip_every"], config["version"], config["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_network(tmp_path)
     assert isinstance(loaded, CAE)
@@ -116,6 +119,7 @@ def test_an_argument_of_a_newer_version_says_so(tmp_path: Path) -> None:
     save_network(tmp_path, small())
     config = json.loads((tmp_path / "config.json").read_text())
     config["arguments"]["attention"] = 4
+    del config["sha256"]
     for version, message in [("99.0", "purifiers 99.0 wrote it"), (None, "if a newer version wrote it")]:
         config["version"] = version
         (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))

@@ -95,6 +95,10 @@ def test_every_damage_to_a_tensor_file_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="damaged"):
             load_tensors(path)
+    save_tensors(path, {"a": torch.ones(1)}, {"epochs": 12})
+    path.write_bytes(path.read_bytes().replace(b": 12}", b": 13}"))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_tensors(path)
     with pytest.raises(MissingFileError, match="no weights file"):
         load_tensors(tmp_path / "none.safetensors")
 

@@ -1,13 +1,14 @@
 """The device to compute on, and in which precision."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 
-from purifiers.errors import ConfigError
+from purifiers.console import say
+from purifiers.errors import ConfigError, DeviceMemoryError
 
 Precision = Literal["32-true", "bf16-mixed"]
 """Of networks in training: float32, or bfloat16 where autocast allows it, with float32 weights."""
@@ -35,6 +36,39 @@ def find_device(name: str = "auto") -> torch.device:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Forward passes on ``device`` in ``precision``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Raise DeviceMemoryError for torch's errors within that mean that there is too little memory for ``what``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU torch raises a plain RuntimeError.
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise DeviceMemoryError(f"too little memory for {what}") from error
+        raise
+
+
+def in_parts(work: Callable[..., torch.Tensor], *batch: torch.Tensor) -> torch.Tensor:
+    """What ``work`` returns for a batch, (N, ...); where the memory is too small, for its halves one after the other.
+
+    Raises:
+        DeviceMemoryError: it is too small for a single image.
+    """
+    count, shape = len(batch[0]), tuple(batch[0].shape[1:])
+    try:
+        with memory_for(f"an image of {shape}: take a smaller one, or another device"):
+            return work(*batch)
+    except DeviceMemoryError:
+        if count < 2:
+            raise
+    # Only here the failed attempt's tensors are free.
+    if batch[0].is_cuda:
+        torch.cuda.empty_cache()
+    half = count // 2
+    say(f"warning: too little memory for {count} images of {shape} at once: they are processed in parts of {count - half}")
+    return torch.cat([in_parts(work, *(one[part] for one in batch)) for part in (slice(half), slice(half, None))])
 
 
 @contextmanager

@@ -60,6 +60,10 @@ class TrainingError(PurifiersError, RuntimeError):
     """Training cannot continue, for example because a loss is not finite."""
 
 
+class DeviceMemoryError(PurifiersError, MemoryError):
+    """The device's memory is too small for one image, or for a step of training."""
+
+
 class OutOfTime(PurifiersError, TimeoutError):  # noqa: N818 (not an error)
     """The time limit was reached. Finished work is kept; the same call resumes."""
 

@@ -196,6 +196,7 @@ def save_network(folder: Path, network: nn.Module) -> None:
     arguments = describe(network)
     about = {"format": FORMAT, "version": __version__, "output": getattr(network, "output", "images")}
     config = about | {"network": arguments.pop("network"), "arguments": arguments}
+    config["sha256"] = digest(config)
     save_tensors(folder / WEIGHTS_FILE, network.state_dict())
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
@@ -229,6 +230,8 @@ def load_network(folder: Path) -> nn.Module:
     config = parse_json(path.read_bytes(), str(path))
     try:
         version, name, arguments = config["format"], str(config["network"]), dict(config["arguments"])
+        if config.pop("sha256", None) not in (None, digest(config)):
+            raise ValueError("its content does not match its checksum")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged or was not written by this library ({error!r})") from error
     if version != FORMAT:

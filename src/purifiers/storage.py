@@ -150,21 +150,22 @@ def digest(*parts: Any) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write tensors and JSON metadata as one safetensors file, atomically, with a checksum of the tensors inside.
+    """Write tensors and JSON metadata as one safetensors file, atomically, with checksums of both inside.
 
     The same tensors give the same bytes; with metadata its header comes in random order."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"sha256": digest(flat)} | ({"metadata": json.dumps(dict(metadata))} if metadata else {})
+    text = json.dumps(dict(metadata or {}))
+    header = {"sha256": digest(flat)} | ({"metadata": text, "metadata_sha256": digest(text)} if metadata else {})
     with atomic_path(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(flat, header))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a safetensors file; its checksum is verified where it holds one, as ours do.
+    """The tensors and the metadata of a safetensors file; checksums are verified where it holds them, as ours do.
 
     Raises:
         MissingFileError: there is no such file.
-        CheckpointError: the file is truncated, not safetensors, or its content does not match its checksum.
+        CheckpointError: the file is truncated, not safetensors, or its content does not match its checksums.
     """
     if not path.is_file():
         raise MissingFileError(f"no weights file at {path}")
@@ -177,10 +178,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = lfs_hint(path) or f"damaged or not a safetensors file ({error}); delete it or copy it again"
         raise CheckpointError(f"{path} is {found}") from error
     header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], str(path)).get("__metadata__", {})
-    metadata = parse_json(header.get("metadata", "{}"), str(path))
-    if "sha256" in header and header["sha256"] != digest(tensors):
+    text = header.get("metadata", "{}")
+    checksums = {"sha256": digest(tensors), "metadata_sha256": digest(text)}
+    if any(header.get(name, checksum) != checksum for name, checksum in checksums.items()):
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum; delete it or copy it again")
-    return tensors, metadata
+    return tensors, parse_json(text, str(path))
 
 
 def lfs_hint(source: Path | bytes) -> str:

@@ -1,3 +1,4 @@
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.console import Deadline
-from purifiers.errors import CheckpointError, OutOfTime, TrainingError
+from purifiers.errors import CheckpointError, DeviceMemoryError, OutOfTime, TrainingError
 from purifiers.networks import CAE
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import place
@@ -58,6 +59,38 @@ def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
     assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(whole).items())
     assert [record["loss"] for record in resumed] == [record["loss"] for record in history]
     assert [record["epoch"] for record in resumed] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("last", [1, 2, 6])
+def test_a_signal_saves_the_epoch_so_far(tmp_path: Path, last: int) -> None:
+    """It comes in the middle of a step, which is completed; the training then goes on with the next."""
+    fabric, path, calls = make_fabric(torch.device("cpu")), tmp_path / "cut.safetensors", 0
+    whole = stage(epochs=3, batch_size=10)
+    history = fit(whole, fabric, tmp_path / "whole.safetensors")
+
+    def losses(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        nonlocal calls
+        calls += 1
+        if calls == last:
+            signal.raise_signal(signal.SIGINT)
+        return nt_losses(network, images, labels, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(replace(stage(epochs=3, batch_size=10), losses=losses), fabric, path)
+    assert calls == last
+    resumed = stage(epochs=3, batch_size=10)
+    again = fit(replace(resumed, losses=losses), fabric, path)
+    assert calls == 12
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+    assert [record["loss"] for record in again] == [record["loss"] for record in history]
+
+
+def test_memory_that_is_too_small_for_a_step_is_explained(tmp_path: Path) -> None:
+    def losses(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        return {"loss": torch.zeros(2**50).sum()}
+
+    with pytest.raises(DeviceMemoryError, match="batch_size"):
+        fit(replace(stage(), losses=losses), make_fabric(torch.device("cpu")), tmp_path / "s.safetensors")
 
 
 def test_training_lowers_the_loss_and_is_the_same_twice(tmp_path: Path) -> None:

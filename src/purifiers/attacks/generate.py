@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from purifiers.attacks.libraries import LOGGER
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, to_float
 from purifiers.data.large import empty
+from purifiers.device import in_parts
 from purifiers.errors import AttackError, InputError
 from purifiers.seeds import reproducible, seed_for
 
@@ -100,7 +102,7 @@ def generate(
             begun = time.perf_counter()
             try:
                 with _collected() as noted, reproducible(own_seed, images.device):  # for models that draw random numbers
-                    adversarial = attack(model, to_float(images), labels, seed=own_seed)
+                    adversarial = in_parts(partial(attack, model, seed=own_seed), to_float(images), labels)
                 adversarial = _quantize(images, adversarial, attack) if quantized else adversarial.contiguous()
             except (AttackError, InputError) as error:
                 if cache.shard.count > 1:  # the others hear of it

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from purifiers.data import to_float, to_uint8
 from purifiers.data.files import Picture
+from purifiers.device import in_parts
 from purifiers.errors import ConfigError, InputError
 from purifiers.networks.network import channels_of
 from purifiers.purifier import Purifier
@@ -53,7 +54,7 @@ def purify_pixels(purifier: Purifier, images: Tensor, dtype: torch.dtype = torch
     device = next(purifier.parameters(), images).device
 
     def purified(part: Tensor) -> Tensor:
-        output = purifier(to_float(part.to(device)))
+        output = in_parts(purifier, to_float(part.to(device)))
         return (to_uint8(output) if dtype == torch.uint8 else output).cpu()
 
     with torch.no_grad():

@@ -5,8 +5,10 @@ A function's parameters are its options, its docstring is its help. What it need
 
 import errno
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from inspect import Signature, signature
 from itertools import pairwise
@@ -72,9 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, also of a shard that leaves the rest to others; 1 for an error the user can mend; 2 for a mistyped
-        command; 3 at the time limit; 130 after Ctrl-C.
+        command; 3 at the time limit; 130 after Ctrl-C or SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for before, one in pairwise(["purifiers", *arguments]):
         if re.fullmatch("(--[a-z-]+=)?", one):
             return _fail(f"nothing comes after '{one or before}': is a shell variable not set?", 2)

@@ -11,7 +11,6 @@ import typer
 from purifiers import weights
 from purifiers.cli import options
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
-from purifiers.shards import Shard
 
 if TYPE_CHECKING:
     from purifiers.evaluation.records import AttackWarning, Results
@@ -46,12 +45,6 @@ def _warn(warnings: "list[AttackWarning]") -> None:
 
     for warning in warnings:
         say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
-
-
-def _refuse_training(baselines: options.Which, shard: Shard) -> None:
-    """Refuse to train the baselines in every shard."""
-    if baselines == "all" and shard.count > 1:
-        raise ConfigError("--baselines all trains, which is not done in shards: once without --shard, then --baselines ready")
 
 
 def report(run: "Run", folder: Path) -> "Results":
@@ -93,8 +86,7 @@ def evaluate(
             advice = f"use 'purifiers audit {run}', or 'purifiers reproduce --recipe {recipe_of(str(run))} --from-weights'"
             raise ConfigError(f"'{run}' ships with the library and is not a run: {advice}")
         raise MissingFileError(f"{run} has no {RECIPE_FILE}: expected the --output of 'purifiers train'")
-    share = options.find_shard(shard)
-    _refuse_training(baselines, share)
+    share = options.find_shard(shard, baselines)
     recipe, folder = load_recipe(run / RECIPE_FILE, changes.overrides(trained=True)), output or run
     if baselines == "all":
         _refuse_foreign_baselines(run, recipe)
@@ -131,8 +123,7 @@ def audit(
     from purifiers.reports.pages import overview, sentences, write_audit, write_card
     from purifiers.runs import RECIPE_FILE, is_run
 
-    share = options.find_shard(shard)
-    _refuse_training(baselines, share)
+    share = options.find_shard(shard, baselines)
     overrides = changes.overrides(trained=True)
     overrides += [("audit.images", limit)] if limit else []
     overrides += [("audit.check_images", 0)] if no_checks else []

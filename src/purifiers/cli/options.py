@@ -123,10 +123,13 @@ Which = Literal["all", "ready", "none"]
 MaxPixels = Annotated[int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels before they are decoded.")]
 
 
-def find_shard(given: str | None) -> Shard:
-    """The shard of the option, or else of the environment; by default the whole."""
+def find_shard(given: str | None, baselines: Which = "none") -> Shard:
+    """The shard of the option, or else of the environment, by default the whole; ConfigError if each would train baselines."""
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    return Shard.parse(given or (f"{rank}/{size}" if rank and size else "0/1"))
+    found = Shard.parse(given or (f"{rank}/{size}" if rank and size else "0/1"))
+    if baselines == "all" and found.count > 1:
+        raise ConfigError("--baselines all trains, which is not done in shards: once without --shard, then --baselines ready")
+    return found
 
 
 @dataclass(frozen=True)

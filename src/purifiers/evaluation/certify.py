@@ -24,7 +24,7 @@ from purifiers.classifiers.probes import logits_of
 from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
-from purifiers.device import repeatable
+from purifiers.device import in_parts, repeatable
 from purifiers.errors import InputError
 from purifiers.evaluation.evaluator import LOOK
 from purifiers.evaluation.metrics import classes, wilson_interval
@@ -264,7 +264,7 @@ def _sample(
     votes = []
     for batch in slices(count, batch_size):
         noise = torch.randn((batch.stop - batch.start, *image.shape[1:]), generator=generator, device=image.device)
-        logits = model(noise.mul_(sigma).add_(image).clamp_(0, 1))
+        logits = in_parts(model, noise.mul_(sigma).add_(image).clamp_(0, 1))
         found, without = classes(logits), logits.shape[1]
         votes.append(torch.bincount(torch.where(found < 0, without, found), minlength=without + 1))
         advance(len(noise))

@@ -15,7 +15,7 @@ from purifiers.cache import Cache
 from purifiers.classifiers.load import watch
 from purifiers.console import Stopwatch
 from purifiers.data import ImageSet, to_float
-from purifiers.device import repeatable
+from purifiers.device import in_parts, repeatable
 from purifiers.errors import InputError, nearest
 from purifiers.evaluation import metrics
 from purifiers.evaluation.evaluator import Evaluator, check_defended, prepared
@@ -211,10 +211,10 @@ def find_examples(evaluator: Evaluator, purifier: Purifier, attack: Attack, coun
         changed = right & ~still
         chosen = _spread(labels, changed if changed.any() else right, count)
         images, labels, adversarial = to_float(data.images[chosen]), labels[chosen], attacked.images[chosen]
-        purified = defended.purifier(adversarial)
+        purified = in_parts(defended.purifier, adversarial)
 
         def row(shown: Tensor) -> Row:
-            predicted = metrics.classes(defended.classifier(shown.clone()))
+            predicted = metrics.classes(in_parts(defended.classifier, shown.clone()))
             psnr = None if shown is images else metrics.psnr(shown, images).tolist()
             names = [data.classes[i] if i >= 0 else "none" for i in predicted.tolist()]
             return Row(shown.cpu(), names, (predicted == labels).tolist(), psnr)

@@ -17,6 +17,7 @@ from purifiers.classifiers.load import adapt_classifier, check_form, completed
 from purifiers.classifiers.probes import logits_of
 from purifiers.console import progress
 from purifiers.data import ImageSet, as_image_set, slices, to_float
+from purifiers.device import in_parts
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import AttackWarning, Record
@@ -84,24 +85,17 @@ class Evaluator:
         return self.data.limited(count, seed_for(self.seed, "limit"))
 
     def attack(
-        self,
-        name: str,
-        view: str,
-        model: nn.Module,
-        attack_name: str,
-        attack: Attack,
-        data: ImageSet,
-        parts: Parts | None = None,
+        self, name: str, view: str, model: nn.Module, title: str, attack: Attack, data: ImageSet, parts: Parts | None = None
     ) -> tuple[Adversarial, list[AttackWarning]]:
         """Run ``attack`` on ``model``, the purifier ``name`` as the attacker sees it under ``view``; see :func:`generate`."""
         # The graphs of all draws are in memory at once.
         size = max(1, self.batch_size // (model.draws if isinstance(model, Expectation) else 1))
-        with progress(f"{name}: {attack_name} ({view})", len(data)) as advance:
+        with progress(f"{name}: {title} ({view})", len(data)) as advance:
             options: dict[str, Any] = {"seed": self.seed, "batch_size": size, "cache": self.cache}
             found = generate(attack, model, data, **options, parts=parts, advance=advance)
         among = f"of {found.batches} batches of up to {size} images)"
         messages = [f"{text} (in {count} {among}" for text, count in found.warnings.items()]
-        return found, [AttackWarning(view=view, attack=attack_name, message=message) for message in messages]
+        return found, [AttackWarning(view=view, attack=title, message=message) for message in messages]
 
     def measure(
         self,
@@ -145,9 +139,9 @@ class Evaluator:
                 own = slice(done, done := done + int(meant[batch].sum()))
                 images, adversarial = to_float(data.images[own]), attacked.images[own]
                 inputs[here] = to_float(adversarial) if adversarial.dtype == torch.uint8 else adversarial
-                purified = defended.purifier(inputs)[here]
+                purified = in_parts(defended.purifier, inputs)[here]
                 if len(images):
-                    predictions.append(metrics.classes(defended.classifier(purified.clone())))
+                    predictions.append(metrics.classes(in_parts(defended.classifier, purified.clone())))
                     psnrs.append(metrics.psnr(purified, images))
                     ssims.append(metrics.ssim(purified, images))
                     l2.append(distances(images, inputs[here], "l2"))

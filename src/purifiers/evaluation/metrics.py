@@ -8,6 +8,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from purifiers.console import Stopwatch
 from purifiers.data import slices, to_float
+from purifiers.device import in_parts
 from purifiers.evaluation.records import Cost
 
 PSNR_CAP = 100.0
@@ -32,7 +33,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
         batches = (images[batch] for batch in slices(len(images), batch_size))
         # The model may change what it gets.
         own = (to_float(batch) if batch.dtype == torch.uint8 else batch.clone() for batch in batches)
-        return classes(torch.cat([model(batch) for batch in own]))
+        return classes(torch.cat([in_parts(model, batch) for batch in own]))
 
 
 def matches(predictions: Tensor, targets: Tensor) -> int:
@@ -97,7 +98,7 @@ def measure_cost(module: nn.Module, images: Tensor) -> Cost:
 def _time(module: nn.Module, images: Tensor) -> float:
     images = images.clone()  # which the module may change in place
     watch = Stopwatch()
-    module(images).sum().item()  # waits for the device
+    in_parts(module, images).sum().item()  # waits for the device
     return watch.seconds
 
 

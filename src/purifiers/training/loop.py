@@ -1,8 +1,10 @@
 """The training of one stage, in one loop for the classifier, the teachers and the student."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from purifiers.console import Deadline, Stopwatch, detail, duration, progress, say
 from purifiers.data import augmented, shuffled_batches, to_float
-from purifiers.device import Precision
+from purifiers.device import Precision, memory_for
 from purifiers.errors import CheckpointError, TrainingError
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import fingerprint, place, save_network
@@ -56,7 +58,8 @@ class Stage:
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
 
-    A resumed training gives the same weights, bit for bit, as one that was never interrupted. Each epoch checks ``deadline``.
+    Ctrl-C, and SIGTERM where it raises KeyboardInterrupt, also save the epoch so far. A resumed training gives the same
+    weights, bit for bit, as one that was never interrupted. Each epoch checks ``deadline``.
     Several processes train together, and resume what any number of them began; see :mod:`purifiers.training.distributed`.
 
     Returns:
@@ -85,6 +88,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
     eager, optimizer = fabric.setup(network, optimizer)
     model = cast(nn.Module, torch.compile(eager)) if stage.compiled and alone and not captured else eager
     history: list[dict[str, float]] = []
+    part: dict[str, Any] | None = None  # of an epoch that was interrupted
     if state := first_only(lambda: _load(checkpoint, stage) if checkpoint.exists() else {}):
         stage.network.load_state_dict(state["network"])
         history = state["history"]
@@ -93,6 +97,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
             _to_device(optimizer)
             scheduler.load_state_dict(state["scheduler"])
             generator.set_state(state["generator"])
+            part = state.get("part")
             say(f"{stage.name:<16} resumes after epoch {len(history)}/{optimisation.epochs}")
         else:
             say(f"{stage.name:<16} is trained already")
@@ -102,7 +107,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
         expected = history[-1]["seconds"] if history else 0.0
         first_only(lambda: deadline.check(f"what comes before {stage.name}", expected, finished=False))
     # Counted in the very first step, which is not compiled: the counter does not see into compiled code.
-    counter, flops = FlopCounterMode(display=False), int(history[0].get("flops_per_image", 0)) if history else 0
+    counter, flops = FlopCounterMode(display=False), int((history or [part or {}])[0].get("flops_per_image", 0))
 
     def step(chosen: Tensor) -> Losses:
         nonlocal flops
@@ -116,35 +121,69 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
         optimizer.zero_grad()
         return {name: value.detach() for name, value in losses.items()}
 
+    def save(part: dict[str, Any] | None) -> None:
+        parts = {"network": stage.network, "optimizer": optimizer, "scheduler": scheduler}
+        state: dict[str, Any] = {name: one.state_dict() for name, one in parts.items()}
+        state |= {"generator": generator.get_state(), "device": device.type, "threads": torch.get_num_threads()}
+        state |= {"fingerprint": stage.fingerprint, "history": history, "part": part}
+        first_only(partial(save_state, checkpoint, state))
+
     take = CapturedStep(step, generator) if captured else step
     with progress(stage.name, left * per_epoch) as advance:
         for epoch in range(len(history) + 1, optimisation.epochs + 1):
             watch = Stopwatch()
             eager.train()
+            begun, order, before = generator.get_state(), generator, 0.0
             records: list[Losses] = []
-            for chosen in shuffled_batches(len(stage.images), optimisation.batch_size, generator):
-                records.append(take(chosen))
-                scheduler.step()
-                advance(len(chosen))
+            if part is not None:
+                begun, order, before = part["begun"], torch.Generator(device), part["seconds"]
+                order.set_state(begun)
+                records = [{key: value.to(device) for key, value in record.items()} for record in part["records"]]
+            batches = list(shuffled_batches(len(stage.images), optimisation.batch_size, order))
+            try:
+                for chosen in batches[len(records) :]:
+                    with _uninterrupted(), memory_for(f"a step of {stage.name}: take a smaller batch_size"):
+                        records.append(take(chosen))
+                        scheduler.step()
+                    advance(len(chosen))
+            except KeyboardInterrupt:
+                seconds = before + watch.seconds
+                if alone and records and _mean_losses(records, stage, epoch):  # they are finite
+                    save({"begun": begun, "records": records, "seconds": seconds, "flops_per_image": flops})
+                raise
+            seconds, part = before + watch.seconds, None
             means = _mean_losses(records, stage, epoch)
             record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
-            speed = {"images_per_second": per_epoch / watch.seconds, "flops_per_image": flops, "seconds": watch.seconds}
+            speed = {"images_per_second": per_epoch / seconds, "flops_per_image": flops, "seconds": seconds}
             history.append(record | speed)
-            parts = {"network": stage.network, "optimizer": optimizer, "scheduler": scheduler}
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"generator": generator.get_state(), "device": device.type, "threads": torch.get_num_threads()}
-            state |= {"fingerprint": stage.fingerprint, "history": history}
-            first_only(partial(save_state, checkpoint, state))
+            save(None)
             values = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
-            rate = f"{per_epoch / watch.seconds:,.0f} images/s"
+            rate = f"{per_epoch / seconds:,.0f} images/s"
             detail(f"{stage.name:<16} epoch {epoch}/{optimisation.epochs}  {values}  {rate}")
             if epoch < optimisation.epochs:
                 done = f"epoch {epoch}/{optimisation.epochs} of {stage.name}"
-                first_only(partial(deadline.check, done, watch.seconds))
+                first_only(partial(deadline.check, done, seconds))
     if left:
         say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
     stage.network.eval()
     return history
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect after the work within."""
+    caught: list[int] = []
+    own = threading.current_thread() is threading.main_thread()  # others get no signals
+    before = {one: handler for one in (signal.SIGINT, signal.SIGTERM) if own and (handler := signal.getsignal(one)) is not None}
+    try:
+        for one in before:
+            signal.signal(one, lambda number, _: caught.append(number))
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    for number in caught[:1]:
+        signal.raise_signal(number)
 
 
 def _load(checkpoint: Path, stage: Stage) -> dict[str, Any]:
