@@ -17,7 +17,7 @@ from purifiers.registry import fingerprint
 from purifiers.storage import load_state
 
 TOLERANCE = 1e-3
-"""Between the losses of different numbers of processes, relative: sums are rounded in another order, which can turn a step of PGD."""
+"""Between the losses of different numbers of processes, relative: other roundings may even turn a step of PGD."""
 SECONDS = 60  # within which all end after one died
 STAGES = ("classifier", "teacher_nt", "teacher_at", "student")
 SETTINGS = [
