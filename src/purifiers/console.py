@@ -21,7 +21,7 @@ MINUTE = 60.0  # seconds between two lines of progress, where there is no termin
 
 class _Rate(ProgressColumn):
     def render(self, task: ProgressTask) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="cyan")
+        return Text(f"{task.speed:,.{0 if task.speed > 10 else 1}f}/s" if task.speed else "", style="cyan")
 
 
 @contextmanager

@@ -106,7 +106,6 @@ def test_what_cannot_be_evaluated_is_refused(data: ImageSet) -> None:
     nan = floats.clone()
     nan[3, 0, 0, 0] = torch.nan
     for arguments, error, message in [
-        ((floats, None), InputError, "labels"),
         ((data, data.labels), InputError, "labels"),
         ((floats * 255, data.labels), InputError, "255"),
         ((nan, data.labels), InputError, "NaN"),
@@ -240,7 +239,7 @@ def test_probabilities_are_pointed_out(data: ImageSet, capsys: pytest.CaptureFix
 
 def test_grey_and_exported_classifiers_are_adapted(data: ImageSet) -> None:
     grey = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    adapted, _ = adapt_classifier(grey.eval(), "grey", data)
+    adapted = adapt_classifier(grey.eval(), "grey", data)
     found = purifiers.evaluate(nn.Identity(), grey, data, attacks=FAST).records[0]
     right = (adapted(to_float(data.images)).argmax(1) == data.labels).float().mean().item()
     assert found.accuracy == found.accuracy_undefended == pytest.approx(right)

@@ -73,7 +73,6 @@ def test_tensors_then_the_same_again_from_a_loader(tmp_path: Path, capsys: pytes
     [
         ({"classifier": "resnet"}, ConfigError, "Module"),
         ({"classifier": Own(2)}, ConfigError, "Own"),
-        ({"labels": None}, InputError, "labels"),
         ({"labels": LABELS + 2}, InputError, "from 0 to 3"),
         ({"settings": {"student.epoch": 1}}, ConfigError, "did you mean 'epochs'"),
         ({"device": "cuda:99"}, ConfigError, "device"),

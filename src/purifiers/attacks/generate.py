@@ -55,8 +55,7 @@ def generate(
     cache: Cache | Path | str | None = None,
     quantized: bool = False,
     parts: Parts | None = None,
-    chosen: Tensor | None = None,
-    into: Tensor | None = None,
+    some: tuple[Tensor, Tensor] | None = None,
     advance: Callable[[int], None] = lambda images: None,
     saved: Callable[[], None] = lambda: None,
 ) -> Adversarial:
@@ -70,8 +69,7 @@ def generate(
         quantized: return uint8, a quarter of the memory, with perturbations rounded towards zero so that they stay within
             epsilon, or to the nearest level where the attack has none. For training only: rounding may undo an attack.
         parts: where the images stand in a larger set, that is attacked in parts; a part belongs to one shard in every call.
-        chosen: the indices of the images to attack, int64 (N,), by default all.
-        into: where the adversarial examples of ``chosen`` are put, at their indices; by default a new tensor, of these alone.
+        some: the indices of the images to attack, int64 (N,), and where the adversarial examples are put, at these indices.
         advance: called with the number of images after each batch.
         saved: called after each batch that was computed now, once it is in the cache: stopping there loses nothing.
 
@@ -81,10 +79,9 @@ def generate(
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
     found, left = [], False
-    count, shape = len(data) if chosen is None else len(chosen), data.images.shape[1:]
-    if (result := into) is None:
-        result = empty((count, *shape), torch.uint8 if quantized else torch.float32, cache.folder, device=data.images.device)
-    for batch, number, *place in _batches(count, batch_size, parts, cache):
+    dtype, device = torch.uint8 if quantized else torch.float32, data.images.device
+    chosen, result = some or (None, empty(data.images.shape, dtype, cache.folder, device=device))
+    for batch, number, *place in _batches(len(data if chosen is None else chosen), batch_size, parts, cache):
         these = batch if chosen is None else chosen[batch]
         images, labels = data.images[these], data.labels[these]
 
@@ -118,7 +115,7 @@ def generate(
         elif isinstance(one, str):
             raise AttackError(one)
         advance(len(images))
-        result[batch if into is None else these] = one.images
+        result[these] = one.images
         found.append(replace(one, images=images[:0]))
     warnings = _counted(text for one in found for text in Counter(one.warnings).elements())
     batches, seconds = 0 if left else len(found), sum(one.seconds for one in found)

@@ -63,21 +63,16 @@ def load_classifier(
     chosen = find_device(str(device or "cpu")) if data is None else data.images.device
     classifier = place(_open(source, shown, mean, std, network), chosen).requires_grad_(False)
     if data is not None:
-        return _adapted(classifier, source, data)
+        return adapt_classifier(classifier, source, data)
     classifier = _in_evaluation(classifier)
     with suppress(ConfigError):  # it may take another size
         return _for_channels(classifier, source, to_float(shown.images).to(chosen))
     return classifier
 
 
-def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> tuple[nn.Module, ImageSet]:
-    """``classifier``, called ``source`` in messages, in evaluation mode and checked on ``data``, maybe behind an adapter; and
-    ``data``, completed. Raises ConfigError as :func:`load_classifier` does, InputError for labels out of range."""
-    adapted = _adapted(classifier, source, data)
-    return adapted, completed(data, adapted)
-
-
-def _adapted(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
+def adapt_classifier(classifier: nn.Module, source: str, data: ImageSet) -> nn.Module:
+    """``classifier``, called ``source`` in messages, in evaluation mode and checked on ``data``, maybe behind an adapter. For
+    errors see :func:`load_classifier`."""
     images = to_float(data.images[:2])
     classifier = _for_channels(_in_evaluation(classifier), source, images)
     _check(classifier, source, images, data.classes)

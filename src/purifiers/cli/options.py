@@ -162,17 +162,11 @@ class Changes:
     ] = None
     labels: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Labels of --images: a CSV file with the columns file and label; or classifier: its own predictions.",
-            show_default="the subfolders' names; without subfolders the classifier's predictions",
-        ),
+        typer.Option(metavar="FILE", help="Labels of --images: a CSV file of file,label; or classifier: its predictions."),
     ] = None
     classes: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Names of the classifier's outputs, one per line, if its classes are more than the images'."
-        ),
+        typer.Option(metavar="FILE", help="Names of all the classifier's classes, if --images has fewer."),
     ] = None
     settings: Settings = None
 

@@ -63,21 +63,18 @@ def load_folder(
     Classes are numbered in the alphabetical order of their folders, or in numeric order where all their names are numbers;
     hidden ones are left out. What else is left out or changed is counted in a line. Pixels: see :func:`read_rgb`.
 
-    Args:
-        size: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
-        labels: instead of class folders, a CSV file: see :func:`purifiers.data.labels.read_table`; labels that are all numbers
-            are those of the classifier's outputs, from 0. Or ``classifier``: the images, wherever they are below ``path``, are
-            labelled by the classifier's own predictions later, as those of a folder without subfolders are anyway.
-        classes: a text file with the names of the classifier's outputs, of which labels by name are a part; see
-            :func:`purifiers.data.labels.read_classes`.
-        cache: a folder in which images that are too large for memory are kept once they are decoded: see
-            :func:`purifiers.data.large.decode`.
+    ``size``: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
+    ``labels``: instead of class folders a CSV file (:func:`purifiers.data.labels.read_table`), whose labels, if all are numbers
+    and there are no ``classes``, are the classifier's outputs, from 0. Or ``classifier``: the images, wherever they are below
+    ``path``, are labelled by the classifier's predictions later, as those of a folder without subfolders are anyway.
+    ``classes``: a file of the names of all of the classifier's outputs (:func:`purifiers.data.labels.read_classes`).
+    ``cache``: a folder where images that do not fit into memory are kept decoded (:func:`purifiers.data.large.decode`).
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
         MissingFileError: no such folder or file, or fewer than two class folders.
         DataError: unreadable files; a class folder without images of its own; train and test folders with different classes;
-            labels that are not among ``classes``; a table or ``classes`` that is not as it should be.
+            labels that are not among ``classes``.
     """
     if path is None:
         raise ConfigError("the data set 'folder' needs data.path (or --images): a folder of images")
@@ -129,25 +126,28 @@ def listed(
     :func:`load_folder`; ``left_out`` counts what is not among them."""
     left_out = Counter() if left_out is None else left_out  # of both splits
     names = () if classes is None else read_classes(Path(classes))
-    if labels is None and (not root.is_dir() or _folders(root)):
+    if by_folder := labels is None and (not root.is_dir() or bool(_folders(root))):
         of_class = class_files(root, split, left_out)
-        if not names and list(of_class) != sorted(of_class):
+        own = {file: name for name, files in of_class.items() for file in files}
+        chosen, order = [*own], tuple(of_class)
+        if not names and list(order) != sorted(order):
             say(f"{'classes':<16} numbered as numbers: 10 after 9, and not after 1 as in alphabetical order (torchvision's)")
-        own = numbered(of_class, names or tuple(of_class), str(root))
-        return {file: own[name] for name, files in of_class.items() for file in files}, names or tuple(of_class)
-    files = image_files(root, lambda error: left_out.update([str(error.strerror)]), left_out)
-    if labels in (None, PREDICTED):
-        if len(files) < 2:
-            raise MissingFileError(f"{root} needs images, at least two; found {len(files)}")
-        return dict.fromkeys(_of_split(root, files, split), UNKNOWN), names
-    table = read_table(Path(labels), root)
-    left_out["images that the labels leave out"] += len({*files} - table.keys())
-    if not names and all(label.isdecimal() for label in table.values()):
-        own = {label: int(label) for label in table.values()}
     else:
-        names = names or tuple(in_order(table.values()))
-        own = numbered({*table.values()}, names, labels)
-    return {file: own[table[file]] for file in _of_split(root, sorted(table), split)}, names
+        files = image_files(root, lambda error: left_out.update([str(error.strerror)]), left_out)
+        if labels in (None, PREDICTED):
+            if len(files) < 2:
+                raise MissingFileError(f"{root} needs images, at least two; found {len(files)}")
+            return dict.fromkeys(_of_split(root, files, split), UNKNOWN), names
+        own = read_table(Path(labels), root)
+        left_out["images that the labels leave out"] += len({*files} - own.keys())
+        chosen, order = _of_split(root, sorted(own), split), tuple(in_order(own.values()))
+    if names:
+        numbers = numbered({*own.values()}, names, str(root) if by_folder else str(labels))
+    elif not by_folder and all(name.isdecimal() for name in order):
+        numbers, order = {name: int(name) for name in order}, ()
+    else:
+        numbers = {name: i for i, name in enumerate(order)}
+    return {file: numbers[own[file]] for file in chosen}, names or order
 
 
 def _of_split(root: Path, files: list[Path], split: str) -> list[Path]:

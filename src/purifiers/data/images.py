@@ -117,8 +117,7 @@ def as_image_set(
     """Images and labels as an :class:`ImageSet`; float images are rounded to the 8 bits that image files have.
 
     Args:
-        images: an ImageSet; (N, 3, H, W), uint8 or float32 in [0,1]; or batches of ``(images, labels)``, as of a DataLoader,
-            or of images.
+        images: an ImageSet; (N, 3, H, W), uint8 or float32 in [0,1]; or batches of ``(images, labels)``, as of a DataLoader.
         labels: int64 (N,), the true classes; beside a tensor of images, and only there. Without any, ``labels_predicted``.
         classes: the number of classes, where the ImageSet does not name them; None where it is not known.
 
@@ -137,8 +136,7 @@ def as_image_set(
             raise InputError("there are no images: the DataLoader yields nothing")
         if len({batch.images.shape[2:] for batch in batches}) > 1:
             raise InputError("the batches have images of several sizes; resize them to one")
-        pixels, numbers = (torch.cat([getattr(one, part) for one in batches]) for part in ("images", "labels"))
-        data = ImageSet(MEMORY, pixels, numbers, (), all(one.labels_predicted for one in batches))
+        data = ImageSet(MEMORY, torch.cat([one.images for one in batches]), torch.cat([one.labels for one in batches]), ())
     else:
         raise InputError(f"images must be a tensor, a DataLoader or an ImageSet; got {type(images).__name__}")
     count = len(data.classes) or classes
@@ -150,9 +148,7 @@ def as_image_set(
 
 
 def _from_batch(batch: Any) -> list[ImageSet]:
-    """The images and labels of a batch, if it has any; none if it is empty."""
-    if isinstance(batch, Tensor):
-        batch = batch, None
+    """The images and labels of a batch; none if it is empty."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else type(batch).__name__
         raise InputError(f"a DataLoader must yield batches of images and labels, (images, labels); got a {got}")

@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import re
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -20,16 +19,14 @@ NAMED = 10  # faults that an error names; it counts all
 
 def read_classes(path: Path) -> tuple[str, ...]:
     """The names of a classifier's outputs, in their order: a line of the text file for each; raises DataError for fewer than
-    two, an empty line between them or a name twice."""
+    two, or a name twice."""
     names = [line.strip() for line in _text(path).rstrip().splitlines()]
     if len(names) < 2:
         raise DataError(f"{path} names {len(names)} class(es): it needs a line for each of the classifier's outputs")
-    if "" in names:
-        raise DataError(f"{path}: line {names.index('') + 1} is empty; a line is the name of one output")
     places: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
-        if places.setdefault(name, line) != line:
-            raise DataError(f"{path} has '{name}' twice, in lines {places[name]} and {line}: names have to differ")
+        if places.setdefault(spelled(name), line) != line:
+            raise DataError(f"{path} has '{name}' twice, in lines {places[spelled(name)]} and {line}: names have to differ")
     return tuple(names)
 
 
@@ -58,22 +55,20 @@ def read_table(path: Path, folder: Path) -> dict[Path, str]:
         raise DataError(f"{path} has no rows")
     if missing := [str(file) for file in found if not file.is_file()]:
         advice = f"names are relative to the folder of images, {folder}"
-        raise MissingFileError(f"{path}: {len(missing)} of {len(found)} files are missing ({advice}): {_listed(missing)}")
+        raise MissingFileError(
+            f"{path}: {len(missing)} of {len(found)} files are missing ({advice}): {', '.join(missing[:NAMED])}"
+        )
     return found
 
 
 def numbered(names: Collection[str], classes: Sequence[str], where: str) -> dict[str, int]:
-    """The place in ``classes`` of each of ``names``, which come from ``where``; raises DataError for those without one.
-    Spellings may differ in case, spaces, underscores and zeros before a number."""
-    exact, loose = {name: i for i, name in enumerate(classes)}, defaultdict[str, list[int]](list)
-    for i, name in enumerate(classes):
-        loose[spelled(name)].append(i)
-    places = exact | {name: same[0] for name in names if name not in exact and len(same := loose[spelled(name)]) == 1}
-    if unknown := [f"'{name}'" for name in dict.fromkeys(names) if name not in places]:
+    """The place in ``classes`` of each of ``names``, which come from ``where``; raises DataError for those without one."""
+    places = {spelled(name): i for i, name in enumerate(classes)}
+    if unknown := [f"'{name}'" for name in sorted(names) if spelled(name) not in places]:
         advice = f"rename them, or take the classifier's own predictions as labels (--labels {PREDICTED})"
-        fault = f"{len(unknown)} of {len(set(names))} labels are not among the {len(classes)} classes"
-        raise DataError(f"{where}: {fault}: {_listed(unknown)}; {advice}")
-    return places
+        fault = f"{len(unknown)} of {len(names)} labels are not among the {len(classes)} classes"
+        raise DataError(f"{where}: {fault}: {', '.join(unknown[:NAMED])}; {advice}")
+    return {name: places[spelled(name)] for name in names}
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -83,12 +78,8 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def spelled(name: str) -> str:
-    """What two spellings of a class name have in common."""
+    """What two spellings of a class name have in common: they differ in case, spaces, underscores, zeros before a number."""
     return re.sub(r"[\s_]|^0+(?=\d+$)", "", name).lower()
-
-
-def _listed(faults: Sequence[str]) -> str:
-    return ", ".join([*faults[:NAMED], *(["..."] if len(faults) > NAMED else [])])
 
 
 def _text(path: Path) -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,12 @@ from purifiers.storage import locked, write_text
 
 IN_MEMORY = 2 * 2**30
 """Bytes: larger sets of images are in files."""
-CPU = torch.device("cpu")
 TOGETHER = 256  # images between two entries into the index
-Read = Callable[[Path], tuple[np.ndarray, Sequence[str]]]
-"""An image file -> its pixels, uint8 (H, W, 3), and remarks."""
+Read = Callable[[Path], tuple[np.ndarray, Sequence[str]]]  # an image file -> its pixels, uint8 (H, W, 3), and remarks
 
 
 def empty(
-    shape: Sequence[int], dtype: torch.dtype, folder: Path | None = None, name: str = "", device: torch.device = CPU
+    shape: Sequence[int], dtype: torch.dtype, folder: Path | None = None, name: str = "", device: torch.device | str = "cpu"
 ) -> Tensor:
     """A tensor that is not filled yet: in the memory of ``device``, or, if it is larger than ``IN_MEMORY`` and on the CPU, in a
     file in ``folder``, by default the system's for temporary files. Without a ``name`` the file ends with the process.
@@ -38,7 +37,7 @@ def empty(
     Raises:
         DataError: there is no space for the file.
     """
-    if (size := math.prod(shape) * dtype.itemsize) <= IN_MEMORY or device.type != CPU.type:
+    if (size := math.prod(shape) * dtype.itemsize) <= IN_MEMORY or torch.device(device).type != "cpu":
         return torch.empty(*shape, dtype=dtype, device=device)
     folder = folder or Path(tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,40 +62,9 @@ def decode(
     with others after them or not, those that were read are not read again.
     """
     size = len(files), 3, *shape
-    if math.prod(size) <= IN_MEMORY or home is None:
-        return _decode(files, read, empty(size, torch.uint8), 0, remarks, title, lambda done: None)
-    with locked(home, wait=True):
-        index, pixels = home / "index.jsonl", home / "pixels.u8"
-        known = index.read_text().splitlines() if index.exists() else []
-        lines = {file: json.dumps([os.fsdecode(file), file.stat().st_size, file.stat().st_mtime_ns]) for file in files}
-        if [*lines.values()][: len(known)] != known:  # of another process the old file stays as it is
-            known = []
-            pixels.unlink(missing_ok=True)
-        write_text(index, "".join(f"{line}\n" for line in known))
-        images = empty(size, torch.uint8, home, pixels.name)
-        with index.open("a") as entries, pixels.open("r+b") as handle:
-
-            def keep(done: Sequence[Path]) -> None:
-                os.fsync(handle.fileno())
-                entries.write("".join(f"{lines[file]}\n" for file in done))
-                entries.flush()
-
-            return _decode(files, read, images, len(known), remarks, title, keep)
-
-
-def _decode(
-    files: Sequence[Path],
-    read: Read,
-    images: Tensor,
-    start: int,
-    remarks: Counter[str],
-    title: str,
-    keep: Callable[[Sequence[Path]], None],
-) -> tuple[Tensor, list[str], list[tuple[int, int]]]:
-    """Read ``files`` from the place ``start`` on into ``images``; ``keep`` is called with those that are there."""
+    known: list[str] = []
     faults: list[str] = []
     shapes: list[tuple[int, int]] = []
-    count = start
 
     def outcome(file: Path) -> tuple[np.ndarray, Sequence[str]] | DataError:
         try:
@@ -104,20 +72,38 @@ def _decode(
         except DataError as error:
             return error
 
-    with ThreadPoolExecutor() as pool, progress(title, len(files)) as advance:
-        advance(start)
-        for part in slices(len(files) - start, TOGETHER):
-            done = []
-            for file, found in zip(files[start:][part], pool.map(outcome, files[start:][part]), strict=True):
+    with ExitStack() as held:
+        if kept := home is not None and math.prod(size) > IN_MEMORY:
+            assert home is not None
+            held.enter_context(locked(home, wait=True))
+            index, pixels = home / "index.jsonl", home / "pixels.u8"
+            known = index.read_text().splitlines() if index.exists() else []
+            lines = {file: json.dumps([os.fsdecode(file), file.stat().st_size, file.stat().st_mtime_ns]) for file in files}
+            if [*lines.values()][: len(known)] != known:  # of another process the old file stays as it is
+                known = []
+                pixels.unlink(missing_ok=True)
+            write_text(index, "".join(f"{line}\n" for line in known))
+        images = empty(size, torch.uint8, home if kept else None, pixels.name if kept else "")
+        if kept:
+            entries, handle = held.enter_context(index.open("a")), held.enter_context(pixels.open("r+b"))
+        count = len(known)
+        pool, advance = held.enter_context(ThreadPoolExecutor()), held.enter_context(progress(title, len(files)))
+        advance(count)
+        for part in slices(len(files) - len(known), TOGETHER):
+            some, done = files[len(known) :][part], []
+            for file, found in zip(some, pool.map(outcome, some), strict=True):
                 if isinstance(found, DataError):
                     faults.append(str(found))
                 else:
                     remarks.update(found[1])
                     shapes.append(found[0].shape[:2])
-                    if shapes[-1] == tuple(images.shape[2:]):
+                    if shapes[-1] == shape:
                         images[count] = torch.from_numpy(found[0]).permute(2, 0, 1)
                         count += 1
                         done.append(file)
                 advance(1)
-            keep(done)
+            if kept:
+                os.fsync(handle.fileno())
+                entries.write("".join(f"{lines[file]}\n" for file in done))
+                entries.flush()
     return images[:count], faults, shapes

@@ -13,7 +13,7 @@ from purifiers.attacks.base import frozen
 from purifiers.attacks.generate import Adversarial, Parts, generate
 from purifiers.attacks.views import Expectation
 from purifiers.cache import Cache, State
-from purifiers.classifiers.load import adapt_classifier, check_form
+from purifiers.classifiers.load import adapt_classifier, check_form, completed
 from purifiers.classifiers.probes import logits_of
 from purifiers.console import progress
 from purifiers.data import ImageSet, as_image_set, slices, to_float
@@ -180,8 +180,8 @@ def prepared(
         check_form(classifier, source)
         data = as_image_set(images, labels).to(next((one.device for one in passed.parameters()), torch.device("cpu")))
         with frozen(passed):
-            adapted, data = adapt_classifier(classifier, source, data)
-            yield PurifiedClassifier(purifier, adapted), data
+            adapted = adapt_classifier(classifier, source, data)
+            yield PurifiedClassifier(purifier, adapted), completed(data, adapted)
 
 
 def check_defended(name: str, defended: PurifiedClassifier, data: ImageSet) -> None:

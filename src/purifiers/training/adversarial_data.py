@@ -1,7 +1,7 @@
 """The classifiers that a purifier is trained against, and the adversarial examples on them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -16,10 +16,11 @@ from purifiers.console import progress, say
 from purifiers.data import ImageSet, slices
 from purifiers.data.large import empty
 from purifiers.device import Precision, autocast
-from purifiers.errors import TrainingError
+from purifiers.errors import TrainingError, Unfinished
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
-from purifiers.training.distributed import first_only, world_size
+from purifiers.shards import Shard
+from purifiers.training.distributed import averaged, first_only, rank, world_size
 
 
 class Panel(nn.Module):
@@ -60,28 +61,22 @@ class Panel(nn.Module):
 
 
 def attack_for_training(
-    run: Run,
-    attack: Attack,
-    model: nn.Module,
-    data: ImageSet,
-    seed: int,
-    advance: Callable[[int], None],
-    chosen: Tensor | None = None,
-    into: Tensor | None = None,
+    run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None], **some: Any
 ) -> Adversarial:
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.recipe.precision != "32-true":
         model = Panel([model], run.recipe.precision)
     size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
     saved = partial(run.deadline.check, "a part of the adversarial examples")
-    options: dict[str, Any] = {"cache": cache, "quantized": True, "advance": advance, "saved": saved}
-    return generate(attack, model, data, seed=seed, batch_size=size, chosen=chosen, into=into, **options)
+    some |= {"batch_size": size, "cache": cache, "advance": advance, "saved": saved}
+    return generate(attack, model, data, seed=seed, quantized=True, **some)
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     """The images of ``data`` with adversarial examples for training: uint8 (N, 3 + 3 * rounds, H, W), the rounds stacked along
     the channels. Every attack of the recipe is run on every classifier of the panel, each on its share of the images of each
-    round (on ``weight`` shares); without attacks there are no more channels. Of several processes the first attacks for all."""
+    round (on ``weight`` shares); without attacks there are no more channels. Of several processes each attacks a part, and the
+    first collects them from the cache."""
     recipe, device = run.recipe, data.images.device
     if not recipe.training_attacks:
         return data.images
@@ -90,6 +85,12 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     parts = slices(len(data), BLOCK)  # all may not fit into memory
     for part in parts:
         pairs[part, :3] = data.images[part]
+    if world_size() > 1:
+        run.shard = Shard(rank(), world_size())
+        with suppress(Unfinished):
+            _attack(run, panel, data, pairs[:, 3:])
+        run.shard = Shard()
+        averaged(torch.zeros(1, device=device))  # once all have come here
     first_only(lambda: _attack(run, panel, data, pairs[:, 3:]))
     for part in parts if world_size() > 1 else ():
         pairs[part] = first_only(partial(pairs[part].cpu)).to(device)
@@ -108,6 +109,6 @@ def _attack(run: Run, panel: Panel, data: ImageSet, rounds: Tensor) -> None:
             for job, (attack, model) in enumerate(jobs):
                 seed = seed_for(recipe.seed, "training attack", turn, job)
                 chosen = (job_of == job).nonzero().flatten()
-                seconds += attack_for_training(run, attack, model, data, seed, advance, chosen, into).seconds
+                seconds += attack_for_training(run, attack, model, data, seed, advance, some=(chosen, into)).seconds
     run.shard.check()
     say(f"{'attack':<16} {count:,} training images, {count / max(seconds, 1e-9):,.0f} images/s")

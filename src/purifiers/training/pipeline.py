@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks.base import frozen
-from purifiers.classifiers.load import adapt_classifier, build_classifier, check_form, load_classifier, watch
+from purifiers.classifiers.load import adapt_classifier, build_classifier, check_form, completed, load_classifier, watch
 from purifiers.console import Deadline, say
 from purifiers.data import ImageSet, as_image_set
 from purifiers.device import find_device, repeatable
@@ -98,8 +98,8 @@ def train(
     run = Run(recipe, Path(output), chosen, Path(output) / "cache")
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
     with together(), frozen(model):
-        adapted, data = adapt_classifier(model, name, data)
-        run.take(data, "train")
+        adapted = adapt_classifier(model, name, data)
+        run.take(completed(data, adapted), "train")
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
         return first_only(lambda: Purifier.from_pretrained(run.folder)).to(home)
 
