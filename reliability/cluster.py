@@ -9,7 +9,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -136,15 +135,20 @@ def _with_datasets(images: list[bytes]) -> list[bytes]:
 
 
 def _with_spark(images: list[bytes]) -> list[bytes]:
-    from pyspark.ml.functions import predict_batch_udf
+    import pandas as pd
     from pyspark.sql import SparkSession
-    from pyspark.sql.types import BinaryType
+    from pyspark.sql.functions import pandas_udf
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     session = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     try:
         session.sparkContext.setLogLevel("OFF")
-        purify = predict_batch_udf(partial(PurifyBatch, PURIFIER, "image", "cpu"), return_type=BinaryType(), batch_size=4)
+        batches = PurifyBatch(PURIFIER, device="cpu")
+
+        def purified(images: pd.Series) -> pd.Series:
+            return pd.Series(batches(images.to_numpy()))
+
+        purify = pandas_udf(purified, "binary")
         rows = session.createDataFrame(list(enumerate(map(bytearray, images))), ["number", "image"])
         found = rows.withColumn("image", purify("image")).orderBy("number").collect()
         return [bytes(row["image"]) for row in found]
@@ -183,7 +187,7 @@ PROMISES = {
     ),
     "libraries": Promise(
         "Ray Data, Hugging Face datasets and Spark purify the same as one process.",
-        "the same object, by `map_batches`, `map` and `predict_batch_udf` of the real libraries, as far as they are installed",
+        "the same object, by `map_batches`, `map` and a `pandas_udf` of the real libraries, as far as they are installed",
         libraries,
         quick=8,
         long=200,

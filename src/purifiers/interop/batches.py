@@ -23,7 +23,8 @@ class PurifyBatch:
 
     - ``rows.map_batches(PurifyBatch, fn_constructor_args=("cifar10",), batch_size=256, concurrency=2)``
     - ``dataset.map(PurifyBatch("cifar10"), batched=True)``
-    - ``predict_batch_udf(partial(PurifyBatch, "cifar10"), return_type=BinaryType(), batch_size=256)``
+    - ``pandas_udf(purified, "binary")``, where ``purified(images: pd.Series) -> pd.Series`` returns
+      ``pd.Series(PurifyBatch("cifar10")(images.to_numpy()))``; Spark's ``predict_batch_udf`` returns no binary columns
 
     An image is encoded, as bytes or in a mapping as ``bytes``; or PIL's; or uint8 (H, W, 3). It comes back in the same form,
     encoded ones as PNG. Sizes may be mixed. The object can be pickled; a purifier by name is loaded where it is used.
