@@ -182,7 +182,7 @@ def test_mistakes_are_told_before_anything_is_computed(
         ([saved, "x.onnx", "--format", "torch"], "ends in .pt2"),
         ([saved, "x.pt2", "--format", "torch", "--int8"], "--int8 is for ONNX"),
         ([saved, "x.onnx", "--int8"], "--images DIR"),
-        ([saved, "x.onnx", "--int8", "--images", tmp_path / "one"], "needs at least two subfolders with images"),
+        ([saved, "x.onnx", "--int8", "--images", tmp_path / "one"], "needs images, at least two"),
         ([saved, "x.onnx", "--images", tmp_path], "--images has no effect"),
         ([saved, "x.onnx", "--mean", "0.5", "--std", "0.5"], "--mean has no effect"),
         ([saved, "x.onnx", "--classifier", "my_module:build"], "cannot import the classifier 'my_module:build'"),
