@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,14 +91,22 @@ def test_what_was_read_is_not_read_again(
     assert len(read) == 9 and torch.equal(before[0], expected[0]), "who has the old images keeps them"
 
 
-def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_nothing_stays_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = []
+
     def full(handle: int, start: int, size: int) -> None:
+        reserved.append(size)
+        os.truncate(handle, size // 2)  # as the system does before it gives up
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("purifiers.data.large.IN_MEMORY", 0)
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(DataError, match=r"15\.1 GB are needed in .*No space left"):
-        empty((100_000, 3, 224, 224), torch.uint8, tmp_path / "new")
+    for free, name in ((10, "known"), (10**12, "found out")):
+        monkeypatch.setattr("purifiers.data.large.shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        with pytest.raises(DataError, match=r"(?i)no space left.*0\.2 GB are needed in"):
+            empty((1000, 3, 224, 224), torch.uint8, tmp_path, name)
+        assert (tmp_path / name).stat().st_size == 0
+    assert len(reserved) == 1, "nothing is reserved where it cannot fit"
 
 
 def test_adversarial_examples_of_a_large_set_are_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ The system reads it where it is needed, and keeps in free memory what was read. 
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -41,14 +42,18 @@ def empty(
         return torch.empty(*shape, dtype=dtype, device=device)
     folder = folder or Path(tempfile.gettempdir())
     folder.mkdir(parents=True, exist_ok=True)
+    advice = f"{size / 1e9:.1f} GB are needed in {folder}: free some, choose another output folder, or a smaller data.size"
     with (folder / name).open("a+b") if name else tempfile.TemporaryFile(dir=folder) as handle:
+        there = handle.seek(0, os.SEEK_END)
+        if size - there > shutil.disk_usage(folder).free:
+            raise DataError(f"no space left on the disk; {advice}")
         try:  # reserved now, as a full disk would end a process that writes to a mapped file
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle.fileno(), 0, size)
-            handle.truncate(max(size, handle.seek(0, os.SEEK_END)))
+            handle.truncate(max(size, there))
         except OSError as error:
-            advice = "free some, choose another output folder, or set a smaller data.size"
-            raise DataError(f"{size / 1e9:.1f} GB are needed in {folder} ({error.strerror}): {advice}") from error
+            handle.truncate(there)  # what was reserved until then
+            raise DataError(f"{error.strerror}; {advice}") from error
         return torch.from_numpy(np.memmap(handle, np.uint8, "r+", shape=(size,))).view(dtype).view(*shape)
 
 
