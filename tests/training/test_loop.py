@@ -1,4 +1,5 @@
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,16 @@ def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
     assert [record["epoch"] for record in resumed] == [1, 2, 3, 4]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also where a script runs the tests in the background, for which shells ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("last", [1, 2, 6])
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_saves_the_epoch_so_far(tmp_path: Path, last: int) -> None:
     """It comes in the middle of a step, which is completed; the training then goes on with the next."""
     fabric, path, calls = make_fabric(torch.device("cpu")), tmp_path / "cut.safetensors", 0
