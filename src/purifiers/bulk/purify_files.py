@@ -50,7 +50,7 @@ class BulkResult:
         """Add a failure, on one line: what cannot be printed, in names, is escaped. Raises DataError if it should stop."""
         self.failed.append("".join(one if one.isprintable() else repr(one)[1:-1] for one in reason))
         if self.stop:
-            raise DataError(f"{self.failed[-1]}; --on-error skip goes on and lists it")
+            raise DataError(f"{self.failed[-1]}; --on-error skip lists it and continues")
 
 
 @dataclass
