@@ -75,6 +75,7 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("evaluation.attacks.PGD.num_step=5", "did you mean 'num_steps'"),
         ("evaluation.attacks.PDG.epsilon=0.1", "PDG.*kind"),
         ("evaluation.attacks={}", "at least 1 item"),
+        ("evaluation.attacks={PGD: {kind: pgd, 0.5: 1}}", "keys are texts; got 0.5"),
         ("evaluation.views=[]", "at least 1 item"),
         ("training_attacks.PGD.epsilon=8", r"in \[0,1\] units: 8 would be everything; write 8/255"),
         ("training_attacks.PGD.epsilon=1e400", "finite number"),
