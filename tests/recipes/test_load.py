@@ -87,6 +87,7 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("purifier.width=[4]", "takes no 'width'; did you mean 'widths'"),
         ("purifier.network=cea", "did you mean 'cae'"),
         ("purifier.network=resnet", "takes no 'widths'"),
+        ("student.network={network: resnet}", "cannot be trained as a purifier"),
         ("classifier.network={network: cae}", "not a classifier"),
         ("purifier={network: resnet, depth: 20}", "cannot be trained"),
         ("purifier.blocks=[1,2]", "as many widths as blocks"),

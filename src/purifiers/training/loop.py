@@ -268,10 +268,10 @@ def fit_stage(
     """
     recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)
     # The key has the settings of the training attacks instead of their pixels, which may differ in a bit on another machine or
-    # without the cache. The start is one of the parents, whatever its path.
+    # without the cache. The start is one of the parents, whatever its path, and the network is there itself.
     if made_from is None and stage.images.shape[1] > 3:
         made_from = {name: attack.model_dump() for name, attack in recipe.training_attacks.items()}, recipe.attack_rounds
-    settings = optimisation.model_dump(exclude={"start"})
+    settings = optimisation.model_dump(exclude={"start", "network"})
     frozen = [fingerprint(parent) for parent in parents]
     images = stage.images[:, :3]
     key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
