@@ -287,10 +287,10 @@ def fit_stage(
     """
     recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)
     # The key has the settings of the training attacks instead of their pixels, which may differ in a bit on another machine or
-    # without the cache. The start is one of the parents, whatever its path.
+    # without the cache. The start is one of the parents, whatever its path, and the network is there itself.
     if made_from is None and stage.images.shape[1] > 3:
         made_from = {name: attack.model_dump() for name, attack in recipe.training_attacks.items()}, recipe.attack_rounds
-    settings = optimisation.model_dump(exclude={"start"})
+    settings = optimisation.model_dump(exclude={"start", "network"})
     checkpoint, key, plan = folder / STATE_FILE, "", current()
     if plan and (not checkpoint.exists() or any(parent in plan.stand_ins for parent in parents)):
         checkpoint = folder / "none"

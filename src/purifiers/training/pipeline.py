@@ -249,7 +249,7 @@ def train_purifier(
     """
     # All students start from the same weights and see the same batches, so that they differ in their teachers alone.
     stream = "student" if name in STUDENTS else name
-    network = seeded(run, stream, run.recipe.purifier.build)
+    network = seeded(run, stream, (getattr(optimisation, "network", None) or run.recipe.purifier).build)
     if start is not None:
         network.load_state_dict(start.state_dict())
         parents = [*parents, start]

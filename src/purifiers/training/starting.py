@@ -24,7 +24,6 @@ SAMPLE = 1000  # images on which the classifier's accuracy is measured before it
 
 def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``."""
-    expected = describe(recipe.purifier.build())
     networks = {}
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
@@ -32,6 +31,8 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
             advice = "or the output folder of a training"
             raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{hint} ({advice})")
         network = load_network(locate(start))
+        built = recipe.student.network if stage == "student" else None
+        expected = describe((built or recipe.purifier).build())
         if (found := describe(network)) != expected:
             raise ConfigError(f"{stage}.start: '{start}' does not have the structure of the purifier: {found}, not {expected}")
         networks[stage] = place(network, device).requires_grad_(False)
