@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from promise import Promise, Result
 
+import purifiers.recipes as recipes_folder
 from purifiers.data.files import FORMATS
 from purifiers.networks import CAE
-from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, save_network
 from purifiers.storage import save_state, save_tensors
 
 PART = 100_000  # inputs of one process; each begins with another seed
+RECIPES = Path(recipes_folder.__file__).parent
 KEPT = Path(__file__).parents[1] / "build" / "fuzz"  # inputs that failed
 
 
@@ -47,7 +48,7 @@ def images() -> list[bytes]:
 def recipes() -> list[bytes]:
     """Two of the shipped recipes, and changes of one."""
     changes = ["student.epochs=5", "data.size=16", "audit.attacks={A: {kind: PGD, epsilon: 8/255}}", "a: &x [*x, *x]"]
-    return [recipe_text(load_recipe(name)).encode() for name in ("digits", "folder")] + [change.encode() for change in changes]
+    return [(RECIPES / f"{name}.yaml").read_bytes() for name in ("digits", "folder")] + [change.encode() for change in changes]
 
 
 def networks(folder: Path) -> tuple[list[bytes], list[bytes]]:
@@ -65,7 +66,8 @@ def networks(folder: Path) -> tuple[list[bytes], list[bytes]]:
     unchecked = len(bare).to_bytes(8, "little") + bare + whole[8 + size :]
     save_state(folder / "state", {"epoch": 1, "tensor": torch.zeros(2), "list": [1, {"a": None}]})
     save_tensors(folder / "empty", {})
-    others = [{"network": "resnet", "arguments": {"depth": 20}}, {"network": "nrp", "arguments": {}}]
+    small = {"block": "dense", "blocks": 1, "features": 4, "growth": 4}  # the whole NRP takes a third of a second
+    others = [{"network": "resnet", "arguments": {"depth": 20}}, {"network": "nrp", "arguments": small}]
     others += [{"network": "soap", "arguments": {"epsilon": 0.1}}]
     configs = [config, *(json.dumps({"format": 1, **other}).encode() for other in others)]
     return configs, [whole, unchecked, (folder / "state").read_bytes(), (folder / "empty").read_bytes()]
