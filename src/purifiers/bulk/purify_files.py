@@ -116,9 +116,10 @@ def _list(failed: Sequence[str], target: Path, shard: Shard) -> None:
     lines = {*failed}
     if parts:
         write_text(parts[shard.index], "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
-        if not all(part.exists() for part in parts):
+        try:
+            lines = {line for part in parts for line in part.read_text().splitlines()[1:]}
+        except FileNotFoundError:  # others are not there yet, or another shard has just joined them all
             return
-        lines = {line for part in parts for line in part.read_text().splitlines()[1:]}
     if lines:
         write_text(target / FAILED_FILE, "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
     else:
