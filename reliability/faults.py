@@ -180,7 +180,8 @@ def clean(base: Path, folder: Path, shard: Shard | None = None) -> Any:
     """Twelve image files purified, and each compared; what is in the files."""
     purifier = Purifier.from_pretrained(str(base))
     purify_files(purifier, base.parents[1] / "pictures", folder / "out", compare=folder / "compared", shard=shard)
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    # Other shards list their failures until the last one joins the lists.
+    files = [file for file in sorted(folder.rglob("[!.]*")) if file.is_file() and not file.match("failed-*-of-*.txt")]
     return {str(file.relative_to(folder)): np.asarray(Image.open(file)).astype(int).sum().item() for file in files}
 
 

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from promise import Promise, Result
 
+import purifiers.recipes as recipes_folder
 from purifiers.data.files import FORMATS
 from purifiers.networks import CAE
-from purifiers.recipes.load import load_recipe, recipe_text
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, save_network
 from purifiers.storage import save_state, save_tensors
 
 PART = 100_000  # inputs of one process; each begins with another seed
+RECIPES = Path(recipes_folder.__file__).parent
 KEPT = Path(__file__).parents[1] / "build" / "fuzz"  # inputs that failed
 
 
@@ -47,7 +48,7 @@ def images() -> list[bytes]:
 def recipes() -> list[bytes]:
     """Two of the shipped recipes, and changes of one."""
     changes = ["student.epochs=5", "data.size=16", "audit.attacks={A: {kind: PGD, epsilon: 8/255}}", "a: &x [*x, *x]"]
-    return [recipe_text(load_recipe(name)).encode() for name in ("digits", "folder")] + [change.encode() for change in changes]
+    return [(RECIPES / f"{name}.yaml").read_bytes() for name in ("digits", "folder")] + [change.encode() for change in changes]
 
 
 def networks(folder: Path) -> tuple[list[bytes], list[bytes]]:

@@ -45,7 +45,8 @@ def recipe(folder: Path) -> Callable[[bytes], object]:
         try:
             load_recipe(path)
         except PurifiersError:
-            load_recipe("digits", [content.decode(errors="replace")])
+            if b"=" in content[:80]:
+                load_recipe("digits", [content.decode(errors="replace")])
 
     return read
 

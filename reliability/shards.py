@@ -29,7 +29,8 @@ def shared(count: int, folder: Path) -> Result:
         left = all(status == 0 or "errors.Unfinished" in log for status, log in zip(statuses, logs, strict=True))
         # Of files each process has its own share, and the last has all.
         kept = expected(name) in finished if name == "files" else finished and all(one == expected(name) for one in finished)
-        survival.judge(f"{name} by {processes}", left and kept, "\n".join(logs))
+        lists = [*output.rglob("failed-*")]  # joined by the last one
+        survival.judge(f"{name} by {processes}", left and kept and not lists, "\n".join([*logs, *map(str, lists)]))
         shutil.rmtree(output.parent)
     survival.result.figures = "by 2 to 5 processes"
     return survival.result
@@ -40,7 +41,7 @@ PROMISES = {
         "Work that several processes share in one folder gives the result of one, to the last digit.",
         "training, evaluation, audit, certification and bulk cleaning by 2 to 5 processes that start at once (`--shard`)",
         shared,
-        quick=3,
+        quick=5,
         long=60,
     ),
 }

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from purifiers.attacks.libraries import make_reference
 from purifiers.cli import main
+from purifiers.forecast import foreseen
+from purifiers.networks import inference
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
@@ -22,6 +24,13 @@ from purifiers.training.pipeline import train_recipe
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker per core: more threads would only fight
+
+
+@pytest.fixture(autouse=True)
+def _without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds to start; tests/networks/test_inference.py has it back."""
+    monkeypatch.setattr(inference, "find_spec", lambda name: None)
+
 
 # No test gates on a wall clock: a busy machine is not a defect.
 settings.register_profile("no deadline", deadline=None)
@@ -92,6 +101,18 @@ def brief_timing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("purifiers.evaluation.metrics.LEAST_SECONDS", 0.01)
         patch.setattr("purifiers.evaluation.metrics.SIZE", {"cpu": 256})
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_forecast() -> Iterator[None]:
+    """Commands begin at once, as a forecast takes longer than their work here; it has tests of its own."""
+
+    def begin(work: Callable[[], Any], dry_run: bool, brief: bool = True) -> Any:
+        return foreseen(work, dry_run, brief=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purifiers.forecast.foreseen", begin)
         yield
 
 

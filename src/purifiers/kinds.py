@@ -63,6 +63,8 @@ class Kind(Group):
             raise ValueError(f"kind: {error}") from error
         if not (isinstance(chosen, type) and issubclass(chosen, cls)):
             raise ValueError(f"kind: '{content['kind']}' is not a subclass of purifiers' {cls.__name__}")
+        if odd := [key for key in content if not isinstance(key, str)]:  # an attack's constructor takes keywords
+            raise ValueError(f"keys are texts; got {odd[0]!r}")
         try:
             return chosen.model_validate({**content, "kind": cls.registry.name_of(chosen)})
         except ValidationError as error:

@@ -102,6 +102,16 @@ def test_classes_that_differ_in_their_spelling_alone(tmp_path: Path, names: str)
     assert in_order(["b", "10", "a"]) == ["10", "a", "b"]
 
 
+def test_splits_without_class_folders_are_no_classes(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("Val", 2)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            Image.new("RGB", (4, 4), (i, i, i)).save(tmp_path / split / f"{i}.png")
+    parts = both(tmp_path)
+    assert [len(part) for part in parts] == [3, 2]
+    assert all(part.labels_predicted and part.classes == () for part in parts)
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [

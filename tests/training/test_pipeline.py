@@ -19,7 +19,7 @@ from purifiers.evaluation.evaluate import _peak
 from purifiers.networks import ResNet
 from purifiers.recipes.load import changed, load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
-from purifiers.registry import fingerprint
+from purifiers.registry import describe, fingerprint
 from purifiers.runs import STATE_FILE, Run, open_run, student_configs
 from purifiers.storage import load_state, save_state
 from purifiers.training.pipeline import train_recipe
@@ -272,6 +272,23 @@ def test_a_residual_teacher_nt_needs_no_training_and_a_student_may_start_from_te
     for name, value in student.items():
         torch.testing.assert_close(value, teacher[name], rtol=0, atol=1e-8)
     assert open_run(run.recipe, tmp_path, "cpu").histories.keys() == {"teacher_at", "student"}
+
+
+def test_a_student_may_be_smaller_than_its_teachers_and_goes_on_from_one_of_its_size(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path
+) -> None:
+    given = (f"classifier.source={tiny_run.checkpoint('classifier')}", f"teacher_at.start={tiny_run.checkpoint('teacher_at')}")
+    small = "student.network={network: cae, widths: [4], blocks: [1], unshuffle: 2, residual: true}"
+    recipe = tiny_recipe(*given, "teacher_at.epochs=0", small)
+    run = train_recipe(recipe, tmp_path / "run", device="cpu")
+    assert describe(run.purifiers["student"].network) == describe(recipe.student.network.build())
+    assert fingerprint(run.purifiers["teacher_at"]) == fingerprint(tiny_run.purifiers["teacher_at"])
+    opened = open_run(recipe, tmp_path / "run", "cpu")
+    assert fingerprint(opened.purifiers["student"]) == fingerprint(run.purifiers["student"])
+    starts = load_starts(changed(recipe, {"student.start": str(tmp_path / "run")}), torch.device("cpu"))
+    assert fingerprint(starts["student"]) == fingerprint(run.purifiers["student"].network)
+    with pytest.raises(ConfigError, match="another network"):
+        tiny_recipe(small, "student.start=teacher_at")
 
 
 def test_a_training_that_starts_from_purifiers_that_are_there_and_may_be_moved(

@@ -103,7 +103,7 @@ def purify_files(
     jobs = (_one_job if source.is_file() else _jobs)(source, target, compare, result)
     jobs = [job for number, job in enumerate(jobs) if shard.takes(number)]
     with progress("purifying", len(jobs)) as advance:
-        _Bulk(purifier, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
+        _Bulk(purifier.optimize(), fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
     if source.is_dir():
         with suppress(OSError):  # if nothing can be written, the failures say so; or another shard joins the lists now
             _list(result.failed, target, shard)
@@ -116,9 +116,10 @@ def _list(failed: Sequence[str], target: Path, shard: Shard) -> None:
     lines = {*failed}
     if parts:
         write_text(parts[shard.index], "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
-        if not all(part.exists() for part in parts):
+        try:
+            lines = {line for part in parts for line in part.read_text().splitlines()[1:]}
+        except FileNotFoundError:  # others are not there yet, or another shard has just joined them all
             return
-        lines = {line for part in parts for line in part.read_text().splitlines()[1:]}
     if lines:
         write_text(target / FAILED_FILE, "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
     else:

@@ -66,7 +66,7 @@ def load_folder(
     ``size``: height and width: each image is scaled to cover it and its centre is kept. Needed where sizes differ.
     ``labels``: instead of class folders a CSV file (:func:`purifiers.data.labels.read_table`), whose labels, if all are numbers
     and there are no ``classes``, are the classifier's outputs, from 0. Or ``classifier``: the images, wherever they are below
-    ``path``, are labelled by the classifier's predictions later, as those of a folder without subfolders are anyway.
+    ``path``, are labelled by the classifier's predictions later, as those of a folder without class folders are anyway.
     ``classes``: a file of the names of all of the classifier's outputs (:func:`purifiers.data.labels.read_classes`).
     ``cache``: a folder where images that do not fit into memory are kept decoded (:func:`purifiers.data.large.decode`).
 
@@ -126,7 +126,7 @@ def listed(
     :func:`load_folder`; ``left_out`` counts what is not among them."""
     left_out = Counter() if left_out is None else left_out  # of both splits
     names = () if classes is None else read_classes(Path(classes))
-    if by_folder := labels is None and (not root.is_dir() or bool(_folders(root))):
+    if by_folder := labels is None and not (root.is_dir() and _unlabelled(root)):
         of_class = class_files(root, split, left_out)
         own = {file: name for name, files in of_class.items() for file in files}
         chosen, order = [*own], tuple(of_class)
@@ -148,6 +148,14 @@ def listed(
     else:
         numbers = {name: i for i, name in enumerate(order)}
     return {file: numbers[own[file]] for file in chosen}, names or order
+
+
+def _unlabelled(root: Path) -> bool:
+    """Whether a folder has no subfolders, or none but those of the splits, with images and no class folders in them."""
+    splits = {name.lower(): root / name for name in _folders(root)}
+    return splits.keys() in (set(), {"train", "test"}, {"train", "val"}, {"train", "test", "val"}) and not any(
+        map(_folders, splits.values())
+    )
 
 
 def _of_split(root: Path, files: list[Path], split: str) -> list[Path]:

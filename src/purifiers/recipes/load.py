@@ -115,7 +115,7 @@ def recipe_text(recipe: Recipe) -> str:
 def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
-        raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override}'")
+        raise ConfigError(f"an override reads key=value, for example student.epochs=5; got '{override:.80}'")
     return key.strip(), parse_yaml(text, f"the value in '{override}'")
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.classifiers.adapters import check_normalization
@@ -28,6 +28,16 @@ PLACES: Mapping[str, Callable[[str], str]] = {
     **dict.fromkeys(("path", "labels", "classes"), absolute),
 }
 """Keys whose values are files or folders, and the functions that make them absolute."""
+
+
+def _purifying(network: NetworkConfig) -> NetworkConfig:
+    if not getattr(NETWORKS[network.network], "trainable", False):
+        valid = [name for name, one in NETWORKS.items() if getattr(one, "trainable", False)]
+        raise ValueError(f"'{network.network}' cannot be trained as a purifier{nearest(network.network, valid)}")
+    return network
+
+
+PurifierConfig = Annotated[NetworkConfig, AfterValidator(_purifying)]
 ADAPTIVE = "adaptive"  # in ``evaluation.limits``: all attacks under the other views than ``blind``
 
 
@@ -135,10 +145,12 @@ class Student(OnAttacked):
     ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure
     images. The equation is the default.
     ``softmax_over``: g in equation 5 is a softmax over all values of an image, or over the colours of each pixel.
-    ``start``: from random weights, as in the paper (``scratch``), from those of teacher AT, which has the same structure
+    ``network``: its own, usually smaller than the teachers'; by default it is built as they are, by the recipe's ``purifier``.
+    ``start``: from random weights, as in the paper (``scratch``), from those of teacher AT, which then has the same structure
     (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
     """
 
+    network: PurifierConfig | None = None
     start: str = STARTS[0]
     beta: float = Field(default=0.5, ge=0)
     gamma: float = Field(default=0.5, ge=0)
@@ -146,6 +158,12 @@ class Student(OnAttacked):
     softmax_over: SoftmaxOver = "all"
 
     _absolute = field_validator("start")(PLACES["start"])
+
+    @model_validator(mode="after")
+    def _startable(self) -> Self:
+        if self.network is not None and self.start == "teacher_at":
+            raise ValueError("start is teacher_at, which has another network: remove network, or start from scratch")
+        return self
 
 
 class Evaluation(Group):
@@ -211,6 +229,7 @@ class Recipe(Group):
     ``name``: of its folder in ``runs`` too, so a plain file name.
     ``companions``: further classifiers, so that the purifier does not rely on the errors of one: they take equal shares of
     training attacks and guidance, and are never evaluated.
+    ``purifier``: the network of the teachers, and of the student where it has none of its own.
     ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
     of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Empty
     where all trainings have an ``attack`` of their own, or ``noise`` to remove.
@@ -232,7 +251,7 @@ class Recipe(Group):
     data: Data
     classifier: Classifier
     companions: tuple[Classifier, ...] = ()
-    purifier: NetworkConfig
+    purifier: PurifierConfig
     training_attacks: dict[str, AnyAttack] = Field(default_factory=dict)
     attack_rounds: Positive = 1
     latent: Latent | None = None
@@ -249,14 +268,6 @@ class Recipe(Group):
     def classifiers(self) -> dict[str, Classifier]:
         """The classifier to protect and its companions, by the names of their stages."""
         return {"classifier": self.classifier} | {f"companion_{i}": one for i, one in enumerate(self.companions, start=1)}
-
-    @field_validator("purifier")
-    @classmethod
-    def _purifies(cls, purifier: NetworkConfig) -> NetworkConfig:
-        if not getattr(NETWORKS[purifier.network], "trainable", False):
-            valid = [name for name, one in NETWORKS.items() if getattr(one, "trainable", False)]
-            raise ValueError(f"'{purifier.network}' cannot be trained as a purifier{nearest(purifier.network, valid)}")
-        return purifier
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

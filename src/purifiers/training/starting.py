@@ -11,6 +11,7 @@ from purifiers.console import say
 from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.evaluation import metrics
+from purifiers.forecast import current
 from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
 from purifiers.recipes.schema import STARTS, Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
@@ -23,7 +24,6 @@ SAMPLE = 1000  # images on which the classifier's accuracy is measured before it
 
 def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
     """The purifiers that the recipe names as a stage's start, by stage, frozen, on ``device``."""
-    expected = describe(recipe.purifier.build())
     networks = {}
     for stage, start in _starts(recipe).items():
         if not (locate(start) / CONFIG_FILE).is_file():
@@ -31,6 +31,8 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
             advice = "or the output folder of a training"
             raise MissingFileError(f"{stage}.start: there is no purifier at '{start}'{hint} ({advice})")
         network = load_network(locate(start))
+        built = recipe.student.network if stage == "student" else None
+        expected = describe((built or recipe.purifier).build())
         if (found := describe(network)) != expected:
             raise ConfigError(f"{stage}.start: '{start}' does not have the structure of the purifier: {found}, not {expected}")
         networks[stage] = place(network, device).requires_grad_(False)
@@ -53,6 +55,8 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
 
 def report_accuracy(run: Run, data: ImageSet) -> None:
     """Print the classifier's accuracy; one that guesses hints at another order of classes, or at normalisation."""
+    if current():
+        return
     sample = data.limited(SAMPLE, seed_for(run.recipe.seed, "glance"))
     predicted = metrics.predict(run.classifier, sample.images, run.recipe.evaluation.batch_size)
     if odd := int((predicted < 0).sum()):
