@@ -22,7 +22,7 @@ from purifiers.networks.inference import Optimised
 from purifiers.recipes.load import load_recipe
 from purifiers.registry import NETWORKS, build_network, place
 
-LONGEST = 6.0
+LONGEST = 3.0
 """Seconds: a batch that would take longer is not run; its cell is that of a smaller batch, in proportion, with a ~."""
 PASSES = 100
 DDPM = 2 * 6.06e9
