@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measure import Benchmark, Table, digits, interleaved, limit_works, median
+from benchmarks.measure import LONG, Benchmark, Table, digits, interleaved, limit_works, median
 from purifiers import Purifier
 from purifiers.attacks import BIM
 from purifiers.networks import ResNet
 
-LONG = "BENCHMARK_LONG"
-"""The environment variable with which as many files are purified as take hours."""
 HELP, IMPORT = 0.3, 1.2
 FILES = """
 import sys
