@@ -145,6 +145,7 @@ class Student(OnAttacked):
     ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure
     images. The equation is the default.
     ``softmax_over``: g in equation 5 is a softmax over all values of an image, or over the colours of each pixel.
+    ``teachers``: of the recipe's student; teacher AT alone is for one that is to copy a purifier.
     ``teacher_once``: teacher AT purifies every adversarial example once, before the first step, and its correction is scaled
     with the perturbation: each step saves a pass of the teacher, which is most of the time where the student is small.
     ``guided_share``: of each batch, the part that goes through the classifiers, at least one image of each: with a small
@@ -154,6 +155,7 @@ class Student(OnAttacked):
     (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
     """
 
+    teachers: tuple[Literal["AT", "NT"], ...] = Field(default=("AT", "NT"), min_length=1)
     teacher_once: bool = False
     guided_share: float = Field(default=1.0, gt=0, le=1)
     network: PurifierConfig | None = None

@@ -217,9 +217,10 @@ def _train_purifiers(run: Run, panel: Panel, pairs: Tensor, starts: Mapping[str,
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
     shown = with_outputs(run, at, pairs) if recipe.student.teacher_once else pairs
     for name, student in student_configs(recipe, ablation).items():
-        distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
+        own = [teacher for teacher in STUDENTS[name] if teacher in student.teachers]
+        distilled = student_losses(student, {teacher: outputs[teacher] for teacher in own}, panel)
         start = at if student.start == "teacher_at" else starts.get("student")
-        parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
+        parents = [*panel.classifiers, *(teachers[teacher] for teacher in own)]
         train_purifier(run, name, student, shown, distilled, parents, start)
 
 
