@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks.libraries import make_reference
 from purifiers.cli import main
+from purifiers.forecast import foreseen
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
@@ -92,6 +93,18 @@ def brief_timing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("purifiers.evaluation.metrics.LEAST_SECONDS", 0.01)
         patch.setattr("purifiers.evaluation.metrics.SIZE", {"cpu": 256})
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_forecast() -> Iterator[None]:
+    """Commands begin at once, as a forecast takes longer than their work here; it has tests of its own."""
+
+    def begin(work: Callable[[], Any], dry_run: bool, brief: bool = True) -> Any:
+        return foreseen(work, dry_run, brief=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purifiers.forecast.foreseen", begin)
         yield
 
 

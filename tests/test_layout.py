@@ -39,6 +39,7 @@ ORDER = [
     "networks",
     "data",
     "registry",
+    "forecast",
     "gradient_steps",
     "device",
     "console",

@@ -76,6 +76,10 @@ class Cache:
             return None if self.folder is None else accept(load_state(self.folder / _FILE.format(kind, key)))
         return None
 
+    def has(self, kind: str, key: str = "*") -> bool:
+        """Whether there is an entry, sound or damaged."""
+        return self.folder is not None and any(self.folder.glob(_FILE.format(kind, key)))
+
     def left(self, kind: str, key: str, number: int) -> bool:
         """Whether the piece of work of this ``number``, which :meth:`load` does not find, is left to another process."""
         if self.folder is None or self.shard.takes(number):

@@ -16,6 +16,8 @@ console = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sy
 """Standard output. Logs are wide enough for every table."""
 
 
+titles: list[str] = []
+"""Of what is in progress now, the outermost first."""
 MINUTE = 60.0  # seconds between two lines of progress, where there is no terminal
 
 
@@ -32,6 +34,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[float], None]]:
     columns = (name, BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
+        titles.append(title)
         done = shown = 0.0
         since = time.perf_counter()
 
@@ -45,7 +48,10 @@ def progress(title: str, total: int) -> Iterator[Callable[[float], None]]:
                 say(f"{title:<16} {done:,.0f} of {total:,}, {rate:,.1f}/s, {duration((total - done) / rate)} left")
                 shown, since = done, time.perf_counter()
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            titles.pop()
 
 
 def say(message: str = "", style: str | None = None) -> None:

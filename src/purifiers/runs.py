@@ -17,6 +17,7 @@ from purifiers.data.crops import random_crops
 from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
+from purifiers.forecast import kept
 from purifiers.purifier import Purifier
 from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import NAMES, load_recipe, training_differences, variant_recipes
@@ -125,7 +126,8 @@ class Run:
 
     def _read(self, split: Literal["train", "test"]) -> ImageSet:
         config = self.recipe.data
-        return load_images(config.name, split, self.cache, **config.source())
+        source = config.source()
+        return kept((config.name, split, *source.items()), lambda: load_images(config.name, split, self.cache, **source))
 
     def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
         """Use ``images``, limited as the recipe says, as its training or test images."""

@@ -7,7 +7,9 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import safetensors
@@ -18,11 +20,27 @@ from torch import Tensor
 
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, TrainingError
 
+_reading: ContextVar[bool] = ContextVar("reading", default=False)
+
+
+@contextmanager
+def read_only() -> Iterator[None]:
+    """Nothing that is written within is kept, and no folder is made or locked."""
+    token = _reading.set(True)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it becomes ``path`` on success and vanishes on any error. The rename is atomic:
     another process, or this one after a kill, sees the old file or the new one, never a part."""
+    if _reading.get():
+        with TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: image and figure writers choose the format by it. File systems limit the length of names.
     temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}.tmp{path.suffix}")
@@ -43,6 +61,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     lock ends with the process, and is no file."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
+    if _reading.get():
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl

@@ -66,6 +66,8 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 
 
 ATTACKS: Registry[type["Attack"]] = Registry("attack", "purifiers.attacks")  # the values of an attack's ``kind``
+Passes = tuple[float, float, float]
+"""A share of the images; how often each of them goes through the model with a gradient, and without."""
 Targeting = Literal["random", "least_likely", "second"]
 """How targets are chosen: at random by the seed, the least likely class, or the most likely of the wrong ones."""
 
@@ -107,6 +109,12 @@ class Attack(Kind, ABC):
         if self.norm == "linf" and (self.epsilon or 0) > 1:
             raise ValueError(f"epsilon is in [0,1] units: {self.epsilon:g} would be everything; write 8/255, not 8")
         return self
+
+    def passes(self, withstanding: float) -> list[Passes]:
+        """What it costs where a share ``withstanding`` of the images cannot be broken, for a forecast: shares of the images,
+        and how often each of these goes through the model, with a gradient and without."""
+        steps = float(getattr(self, "num_steps", 1))
+        return [(1.0, steps, 0.0), (withstanding, steps * (self.restarts - 1), 0.0)]
 
     @property
     def title(self) -> str:

@@ -11,19 +11,24 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks.base import Attack, show_fraction
-from purifiers.attacks.libraries import LOGGER
+from purifiers.attacks.base import Attack, frozen, show_fraction
+from purifiers.attacks.gradient import PGD
+from purifiers.attacks.libraries import LOGGER, Square
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, to_float
 from purifiers.data.large import empty
 from purifiers.device import in_parts
 from purifiers.errors import AttackError, InputError
+from purifiers.forecast import Forecast, current
 from purifiers.seeds import reproducible, seed_for
 
+FEW = 4
+"""Images that a forecast takes for all."""
 BLOCK = 1000
 """Batches are counted anew in every so many images, so that the first images of a large data set are attacked alike."""
 Parts = tuple[Tensor, int]
@@ -78,10 +83,12 @@ def generate(
         AttackError: the attack left its threat model, or less than half of a perturbation is left when it is quantised.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
-    found, left = [], False
+    found, left, plan = [], False, current()
+    unknown = plan is not None and not cache.has("adversarial")
     dtype, device = torch.uint8 if quantized else torch.float32, data.images.device
     chosen, result = some or (None, empty(data.images.shape, dtype, cache.folder, device=device))
-    for batch, number, *place in _batches(len(data if chosen is None else chosen), batch_size, parts, cache):
+    count = len(data if chosen is None else chosen)
+    for batch, number, *place in _batches(count, batch_size, parts, cache):
         these = batch if chosen is None else chosen[batch]
         images, labels = data.images[these], data.labels[these]
 
@@ -94,8 +101,13 @@ def generate(
             return one
 
         own_seed = seed_for(seed_for(seed, place[0]), place[1])
-        key = cache.key(model, images, attack, labels, own_seed, quantized)
-        one = cache.load("adversarial", key, checked)
+        key = "" if unknown else cache.key(model, images, attack, labels, own_seed, quantized)
+        one = None if unknown else cache.load("adversarial", key, checked)
+        if one is None and plan:  # those after it are not made either
+            whole = data if chosen is None else data.subset(chosen)
+            _foresee(plan, attack, model, whole, count - batch.start, batch_size, again=some is not None)
+            result[slice(None) if chosen is None else chosen] = whole.images if quantized else to_float(whole.images)
+            return Adversarial(result, batches=1)
         if one is None and cache.left("adversarial", key, number):
             one, left = Adversarial(images if quantized else to_float(images)), True
         elif one is None:
@@ -120,6 +132,30 @@ def generate(
     warnings = _counted(text for one in found for text in Counter(one.warnings).elements())
     batches, seconds = 0 if left else len(found), sum(one.seconds for one in found)
     return Adversarial(result, warnings, batches, seconds)
+
+
+def _foresee(
+    plan: Forecast, attack: Attack, model: nn.Module, data: ImageSet, count: int, batch_size: int, again: bool
+) -> None:
+    """Note what attacking ``count`` images of ``data`` will take, unless that was noted before and is not done ``again``."""
+    images, labels = to_float(data.images[:FEW]), data.labels[:FEW]
+    ball: dict[str, Any] = {"norm": attack.norm, "epsilon": attack.epsilon or 8 / 255}
+
+    def withstanding() -> float:
+        if any(part in plan.stand_ins for part in model.modules()):
+            return 0.0  # it cannot be known before the training
+        quick = PGD(**ball, num_steps=5) if attack.needs_gradients else Square(**ball, num_queries=50)
+        with torch.no_grad():
+            return (model(quick(model, images, labels)).argmax(1) == labels).float().mean().item()
+
+    count = count if again else plan.fresh(count, model, repr(attack), data.images.shape[1:])
+    share = 0.0 if attack.passes(0.0) == attack.passes(1.0) else plan.once((model, attack.needs_gradients), withstanding)
+    with frozen(model):
+        for part, gradients, queries in attack.passes(share):
+            for gradient, passes in ((True, gradients), (False, queries)):
+                if count and part and passes:
+                    pace = plan.passes(model, images, batch_size, gradient=gradient)
+                    plan.note(pace.seconds(part * count, -(-count // batch_size), passes), len(data))
 
 
 def _batches(count: int, size: int, parts: Parts | None, cache: Cache) -> Iterator[tuple[slice, int, int, int]]:

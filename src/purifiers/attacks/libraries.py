@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import ATTACKS, Around, Attack, Length, Targeting, distances, share_of_epsilon
+from purifiers.attacks.base import ATTACKS, Around, Attack, Length, Passes, Targeting, distances, share_of_epsilon
 from purifiers.errors import AttackError, require
 from purifiers.seeds import reproducible
 
@@ -42,6 +42,12 @@ class AutoAttack(Attack):
 
     def _words(self) -> list[str]:
         return super()._words() + (["rand"] if self.version == "rand" else [])
+
+    def passes(self, withstanding: float) -> list[Passes]:
+        """APGD-CE on all images; on those that are left two times nine targets and Square, or APGD-DLR, each with 20 draws."""
+        if self.version == "rand":
+            return [(1.0, 2000.0, 1.0), (withstanding, 2000.0, 0.0)]
+        return [(1.0, 100.0, 1.0), (withstanding, 1800.0, 5900.0)]
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         with torch.no_grad():
@@ -81,6 +87,10 @@ class Square(Attack):
 
     def _words(self) -> list[str]:
         return [*super()._words(), f"{self.num_queries:,} queries"]
+
+    def passes(self, withstanding: float) -> list[Passes]:
+        """All queries for images that withstand them; the others fall to a tenth, about."""
+        return [(1.0, 0.0, self.num_queries / 10), (withstanding, 0.0, self.num_queries * 9 / 10)]
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         if self.norm == "l2" and not fits_square(images):
@@ -187,6 +197,11 @@ class HopSkipJump(Attack):
     epsilon: Length = 8 / 255
     num_steps: int = Field(default=20, ge=1)
     num_evaluations: int = Field(default=100, ge=1)
+
+    def passes(self, withstanding: float) -> list[Passes]:
+        """See the class; the search for a starting point comes first."""
+        queries = self.num_evaluations * self.num_steps**1.5 * 2 / 3 + 30 * self.num_steps
+        return [(1.0, 0.0, DIRECTIONS + BLENDS + queries)]
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
         fixed = _Fixed(model, seed)

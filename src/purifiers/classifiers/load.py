@@ -21,6 +21,7 @@ from purifiers.data import ImageSet, as_image_set, noise, slices, to_float
 from purifiers.data.labels import PREDICTED
 from purifiers.device import find_device
 from purifiers.errors import ConfigError, InputError, nearest
+from purifiers.forecast import current
 from purifiers.registry import fingerprint, place
 from purifiers.storage import parse_json
 
@@ -85,6 +86,10 @@ def completed(data: ImageSet, classifier: nn.Module, batch_size: int = 50) -> Im
     if data.classes and not data.unlabelled:
         return data
     found = []
+    if data.unlabelled and (plan := current()):
+        pace = plan.passes(classifier, to_float(data.images[:1]), batch_size)
+        plan.note(pace.seconds(len(data), len(data) / batch_size), len(data), "classifying images")
+        data = replace(data, labels=torch.zeros_like(data.labels))
     with torch.no_grad(), progress(f"classifying {len(data):,} images", len(data)) as advance:
         for batch in slices(len(data) if data.unlabelled else 1, batch_size):
             found.append(logits_of("the classifier", classifier, to_float(data.images[batch])))

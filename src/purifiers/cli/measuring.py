@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,8 @@ from purifiers.cli import options
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 
 if TYPE_CHECKING:
+    from purifiers.evaluation.audit.result import Audit
+    from purifiers.evaluation.certify import Certificate
     from purifiers.evaluation.records import AttackWarning, Results
     from purifiers.recipes.schema import Recipe
     from purifiers.runs import Run
@@ -51,9 +53,12 @@ def report(run: "Run", folder: Path) -> "Results":
     """Measure a run, write its report into ``folder`` and print it."""
     from purifiers.console import duration, say
     from purifiers.evaluation.evaluate import evaluate_run
+    from purifiers.forecast import current
     from purifiers.reports.pages import all_tables, headline, write_report
 
     results, examples = run.shard.finish(lambda: evaluate_run(run))
+    if current():
+        return results
     results.write(folder)
     page = write_report(results, examples, folder, run.folder)
     for table in all_tables(results):
@@ -73,11 +78,13 @@ def evaluate(
     output: Annotated[Path | None, options.output("RUN itself")] = None,
     device: options.Device = "auto",
     shard: options.ShardOfWork = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Attack and measure a purifier that 'train' made.
 
     Attack under the recipe's views, purify, measure the accuracy, and write results.json, report.md and report.html.
     """
+    from purifiers.forecast import foreseen
     from purifiers.recipes.load import load_recipe
     from purifiers.runs import RECIPE_FILE, open_run, prepare_baselines, recipe_of
 
@@ -91,11 +98,15 @@ def evaluate(
     if baselines == "all":
         _refuse_foreign_baselines(run, recipe)
     refuse_other_run(folder, run)
-    opened = open_run(recipe, run, device)
-    if baselines != "none":
-        prepare_baselines(opened, train=baselines == "all")
-    opened.cache, opened.shard = folder / "cache", share
-    report(opened, folder)
+
+    def work() -> "Results":
+        opened = open_run(recipe, run, device)
+        if baselines != "none":
+            prepare_baselines(opened, train=baselines == "all")
+        opened.cache, opened.shard = folder / "cache", replace(share)  # which counts its pieces
+        return report(opened, folder)
+
+    foreseen(work, dry_run)
 
 
 def audit(
@@ -109,6 +120,7 @@ def audit(
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/audit")] = None,
     device: options.Device = "auto",
     shard: options.ShardOfWork = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Attack defended models under every threat model.
 
@@ -119,6 +131,7 @@ def audit(
     from purifiers.console import duration, say
     from purifiers.evaluation.audit.run import audit_by_name
     from purifiers.evaluation.records import Results
+    from purifiers.forecast import foreseen
     from purifiers.recipes.load import load_recipe
     from purifiers.reports.pages import overview, sentences, write_audit, write_card
     from purifiers.runs import RECIPE_FILE, is_run
@@ -135,7 +148,13 @@ def audit(
     own = runs[0] if len(runs) == len(purifiers) == 1 else None
     folder = output or own or Path("runs/audit")
     refuse_other_run(folder, runs[0] if len(runs) == 1 else None)
-    found = audit_by_name(purifiers, overrides, folder, recipe=recipe, device=device, baselines=baselines, shard=share)
+
+    def work() -> "Audit":
+        own = replace(share)  # which counts its pieces
+        return audit_by_name(purifiers, overrides, folder, recipe=recipe, device=device, baselines=baselines, shard=own)
+
+    if (found := foreseen(work, dry_run)) is None:
+        return
     page = write_audit(found, folder)
     if own and folder.resolve() == own.resolve():
         with suppress(MissingFileError, CheckpointError):  # the run may not have been measured
@@ -176,6 +195,7 @@ def certify(
     output: Annotated[Path | None, options.output("the run, if it is one; else runs/NAME-certificate")] = None,
     device: options.Device = "auto",
     shard: options.ShardOfWork = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Prove how large a perturbation must be to change a class.
 
@@ -185,6 +205,7 @@ def certify(
     """
     from purifiers.console import say
     from purifiers.evaluation.certify import Smoothing, certify_run
+    from purifiers.forecast import foreseen
     from purifiers.recipes.load import load_recipe
     from purifiers.reports.pages import certificate_tables, write_certificate
     from purifiers.runs import is_run, open_defended, recipe_of
@@ -199,10 +220,15 @@ def certify(
         if not sigma:
             raise ConfigError(f"{purifier} was not trained on Gaussian noise (student.noise): give --sigma")
     smoothing = None if sigma is None else Smoothing(sigma, n0, n, alpha)  # before anything is downloaded
-    run = open_defended(purifier, overrides, folder, recipe, device)
-    run.cache, run.shard = folder / "cache", share
-    assert smoothing is not None  # a purifier without a recipe is not opened
-    certificate = share.finish(partial(certify_run, run, name, smoothing, limit))
+
+    def work() -> "Certificate":
+        run = open_defended(purifier, overrides, folder, recipe, device)
+        run.cache, run.shard = folder / "cache", replace(share)  # which counts its pieces
+        assert smoothing is not None  # a purifier without a recipe is not opened
+        return run.shard.finish(lambda: certify_run(run, name, smoothing, limit))
+
+    if (certificate := foreseen(work, dry_run)) is None:
+        return
     page = write_certificate(certificate, folder)
     for table in certificate_tables(certificate):
         table.show(caption=True)

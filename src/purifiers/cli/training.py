@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,10 @@ from purifiers.cli.measuring import refuse_other_run, report
 from purifiers.errors import ConfigError
 from purifiers.shards import Shard
 from purifiers.weights import NAMES
+
+if TYPE_CHECKING:
+    from purifiers.evaluation.records import Results
+    from purifiers.runs import Run
 
 
 def train(
@@ -25,6 +30,7 @@ def train(
     minutes: options.Minutes = None,
     restart: options.Restart = False,
     shard: Annotated[str | None, options.shard(False)] = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Train a purifier for a classifier.
 
@@ -33,6 +39,7 @@ def train(
     one process trains the classifiers, all make adversarial examples, and the last one trains the purifier.
     """
     from purifiers.console import Deadline, Stopwatch, duration, say
+    from purifiers.forecast import foreseen
     from purifiers.recipes.load import load_recipe, with_shipped_classifiers
     from purifiers.training.distributed import together
     from purifiers.training.pipeline import train_recipe
@@ -44,8 +51,19 @@ def train(
     if shipped_classifiers:
         chosen = with_shipped_classifiers(chosen)
     folder = output or Path("runs") / chosen.name
+    deadline = Deadline(minutes)
+
+    def work() -> "Run":
+        own = replace(share)  # which counts its pieces
+        return train_recipe(chosen, folder, device=device, restart=restart, deadline=deadline, shard=own)
+
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and dry_run:
+        raise ConfigError("--dry-run: not under torchrun, whose processes wait for each other")
+    brief = several or chosen.data.name == "digits"
     with together():
-        train_recipe(chosen, folder, device=device, restart=restart, deadline=Deadline(minutes), shard=share)
+        if not foreseen(work, dry_run, brief):
+            return
         say(f"trained in {duration(watch.seconds)}")
         say(f"\nThe purifier is in {folder}. Measure it:  purifiers evaluate {folder}")
         # A plain name would mean the purifier that ships.
@@ -84,6 +102,7 @@ def reproduce(
     seed: options.Seed = None,
     minutes: options.Minutes = None,
     restart: options.Restart = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Reproduce the paper's tables, from training or shipped weights.
 
@@ -92,6 +111,7 @@ def reproduce(
     if the recipe names variants. What is finished in the output folder is reused.
     """
     from purifiers.console import Deadline, Stopwatch, duration, say
+    from purifiers.forecast import foreseen
     from purifiers.recipes.load import changed, load_recipe, with_shipped_classifiers
     from purifiers.reports.pages import write_seeds
     from purifiers.runs import open_weights, prepare_baselines
@@ -114,25 +134,29 @@ def reproduce(
         refuse_other_run(folder)
     if baselines is None:
         baselines = "ready" if from_weights or seeds or 1 not in wanted else "all"
-    runs, deadline = [], Deadline(minutes)  # one for all seeds together; all are trained before the first is measured
-    for one in seeds or (seed,):
-        watch, place = Stopwatch(), folder
-        if seeds:
-            say(f"\nseed {one}")
-            chosen, place = changed(chosen, {"seed": one}), folder / f"seed-{one}"
-        if from_weights:
-            run = open_weights(chosen, load_recipe(recipe), place, device)
-            run.deadline = deadline
-        else:
-            run = train_recipe(chosen, place, device=device, ablation=2 in wanted, restart=restart, deadline=deadline)
-        if baselines != "none":
-            prepare_baselines(run, train=baselines == "all")
-        if 3 in wanted and not from_weights:
-            train_variants(run, device)
-        say(f"trained in {duration(watch.seconds)}")
-        runs.append(run)
-    results = [report(run, run.folder) for run in runs]
-    if seeds:
+    deadline = Deadline(minutes)  # one for all seeds together; all are trained before the first is measured
+
+    def work() -> "list[Results]":
+        runs = []
+        for one in seeds or (seed,):
+            watch, place, own = Stopwatch(), folder, chosen
+            if seeds:
+                say(f"\nseed {one}")
+                own, place = changed(chosen, {"seed": one}), folder / f"seed-{one}"
+            if from_weights:
+                run = open_weights(own, load_recipe(recipe), place, device)
+                run.deadline = deadline
+            else:
+                run = train_recipe(own, place, device=device, ablation=2 in wanted, restart=restart, deadline=deadline)
+            if baselines != "none":
+                prepare_baselines(run, train=baselines == "all")
+            if 3 in wanted and not from_weights:
+                train_variants(run, device)
+            say(f"trained in {duration(watch.seconds)}")
+            runs.append(run)
+        return [report(run, run.folder) for run in runs]
+
+    if (results := foreseen(work, dry_run, chosen.data.name == "digits")) and seeds:
         write_seeds(results, folder).show(caption=True)
 
 

@@ -29,6 +29,7 @@ from purifiers.errors import InputError
 from purifiers.evaluation.evaluator import LOOK
 from purifiers.evaluation.metrics import classes, wilson_interval
 from purifiers.evaluation.records import Result, ResultFile, provenance
+from purifiers.forecast import current, limited_by
 from purifiers.purifier import PurifiedClassifier
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, reproducible, seed_for
@@ -166,13 +167,21 @@ def certify(
     with torch.no_grad(), frozen(model):
         with reproducible(seed, device):
             logits_of("the model", model, to_float(data.images[:LOOK]))
-        first = cache.shard.begin(len(data))
+        first, plan = cache.shard.begin(len(data)), current()
+        unknown = plan is not None and not cache.has("certified")
         for place, label in enumerate(data.labels.tolist()):
             image = data.images[place : place + 1]
             # Alpha judges the counts and does not change them.
-            key = cache.key(model, image, smoothing.sigma, smoothing.n0, smoothing.n, seed, place, batch_size)
+            key = (
+                "" if unknown else cache.key(model, image, smoothing.sigma, smoothing.n0, smoothing.n, seed, place, batch_size)
+            )
             certificate = cache.load("certified", key, lambda state: _certificate(label, smoothing, **state))  # noqa: B023
-            if certificate is None and cache.left("certified", key, first + place):
+            if certificate is None and plan:
+                copies = smoothing.n0 + smoothing.n
+                pace = plan.passes(model, to_float(image), batch_size)
+                plan.note(pace.seconds(copies, copies / batch_size), len(data))
+                certificate = _certificate(label, smoothing, [smoothing.n0, 0], [smoothing.n, 0], 0.0)
+            elif certificate is None and cache.left("certified", key, first + place):
                 advance(smoothing.n0 + smoothing.n)
                 continue
             if certificate is None:
@@ -214,6 +223,7 @@ def predict(model: nn.Module, images: Tensor, smoothing: Smoothing, *, seed: int
     return torch.tensor(found, dtype=torch.int64, device=images.device)
 
 
+@limited_by("--limit {}")
 def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | None = None) -> Certificate:
     """Certify a run's student in front of its classifier, and beside it the classifier alone, under the same noise.
 

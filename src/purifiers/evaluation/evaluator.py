@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, distances
 from purifiers.attacks.base import frozen
-from purifiers.attacks.generate import Adversarial, Parts, generate
+from purifiers.attacks.generate import FEW, Adversarial, Parts, generate
 from purifiers.attacks.views import Expectation
 from purifiers.cache import Cache, State
 from purifiers.classifiers.load import adapt_classifier, check_form, completed
@@ -21,6 +21,7 @@ from purifiers.device import in_parts
 from purifiers.errors import InputError
 from purifiers.evaluation import metrics
 from purifiers.evaluation.records import AttackWarning, Record
+from purifiers.forecast import Forecast, current
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import reproducible, seed_for
 from purifiers.storage import digest
@@ -121,10 +122,27 @@ class Evaluator:
                 raise ValueError("other images")
             return Record(**names, n=len(data), seconds=attacked.seconds, **about, **state), right
 
-        whole = None if among is None else (among[0].images, among[1])
+        whole, plan = None if among is None else (among[0].images, among[1]), current()
+        if plan and not self.cache.has("counted"):
+            return as_record(self._foresee(plan, name, defended, data))
         key = self.cache.key(defended, data.images, attacked.images, data.labels, self.seed, self.batch_size, whole)
         found = self.cache.load("counted", key, as_record)
+        if plan and not found:
+            return as_record(self._foresee(plan, name, defended, data))
         return found or as_record(self.cache.save("counted", key, self._count(defended, attacked, data, among)))
+
+    def _foresee(self, plan: Forecast, name: str, defended: PurifiedClassifier, data: ImageSet) -> dict[str, Any]:
+        """What :meth:`_count` would take is noted; the counts are of few images."""
+
+        def count(size: int) -> dict[str, Any]:
+            few = data.subset(torch.arange(size, device=data.images.device) % len(data))
+            return self._count(defended, Adversarial(few.images), few, None)
+
+        kind = "counted", repr(defended), data.images.shape[1:]
+        pace = plan.pace(kind, count, self.batch_size)
+        plan.note(pace.seconds(len(data), len(data) / self.batch_size), len(data), f"{name}: purified")
+        state = plan.once((name, *kind), lambda: count(min(FEW, len(data))))
+        return state | {"right": state["right"][torch.arange(len(data)) % len(state["right"])]}
 
     def _count(
         self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None

@@ -10,6 +10,7 @@ from purifiers.console import Stopwatch
 from purifiers.data import slices, to_float
 from purifiers.device import in_parts
 from purifiers.evaluation.records import Cost
+from purifiers.forecast import current
 
 PSNR_CAP = 100.0
 """In dB, for identical images, whose infinite PSNR would make every mean infinite."""
@@ -80,6 +81,9 @@ def measure_cost(module: nn.Module, images: Tensor) -> Cost:
     purifier that takes gradients at test time, those too.
     """
     with torch.no_grad():
+        if plan := current():
+            plan.note(plan.passes(module, images[:1], 1).seconds(len(images), 1), len(images), "speed")
+            return Cost(parameters=0, flops=0, images_per_second=1, batch_size=len(images))
         with FlopCounterMode(display=False) as counter:
             module(images[:1].clone())
         seconds, passes = _time(module, images), 1

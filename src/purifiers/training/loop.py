@@ -20,12 +20,14 @@ from purifiers.console import Deadline, Stopwatch, detail, duration, progress, s
 from purifiers.data import augmented, shuffled_batches, to_float
 from purifiers.device import Precision, memory_for
 from purifiers.errors import CheckpointError, TrainingError
+from purifiers.forecast import amounts, current
+from purifiers.kinds import Group
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import fingerprint, place, save_network
 from purifiers.runs import STATE_FILE, Run
 from purifiers.seeds import generator_for, seed_for
 from purifiers.storage import digest, load_state, save_state
-from purifiers.training.cuda_graph import CapturedStep
+from purifiers.training.cuda_graph import WARM_UP, CapturedStep
 from purifiers.training.distributed import averaged, first_only, mine, synchronised, weighted, world_size
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses
@@ -86,7 +88,9 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
     scheduler = _scheduler(optimisation, optimizer, steps)
     generator = generator_for(stage.seed, "order", device=device)
     eager, optimizer = fabric.setup(network, optimizer)
-    model = cast(nn.Module, torch.compile(eager)) if stage.compiled and alone and not captured else eager
+    plan = current()
+    compiled = stage.compiled and alone and not captured and plan is None  # a sample would take a minute to compile
+    model = cast(nn.Module, torch.compile(eager)) if compiled else eager
     history: list[dict[str, float]] = []
     part: dict[str, Any] | None = None  # of an epoch that was interrupted
     if state := first_only(lambda: _load(checkpoint, stage) if checkpoint.exists() else {}):
@@ -103,7 +107,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
             say(f"{stage.name:<16} is trained already")
     per_epoch = steps * min(optimisation.batch_size, len(stage.images))
     left = optimisation.epochs - len(history)
-    if left:
+    if left and plan is None:
         expected = history[-1]["seconds"] if history else 0.0
         first_only(lambda: deadline.check(f"what comes before {stage.name}", expected, finished=False))
     # Counted in the very first step, which is not compiled: the counter does not see into compiled code.
@@ -129,6 +133,21 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
         first_only(partial(save_state, checkpoint, state))
 
     take = CapturedStep(step, generator) if captured else step
+    if left and plan is not None:
+        size, count = min(optimisation.batch_size, len(stage.images)), len(stage.images)
+        parts = [
+            cell.cell_contents for cell in getattr(stage.losses, "__closure__", None) or ()
+        ]  # a loss's settings and networks
+        settings = [amounts(one) if isinstance(one, Group) else repr(one) for one in parts]
+        kind = stage.losses.__qualname__, repr(network), stage.images.shape[1:], size, amounts(optimisation), *settings
+        eager.train()
+        least = size if captured else min(2, size)
+        for _ in range(WARM_UP if captured else 1):
+            take(torch.arange(least, device=device))
+        pace = plan.pace(kind, lambda some: take(torch.arange(some, device=device)), size, least)
+        plan.note(pace.seconds(size, 1, left * steps - (len(part["records"]) if part else 0)), count, stage.name)
+        plan.stand_ins.append(stage.network.eval())
+        return history
     with progress(stage.name, left * per_epoch) as advance:
         for epoch in range(len(history) + 1, optimisation.epochs + 1):
             watch = Stopwatch()
@@ -272,14 +291,18 @@ def fit_stage(
     if made_from is None and stage.images.shape[1] > 3:
         made_from = {name: attack.model_dump() for name, attack in recipe.training_attacks.items()}, recipe.attack_rounds
     settings = optimisation.model_dump(exclude={"start", "network"})
-    frozen = [fingerprint(parent) for parent in parents]
-    images = stage.images[:, :3]
-    key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
+    checkpoint, key, plan = folder / STATE_FILE, "", current()
+    if plan and (not checkpoint.exists() or any(parent in plan.stand_ins for parent in parents)):
+        checkpoint = folder / "none"
+    else:
+        frozen = [fingerprint(parent) for parent in parents]
+        images = stage.images[:, :3]
+        key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
     if first_only(lambda: key) != key:
         raise TrainingError(f"{stage.name}: the processes have different images, recipes or networks: start all alike")
     # What is not one network, such as two that play against each other, is not compiled.
     compiled = recipe.compiled and kept is None
     seed = stage.seed or seed_for(recipe.seed, stage.name)
     stage = replace(stage, fingerprint=key, seed=seed, compiled=compiled, captured=compiled and stage.captured)
-    run.histories[stage.name] = fit(stage, make_fabric(run.device, recipe.precision), folder / STATE_FILE, run.deadline)
+    run.histories[stage.name] = fit(stage, make_fabric(run.device, recipe.precision), checkpoint, run.deadline)
     first_only(lambda: save_network(folder, network if kept is None else kept))

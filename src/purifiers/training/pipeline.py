@@ -18,6 +18,7 @@ from purifiers.console import Deadline, say
 from purifiers.data import ImageSet, as_image_set
 from purifiers.device import find_device, repeatable
 from purifiers.errors import ConfigError, InputError
+from purifiers.forecast import current, limited_by
 from purifiers.purifier import Purifier
 from purifiers.recipes.load import changed, load_recipe, recipe_text, variant_recipes
 from purifiers.recipes.parts import Optimisation
@@ -135,6 +136,8 @@ def train_recipe(
         InputError: a classifier changed while it was used.
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
+    if restart and current():
+        folder, restart = folder / "empty", False  # nothing is discarded for a forecast
     run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline(), shard or Shard())
     names = run.images("test").classes  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
@@ -174,7 +177,8 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         )
     starts = load_starts(recipe, run.device)
     shared = run.shard.count > 1
-    with ExitStack() as held:
+    begun = (folder / RECIPE_FILE).is_file()  # then no other limit is accepted
+    with limited_by(None if begun else "--set data.limit={}"), ExitStack() as held:
 
         def prepare() -> None:
             held.enter_context(locked(folder, wait=shared))  # one shard trains the classifiers for all

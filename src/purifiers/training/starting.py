@@ -11,6 +11,7 @@ from purifiers.console import say
 from purifiers.data import ImageSet
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.evaluation import metrics
+from purifiers.forecast import current
 from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
 from purifiers.recipes.schema import STARTS, Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
@@ -54,6 +55,8 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
 
 def report_accuracy(run: Run, data: ImageSet) -> None:
     """Print the classifier's accuracy; one that guesses hints at another order of classes, or at normalisation."""
+    if current():
+        return
     sample = data.limited(SAMPLE, seed_for(run.recipe.seed, "glance"))
     predicted = metrics.predict(run.classifier, sample.images, run.recipe.evaluation.batch_size)
     if odd := int((predicted < 0).sum()):

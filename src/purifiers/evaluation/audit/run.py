@@ -28,6 +28,7 @@ from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import LOOK, Evaluator, check_defended, prepared
 from purifiers.evaluation.records import AttackWarning, Record, not_finite, provenance
 from purifiers.evaluation.trust.checks import Check
+from purifiers.forecast import limited_by
 from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import AuditSettings
@@ -75,6 +76,7 @@ def audit(
 
 
 @repeatable()
+@limited_by("--limit {}")
 def audit_all(
     subjects: Sequence[Subject],
     data: ImageSet,

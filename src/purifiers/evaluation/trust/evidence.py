@@ -14,6 +14,7 @@ from purifiers.cache import Cache
 from purifiers.classifiers.probes import are_probabilities, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation.metrics import classes
+from purifiers.forecast import current
 from purifiers.gradient_steps import Norm, pgd
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
@@ -86,7 +87,10 @@ def gather(
             images, labels, own_seed = data.images[batch], data.labels[batch], seed_for(seed, "trust", batch.start)
             key = cache.key(model, images, labels, epsilon, norm, own_seed)
             found = cache.load("evidence", key, lambda state: Evidence(**{name: one.to(device) for name, one in state.items()}))
-            if found is not None or cache.left("evidence", key, number):
+            if found is None and (plan := current()):
+                pace = plan.passes(model, to_float(images[:1]), batch_size, gradient=True)
+                plan.note(pace.seconds(len(images), 1, PASSES), len(data))
+            elif found is not None or cache.left("evidence", key, number):
                 advance(len(images))
             else:
                 found = _Batch(model, to_float(images), labels, epsilon, norm, own_seed, advance).evidence()
