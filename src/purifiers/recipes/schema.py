@@ -155,7 +155,7 @@ class Student(OnAttacked):
     (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
     """
 
-    teachers: tuple[Literal["AT", "NT"], ...] = Field(default=("AT", "NT"), min_length=1)
+    teachers: tuple[Literal["AT", "NT"], ...] = ("AT", "NT")
     teacher_once: bool = False
     guided_share: float = Field(default=1.0, gt=0, le=1)
     network: PurifierConfig | None = None
@@ -169,6 +169,8 @@ class Student(OnAttacked):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if not self.teachers:
+            raise ValueError("teachers is empty: name AT, NT or both; gamma of 0 is a training without them")
         if self.teacher_once and (self.attack is not None or self.noise):
             raise ValueError("teacher_once: an attack or noise makes new images in every step; remove it, or teacher_once")
         if self.network is not None and self.start == "teacher_at":

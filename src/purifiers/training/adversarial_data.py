@@ -17,6 +17,7 @@ from purifiers.data import ImageSet, slices, to_float, to_uint8
 from purifiers.data.large import empty
 from purifiers.device import Precision, autocast, in_parts
 from purifiers.errors import TrainingError, Unfinished
+from purifiers.forecast import current
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
 from purifiers.shards import Shard
@@ -108,6 +109,9 @@ def with_outputs(run: Run, teacher: nn.Module, pairs: Tensor) -> Tensor:
             for i, adversarial in enumerate(rounds):
                 key = cache.key(teacher, adversarial[part])
                 purified = cache.load("purified", key, lambda state: state["images"].to(pairs.device))
+                if purified is None and (plan := current()):
+                    purified, batch = adversarial[part], run.recipe.evaluation.batch_size
+                    plan.note(plan.passes(teacher, to_float(purified[:4]), batch).seconds(len(purified), 1), len(pairs))
                 if purified is None:
                     purified = to_uint8(in_parts(teacher, to_float(adversarial[part])))
                     cache.save("purified", key, {"images": purified})
