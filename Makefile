@@ -11,7 +11,7 @@ help:
 	@echo "make test   all tests, with line coverage"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation as a site, in build/site"
-	@echo "make bench  speed of attacks, training and purifying files"
+	@echo "make bench  speed beside the classifier, other defences and libraries; writes docs/performance.md"
 	@echo "make reliability        kills, faults, bad input and load in large numbers; an hour; writes docs/reliability.md"
 	@echo "make reliability-quick  the same in small numbers; two minutes"
 	@echo "make clean  remove .venv and caches, but not runs/"
@@ -30,11 +30,10 @@ lint: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-bench: $(VENV)/installed
-	$(BIN)/python benchmarks/attack.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/bulk.py
+bench: $(VENV)/installed-dev
+	@$(PIP) openvino
+	@$(PIP) --no-deps torchattacks  # it requires versions of 2021
+	$(BIN)/python -m benchmarks.run
 
 reliability: $(VENV)/installed-dev
 	$(BIN)/python reliability/run.py

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from purifiers.attacks.libraries import make_reference
 from purifiers.cli import main
 from purifiers.forecast import foreseen
+from purifiers.networks import inference
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
@@ -23,6 +24,13 @@ from purifiers.training.pipeline import train_recipe
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker per core: more threads would only fight
+
+
+@pytest.fixture(autouse=True)
+def _without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds to start; tests/networks/test_inference.py has it back."""
+    monkeypatch.setattr(inference, "find_spec", lambda name: None)
+
 
 # No test gates on a wall clock: a busy machine is not a defect.
 settings.register_profile("no deadline", deadline=None)

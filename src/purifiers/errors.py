@@ -14,6 +14,7 @@ EXTRAS = {
     "research": tuple(_RESEARCH.split()),
     "transformers": ("transformers",),
     "hub": ("huggingface_hub",),
+    "openvino": ("openvino",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "serve": ("fastapi", "httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "app": ("gradio",),

@@ -13,6 +13,7 @@ from purifiers import hub, weights
 from purifiers.data.images import DTYPES, check_images
 from purifiers.device import find_device
 from purifiers.errors import CheckpointError, InputError, MissingFileError, PurifiersError, nearest
+from purifiers.networks.inference import Optimised
 from purifiers.networks.network import channels_of
 from purifiers.registry import CONFIG_FILE, describe, fingerprint, load_network, place, save_network
 from purifiers.storage import write_text
@@ -57,6 +58,22 @@ class Purifier(nn.Module):
         """This purifier on ``device`` for inference: no gradients for its parameters, in the fastest memory layout there."""
         place(self.network, device).requires_grad_(False)
         return self
+
+    def optimize(self, images: Tensor | None = None) -> "Purifier":
+        """A copy for inference on this device and machine: the same images (to 1e-4), in less time; values are not checked.
+
+        See :class:`purifiers.networks.inference.Optimised`. It passes gradients to its images as this one does, and cannot be
+        saved. Install ``purifiers[openvino]`` for most of the gain on a CPU.
+
+        Args:
+            images: a typical batch, (N, C, H, W), in [0,1]; the fastest way on it, of those that are installed, is taken.
+
+        Raises:
+            InputError: ``images`` are not as above.
+        """
+        if images is not None:
+            self(images[:1] if isinstance(images, Tensor) else images)  # which checks them
+        return Purifier(Optimised(self.network, images), validate=False)
 
     @property
     def card(self) -> str | None:

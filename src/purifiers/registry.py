@@ -186,6 +186,8 @@ def describe(network: nn.Module) -> dict[str, Any]:
     config = getattr(network, "config", None)
     if not isinstance(config, dict):
         advice = "derive it from purifiers.networks.Network, which keeps its constructor's arguments"
+        if hasattr(network, "config"):
+            advice = "it was made for inference; save the purifier from which it was made"
         raise InputError(f"cannot save a {type(network).__name__}: {advice}")
     arguments = {key: describe(value) if isinstance(value, nn.Module) else value for key, value in config.items()}
     return {"network": NETWORKS.name_of(type(network)), **arguments}

@@ -103,7 +103,7 @@ def purify_files(
     jobs = (_one_job if source.is_file() else _jobs)(source, target, compare, result)
     jobs = [job for number, job in enumerate(jobs) if shard.takes(number)]
     with progress("purifying", len(jobs)) as advance:
-        _Bulk(purifier, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
+        _Bulk(purifier.optimize(), fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
     if source.is_dir():
         with suppress(OSError):  # if nothing can be written, the failures say so; or another shard joins the lists now
             _list(result.failed, target, shard)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from purifiers import hub
 from purifiers.errors import ConfigError, first_line, require
+from purifiers.networks.inference import fused
+from purifiers.networks.network import channels_of
 from purifiers.purifier import Purifier
 from purifiers.registry import NETWORKS, describe
 from purifiers.storage import atomic_path
@@ -35,7 +37,10 @@ def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Mo
         if why := getattr(part, "not_exportable", None):
             raise ConfigError(f"{NETWORKS.name_of(type(part))} cannot be exported: {why}")
     # Without the checks of Purifier: a graph has no errors to raise.
-    model = purifier.network if classifier is None else nn.Sequential(purifier.network, classifier)
+    network = copy.deepcopy(purifier.network).cpu()
+    if type(network) in NETWORKS.values():
+        network = fused(network.float(), torch.rand(2, channels_of(network) or 3, 32, 32))
+    model = network if classifier is None else nn.Sequential(network, classifier)
     copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # channels-last needs a batch above 1
 

@@ -41,6 +41,7 @@ class Models:
 
     def __post_init__(self) -> None:
         refuse_other_channels(self.purifier.placed(self.device))
+        self.purifier = self.purifier.optimize()
         if self.classifier is not None:
             self.classifier = place(self.classifier, self.device)
 
