@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ def main() -> None:
     recipe, classifier = load_recipe("tiny-cpu"), purifiers.load_classifier(CLASSIFIER)
     data, seed = load_images("cifar10", "test"), seed_for(recipe.seed, "evaluation")
     data = data.limited(arguments.images, seed_for(seed, "limit"))  # the images and attacks of ``purifiers evaluate``
-    settings = {"attacks": recipe.evaluation.attacks, "batch_size": recipe.evaluation.batch_size, "seed": seed}
+    settings: dict[str, Any] = {"attacks": recipe.evaluation.attacks, "batch_size": recipe.evaluation.batch_size, "seed": seed}
     sample = torch.rand(256, 3, 32, 32)
     rows: dict[str, dict[str, float]] = {}
     modules: dict[str, nn.Module] = {CLASSIFIER: classifier}
