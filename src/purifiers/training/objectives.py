@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from purifiers.attacks import Attack
-from purifiers.device import autocast
+from purifiers.device import autocast, in_parts
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
@@ -65,7 +65,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
             outputs = [
                 known[0]
                 if known and name == "AT"
-                else teacher(images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
+                else in_parts(teacher, images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
                 for name, teacher in teachers.items()
             ]
         reconstruction = losses.reconstruction_loss(purified, images)
