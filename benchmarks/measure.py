@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-BUDGET = 15.0
+BUDGET = 4.0
 """Seconds, about, for one comparison."""
 SHORTEST = 0.02
 """Seconds: what takes less is repeated until it takes as long, so that the clock's resolution does not count."""
 TURNS = 9
+LONG = "BENCHMARK_LONG"
+"""The environment variable with which what takes hours is measured too."""
 
 Works = Mapping[str, Callable[[], object]]
 
@@ -53,10 +55,10 @@ def seconds(work: Callable[[], object], shortest: float = SHORTEST) -> float:
 
 
 def interleaved(works: Works, quick: bool = False) -> dict[str, list[float]]:
-    """Seconds of each work in each of 3 to 9 turns, as the budget allows, after one that does not count. Every other turn is in
+    """Seconds of each work in each of 2 to 9 turns, as the budget allows, after one that does not count. Every other turn is in
     reverse order, so that a drift of the machine's speed affects all alike."""
     first = {name: seconds(work, 0) for name, work in works.items()}
-    turns = 1 if quick else max(3, min(TURNS, round(BUDGET / sum(first.values()))))
+    turns = 1 if quick else max(2, min(TURNS, round(BUDGET / sum(first.values()))))
     found: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(turns):
         for name in list(works)[:: -1 if turn % 2 else 1]:

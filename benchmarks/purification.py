@@ -1,5 +1,6 @@
 """What purifying costs, beside the classifier and beside other purifiers."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import Benchmark, Table, digits, interleaved, limit_works, limits, median, ratio
+from benchmarks.measure import LONG, Benchmark, Table, digits, interleaved, limit_works, limits, median, ratio
 from purifiers import Purifier, load_classifier
 from purifiers.baselines.classical import JPEG, TotalVariation
 from purifiers.baselines.nrp import NRP
@@ -22,7 +23,7 @@ from purifiers.networks.inference import Optimised
 from purifiers.recipes.load import load_recipe
 from purifiers.registry import NETWORKS, build_network, place
 
-LONGEST = 6.0
+LONGEST = 2.0
 """Seconds: a batch that would take longer is not run; its cell is that of a smaller batch, in proportion, with a ~."""
 PASSES = 100
 DDPM = 2 * 6.06e9
@@ -42,7 +43,7 @@ def _ways(purifier: Purifier, images: Tensor, folder: Path, quick: bool, notes: 
     if best.network.runtime is None:
         why = "was slower" if find_spec("openvino") else "is not installed (the extra `openvino`)"
         notes.append(f"`optimize()` took the fused network: OpenVINO {why}.")
-    if not quick:
+    if LONG in os.environ:
         ways["compiled"] = torch.compile(purifier.network, dynamic=True)
     if find_spec("onnxruntime") and find_spec("onnxscript"):
         file = folder / "purifier.onnx"
@@ -159,7 +160,8 @@ BENCHMARKS = {
     "purification": Benchmark(
         "Purifying CIFAR-10's 32 pixels with `cifar10`",
         "`fused` has its normalisations in its convolutions and works in pieces of 16 images; `optimize()` is what "
-        "`Purifier.optimize` took. The other purifiers have random weights: their cost does not depend on them.",
+        "`Purifier.optimize` took; `BENCHMARK_LONG=1` adds `torch.compile`. The other "
+        "purifiers have random weights: their cost does not depend on them.",
         purification,
     ),
     "photographs": Benchmark(

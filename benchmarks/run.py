@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import purification
+from benchmarks import attacks, growth, purification
 from benchmarks.measure import Benchmark, machine
 from purifiers.storage import write_text
 
@@ -25,6 +25,8 @@ BEGIN, END = "<!-- the tables begin -->\n", "<!-- the tables end -->\n"
 
 BENCHMARKS: dict[str, Benchmark] = {
     **purification.BENCHMARKS,
+    **attacks.BENCHMARKS,
+    **growth.BENCHMARKS,
 }
 
 

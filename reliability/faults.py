@@ -453,7 +453,7 @@ def memory(count: int, folder: Path) -> Result:
 
     for number, name in enumerate(works(count, ["attacks", "evaluation", "certificates", "files"])):
         status, found, log = done(partial(run, name, 2 + number % 2), folder / str(number))
-        # Attacks in smaller parts start from other random noise.
+        # In smaller parts an attack rounds differently.
         alike = found == expected(name) if name in ("certificates", "files") else found is not None
         survival.judge(f"{name}, run {number}", status == 0 and alike and "too little memory" in log, log)
         shutil.rmtree(folder / str(number), ignore_errors=True)

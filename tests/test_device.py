@@ -1,14 +1,15 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import purifiers
 from purifiers import PurifiedClassifier, Purifier, attacks
 from purifiers.data import noise
-from purifiers.device import find_device, in_parts, repeatable
+from purifiers.device import find_device, in_parts, part_size, repeatable
 from purifiers.errors import ConfigError, DeviceMemoryError
 
 
@@ -112,9 +113,33 @@ def test_what_does_not_fit_into_memory_is_done_in_parts(capsys: pytest.CaptureFi
 
     images, factors = torch.arange(7.0).view(7, 1), torch.arange(7.0).view(7, 1)
     assert torch.equal(in_parts(work, images, factors), images * factors)
-    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+    assert sizes == [7, 4, 2, 2, 3, 2, 1]
     assert "7 images" in capsys.readouterr().out
     with pytest.raises(DeviceMemoryError, match="an image"):
         in_parts(lambda images: torch.zeros(2**50), images)
     with pytest.raises(RuntimeError, match="must match"):  # another error of torch's
         in_parts(lambda images: images.expand(-1, 5) + torch.zeros(6), images)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "memory", "best"), [(lambda n: n, 2**40, 2), (lambda n: 1 + n, 2**40, 40), (lambda n: 1, 0, 1)]
+)
+def test_the_size_of_parts_is_the_fastest_within_memory(
+    seconds: Callable[[int], float], memory: int, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    model = nn.Linear(4, 2)
+    model.register_forward_hook(lambda _, inputs, outputs: clock.append(clock.pop() + seconds(len(inputs[0]))))
+    monkeypatch.setattr("purifiers.device.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("purifiers.device.LARGE", 40 * 4)
+    monkeypatch.setattr("purifiers.device.SIZES", (2, 40))
+    monkeypatch.setattr("purifiers.device.MEMORY", memory)
+    monkeypatch.setattr("purifiers.device._sizes", {})
+    images = torch.rand(40, 4)
+    assert part_size(model, images, gradient=True) == best
+    assert part_size(model, images[:1], gradient=True) == 1  # small ones go at once
+    clock[0] = 0.0
+    assert part_size(model, images, gradient=True) == best
+    assert clock[0] == 0.0  # it is timed once
+    with torch.no_grad():
+        torch.testing.assert_close(in_parts(model, images), model(images))

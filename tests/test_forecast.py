@@ -129,6 +129,15 @@ def test_evaluation_by_hand(tiny_run: Run, measured: Path, ticks: None, tmp_path
     assert not {"student: PGD (full)", "student: purified"} & lines(forecast(lambda: evaluate_run(finished))).keys()
 
 
+@pytest.mark.parametrize(("epsilon", "left"), [(0.5, 20), (1e-6, 40)])
+def test_a_cascade_spares_what_falls(data: ImageSet, classifier: nn.Module, ticks: None, epsilon: float, left: float) -> None:
+    labels = classifier(data.images.float() / 255).argmax(1)
+    views = dict.fromkeys(("bpda", "eot", "blind", "transfer", "query"), ()) | {"full": ["PGD", "foolbox PGD"]}
+    settings = {"views": views, "images": 40, "check_images": 0, "epsilon": epsilon, "cascade": True}
+    plan = forecast(lambda: purifiers.audit(nn.Identity(), classifier, data.images, labels, settings=settings))
+    assert sum(seconds for title, seconds in lines(plan).items() if "PGD" in title) == left
+
+
 @pytest.mark.parametrize(("epsilon", "left"), [(0.5, 0), (1e-6, 1800 + 5900)])
 def test_an_audit_of_images_that_fall_or_withstand(
     data: ImageSet, classifier: nn.Module, ticks: None, epsilon: float, left: float

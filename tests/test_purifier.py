@@ -37,6 +37,7 @@ def test_starts_in_evaluation_mode_and_gives_the_same_answer_twice() -> None:
         (torch.rand(1, 3, 8, 8).numpy(), "torch.Tensor; got ndarray"),
         (torch.rand(1, 3, 8, 8).half(), "images are torch.float16, the purifier torch.float32"),
         (torch.empty(1, 3, 8, 8, device="meta"), "images are on meta, the purifier on cpu"),
+        (torch.empty(1, 3, 8, 8, device="meta").half(), "images are torch.float16, the purifier torch.float32"),
         (torch.rand(1, 3, 8, 8).to_sparse(), "to_dense"),
         (torch.rand(1, 3, 0, 8), "pixel"),
     ],

@@ -1,15 +1,27 @@
 """The device to compute on, and in which precision."""
 
+import math
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
+from torch import nn
 
 from purifiers.console import say
 from purifiers.errors import ConfigError, DeviceMemoryError
 
+LARGE = 2**22
+"""Values of a batch that a CPU computes in parts: 28 photographs of 224 pixels have so many."""
+MEMORY = 2**30
+"""Bytes that such a part may keep for its gradient."""
+SIZES = (2, 8, 32, 128)
+"""The sizes of parts that are tried."""
+GAIN = 0.95
+"""A larger one is taken if an image takes less than so much of the time."""
+_sizes: dict[Hashable, int] = {}  # that were found
 Precision = Literal["32-true", "bf16-mixed"]
 """Of networks in training: float32, or bfloat16 where autocast allows it, with float32 weights."""
 
@@ -50,13 +62,19 @@ def memory_for(what: str) -> Iterator[None]:
         raise
 
 
-def in_parts(work: Callable[..., torch.Tensor], *batch: torch.Tensor) -> torch.Tensor:
-    """What ``work`` returns for a batch, (N, ...); where the memory is too small, for its halves one after the other.
+def in_parts(work: Callable[..., torch.Tensor], *batch: torch.Tensor, size: int | None = None) -> torch.Tensor:
+    """What ``work`` returns for a batch, (N, ...), computed in parts of ``size`` one after the other, by default, for a module
+    without gradients, of :func:`part_size`; where the memory is too small for a part, in its halves.
 
     Raises:
         DeviceMemoryError: it is too small for a single image.
     """
     count, shape = len(batch[0]), tuple(batch[0].shape[1:])
+    if size is None:
+        size = part_size(work, batch[0]) if isinstance(work, nn.Module) and not torch.is_grad_enabled() else count
+    if size < count:
+        places = [slice(start, start + size) for start in range(0, count, size)]
+        return torch.cat([in_parts(work, *(one[part] for one in batch), size=size) for part in places])
     try:
         with memory_for(f"an image of {shape}: take a smaller one, or another device"):
             return work(*batch)
@@ -66,9 +84,54 @@ def in_parts(work: Callable[..., torch.Tensor], *batch: torch.Tensor) -> torch.T
     # Only here the failed attempt's tensors are free.
     if batch[0].is_cuda:
         torch.cuda.empty_cache()
-    half = count // 2
-    say(f"warning: too little memory for {count} images of {shape} at once: they are processed in parts of {count - half}")
-    return torch.cat([in_parts(work, *(one[part] for one in batch)) for part in (slice(half), slice(half, None))])
+    half = count - count // 2
+    say(f"warning: too little memory for {count} images of {shape} at once: they are processed in parts of {half}")
+    return in_parts(work, *batch, size=half)
+
+
+def part_size(model: nn.Module, images: torch.Tensor, gradient: bool = False) -> int:
+    """How many of ``images`` (N, C, H, W) go through ``model`` at once, forward or with their ``gradient``: all, if they are on
+    a GPU or small. A CPU can spend half of its time on getting memory for a large batch of photographs: there a few sizes are
+    timed, once for each network and size of image, as far as the gradient needs no more than ``MEMORY``."""
+    if images.device.type != "cpu" or images.numel() < LARGE:
+        return len(images)
+    key = repr(model), images.shape[1:], gradient
+    if key not in _sizes:
+        with torch.random.fork_rng(devices=[]):
+            _sizes[key] = _fastest(model, images, gradient)
+    return _sizes[key]
+
+
+def one_pass(model: nn.Module, images: torch.Tensor, gradient: bool) -> None:
+    """``images`` go through ``model`` once, with their ``gradient`` or without."""
+    images = images.clone().requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient):
+        outputs = model(images.view_as(images))
+        if gradient and outputs.requires_grad:
+            torch.autograd.grad(outputs.flatten(1).logsumexp(1).sum(), images, allow_unused=True)
+
+
+def _fastest(model: nn.Module, images: torch.Tensor, gradient: bool) -> int:
+    weights, kept = {weight.data_ptr() for weight in model.parameters()}, dict[int, int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        one_pass(model, images[:1], gradient)
+    best, least = 1, math.inf
+    for size in [one for one in SIZES if one <= len(images) and one * sum(kept.values()) <= MEMORY]:
+        seconds = []
+        for _ in range(2):  # libraries prepare in the first
+            begun = time.perf_counter()
+            one_pass(model, images[:size], gradient)
+            seconds.append(time.perf_counter() - begun)
+        if min(seconds) / size > GAIN * least:
+            break
+        best, least = size, min(seconds) / size
+    return best
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.console import Stopwatch, console, duration, say, titles
+from purifiers.device import one_pass
 from purifiers.storage import read_only
 
 T = TypeVar("T")
@@ -105,14 +106,9 @@ class Forecast:
 
     def passes(self, model: nn.Module, images: Tensor, largest: int, *, gradient: bool = False) -> Pace:
         """What a pass of ``images``, float (N, C, H, W), through ``model`` takes, forward or with the ``gradient``."""
-        sample = images.repeat(-(-largest // len(images)), 1, 1, 1) if len(images) < largest else images
 
         def work(size: int) -> None:
-            some = sample[:size].clone().requires_grad_(gradient)
-            with torch.set_grad_enabled(gradient):
-                outputs = model(some.view_as(some))
-                if gradient and outputs.requires_grad:
-                    torch.autograd.grad(outputs.flatten(1).logsumexp(1).sum(), some, allow_unused=True)
+            one_pass(model, images[torch.arange(size, device=images.device) % len(images)], gradient)
 
         return self.pace((repr(model), images.shape[1:], gradient), work, largest)
 

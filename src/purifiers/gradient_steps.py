@@ -17,7 +17,7 @@ def pgd(
     step_size: float,
     num_steps: int,
     norm: Norm = "linf",
-    generator: torch.Generator | None = None,
+    start: Tensor | None = None,
     momentum: float = 0.0,
 ) -> Tensor:
     """Climb ``objective`` within a ball around ``images``.
@@ -30,13 +30,11 @@ def pgd(
         images: float32 (N, C, H, W), in [0,1].
         epsilon, step_size: in [0,1] units of ``norm``.
         num_steps: number of gradients taken.
-        generator: where to draw a random start in the ball from; None starts at the images.
+        start: the shape of ``images``, in the ball around them; None starts at the images.
         momentum: 0 follows the gradient; else the sum of gradients, each divided by its L1 norm, of which every step
             keeps this share (equation 6 of Dong et al.).
     """
-    adversarial = images.clone()
-    if generator is not None:
-        adversarial = project(images + _random_in_ball(images, epsilon, norm, generator), images, epsilon, norm)
+    adversarial = (images if start is None else start).clone()
     gathered = torch.zeros_like(images)
     for _ in range(num_steps):
         adversarial.requires_grad_(True)
@@ -61,14 +59,15 @@ def project(candidate: Tensor, images: Tensor, epsilon: float, norm: Norm = "lin
     return difference.add_(images).clamp_(0, 1)
 
 
-def _random_in_ball(images: Tensor, epsilon: float, norm: Norm, generator: torch.Generator) -> Tensor:
+def random_start(images: Tensor, epsilon: float, norm: Norm, generator: torch.Generator) -> Tensor:
+    """For each of ``images`` a random point in the ball of ``epsilon`` around it, and in [0,1]."""
     # Drawn in the default memory layout, so that the same seed means the same numbers whatever layout the images have.
     if norm == "linf":
         uniform = torch.rand(images.shape, generator=generator, device=images.device)
-        return (2 * uniform - 1) * epsilon
+        return project(images + (2 * uniform - 1) * epsilon, images, epsilon, norm)
     direction = torch.randn(images.shape, generator=generator, device=images.device)
     radius = torch.rand(len(images), generator=generator, device=images.device) ** (1 / images[0].numel())
-    return direction / _l2(direction) * radius.view(-1, 1, 1, 1) * epsilon
+    return project(images + direction / _l2(direction) * radius.view(-1, 1, 1, 1) * epsilon, images, epsilon, norm)
 
 
 def _l2(batch: Tensor) -> Tensor:

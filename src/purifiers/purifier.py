@@ -44,7 +44,9 @@ class Purifier(nn.Module):
             hint = "; put the channels first with .permute(0, 3, 1, 2)" if images.shape[3] == channels else ""
             raise InputError(f"this purifier takes images of {channels} channels; got shape {tuple(images.shape)}{hint}")
         weight = next(self.parameters(), None)
-        if weight is not None and weight.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
+        kind = images.device.type  # "meta" has no autocast
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if weight is not None and weight.dtype != images.dtype and not autocast:
             hint = "convert the purifier with .float()" if images.dtype == torch.float32 else "convert one with .to(dtype)"
             raise InputError(f"images are {images.dtype}, the purifier {weight.dtype}; {hint}")
         if weight is not None and weight.device != images.device:

@@ -52,8 +52,8 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 """The students and their teachers. All but the first are for Table 2, with the paper's losses."""
 OTHER_INPUT = ("student_other", "student_nt_other")
 """Those with the other reading of equation 5, where the recipe asks for it."""
-PAPERS_LOSSES = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0)
-PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0}
+PAPERS_LOSSES: dict[str, Any] = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0)
+PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0, "teachers": ("AT", "NT")}
 
 
 def student_configs(recipe: Recipe, ablation: bool) -> dict[str, Student]:

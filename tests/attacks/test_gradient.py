@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purifiers.attacks import BIM, FGSM, MIFGSM, PGD, SSP, distances
+from purifiers.attacks import BIM, CW, FGSM, MIFGSM, PGD, SSP, Attack, distances
 from purifiers.attacks.views import Features
 from purifiers.gradient_steps import pgd
 from purifiers.networks import ResNet
@@ -120,17 +120,29 @@ def test_momentum_is_that_of_dong_et_al() -> None:
 def test_more_steps_never_leave_the_graph_behind() -> None:
     """Memory does not grow with the number of steps: the result carries no history."""
     model, images, labels, _ = two_classes()
-    generator = torch.Generator().manual_seed(0)
     result = pgd(
         lambda x: F.cross_entropy(model(x), labels, reduction="sum"),
         images,
         epsilon=0.1,
         step_size=0.01,
         num_steps=3,
-        generator=generator,
     )
     assert result.grad_fn is None
     assert not result.requires_grad
+
+
+@pytest.mark.parametrize("attack", [PGD(), PGD(norm="l2", epsilon=0.5, restarts=2), MIFGSM(), CW(num_steps=5)])
+def test_a_large_batch_goes_through_in_parts_and_gives_the_same(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    sizes: list[int] = []
+    model, images, labels = ResNet(8).eval(), torch.rand(7, 3, 16, 16), torch.randint(10, (7,))
+    whole = attack(model, images, labels)
+    monkeypatch.setattr("purifiers.device.LARGE", 0)
+    monkeypatch.setattr("purifiers.device._fastest", lambda *_: 3)
+    monkeypatch.setattr("purifiers.device._sizes", {})
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    torch.testing.assert_close(attack(model, images, labels), whole, rtol=0, atol=1e-5)
+    assert set(sizes) <= {1, 2, 3}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -219,3 +219,48 @@ def test_attacks_in_training_leave_the_wrapped_network_as_it_was(precision: str)
     fabric.backward(found["loss"])
     assert all(parameter.grad is not None for parameter in network.parameters())
     optimizer.step()
+
+
+def test_what_the_teacher_made_once_is_what_it_makes_in_every_step() -> None:
+    class Mean(nn.Module):  # maps an even image to itself, and is linear: its correction grows with the perturbation
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3), keepdim=True).expand_as(images)
+
+    adversarial = pairs()[1]
+    images = torch.full_like(adversarial, 0.5)
+    batch = torch.cat([images, adversarial, images, Mean()(adversarial), Mean()(images)], 1)
+    again = torch.cat([batch[:, :6], batch[:, 9:12], batch[:, 6:9], batch[:, 12:]], 1)  # two rounds, the second is clean
+    student, panel, labels = nn.Conv2d(3, 3, 1), Panel([Linear(10, SHAPE)]), torch.zeros(COUNT, dtype=torch.int64)
+    teachers = {"AT": Mean(), "NT": nn.Identity()}
+    options = {"epochs": 1, "strength_low": 0.5, "strength_high": 1.2, "clean_share": 0.2}
+    found = {}
+    for once, shown in ((False, batch[:, :9]), (True, again)):
+        losses = student_losses(Student(**options, teacher_once=once), teachers, panel)  # type: ignore[arg-type]
+        with torch.no_grad():
+            found[once] = losses(student, shown, labels, torch.Generator().manual_seed(3))
+    assert found[True].keys() == found[False].keys()
+    for name, value in found[True].items():
+        torch.testing.assert_close(value, found[False][name])
+    assert found[True]["distillation"] > 0
+
+
+def test_guidance_may_take_a_part_of_the_batch() -> None:
+    seen: list[int] = []
+
+    class Counting(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return super().forward(images)
+
+    images, adversarial = pairs()
+    labels, panel = torch.arange(COUNT) % 5, Panel([Counting(5, SHAPE), Counting(5, SHAPE)])
+    for share, expected in ((1.0, [200, 200]), (0.1, [20, 20]), (1e-6, [1, 1])):
+        config = Student(epochs=1, classification_weight=1, guided_share=share)
+        compute = student_losses(config, {"NT": nn.Identity()}, panel)
+        found = compute(nn.Identity(), torch.cat([images, adversarial], 1), labels, torch.Generator())
+        few = sum(expected)
+        halves = [slice(few // 2), slice(few // 2, few)]
+        logits = torch.cat([one(adversarial[half]) for one, half in zip(panel.classifiers, halves, strict=True)])
+        torch.testing.assert_close(found["classification"], classification_guidance(logits, labels[:few]))
+        assert seen[:2] == expected
+        seen.clear()

@@ -279,7 +279,7 @@ def test_a_student_may_be_smaller_than_its_teachers_and_goes_on_from_one_of_its_
 ) -> None:
     given = (f"classifier.source={tiny_run.checkpoint('classifier')}", f"teacher_at.start={tiny_run.checkpoint('teacher_at')}")
     small = "student.network={network: cae, widths: [4], blocks: [1], unshuffle: 2, residual: true}"
-    recipe = tiny_recipe(*given, "teacher_at.epochs=0", small)
+    recipe = tiny_recipe(*given, "teacher_at.epochs=0", small, "student.teacher_once=true")
     run = train_recipe(recipe, tmp_path / "run", device="cpu")
     assert describe(run.purifiers["student"].network) == describe(recipe.student.network.build())
     assert fingerprint(run.purifiers["teacher_at"]) == fingerprint(tiny_run.purifiers["teacher_at"])
@@ -287,6 +287,12 @@ def test_a_student_may_be_smaller_than_its_teachers_and_goes_on_from_one_of_its_
     assert fingerprint(opened.purifiers["student"]) == fingerprint(run.purifiers["student"])
     starts = load_starts(changed(recipe, {"student.start": str(tmp_path / "run")}), torch.device("cpu"))
     assert fingerprint(starts["student"]) == fingerprint(run.purifiers["student"].network)
+    alone = train_recipe(changed(recipe, {"student.teachers": ["AT"]}), tmp_path / "alone", device="cpu")
+    assert alone.histories["student"][0]["distillation"] != run.histories["student"][0]["distillation"]
+    paper = student_configs(changed(recipe, {"student.teachers": ["AT"]}), ablation=True)["student_nt"]
+    assert paper.teachers == ("AT", "NT")
+    with pytest.raises(ConfigError, match="teacher_once"):
+        tiny_recipe("student.teacher_once=true", "student.noise=0.1")
     with pytest.raises(ConfigError, match="another network"):
         tiny_recipe(small, "student.start=teacher_at")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from purifiers.classifiers.load import check_form
 from purifiers.classifiers.probes import logits_of
 from purifiers.data.images import check_images
-from purifiers.device import autocast, float32_on_cpu
+from purifiers.device import autocast, float32_on_cpu, in_parts
 from purifiers.errors import AttackError, ConfigError, InputError
 from purifiers.gradient_steps import Norm
 from purifiers.kinds import Kind, faults
@@ -235,7 +235,9 @@ class _Dense(Around):
         images = images.clone(memory_format=torch.contiguous_format)
         if wanted:
             images.register_hook(lambda gradient: gradient.contiguous().nan_to_num(0, 0, 0))
-        logits: Tensor = logits_of("the model", self.model, images, finite=False) if self.unchecked else self.model(images)
+        logits: Tensor = (
+            logits_of("the model", self.model, images, finite=False) if self.unchecked else in_parts(self.model, images)
+        )
         if self.unchecked and not (logits.isfinite().any() or self.model(self.images.clone()).isfinite().any()):
             raise AttackError("the model's logits are NaN or infinite (if it is in training: take a smaller learning rate)")
         if wanted and not logits.requires_grad:

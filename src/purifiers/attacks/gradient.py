@@ -2,7 +2,7 @@
 al. 2018) and SSP (Naseer et al. 2020). All take the steps of :func:`purifiers.gradient_steps.pgd`."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from purifiers.attacks.base import ATTACKS, Attack, Length, Targeting, share_of_epsilon
-from purifiers.gradient_steps import pgd
+from purifiers.device import in_parts, part_size
+from purifiers.gradient_steps import pgd, random_start
 from purifiers.seeds import generator_for
 
 
@@ -32,16 +33,22 @@ class GradientAttack(Attack):
         return lambda adversarial: sign * F.cross_entropy(model(adversarial), labels, reduction="sum")
 
     def perturb(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        return pgd(
-            self.objective(model, images, labels),
-            images,
-            epsilon=self.epsilon,
-            step_size=getattr(self, "step_size", self.epsilon),
-            num_steps=getattr(self, "num_steps", 1),
-            norm=self.norm,
-            generator=generator_for(seed, "random start", device=images.device) if self.random_start else None,
-            momentum=getattr(self, "momentum", 0.0),
-        )
+        options: dict[str, Any] = {
+            "epsilon": self.epsilon,
+            "step_size": getattr(self, "step_size", self.epsilon),
+            "num_steps": getattr(self, "num_steps", 1),
+            "norm": self.norm,
+            "momentum": getattr(self, "momentum", 0.0),
+        }
+        start = images
+        if self.random_start:  # drawn for the whole batch, whatever its parts
+            generator = generator_for(seed, "random start", device=images.device)
+            start = random_start(images, self.epsilon, self.norm, generator)
+
+        def climb(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+            return pgd(self.objective(model, images, labels), images, start=start, **options)
+
+        return in_parts(climb, images, labels, start, size=part_size(model, images, gradient=True))
 
 
 @ATTACKS.register("fgsm")

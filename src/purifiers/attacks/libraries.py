@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from purifiers.attacks.base import ATTACKS, Around, Attack, Length, Passes, Targeting, distances, share_of_epsilon
+from purifiers.device import in_parts, part_size
 from purifiers.errors import AttackError, require
 from purifiers.seeds import reproducible
 
@@ -150,12 +151,15 @@ class CW(Attack):
         foolbox, wrapped = _wrapped(model, images)
         numbers = {"steps": self.num_steps, "stepsize": self.learning_rate, "initial_const": self.constant}
         attack = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=1, abort_early=False, **numbers)
-        # foolbox keeps a black image where it found nothing, and calls that a success if black is another class.
-        criteria = foolbox.criteria
-        goal = criteria.TargetedMisclassification(labels) if self.targeted else criteria.Misclassification(labels)
-        _, adversarial, _ = attack(wrapped, images, goal, epsilons=None)
-        found = adversarial.flatten(1).any(1).view(-1, 1, 1, 1)
-        return torch.where(found, adversarial, images).clamp(0, 1)
+        goal = foolbox.criteria.TargetedMisclassification if self.targeted else foolbox.criteria.Misclassification
+
+        def search(images: Tensor, labels: Tensor) -> Tensor:
+            _, adversarial, _ = attack(wrapped, images, goal(labels), epsilons=None)
+            # foolbox keeps a black image where it found nothing, and calls that a success if black is another class.
+            found = adversarial.flatten(1).any(1).view(-1, 1, 1, 1)
+            return torch.where(found, adversarial, images).clamp(0, 1)
+
+        return in_parts(search, images, labels, size=part_size(model, images, gradient=True))
 
 
 @ATTACKS.register("foolbox_pgd")

@@ -29,6 +29,8 @@ JPEG = (".jpg", ".jpeg")
 FAILED_FILE = "failed.txt"
 PART_FILE = "failed-{}-of-{}.txt"  # of one of several shards, until all are there
 FAILED_TITLE = "# Images that 'purifiers purify' could not clean, and why\n"
+MANY = 500
+"""Images below which it does not pay to optimise the purifier, which takes a few seconds."""
 AHEAD = 2
 """Batches that are decoded while one is purified and one written."""
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -101,9 +103,10 @@ def purify_files(
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ConfigError(f"{folder} is a file; give a folder to write to")
     jobs = (_one_job if source.is_file() else _jobs)(source, target, compare, result)
+    fast = purifier.optimize() if len(jobs) >= MANY else purifier  # the same for all shards, as its rounding differs
     jobs = [job for number, job in enumerate(jobs) if shard.takes(number)]
     with progress("purifying", len(jobs)) as advance:
-        _Bulk(purifier.optimize(), fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
+        _Bulk(fast, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
     if source.is_dir():
         with suppress(OSError):  # if nothing can be written, the failures say so; or another shard joins the lists now
             _list(result.failed, target, shard)

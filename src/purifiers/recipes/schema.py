@@ -145,11 +145,19 @@ class Student(OnAttacked):
     ``nt_teacher_input``: equation 5 feeds the adversarial image to both teachers; the text says that NT is given pure
     images. The equation is the default.
     ``softmax_over``: g in equation 5 is a softmax over all values of an image, or over the colours of each pixel.
+    ``teachers``: of the recipe's student; teacher AT alone is for one that is to copy a purifier.
+    ``teacher_once``: teacher AT purifies every adversarial example once, before the first step, and its correction is scaled
+    with the perturbation: each step saves a pass of the teacher, which is most of the time where the student is small.
+    ``guided_share``: of each batch, the part that goes through the classifiers, at least one image of each: with a small
+    student, a step through a large classifier takes most of the time.
     ``network``: its own, usually smaller than the teachers'; by default it is built as they are, by the recipe's ``purifier``.
     ``start``: from random weights, as in the paper (``scratch``), from those of teacher AT, which then has the same structure
     (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
     """
 
+    teachers: tuple[Literal["AT", "NT"], ...] = ("AT", "NT")
+    teacher_once: bool = False
+    guided_share: float = Field(default=1.0, gt=0, le=1)
     network: PurifierConfig | None = None
     start: str = STARTS[0]
     beta: float = Field(default=0.5, ge=0)
@@ -160,7 +168,11 @@ class Student(OnAttacked):
     _absolute = field_validator("start")(PLACES["start"])
 
     @model_validator(mode="after")
-    def _startable(self) -> Self:
+    def _possible(self) -> Self:
+        if not self.teachers:
+            raise ValueError("teachers is empty: name AT, NT or both; gamma of 0 is a training without them")
+        if self.teacher_once and (self.attack is not None or self.noise):
+            raise ValueError("teacher_once: an attack or noise makes new images in every step; remove it, or teacher_once")
         if self.network is not None and self.start == "teacher_at":
             raise ValueError("start is teacher_at, which has another network: remove network, or start from scratch")
         return self

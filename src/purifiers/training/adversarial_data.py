@@ -13,10 +13,11 @@ from purifiers.attacks import Attack
 from purifiers.attacks.generate import BLOCK, Adversarial, generate
 from purifiers.cache import Cache
 from purifiers.console import progress, say
-from purifiers.data import ImageSet, slices
+from purifiers.data import ImageSet, slices, to_float, to_uint8
 from purifiers.data.large import empty
-from purifiers.device import Precision, autocast
+from purifiers.device import Precision, autocast, in_parts
 from purifiers.errors import TrainingError, Unfinished
+from purifiers.forecast import current
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
 from purifiers.shards import Shard
@@ -95,6 +96,28 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
     for part in parts if world_size() > 1 else ():
         pairs[part] = first_only(partial(pairs[part].cpu)).to(device)
     return pairs
+
+
+def with_outputs(run: Run, teacher: nn.Module, pairs: Tensor) -> Tensor:
+    """``pairs`` of images and rounds of adversarial examples, with the ``teacher``'s output after each of these."""
+    images, *rounds = pairs.split(3, dim=1)
+    shape = len(pairs), 3 + 6 * len(rounds), *pairs.shape[2:]
+    result, cache = empty(shape, torch.uint8, run.cache, device=pairs.device), Cache(run.cache)
+    with torch.no_grad(), progress("teacher AT's outputs", len(pairs) * len(rounds)) as advance:
+        for part in slices(len(pairs), run.recipe.evaluation.batch_size):
+            result[part, :3] = images[part]
+            for i, adversarial in enumerate(rounds):
+                key = cache.key(teacher, adversarial[part])
+                purified = cache.load("purified", key, lambda state: state["images"].to(pairs.device))
+                if purified is None and (plan := current()):
+                    purified, batch = adversarial[part], run.recipe.evaluation.batch_size
+                    plan.note(plan.passes(teacher, to_float(purified[:4]), batch).seconds(len(purified), 1), len(pairs))
+                if purified is None:
+                    purified = to_uint8(in_parts(teacher, to_float(adversarial[part])))
+                    cache.save("purified", key, {"images": purified})
+                result[part, 3 + 6 * i : 9 + 6 * i] = torch.cat([adversarial[part], purified], dim=1)
+                advance(len(purified))
+    return result
 
 
 def _attack(run: Run, panel: Panel, data: ImageSet, rounds: Tensor) -> None:

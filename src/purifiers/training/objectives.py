@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from purifiers.attacks import Attack
-from purifiers.device import autocast
+from purifiers.device import autocast, in_parts
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
 from purifiers.training import losses
@@ -59,18 +59,22 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
 
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial, labels = _adversarial(student, pairs, labels, config, panel, generator)
+        adversarial, *known = (part.contiguous() for part in adversarial.split(3, dim=1))
         purified = student(adversarial)
         with torch.no_grad(), autocast(images.device, panel.precision):
             outputs = [
-                teacher(images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
+                known[0]
+                if known and name == "AT"
+                else in_parts(teacher, images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
                 for name, teacher in teachers.items()
             ]
         reconstruction = losses.reconstruction_loss(purified, images)
         distillation = losses.distillation_loss(purified, outputs, config.softmax_over)
         parts = {"mse": reconstruction, "distillation": distillation}
         total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
-        logits = panel(purified) if config.classification_weight or config.logits_weight else None
-        return _guided(total, parts, config, panel, images, logits, labels)
+        few = max(len(panel.classifiers), round(config.guided_share * len(images)))
+        logits = panel(purified[:few]) if config.classification_weight or config.logits_weight else None
+        return _guided(total, parts, config, panel, images[:few], logits, labels[:few])
 
     return compute
 
@@ -103,20 +107,22 @@ def _adversarial(
     purifier: nn.Module, batch: Tensor, labels: Tensor, config: OnAttacked, panel: Panel, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """This process' images of a batch, adversarial examples of them, those in the batch or new ones on the purifier itself, and
-    their labels."""
+    their labels. With ``teacher_once`` the teacher's outputs follow the adversarial examples along the channels."""
+    each = 1 + getattr(config, "teacher_once", False)
     if config.attack is not None:
         batch = batch[:, :3].repeat(1, 2, 1, 1)
         images, adversarial = mine(batch).split(3, dim=1)
         target = nn.Sequential(_attackable(purifier, panel), panel)
         adversarial.copy_(config.attack(target, images.contiguous(), mine(labels), seed=_draw(generator)))
-    images, adversarial = attacked(batch, config, generator)
+    images, adversarial = attacked(batch, config, generator, each)
     return mine(images), mine(adversarial), mine(labels)
 
 
-def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split ``pairs``, float (N, 3 + 3 * rounds, H, W), into images and adversarial examples of the strengths in ``config``."""
-    images, *rounds = (part.contiguous() for part in pairs.split(3, dim=1))
-    adversarial = rounds[0] if rounds else images
+def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator, each: int = 1) -> tuple[Tensor, Tensor]:
+    """Split ``pairs``, float (N, 3 + 3 * each * rounds, H, W), into images and adversarial examples of the strengths in
+    ``config``; of a round there are ``each`` images, the others made from the adversarial ones and scaled alike."""
+    images, *rounds = (part.contiguous() for part in pairs.tensor_split([*range(3, pairs.shape[1], 3 * each)], dim=1))
+    adversarial = rounds[0] if rounds else images.repeat(1, each, 1, 1)
     if len(rounds) > 1:
         turn = torch.randint(len(rounds), (len(images),), generator=generator, device=images.device)
         adversarial = torch.stack(rounds)[turn, torch.arange(len(images), device=images.device)]
@@ -124,7 +130,8 @@ def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator) -> 
     if (low, high, clean_share) != (1, 1, 0):
         strength, draw = torch.rand(2, len(images), 1, 1, 1, generator=generator, device=images.device)
         strength = (low + (high - low) * strength) * (draw >= clean_share)
-        adversarial = (images + strength * (adversarial - images)).clamp_(0, 1)
+        whole = images.repeat(1, each, 1, 1)
+        adversarial = (whole + strength * (adversarial - whole)).clamp_(0, 1)
     if config.noise:
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         adversarial = (adversarial + config.noise * noise).clamp_(0, 1)

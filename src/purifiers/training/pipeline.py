@@ -28,7 +28,7 @@ from purifiers.runs import CLASSES_FILE, RECIPE_FILE, STUDENTS, Run, student_con
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard
 from purifiers.storage import locked, write_text
-from purifiers.training.adversarial_data import Panel, attack_training_images
+from purifiers.training.adversarial_data import Panel, attack_training_images, with_outputs
 from purifiers.training.distributed import first_only, together
 from purifiers.training.latent import train_latent
 from purifiers.training.loop import Stage, fit_stage, seeded
@@ -219,11 +219,13 @@ def _train_purifiers(run: Run, panel: Panel, pairs: Tensor, starts: Mapping[str,
     teachers = {"AT": at, "NT": nt}
     # An untrained residual network is the identity, and slower.
     outputs = teachers if recipe.teacher_nt.epochs else {"AT": at, "NT": nn.Identity()}
+    shown = with_outputs(run, at, pairs) if recipe.student.teacher_once else pairs
     for name, student in student_configs(recipe, ablation).items():
-        distilled = student_losses(student, {teacher: outputs[teacher] for teacher in STUDENTS[name]}, panel)
+        own = [teacher for teacher in STUDENTS[name] if teacher in student.teachers]
+        distilled = student_losses(student, {teacher: outputs[teacher] for teacher in own}, panel)
         start = at if student.start == "teacher_at" else starts.get("student")
-        parents = [*panel.classifiers, *(teachers[teacher] for teacher in STUDENTS[name])]
-        train_purifier(run, name, student, pairs, distilled, parents, start)
+        parents = [*panel.classifiers, *(teachers[teacher] for teacher in own)]
+        train_purifier(run, name, student, shown, distilled, parents, start)
 
 
 def _train_classifier(run: Run, name: str) -> nn.Module:

@@ -19,6 +19,7 @@ from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, ON, RAND, WO
 from purifiers.evaluation.evaluator import Evaluator, Measured
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.evaluation.trust.checks import KNOWN, Check, trust_checks
+from purifiers.forecast import current
 from purifiers.purifier import PurifiedClassifier
 from purifiers.recipes.audit_settings import TRANSFER, AuditSettings
 from purifiers.seeds import seed_for
@@ -184,6 +185,9 @@ class Auditor:
             if not (whole or self.settings.cascade):
                 return
             record, right = self._measure(attacked, found, **about)
+            if plan := current():  # as many as withstand a short attack are left for the next
+                share = plan.once((model, attack.needs_gradients), lambda: 1.0)
+                right = right & (torch.arange(len(right)) < share * len(right))
         else:
             record, right = self._combined(group, meant, 0.0, **about), group.right[attacked]
         self._tried.append((planned, torch.zeros_like(attacked).masked_scatter(attacked, right)))

@@ -15,7 +15,7 @@ from purifiers.classifiers.probes import are_probabilities, relative_difference
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.evaluation.metrics import classes
 from purifiers.forecast import current
-from purifiers.gradient_steps import Norm, pgd
+from purifiers.gradient_steps import Norm, pgd, random_start
 from purifiers.purifier import PurifiedClassifier
 from purifiers.seeds import generator_for, reproducible, seed_for
 
@@ -170,6 +170,7 @@ class _Batch:
             candidate.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))
             return _with_gradient(note(self._logits(candidate, identity=identity)), candidate)
 
+        generator = generator_for(self.seed, "start", start or 0, device=self.images.device)
         adversarial = pgd(
             objective,
             self.images,
@@ -177,7 +178,7 @@ class _Batch:
             step_size=STEP * epsilon if step is None else step,
             num_steps=num_steps,
             norm=self.norm,
-            generator=None if start is None else generator_for(self.seed, "start", start, device=self.images.device),
+            start=None if start is None else random_start(self.images, epsilon, self.norm, generator),
         )
         with torch.no_grad():
             note(self._logits(adversarial))

@@ -1,0 +1,36 @@
+"""The script that draws accuracy against time: its times are shares, and its curve has all that was measured."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiments.students import TEACHER, curve, shares, table
+from purifiers.reports.figures import save_figure
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return images
+
+
+def test_times_are_shares_of_one_of_them() -> None:
+    found = shares({"one": Slow(0.004), "other": Slow(0.012)}, torch.zeros(1), "one")
+    assert found["one"] == 1
+    assert found["other"] == pytest.approx(3, rel=0.3)
+
+
+def test_the_curve_has_a_point_for_every_purifier(tmp_path: Path) -> None:
+    rows = {"tiny": {"clean": 90.04, "worst": 70, "time": 9}, TEACHER: {"clean": 93, "worst": 87, "time": 150}}
+    assert table(rows).rows[0] == ["tiny", "90.0", "70.0", "9.0"]
+    figure = curve(rows)
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines[:2]] == [[90.04, 93], [70, 87]]
+    save_figure(figure, tmp_path / "students.svg")
+    assert "<svg" in (tmp_path / "students.svg").read_text()
