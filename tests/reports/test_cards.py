@@ -32,7 +32,7 @@ def test_the_card_has_every_measurement_and_the_limits(make_results: Make, tmp_p
         "recipe `paper`, seed 0: `purifiers train --recipe paper`",
         "2 threads (no GPU)",
         "student: 3 epochs in 3.0 s",
-        "resnet56, on PGD-20, 8/255.",
+        "cifar10-resnet56-paper, on PGD-20, 8/255.",
     ):
         assert part in card, part
     assert card.endswith("\nA `note`.\n")

@@ -73,8 +73,10 @@ class ImageSet:
             raise InputError(f"labels must be an int64 tensor; got {got}: convert with .long() or torch.tensor(labels)")
         if labels.shape != images.shape[:1]:
             raise InputError(f"labels must have shape ({len(images)},), one for each image; got {tuple(labels.shape)}")
-        if not len(images):
-            raise InputError(f"there are no images in the data set '{self.name}'")
+        if not images.numel():
+            raise InputError(f"there are no images, or none with a pixel, in the data set '{self.name}'")
+        if images.is_meta or labels.is_meta:
+            raise InputError("images or labels are on the device meta, which holds no values")
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -20,7 +20,7 @@ from purifiers.console import Deadline, Stopwatch, detail, duration, progress, s
 from purifiers.data import augmented, shuffled_batches, to_float
 from purifiers.device import Precision, memory_for
 from purifiers.errors import CheckpointError, TrainingError
-from purifiers.forecast import amounts, current
+from purifiers.forecast import Forecast, amounts, current
 from purifiers.kinds import Group
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import fingerprint, place, save_network
@@ -134,19 +134,8 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
 
     take = CapturedStep(step, generator) if captured else step
     if left and plan is not None:
-        size, count = min(optimisation.batch_size, len(stage.images)), len(stage.images)
-        parts = [
-            cell.cell_contents for cell in getattr(stage.losses, "__closure__", None) or ()
-        ]  # a loss's settings and networks
-        settings = [amounts(one) if isinstance(one, Group) else repr(one) for one in parts]
-        kind = stage.losses.__qualname__, repr(network), stage.images.shape[1:], size, amounts(optimisation), *settings
         eager.train()
-        least = size if captured else min(2, size)
-        for _ in range(WARM_UP if captured else 1):
-            take(torch.arange(least, device=device))
-        pace = plan.pace(kind, lambda some: take(torch.arange(some, device=device)), size, least)
-        plan.note(pace.seconds(size, 1, left * steps - (len(part["records"]) if part else 0)), count, stage.name)
-        plan.stand_ins.append(stage.network.eval())
+        _foresee(plan, stage, take, left * steps - (len(part["records"]) if part else 0), captured)
         return history
     with progress(stage.name, left * per_epoch) as advance:
         for epoch in range(len(history) + 1, optimisation.epochs + 1):
@@ -186,6 +175,21 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
         say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
     stage.network.eval()
     return history
+
+
+def _foresee(plan: Forecast, stage: Stage, take: Callable[[Tensor], Losses], steps: int, captured: bool) -> None:
+    """Note what so many ``steps`` will take, each of which is done by ``take``."""
+    size, device = min(stage.optimisation.batch_size, len(stage.images)), stage.images.device
+    # Students differ in what their losses use: settings, and more or fewer networks.
+    used = [cell.cell_contents for cell in getattr(stage.losses, "__closure__", None) or ()]
+    settings = [amounts(one) if isinstance(one, Group) else repr(one) for one in (stage.optimisation, *used)]
+    kind = stage.losses.__qualname__, repr(stage.network), stage.images.shape[1:], size, *settings
+    least = size if captured else min(2, size)
+    for _ in range(WARM_UP if captured else 1):
+        take(torch.arange(least, device=device))
+    pace = plan.pace(kind, lambda some: take(torch.arange(some, device=device)), size, least)
+    plan.note(pace.seconds(size, 1, steps), len(stage.images), stage.name)
+    plan.stand_ins.append(stage.network.eval())
 
 
 @contextmanager
