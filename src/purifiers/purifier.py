@@ -74,7 +74,7 @@ class Purifier(nn.Module):
             InputError: ``images`` are not as above.
         """
         if images is not None:
-            self(images[:1] if isinstance(images, Tensor) else images)  # which checks them
+            self(images[:1] if isinstance(images, Tensor) and images.ndim == 4 else images)  # which checks them
         return Purifier(Optimised(self.network, images), validate=False)
 
     @property

@@ -102,3 +102,8 @@ def test_a_copy_for_inference_is_not_saved(tmp_path: object) -> None:
 def test_a_batch_that_is_none_is_refused(images: object) -> None:
     with pytest.raises(InputError):
         Purifier(trained()).optimize(images)  # type: ignore[arg-type]
+
+
+def test_the_shape_in_an_error_is_that_of_the_images() -> None:
+    with pytest.raises(InputError, match=r"\(3, 8, 8\)"):
+        Purifier(trained()).optimize(torch.rand(3, 8, 8))
