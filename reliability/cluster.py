@@ -183,7 +183,7 @@ PROMISES = {
         "files, Parquet and WebDataset shards on a Ray cluster of two nodes, one killed at a random moment",
         node_killed,
         quick=300,
-        long=6000,
+        long=600,
     ),
     "libraries": Promise(
         "Ray Data, Hugging Face datasets and Spark purify the same as one process.",

@@ -481,7 +481,7 @@ PROMISES = {
         "writing fails from the k-th file on, or beyond k bytes of a file",
         full_disk,
         quick=4,
-        long=200,
+        long=40,
     ),
     "read-only": Promise(
         "A read-only output folder is an error, and nothing is written elsewhere.",
@@ -495,7 +495,7 @@ PROMISES = {
         "one bit flipped or the end cut, in a random file of a run or its cache",
         damage,
         quick=4,
-        long=500,
+        long=100,
     ),
     "cut-checkpoints": Promise(
         "A checkpoint that is cut off is refused, and its stage trained again as the message advises.",
@@ -509,7 +509,7 @@ PROMISES = {
         "two processes started at the same moment, and a third run afterwards",
         two_at_once,
         quick=4,
-        long=70,
+        long=40,
     ),
     "not-finite": Promise(
         "A loss that is not finite ends the training with a message, and the next run resumes before it.",

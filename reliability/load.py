@@ -331,13 +331,13 @@ PROMISES = {
         "silent, slow, broken and gone clients, damaged images and oversized bodies beside 4 connections that want images",
         bad_clients,
         22,
-        11_000,
+        1_100,
     ),
     "worker-killed": Promise(
         "A worker that dies is started again; requests get their image or 503.",
         "SIGKILL to the worker of the service while images are sent; `/health` is watched",
         killed_worker,
         1,
-        100,
+        30,
     ),
 }

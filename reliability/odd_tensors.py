@@ -142,6 +142,6 @@ PROMISES = {
         "shape, type, range, layout, device and labels drawn by Hypothesis; each answer is compared with that of one image",
         odd_tensors,
         300,
-        200_000,
+        20_000,
     ),
 }

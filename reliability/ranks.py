@@ -176,6 +176,6 @@ PROMISES = {
         "SIGKILL to one of 2 or 3 processes at a random moment, then the same training by 1, 2 or 3",
         killed,
         quick=1,
-        long=100,
+        long=20,
     ),
 }
