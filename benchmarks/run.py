@@ -7,7 +7,6 @@ With --quick everything runs at its smallest, and nothing is written: the page s
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from benchmarks import attacks, growth, purification
 from benchmarks.measure import Benchmark, machine
+from purifiers.evaluation.records import versions
 from purifiers.storage import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -30,12 +30,11 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
-def measured(benchmark: Benchmark, quick: bool) -> dict[str, Any]:
-    """The record of a benchmark, as it is kept."""
+def measured(benchmark: Benchmark, quick: bool, commit: str) -> dict[str, Any]:
+    """The record of a benchmark of this ``commit``, as it is kept."""
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         table = benchmark.run(quick, Path(folder))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {**vars(table), "machine": machine(), "seconds": round(time.perf_counter() - begun), "commit": commit}
 
 
@@ -67,8 +66,9 @@ def main() -> int:
         "--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS)
     )
     chosen = parser.parse_args()
+    commit = versions()["commit"]  # says whether anything was changed since, as the records below do
     for name in chosen.only:
-        record = measured(BENCHMARKS[name], chosen.quick)
+        record = measured(BENCHMARKS[name], chosen.quick, commit)
         print(section(BENCHMARKS[name], record), flush=True)
         if not chosen.quick:  # at once: a long run may be stopped
             records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
