@@ -184,6 +184,13 @@ def test_one_name_may_stand_for_a_list() -> None:
     assert load_recipe("digits", ["evaluation.views=full"]).evaluation.views == ("blind", "full")  # Table 1 is of the first
 
 
+def test_options_alone_are_those_of_the_default_classifier() -> None:
+    network = load_recipe("paper", ["classifier.source=mine.safetensors", "classifier.network.depth=20"]).classifier.network
+    assert (network.network, network.model_dump()["depth"]) == ("resnet", 20)
+    with pytest.raises(ConfigError, match="dpth"):
+        load_recipe("paper", ["classifier.network.dpth=20"])
+
+
 def test_files_and_folders_are_found_from_everywhere_and_names_are_no_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def _purifying(network: NetworkConfig) -> NetworkConfig:
     return network
 
 
+RESNET56: dict[str, Any] = {"network": "resnet", "depth": 56}
 PurifierConfig = Annotated[NetworkConfig, AfterValidator(_purifying)]
 ADAPTIVE = "adaptive"  # in ``evaluation.limits``: all attacks under the other views than ``blind``
 
@@ -52,7 +53,7 @@ class Classifier(Group):
     source: Place | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    network: NetworkConfig = NetworkConfig(network="resnet", depth=56)
+    network: NetworkConfig = NetworkConfig(**RESNET56)
     training: Optimisation | None = None
 
     def options(self) -> dict[str, Any]:
@@ -64,6 +65,12 @@ class Classifier(Group):
         if self.source is not None and anywhere(source) == self.source:
             return self
         return self.model_copy(update={"source": anywhere(source), "mean": None, "std": None})
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _resnet_if_unnamed(cls, network: object) -> object:
+        """Options alone, such as ``classifier.network.depth=20`` over a recipe without this group, are those of the default."""
+        return {**RESNET56, **network} if isinstance(network, dict) and "network" not in network else network
 
     @field_validator("network")
     @classmethod
