@@ -151,6 +151,14 @@ def test_an_audit_of_images_that_fall_or_withstand(
     assert PGD(restarts=3).passes(0.5) == [(1.0, 20.0, 0.0), (0.5, 40.0, 0.0)]
 
 
+def test_what_withstands_is_of_one_norm(data: ImageSet, classifier: nn.Module, ticks: None) -> None:
+    labels = classifier(data.images.float() / 255).argmax(1)
+    views = dict.fromkeys(("bpda", "eot", "blind", "transfer", "query"), ()) | {"full": ["AA", "AA-L2"]}
+    settings = {"views": views, "images": 40, "check_images": 0, "epsilon": 0.5, "epsilon_l2": 1e-6}
+    found = lines(forecast(lambda: purifiers.audit(nn.Identity(), classifier, data.images, labels, settings=settings)))
+    assert (found["purifier: AA (full)"], found["purifier: AA-L2 (full)"]) == (101, 101 + 1800 + 5900)
+
+
 def test_certificates_by_hand(data: ImageSet, classifier: nn.Module, ticks: None) -> None:
     few = data.subset(torch.arange(3))
     plan = forecast(lambda: certify(classifier, few, Smoothing(0.25, n0=100, n=900), batch_size=100))

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -134,6 +134,11 @@ def generate(
     return Adversarial(result, warnings, batches, seconds)
 
 
+def withstood_by(model: nn.Module, attack: Attack) -> tuple[Hashable, ...]:
+    """Where a forecast keeps the share of images that withstand a short attack like this one."""
+    return model, attack.needs_gradients, attack.norm, attack.epsilon
+
+
 def _foresee(
     plan: Forecast, attack: Attack, model: nn.Module, data: ImageSet, count: int, batch_size: int, again: bool
 ) -> None:
@@ -151,7 +156,7 @@ def _foresee(
         return share if attack.needs_gradients else share / 2
 
     count = count if again else plan.fresh(count, model, repr(attack), data.images.shape[1:])
-    share = 0.0 if again else plan.once((model, attack.needs_gradients), withstanding)
+    share = 0.0 if again else plan.once(withstood_by(model, attack), withstanding)
     with frozen(model):
         for part, gradients, queries in attack.passes(share):
             for gradient, passes in ((True, gradients), (False, queries)):

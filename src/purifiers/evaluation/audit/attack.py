@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import VIEWS, Attack, AutoAttack
-from purifiers.attacks.generate import Adversarial
+from purifiers.attacks.generate import Adversarial, withstood_by
 from purifiers.attacks.views import Expectation
 from purifiers.classifiers.probes import gradient_at, is_random
 from purifiers.console import Stopwatch, detail, duration, progress
@@ -186,7 +186,7 @@ class Auditor:
                 return
             record, right = self._measure(attacked, found, **about)
             if plan := current():  # as many as withstand a short attack are left for the next
-                share = plan.once((model, attack.needs_gradients), lambda: 1.0)
+                share = plan.once(withstood_by(model, attack), lambda: 1.0)
                 right = right & (torch.arange(len(right)) < share * len(right))
         else:
             record, right = self._combined(group, meant, 0.0, **about), group.right[attacked]
