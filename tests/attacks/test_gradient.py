@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purifiers.attacks import BIM, CW, FGSM, MIFGSM, PGD, SSP, Attack, distances
+from purifiers.attacks import BIM, CW, FGSM, MIFGSM, NFGSM, PGD, SSP, Attack, distances
 from purifiers.attacks.views import Features
 from purifiers.gradient_steps import pgd
 from purifiers.networks import ResNet
@@ -62,13 +62,14 @@ def test_l2_from_a_random_start_nears_the_optimum() -> None:
     epsilon=st.floats(0, 1),
     step_size=st.floats(0, 1),
     norm=st.sampled_from(["linf", "l2"]),
-    kind=st.sampled_from([PGD, BIM, MIFGSM]),
+    kind=st.sampled_from([PGD, BIM, MIFGSM, NFGSM]),
     seed=st.integers(0, 5),
 )
 def test_every_result_is_in_the_ball_and_in_range(epsilon: float, step_size: float, norm: str, kind: type, seed: int) -> None:
     """The base class asserts it on every batch; this looks for parameters that break it, at the corners of [0,1]."""
     images = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(seed)).round()
-    attack = kind(epsilon=epsilon, step_size=step_size, num_steps=3, norm=norm)
+    steps = {} if kind is NFGSM else {"num_steps": 3}
+    attack = kind(epsilon=epsilon, step_size=step_size, norm=norm, **steps)
     result = attack(Linear(5, SHAPE), images, torch.tensor([0, 1, 2]), seed=seed)
     assert result.min() >= 0
     assert result.max() <= 1
@@ -88,6 +89,17 @@ def test_the_random_start_fills_the_ball_and_depends_on_the_seed_alone() -> None
         assert radii.max() <= 0.2 + 1e-6
         assert radii.mean() > 0.18  # most of a high-dimensional ball lies near its surface
         assert (first - images).mean().abs() < 0.005
+
+
+def test_n_fgsm_steps_from_noise_that_stays() -> None:
+    """On a linear model each pixel goes one step the same way, from noise in two thirds of the ball."""
+    model, images = Linear(2, SHAPE), torch.full((2000, *SHAPE), 0.5)
+    labels = torch.zeros(2000, dtype=torch.int64)
+    step = FGSM(epsilon=0.1)(model, images, labels) - images
+    noise = NFGSM(epsilon=0.3)(model, images, labels, seed=1) - images - step
+    assert noise.abs().max().item() == pytest.approx(0.2, abs=1e-4)
+    assert noise.abs().mean().item() == pytest.approx(0.1, abs=1e-3)
+    assert NFGSM().title == "N-FGSM, 24/255"
 
 
 def test_momentum_is_that_of_dong_et_al() -> None:

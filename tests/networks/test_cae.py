@@ -87,11 +87,20 @@ def test_output_can_be_darker_than_mid_grey() -> None:
     [
         *({"widths": [4], "blocks": [1, 1]}, {"widths": [], "blocks": []}, {"widths": [0], "blocks": [1]}, {"unshuffle": 0}),
         *({"skip_every": -1}, {"shortcuts": -1}, {"last_block": "relu"}, {"last_block": "relu_tanh", "residual": True}),
+        {"activation": "step"},
     ],
 )
 def test_impossible_networks_are_refused(arguments: dict) -> None:
     with pytest.raises(InputError, match="a CAE needs"):
         CAE(**arguments)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("silu", nn.SiLU), ("softplus", nn.Softplus), ("gelu", nn.GELU)])
+def test_the_activation_is_after_every_block_but_the_last(name: str, kind: type[nn.Module]) -> None:
+    modules = list(CAE(**SMALL, activation=name).modules())  # type: ignore[arg-type]
+    assert not [one for one in modules if isinstance(one, nn.ReLU)]
+    assert sum(isinstance(one, kind) for one in modules) == sum(isinstance(one, nn.BatchNorm2d) for one in modules)
+    assert list(CAE(**SMALL, activation=name).state_dict()) == list(CAE(**SMALL).state_dict())  # type: ignore[arg-type]
 
 
 def test_without_skips_the_latent_decides_the_output() -> None:

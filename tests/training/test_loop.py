@@ -33,17 +33,18 @@ def weights(stage: Stage) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
-    tmp_path: Path, optimizer: str, schedule: str
+    tmp_path: Path, optimizer: str, schedule: str, ema: float
 ) -> None:
     fabric = make_fabric(torch.device("cpu"))
-    whole = stage(optimizer=optimizer, schedule=schedule)
+    whole = stage(optimizer=optimizer, schedule=schedule, ema=ema)
     history = fit(whole, fabric, tmp_path / "whole.safetensors")
 
     class KillError(Exception):
         pass
 
-    cut = stage(optimizer=optimizer, schedule=schedule)
+    cut = stage(optimizer=optimizer, schedule=schedule, ema=ema)
     calls = 0
 
     def dying(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
@@ -55,7 +56,7 @@ def test_an_interrupted_training_ends_bit_for_bit_like_an_uninterrupted_one(
 
     with pytest.raises(KillError):
         fit(replace(cut, losses=dying), fabric, tmp_path / "cut.safetensors")
-    fresh = stage(optimizer=optimizer, schedule=schedule)
+    fresh = stage(optimizer=optimizer, schedule=schedule, ema=ema)
     resumed = fit(fresh, fabric, tmp_path / "cut.safetensors")
     assert all(torch.equal(value, weights(fresh)[name]) for name, value in weights(whole).items())
     assert [record["loss"] for record in resumed] == [record["loss"] for record in history]

@@ -1,15 +1,18 @@
 """What each stage feeds its losses: pairs split and scaled, the classifier asked only where it is wanted."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import PGD
-from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
+from purifiers.networks import CAE
+from purifiers.recipes.schema import OnAttacked, Robust, Student, TeacherAT
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.loop import make_fabric
-from purifiers.training.losses import classification_guidance, logits_guidance
+from purifiers.training.losses import classification_loss, output_guidance
 from purifiers.training.objectives import at_losses, attacked, encoder_losses, student_losses
 from tests.conftest import Linear
 
@@ -75,10 +78,23 @@ def test_guidance_is_what_its_formulas_say() -> None:
     purified, clean, labels = random.normal(size=(5, 7)), random.normal(size=(5, 7)), random.integers(0, 7, 5)
     shares = np.exp(purified) / np.exp(purified).sum(1, keepdims=True)
     expected = -np.log(shares[np.arange(5), labels]).mean()
-    found = classification_guidance(torch.from_numpy(purified), torch.from_numpy(labels))
+    found = classification_loss(torch.from_numpy(purified), torch.from_numpy(labels))
     assert found.item() == pytest.approx(expected, rel=1e-12)
-    found = logits_guidance(torch.from_numpy(purified), torch.from_numpy(clean))
+    found = output_guidance(torch.from_numpy(purified), torch.from_numpy(clean))
     assert found.item() == pytest.approx(np.abs(purified - clean).mean(), rel=1e-12)
+
+
+def test_smoothed_labels_and_trades_are_what_their_formulas_say() -> None:
+    random = np.random.default_rng(0)
+    attacked, clean, labels = random.normal(size=(5, 7)), random.normal(size=(5, 7)), random.integers(0, 7, 5)
+    logs = [one - np.log(np.exp(one).sum(1, keepdims=True)) for one in (attacked, clean)]
+    targets = 0.9 * np.eye(7)[labels] + 0.1 / 7
+    smoothed = [-(targets * log).sum(1).mean() for log in logs]
+    divergence = (np.exp(logs[1]) * (logs[1] - logs[0])).sum(1).mean()
+    given = [torch.from_numpy(one) for one in (attacked, labels, clean)]
+    assert classification_loss(*given[:2], label_smoothing=0.1).item() == pytest.approx(smoothed[0], rel=1e-12)
+    found = classification_loss(*given, trades=6.0, label_smoothing=0.1)
+    assert found.item() == pytest.approx(smoothed[1] + 6 * divergence, rel=1e-12)
 
 
 class Refusing(nn.Module):
@@ -104,8 +120,10 @@ def test_the_paper_s_student_never_asks_the_classifier() -> None:
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_the_total_is_the_weighted_sum_of_the_recorded_parts(kind: str) -> None:
     images, adversarial = pairs()
-    classifier, labels = Linear(5, SHAPE), torch.arange(COUNT) % 5
-    guidance = {"classification_weight": 0.5, "logits_weight": 0.3}
+    classifier, labels = nn.Sequential(), torch.arange(COUNT) % 5
+    classifier.add_module("flat", nn.Flatten())
+    classifier.add_module("head", Linear(5, (48, 1, 1)))
+    guidance = {"classification_weight": 0.5, "logits_weight": 0.3, "features_weight": 0.2, "feature_layer": "flat"}
     if kind == "teacher":
         at = TeacherAT(epochs=1, reconstruction_weight=30.0, adversarial_weight=2.0, **guidance)  # type: ignore[arg-type]
         compute, weights = (
@@ -117,13 +135,14 @@ def test_the_total_is_the_weighted_sum_of_the_recorded_parts(kind: str) -> None:
         compute = student_losses(config, {"AT": Same(), "NT": Same()}, Panel([classifier]))
         weights = {"mse": 30.0, "distillation": 0.7}
     found = compute(Same(), torch.cat([images, adversarial], 1), labels, torch.Generator())
-    weights |= {"classification": 0.5, "logits": 0.3}
+    weights |= {"classification": 0.5, "logits": 0.3, "features": 0.2}
     assert set(found) == {"loss", *weights}
     total = sum(weight * found[name].item() for name, weight in weights.items())
     assert found["loss"].item() == pytest.approx(total, rel=1e-5)
     torch.testing.assert_close(found["mse"], (adversarial - images).square().mean())
     expected = nn.functional.cross_entropy(classifier(adversarial), labels)
     torch.testing.assert_close(found["classification"], expected)
+    torch.testing.assert_close(found["features"], (adversarial - images).abs().mean())  # of a layer that flattens the image
 
 
 @pytest.mark.parametrize("shown", ["adversarial", "clean"])
@@ -188,11 +207,67 @@ def test_the_encoder_learns_from_attacks_on_itself() -> None:
     images, labels = pairs()[0], torch.arange(COUNT) % 2
     classifier = Linear(2, SHAPE)
     attack = PGD(epsilon=0.05, step_size=0.1, num_steps=1)
-    compute = encoder_losses(attack, Panel([Same()]))
+    compute = encoder_losses(attack, Robust(epochs=1), Panel([Same()]))
     found = compute(classifier, images, labels, torch.Generator().manual_seed(0))["loss"]
     torch.testing.assert_close(
         found, nn.functional.cross_entropy(classifier(worst_of(classifier, images, labels, 0.05)), labels)
     )
+
+
+def test_trades_learns_from_clean_images_too() -> None:
+    images, labels = pairs()[0], torch.arange(COUNT) % 2
+    classifier, attack = Linear(2, SHAPE), PGD(epsilon=0.05, step_size=0.1, num_steps=1)
+    adversarial = worst_of(classifier, images, labels, 0.05)
+    compute = encoder_losses(attack, Robust(epochs=1, trades=6.0, label_smoothing=0.1), Panel([Same()]))
+    found = compute(classifier, images, labels, torch.Generator().manual_seed(0))["loss"]
+    expected = classification_loss(classifier(adversarial), labels, classifier(images), 6.0, 0.1)
+    torch.testing.assert_close(found, expected)
+    purifier_losses = at_losses(TeacherAT(epochs=1, classification_weight=1.0, trades=6.0), Panel([classifier]))
+    found = purifier_losses(Same(), torch.cat([images, adversarial], 1), labels, torch.Generator())["classification"]
+    torch.testing.assert_close(found, classification_loss(classifier(adversarial), labels, classifier(images), 6.0))
+
+
+def test_a_weight_perturbation_takes_the_gradient_elsewhere() -> None:
+    """Of a linear classifier by hand: its weights move by a twentieth of their norm along the gradient, its bias does not."""
+    images, labels = pairs()[0], torch.arange(COUNT) % 2
+    classifier, attack = Linear(2, SHAPE), PGD(epsilon=1e-7, step_size=1e-7, num_steps=1)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    compute = encoder_losses(attack, Robust(epochs=1, weight_perturbation=0.05), Panel([Same()]))
+    compute(classifier, images, labels, torch.Generator())["loss"].backward()
+    found = {name: weight.grad for name, weight in classifier.named_parameters()}
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+    moved = Linear(2, SHAPE)
+    moved.load_state_dict(before)
+    nn.functional.cross_entropy(moved(images), labels).backward()
+    with torch.no_grad():
+        for weight in moved.parameters():
+            gradient = weight.grad
+            assert gradient is not None
+            weight += 0.05 * weight.norm() / gradient.norm() * gradient * (weight.ndim > 1)
+    moved.zero_grad()
+    nn.functional.cross_entropy(moved(images), labels).backward()
+    for name, weight in moved.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_weight_perturbation_raises_the_loss_of_a_purifier_in_training(kind: str, precision: Any) -> None:
+    classifier, labels, batch = Linear(5, SHAPE), torch.arange(COUNT) % 5, torch.cat(pairs(), 1)
+    network = CAE(widths=[4, 6], blocks=[1, 1])
+    panel, wrapped = Panel([classifier], precision), make_fabric(torch.device("cpu"), precision).setup(network)
+    found = []
+    for share in (0.0, 0.05):
+        guidance = {"classification_weight": 1.0, "weight_perturbation": share}
+        compute = (
+            at_losses(TeacherAT(epochs=1, **guidance), panel)
+            if kind == "teacher"
+            else student_losses(Student(epochs=1, **guidance), {"NT": Same()}, panel)
+        )
+        found.append(compute(wrapped, batch, labels, torch.Generator())["loss"])
+    assert found[1] > found[0]
+    make_fabric(torch.device("cpu"), precision).backward(found[1])
+    assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters() if weight.ndim > 1)
 
 
 def test_without_adversarial_examples_images_come_as_they_are() -> None:
@@ -261,6 +336,6 @@ def test_guidance_may_take_a_part_of_the_batch() -> None:
         few = sum(expected)
         halves = [slice(few // 2), slice(few // 2, few)]
         logits = torch.cat([one(adversarial[half]) for one, half in zip(panel.classifiers, halves, strict=True)])
-        torch.testing.assert_close(found["classification"], classification_guidance(logits, labels[:few]))
+        torch.testing.assert_close(found["classification"], classification_loss(logits, labels[:few]))
         assert seen[:2] == expected
         seen.clear()

@@ -27,6 +27,11 @@ class GradientAttack(Attack):
     epsilon: Length = 8 / 255
     targeted: Targeting | bool = False
 
+    @property
+    def start_radius(self) -> float:
+        """How far from the image a random start may be."""
+        return self.epsilon
+
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
         """What is climbed: images -> a scalar, a sum over images."""
         sign = -1 if self.targeted else 1
@@ -43,7 +48,7 @@ class GradientAttack(Attack):
         start = images
         if self.random_start:  # drawn for the whole batch, whatever its parts
             generator = generator_for(seed, "random start", device=images.device)
-            start = random_start(images, self.epsilon, self.norm, generator)
+            start = random_start(images, self.start_radius, self.norm, generator)
 
         def climb(images: Tensor, labels: Tensor, start: Tensor) -> Tensor:
             return pgd(self.objective(model, images, labels), images, start=start, **options)
@@ -54,6 +59,26 @@ class GradientAttack(Attack):
 @ATTACKS.register("fgsm")
 class FGSM(GradientAttack):
     """The fast gradient sign method: one step of length epsilon from the image."""
+
+
+@ATTACKS.register("nfgsm")
+class NFGSM(FGSM):
+    """N-FGSM (de Jorge et al. 2022), for training: FGSM from uniform noise; the sum is not brought back into a smaller ball.
+
+    ``epsilon``: bounds the whole, three times the strength to train for: 24/255 for 8/255.
+    ``step_size``: the step, a third of epsilon by default; the noise has the rest.
+    """
+
+    shown_as = "N-FGSM"
+    random_start = True
+
+    epsilon: Length = 24 / 255
+    step_size: Length = share_of_epsilon(3)
+
+    @property
+    def start_radius(self) -> float:
+        """The noise is within the rest of the ball."""
+        return self.epsilon - self.step_size
 
 
 @ATTACKS.register("bim")

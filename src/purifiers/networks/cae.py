@@ -12,6 +12,8 @@ from purifiers.errors import InputError
 from purifiers.networks.network import Network
 from purifiers.registry import NETWORKS
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "softplus": nn.Softplus}
+
 
 @NETWORKS.register("cae")
 class CAE(Network):
@@ -33,6 +35,7 @@ class CAE(Network):
             ``relu_tanh``: they stay in [0,1], and it is ConvTranspose-BN-ReLU-Tanh, as the paper draws it.
         residual: the output is ``clamp(x + tanh(...))`` instead of ``tanh(...)``; starts as the identity.
         channels: image channels.
+        activation: after every block but the last; smooth ones help against attackers who differentiate (Xie et al. 2020).
         unshuffle: before the first block every ``unshuffle`` x ``unshuffle`` pixels become the channels of one, and after the
             last block they come apart again. Large images cost less so: 4 divides the number of positions by 16.
 
@@ -53,6 +56,7 @@ class CAE(Network):
         residual: bool = False,
         channels: int = 3,
         unshuffle: int = 1,
+        activation: Literal["relu", "silu", "gelu", "softplus"] = "relu",
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths or min(*widths, *blocks, channels, unshuffle) < 1:
@@ -64,6 +68,8 @@ class CAE(Network):
         if last_block not in ("tanh", "relu_tanh") or (residual and last_block != "tanh"):
             got = f"got {last_block}, residual={residual}"
             raise InputError(f"a CAE needs last_block tanh or, without residual, relu_tanh; {got}")
+        if activation not in ACTIVATIONS:
+            raise InputError(f"a CAE needs an activation of {', '.join(ACTIVATIONS)}; got {activation}")
         self.residual = residual
         # Inside, images are in [low, 1].
         self.low = -1 if last_block == "tanh" else 0
@@ -78,10 +84,12 @@ class CAE(Network):
         halving = {sum(blocks[:stage]) for stage in range(1, len(blocks))}
         steps = [(fan_in, fan_out, 2 if i in halving else 1) for i, (fan_in, fan_out) in enumerate(pairwise(flow))]
         same = [fan_in == fan_out and stride == 1 for fan_in, fan_out, stride in steps]
-        self.encoder = nn.ModuleList(_encoder_block(*step) for step in steps)
+        self.encoder = nn.ModuleList(_encoder_block(*step, ACTIVATIONS[activation]) for step in steps)
         # Made in the order in which they run, which decides the random weights of a seed.
         self.decoder = nn.ModuleList(
-            _decoder_block(fan_out, fan_in, stride, bare=i == 0 and last_block == "tanh")
+            _decoder_block(
+                fan_out, fan_in, stride, ACTIVATIONS[activation if i else "relu"], bare=i == 0 and last_block == "tanh"
+            )
             for i, (fan_in, fan_out, stride) in reversed(list(enumerate(steps)))
         )
         self.shortcuts = _shortcuts(same, shortcuts), _shortcuts(same[::-1], shortcuts)
@@ -151,12 +159,11 @@ def _through(
     return features, kept
 
 
-def _encoder_block(fan_in: int, fan_out: int, stride: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(fan_out), nn.ReLU()
-    )
+def _encoder_block(fan_in: int, fan_out: int, stride: int, activation: type[nn.Module]) -> nn.Module:
+    down = nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(down, nn.BatchNorm2d(fan_out), activation())
 
 
-def _decoder_block(fan_in: int, fan_out: int, stride: int, bare: bool) -> nn.Module:
+def _decoder_block(fan_in: int, fan_out: int, stride: int, activation: type[nn.Module], bare: bool) -> nn.Module:
     up = nn.ConvTranspose2d(fan_in, fan_out, 3, stride=stride, padding=1, output_padding=stride - 1, bias=bare)
-    return up if bare else nn.Sequential(up, nn.BatchNorm2d(fan_out), nn.ReLU())
+    return up if bare else nn.Sequential(up, nn.BatchNorm2d(fan_out), activation())

@@ -112,7 +112,11 @@ def _check_network(name: str, arguments: str) -> None:
 
 
 class Optimisation(Group):
-    """How one network is trained."""
+    """How one network is trained.
+
+    ``ema``: what the training gives is a moving average of its weights, of this decay in each step (0.995 to 0.999 are usual);
+    0: the last ones.
+    """
 
     epochs: Positive
     batch_size: Positive = 128
@@ -120,6 +124,7 @@ class Optimisation(Group):
     learning_rate: float = Field(default=0.01, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "one_cycle"] = "constant"  # the latter: up and down to nothing (Smith and Topin 2018)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     flip: bool = False  # random mirroring
     crop: int = Field(default=0, ge=0)  # random shifts by up to so many pixels
 

@@ -90,7 +90,34 @@ class Classifier(Group):
         return self
 
 
-class OnAttacked(OnPerturbed):
+class HeldOut(Group):
+    """Training images that a training does not see: so many, drawn at random. After each epoch they are attacked, the attacker
+    knowing everything, and what the training gives are the weights of the epoch in which most of them were still right."""
+
+    images: Positive = 500
+    attack: AnyAttack
+
+
+class Robust(Optimisation):
+    """A training with labels, on adversarial images.
+
+    ``label_smoothing``: of all cross-entropies: the share of the target that all classes get alike.
+    ``trades``: instead of cross-entropy on the adversarial image that on the clean one, and so many times the divergence of
+    the probabilities on the adversarial image from those on the clean one (Zhang et al. 2019, equation 5; the attack still
+    climbs the cross-entropy). 0: none.
+    ``weight_perturbation``: gradients are taken where every layer has moved by this share of its norm to where the loss is
+    larger (adversarial weight perturbation, Wu et al. 2020: 0.005). It costs another step. 0: none.
+    ``held_out``: early stopping. One-step attacks in training can teach a network to withstand them alone, from one epoch to
+    the next: a warning says so.
+    """
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    trades: float = Field(default=0.0, ge=0)
+    weight_perturbation: float = Field(default=0.0, ge=0)
+    held_out: HeldOut | None = None
+
+
+class OnAttacked(OnPerturbed, Robust):
     """A training on adversarial images with guidance by C, the frozen classifiers: the one to protect and its companions, each
     on its share of a batch.
 
@@ -98,11 +125,22 @@ class OnAttacked(OnPerturbed):
     ``training_attacks``, which know C alone.
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
+    ``features_weight``: that of the outputs of ``feature_layer``, the dotted name of a layer of C.
     """
 
     attack: AnyAttack | None = None
     classification_weight: float = Field(default=0.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
+    features_weight: float = Field(default=0.0, ge=0)
+    feature_layer: str | None = None
+
+    @model_validator(mode="after")
+    def _has_layer(self) -> Self:
+        if self.features_weight and self.feature_layer is None:
+            raise ValueError("features_weight needs a feature_layer, a dotted name such as layer3")
+        if self.trades and not self.classification_weight:
+            raise ValueError("trades is a part of the classification, whose classification_weight is 0")
+        return self
 
 
 class TeacherNT(Optimisation):
@@ -142,7 +180,7 @@ class Latent(Group):
     """
 
     attack: AnyAttack
-    encoder: Optimisation
+    encoder: Robust
     decoder: TeacherAT
 
 

@@ -13,9 +13,10 @@ from purifiers.recipes.baseline_settings import BaselineNRP, BaselineSOAP, Train
 from purifiers.runs import Run
 from purifiers.seeds import seed_for
 from purifiers.training.adversarial_data import Panel, attack_for_training
-from purifiers.training.loop import Stage, fit_stage, seeded
+from purifiers.training.loop import Stage
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses, attacked
+from purifiers.training.stages import fit_stage, seeded
 
 
 class NRPGame(nn.Module):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from purifiers.networks import CAE
 from purifiers.runs import LATENT, Run
 from purifiers.training.adversarial_data import Panel
-from purifiers.training.loop import Stage, fit_stage, seeded
+from purifiers.training.loop import Stage
 from purifiers.training.objectives import at_losses, encoder_losses
+from purifiers.training.stages import fit_stage, seeded
 
 
 class EncoderWithHead(nn.Module):
@@ -45,18 +46,28 @@ class DecoderAlone(nn.Module):
         return self.purifier(images)
 
 
-def train_latent(run: Run, panel: Panel, batch: Tensor) -> nn.Module:
-    """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable. ``batch``:
-    the images, and the adversarial examples of them stacked along the channels."""
-    config, data = run.recipe.latent, run.images("train")
+def train_encoder(run: Run, panel: Panel) -> EncoderWithHead:
+    """A purifier's encoder as a classifier, adversarially trained: ``latent.encoder`` of the recipe."""
+    config, data, encoder = run.recipe.latent, run.images("train"), LATENT[0]
     assert config is not None
-    encoder, decoder = LATENT
     purifier = seeded(run, encoder, run.recipe.purifier.build)
     assert isinstance(purifier, CAE)  # the schema knows no other that is trained
     width, classes = purifier.config["widths"][-1], len(data.classes)
     probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
-    stage = Stage(encoder, probe, data.images, data.labels, encoder_losses(config.attack, panel), config.encoder)
+    stage = Stage(
+        encoder, probe, data.images, data.labels, encoder_losses(config.attack, config.encoder, panel), config.encoder
+    )
     fit_stage(run, stage, made_from=[config.attack.model_dump()], kept=purifier)
-    stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, at_losses(config.decoder, panel), config.decoder)
+    return probe
+
+
+def train_latent(run: Run, panel: Panel, batch: Tensor) -> nn.Module:
+    """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable. ``batch``:
+    the images, and the adversarial examples of them stacked along the channels."""
+    config, data, decoder = run.recipe.latent, run.images("train"), LATENT[1]
+    assert config is not None
+    purifier = train_encoder(run, panel).purifier
+    losses = at_losses(config.decoder, panel)
+    stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, losses, config.decoder, run.classifiers["classifier"])
     fit_stage(run, stage, [*panel.classifiers, purifier.encoder], kept=purifier)
     return purifier.requires_grad_(True)

@@ -3,9 +3,9 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +23,13 @@ from purifiers.errors import CheckpointError, TrainingError
 from purifiers.forecast import Forecast, amounts, current
 from purifiers.kinds import Group
 from purifiers.recipes.parts import Optimisation
-from purifiers.registry import fingerprint, place, save_network
-from purifiers.runs import STATE_FILE, Run
-from purifiers.seeds import generator_for, seed_for
-from purifiers.storage import digest, load_state, save_state
+from purifiers.seeds import generator_for
+from purifiers.storage import load_state, save_state
 from purifiers.training.cuda_graph import WARM_UP, CapturedStep
 from purifiers.training.distributed import averaged, first_only, mine, synchronised, weighted, world_size
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses
+from purifiers.training.outcome import Outcome, Score
 
 LOST = "this epoch is not saved: try a smaller learning rate"  # the end of an error
 
@@ -51,9 +50,12 @@ class Stage:
     labels: Tensor  # int64 (N,)
     losses: StageLosses
     optimisation: Optimisation
+    behind: nn.Module = nn.Identity()  # noqa: RUF009 - it has no state: between the network and logits, for early stopping
     captured: bool = False  # on a GPU, replay the step as a CUDA graph; for losses that never wait for the device
     compiled: bool = False  # run the network through ``torch.compile``, after a first step without it
     seed: int = 0  # decides order and augmentation: stages of one seed see the same batches
+    rows: Tensor | None = None  # int64, of the images those to train on; by default all
+    score: Score | None = None  # of the network after each epoch, of which the best is kept
     fingerprint: str = ""  # digest of everything that decides the result; a checkpoint with another one is refused
 
 
@@ -80,7 +82,8 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
 
 def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, deadline: Deadline) -> list[dict[str, float]]:
     optimisation, device = stage.optimisation, stage.images.device
-    steps = max(1, len(stage.images) // optimisation.batch_size)  # as many as shuffled_batches gives
+    count = len(stage.images if stage.rows is None else stage.rows)
+    steps = max(1, count // optimisation.batch_size)  # as many as shuffled_batches gives
     # A captured step is not compiled too: that takes longer than it saves. Processes that wait for each other do neither.
     alone = world_size() == 1
     captured = stage.captured and device.type == "cuda" and alone
@@ -91,10 +94,12 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
     plan = current()
     compiled = stage.compiled and alone and not captured and plan is None  # a sample would take a minute to compile
     model = cast(nn.Module, torch.compile(eager)) if compiled else eager
+    outcome = Outcome(stage.network, optimisation.ema, stage.score)
     history: list[dict[str, float]] = []
     part: dict[str, Any] | None = None  # of an epoch that was interrupted
     if state := first_only(lambda: _load(checkpoint, stage) if checkpoint.exists() else {}):
         stage.network.load_state_dict(state["network"])
+        outcome.load_state_dict(state["outcome"])
         history = state["history"]
         if len(history) < optimisation.epochs:
             optimizer.load_state_dict(state["optimizer"])
@@ -105,7 +110,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
             say(f"{stage.name:<16} resumes after epoch {len(history)}/{optimisation.epochs}")
         else:
             say(f"{stage.name:<16} is trained already")
-    per_epoch = steps * min(optimisation.batch_size, len(stage.images))
+    per_epoch = steps * min(optimisation.batch_size, count)
     left = optimisation.epochs - len(history)
     if left and plan is None:
         expected = history[-1]["seconds"] if history else 0.0
@@ -126,7 +131,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
         return {name: value.detach() for name, value in losses.items()}
 
     def save(part: dict[str, Any] | None) -> None:
-        parts = {"network": stage.network, "optimizer": optimizer, "scheduler": scheduler}
+        parts = {"network": stage.network, "outcome": outcome, "optimizer": optimizer, "scheduler": scheduler}
         state: dict[str, Any] = {name: one.state_dict() for name, one in parts.items()}
         state |= {"generator": generator.get_state(), "device": device.type, "threads": torch.get_num_threads()}
         state |= {"fingerprint": stage.fingerprint, "history": history, "part": part}
@@ -147,20 +152,22 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
                 begun, order, before = part["begun"], torch.Generator(device), part["seconds"]
                 order.set_state(begun)
                 records = [{key: value.to(device) for key, value in record.items()} for record in part["records"]]
-            batches = list(shuffled_batches(len(stage.images), optimisation.batch_size, order))
+            batches = list(shuffled_batches(count, optimisation.batch_size, order))
+            batches = batches if stage.rows is None else [stage.rows[chosen] for chosen in batches]
             try:
                 for chosen in batches[len(records) :]:
                     with _uninterrupted(), memory_for(f"a step of {stage.name}: take a smaller batch_size"):
                         records.append(take(chosen))
                         scheduler.step()
+                        outcome.after_step()
                     advance(len(chosen))
+                means = _mean_losses(records, stage, epoch) | outcome.after_epoch(stage.name)
             except KeyboardInterrupt:
                 seconds = before + watch.seconds
                 if alone and records and _mean_losses(records, stage, epoch):  # they are finite
                     save({"begun": begun, "records": records, "seconds": seconds, "flops_per_image": flops})
                 raise
             seconds, part = before + watch.seconds, None
-            means = _mean_losses(records, stage, epoch)
             record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
             speed = {"images_per_second": per_epoch / seconds, "flops_per_image": flops, "seconds": seconds}
             history.append(record | speed)
@@ -173,6 +180,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
                 first_only(partial(deadline.check, done, seconds))
     if left:
         say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
+    outcome.give()
     stage.network.eval()
     return history
 
@@ -268,45 +276,3 @@ def _scheduler(optimisation: Optimisation, optimizer: torch.optim.Optimizer, ste
         return LambdaLR(optimizer, lambda step: 1.0)
     total = max(1, steps * optimisation.epochs)
     return OneCycleLR(optimizer, optimisation.learning_rate, total_steps=total, cycle_momentum=False)
-
-
-def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
-    """What ``build`` builds, on the run's device, with initial weights drawn by the recipe's seed for ``stream``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(run.recipe.seed, stream, "initial weights"))
-        network = build()
-    return place(network, run.device)
-
-
-def fit_stage(
-    run: Run, stage: Stage, parents: Sequence[nn.Module] = (), made_from: object = None, kept: nn.Module | None = None
-) -> None:
-    """Train a stage's network in place, or read it where it is trained already, in the run's folder of the stage.
-
-    Args:
-        stage: fingerprint and compilation come from ``run``, and the seed if it has none.
-        parents: the frozen networks that the losses use or that the network starts from: others make another training.
-        made_from: what further channels are made from, besides the first three, by default the training attacks; JSON-able.
-        kept: the part of the network that is saved as the stage's result, by default all.
-    """
-    recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)
-    # The key has the settings of the training attacks instead of their pixels, which may differ in a bit on another machine or
-    # without the cache. The start is one of the parents, whatever its path, and the network is there itself.
-    if made_from is None and stage.images.shape[1] > 3:
-        made_from = {name: attack.model_dump() for name, attack in recipe.training_attacks.items()}, recipe.attack_rounds
-    settings = optimisation.model_dump(exclude={"start", "network"})
-    checkpoint, key, plan = folder / STATE_FILE, "", current()
-    if plan and (not checkpoint.exists() or any(parent in plan.stand_ins for parent in parents)):
-        checkpoint = folder / "none"
-    else:
-        frozen = [fingerprint(parent) for parent in parents]
-        images = stage.images[:, :3]
-        key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
-    if first_only(lambda: key) != key:
-        raise TrainingError(f"{stage.name}: the processes have different images, recipes or networks: start all alike")
-    # What is not one network, such as two that play against each other, is not compiled.
-    compiled = recipe.compiled and kept is None
-    seed = stage.seed or seed_for(recipe.seed, stage.name)
-    stage = replace(stage, fingerprint=key, seed=seed, compiled=compiled, captured=compiled and stage.captured)
-    run.histories[stage.name] = fit(stage, make_fabric(run.device, recipe.precision), checkpoint, run.deadline)
-    first_only(lambda: save_network(folder, network if kept is None else kept))

@@ -78,11 +78,24 @@ def student_loss(reconstruction: Tensor, distillation: Tensor, beta: float = 0.5
     return beta * reconstruction + gamma * distillation
 
 
-def classification_guidance(purified_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the frozen classifier on purified images (Liao et al. 2018, class-label guidance)."""
-    return F.cross_entropy(purified_logits, labels)
+def classification_loss(
+    adversarial_logits: Tensor,
+    labels: Tensor,
+    clean_logits: Tensor | None = None,
+    trades: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy on adversarial images, for a purifier of the frozen classifier on purified ones (Liao et al. 2018,
+    class-label guidance); or, with ``clean_logits``, of the unattacked images, TRADES (Zhang et al. 2019, equation 5):
+    cross-entropy on these + trades * KL(clean || adversarial)."""
+    if clean_logits is None:
+        return F.cross_entropy(adversarial_logits, labels, label_smoothing=label_smoothing)
+    attacked, clean = adversarial_logits.log_softmax(dim=1), clean_logits.log_softmax(dim=1)
+    divergence = F.kl_div(attacked, clean, reduction="batchmean", log_target=True)
+    return F.cross_entropy(clean_logits, labels, label_smoothing=label_smoothing) + trades * divergence
 
 
-def logits_guidance(purified_logits: Tensor, clean_logits: Tensor) -> Tensor:
-    """Mean absolute difference of the frozen classifier's logits on purified and original images (Liao et al. 2018)."""
-    return F.l1_loss(purified_logits, clean_logits)
+def output_guidance(purified_outputs: Tensor, clean_outputs: Tensor) -> Tensor:
+    """Mean absolute difference of the frozen classifier's logits, or features, on purified and original images (Liao et al.
+    2018)."""
+    return F.l1_loss(purified_outputs, clean_outputs)

@@ -9,18 +9,22 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from purifiers.attacks import Attack
+from purifiers.attacks.views import Features
 from purifiers.device import autocast, in_parts
+from purifiers.errors import ConfigError
 from purifiers.recipes.parts import OnPerturbed
-from purifiers.recipes.schema import OnAttacked, Student, TeacherAT
+from purifiers.recipes.schema import OnAttacked, Robust, Student, TeacherAT
 from purifiers.training import losses
 from purifiers.training.adversarial_data import Panel
-from purifiers.training.distributed import mine, rank
+from purifiers.training.distributed import mine, rank, world_size
 from purifiers.training.losses import Losses
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
+Purify = Callable[[Tensor], Tensor]  # a network, or what it computes with other weights
 
 
 def classifier_losses(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
@@ -39,17 +43,21 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial, labels = _adversarial(teacher, pairs, labels, config, panel, generator)
-        purified = teacher(adversarial)
-        logits = panel(purified)
-        counted = logits if config.adversarial_weight else logits.detach()
-        with torch.no_grad():
-            adversarial_logits = panel(adversarial) if config.adversarial_weight else counted
-        reconstruction, adversarial_term = losses.at_teacher_loss(
-            purified, images, counted, adversarial_logits, labels, config.adversarial_weight, config.adversarial_outputs
-        )
-        parts = {"mse": reconstruction, "adversarial": adversarial_term}
-        total = config.reconstruction_weight * reconstruction + adversarial_term
-        return _guided(total, parts, config, panel, images, logits, labels)
+
+        def parts(teacher: Purify) -> Losses:
+            purified = teacher(adversarial)
+            logits = panel(purified)
+            counted = logits if config.adversarial_weight else logits.detach()
+            with torch.no_grad():
+                adversarial_logits = panel(adversarial) if config.adversarial_weight else counted
+            reconstruction, adversarial_term = losses.at_teacher_loss(
+                purified, images, counted, adversarial_logits, labels, config.adversarial_weight, config.adversarial_outputs
+            )
+            total = config.reconstruction_weight * reconstruction + adversarial_term
+            own = {"mse": reconstruction, "adversarial": adversarial_term}
+            return _guided(total, own, config, panel, teacher, images, purified, labels, logits)
+
+        return parts(_at_worse_weights(teacher, parts, config.weight_perturbation, panel))
 
     return compute
 
@@ -60,7 +68,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial, labels = _adversarial(student, pairs, labels, config, panel, generator)
         adversarial, *known = (part.contiguous() for part in adversarial.split(3, dim=1))
-        purified = student(adversarial)
+        few = max(len(panel.classifiers), round(config.guided_share * len(images)))
         with torch.no_grad(), autocast(images.device, panel.precision):
             outputs = [
                 known[0]
@@ -68,26 +76,57 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
                 else in_parts(teacher, images if name == "NT" and config.nt_teacher_input == "clean" else adversarial).float()
                 for name, teacher in teachers.items()
             ]
-        reconstruction = losses.reconstruction_loss(purified, images)
-        distillation = losses.distillation_loss(purified, outputs, config.softmax_over)
-        parts = {"mse": reconstruction, "distillation": distillation}
-        total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
-        few = max(len(panel.classifiers), round(config.guided_share * len(images)))
-        logits = panel(purified[:few]) if config.classification_weight or config.logits_weight else None
-        return _guided(total, parts, config, panel, images[:few], logits, labels[:few])
+
+        def parts(student: Purify) -> Losses:
+            purified = student(adversarial)
+            reconstruction = losses.reconstruction_loss(purified, images)
+            distillation = losses.distillation_loss(purified, outputs, config.softmax_over)
+            total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
+            own = {"mse": reconstruction, "distillation": distillation}
+            return _guided(total, own, config, panel, student, images[:few], purified[:few], labels[:few])
+
+        return parts(_at_worse_weights(student, parts, config.weight_perturbation, panel))
 
     return compute
 
 
-def encoder_losses(attack: Attack, panel: Panel) -> StageLosses:
-    """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018); ``panel`` gives the precision."""
+def encoder_losses(attack: Attack, config: Robust, panel: Panel) -> StageLosses:
+    """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018), or what ``config`` makes of it;
+    ``panel`` gives the precision."""
 
     def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, labels = mine(images), mine(labels)
         adversarial = attack(_attackable(classifier, panel), images, labels, seed=_draw(generator))
-        return {"loss": F.cross_entropy(classifier(adversarial).float(), labels)}
+
+        def parts(classifier: Purify) -> Losses:
+            return {"loss": _classification(config, classifier, images, classifier(adversarial).float(), labels)}
+
+        return parts(_at_worse_weights(classifier, parts, config.weight_perturbation, panel))
 
     return compute
+
+
+def _classification(config: Robust, model: Purify, images: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
+    clean_logits = model(images).float() if config.trades else None
+    return losses.classification_loss(adversarial_logits, labels, clean_logits, config.trades, config.label_smoothing)
+
+
+def _at_worse_weights(network: nn.Module, parts: Callable[[Purify], Losses], share: float, panel: Panel) -> Purify:
+    """``network``; or, with a ``share``, what it computes where each of its layers has moved by this share of its norm to where
+    the loss in ``parts`` is larger: a function with the gradients of the network's own weights (Wu et al. 2020)."""
+    if not share:
+        return network
+    if world_size() > 1:
+        raise ConfigError("weight_perturbation trains in one process: start one, or set it to 0")
+    plain = _attackable(network, panel)
+    weights = {name: weight for name, weight in plain.named_parameters() if weight.requires_grad}
+    gradients = torch.autograd.grad(parts(plain)["loss"], list(weights.values()), allow_unused=True)
+    moved = {
+        name: weight + share * weight.detach().norm() / gradient.norm().clamp_min(1e-12) * gradient
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+        if gradient is not None and weight.ndim > 1  # not those of normalisation, nor biases
+    }
+    return lambda images: functional_call(plain, moved, (images,))
 
 
 def _attackable(network: nn.Module, panel: Panel) -> nn.Module:
@@ -139,15 +178,32 @@ def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator, eac
 
 
 def _guided(
-    total: Tensor, parts: Losses, config: OnAttacked, panel: Panel, images: Tensor, logits: Tensor | None, labels: Tensor
+    total: Tensor,
+    parts: Losses,
+    config: OnAttacked,
+    panel: Panel,
+    purifier: Purify,
+    images: Tensor,
+    purified: Tensor,
+    labels: Tensor,
+    logits: Tensor | None = None,
 ) -> Losses:
-    """The losses of a stage with the classifiers' guidance, where there is any, added to the total."""
+    """The losses of a stage with the classifiers' guidance, where there is any, added to the total. ``logits`` of ``purified``
+    where they are known."""
+    if logits is None and (config.classification_weight or config.logits_weight):
+        logits = panel(purified)
     if logits is not None and config.classification_weight:
-        parts["classification"] = losses.classification_guidance(logits, labels)
+        parts["classification"] = _classification(config, lambda x: panel(purifier(x)), images, logits, labels)
         total = total + config.classification_weight * parts["classification"]
     if logits is not None and config.logits_weight:
         with torch.no_grad():
-            clean_logits = panel(images)
-        parts["logits"] = losses.logits_guidance(logits, clean_logits)
+            clean = panel(images)
+        parts["logits"] = losses.output_guidance(logits, clean)
         total = total + config.logits_weight * parts["logits"]
+    if config.features_weight:
+        features = Panel([Features(one, config.feature_layer) for one in panel.classifiers], panel.precision)
+        with torch.no_grad():
+            clean = features(images)
+        parts["features"] = losses.output_guidance(features(purified), clean)
+        total = total + config.features_weight * parts["features"]
     return {"loss": total, **parts}

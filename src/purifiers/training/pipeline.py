@@ -31,8 +31,9 @@ from purifiers.storage import locked, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images, with_outputs
 from purifiers.training.distributed import first_only, together
 from purifiers.training.latent import train_latent
-from purifiers.training.loop import Stage, fit_stage, seeded
+from purifiers.training.loop import Stage
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
+from purifiers.training.stages import fit_stage, seeded
 from purifiers.training.starting import load_starts, prepare_folder, report_accuracy
 from purifiers.weights import MEMORY
 
@@ -258,6 +259,6 @@ def train_purifier(
     # An attack in every step checks its result, and waits for that.
     captured = getattr(optimisation, "attack", None) is None
     seed, labels = seed_for(run.recipe.seed, stream), run.images("train").labels
-    fit_stage(run, Stage(name, network, images, labels, losses, optimisation, captured, seed=seed), parents)
+    fit_stage(run, Stage(name, network, images, labels, losses, optimisation, run.classifier, captured, seed=seed), parents)
     run.purifiers[name] = Purifier(network.requires_grad_(False))
     return network
