@@ -23,7 +23,6 @@ from purifiers.recipes.schema import Recipe
 from purifiers.reports.render import Table
 from purifiers.runs import LATENT, Run
 from purifiers.storage import write_text
-from purifiers.training.adversarial_data import Panel
 from purifiers.training.latent import train_encoder
 
 JUDGE = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
@@ -31,7 +30,7 @@ BATCH = 250
 
 INGREDIENTS: dict[str, dict[str, Any]] = {
     "robust-cpu's": {},
-    "N-FGSM": {"latent.attack": {"kind": "nfgsm"}},
+    "N-FGSM": {"latent.encoder.attack": {"kind": "nfgsm"}},
     "moving average, 0.995": {"latent.encoder.ema": 0.995},
     "label smoothing, 0.1": {"latent.encoder.label_smoothing": 0.1},
     "TRADES, 6": {"latent.encoder.trades": 6.0},
@@ -66,7 +65,7 @@ def accuracy(model: nn.Module, data: ImageSet, attack: Attack | None = None) -> 
 def measured(recipe: Recipe, folder: Path) -> dict[str, float]:
     """Train an encoder in ``folder``, if it is not there, and attack it."""
     run = Run(recipe, folder, torch.device("cpu"), folder / "cache")
-    encoder = train_encoder(run, Panel([], recipe.precision)).eval()
+    encoder = train_encoder(run).eval()
     history, data = run.histories[LATENT[0]], run.images("test")
     seconds = sum(epoch["seconds"] for epoch in history) / len(history)
     return {"clean": accuracy(encoder, data), "PGD-10": accuracy(encoder, data, JUDGE), "seconds an epoch": seconds}

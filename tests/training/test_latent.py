@@ -19,8 +19,7 @@ from purifiers.training.pipeline import train_recipe
 ROBUST = (
     "purifier.skip_every=0",
     "training_attacks={}",
-    "latent.attack={kind: pgd, epsilon: 0.1, step_size: 0.12, num_steps: 1}",
-    "latent.encoder={epochs: 1, batch_size: 32}",
+    "latent.encoder={epochs: 1, batch_size: 32, attack: {kind: pgd, epsilon: 0.1, step_size: 0.12, num_steps: 1}}",
     "latent.decoder={epochs: 1, batch_size: 32, clean_share: 1, classification_weight: 1, adversarial_weight: 0}",
     "teacher_at.attack={kind: pgd, epsilon: 0.1, step_size: 0.12, num_steps: 1}",
     "student.attack={kind: pgd, epsilon: 0.1, step_size: 0.12, num_steps: 1}",
@@ -74,7 +73,7 @@ def test_a_run_starts_from_the_latent_and_resumes_between_its_stages(
         ("purifier.residual=true", "carry perturbations"),
         ("student.attack=null", "training_attacks is empty, and student has neither an attack of its own"),
         ("latent.decoder.clean_share=0", "training_attacks is empty, and latent.decoder has neither an attack of its own"),
-        ("latent.atack=1", "did you mean 'attack'"),
+        ("latent.encoder.atack=1", "did you mean 'attack'"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(tiny_recipe: Callable[..., Recipe], override: str, said: str) -> None:

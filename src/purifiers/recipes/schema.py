@@ -42,6 +42,36 @@ PurifierConfig = Annotated[NetworkConfig, AfterValidator(_purifying)]
 ADAPTIVE = "adaptive"  # in ``evaluation.limits``: all attacks under the other views than ``blind``
 
 
+class HeldOut(Group):
+    """Training images that a training does not see: so many, drawn at random. After each epoch they are attacked, the attacker
+    knowing everything, and what the training gives are the weights of the epoch in which most of them were still right."""
+
+    images: Positive = 500
+    attack: AnyAttack
+
+
+class Labelled(Optimisation):
+    """A training with labels, of a classifier, or of a purifier in front of one, which may withstand attacks.
+
+    ``attack``: made in each step on the network in training, and on the classifier behind it if it has one (view ``full``); the
+    network learns from its results. None: it learns from images as they come.
+    ``label_smoothing``: of all cross-entropies: the share of the target that all classes get alike.
+    ``trades``: instead of cross-entropy on the adversarial image that on the clean one, and so many times the divergence of
+    the probabilities on the adversarial image from those on the clean one (Zhang et al. 2019, equation 5; the attack still
+    climbs the cross-entropy). 0: none.
+    ``weight_perturbation``: gradients are taken where every layer has moved by this share of its norm to where the loss is
+    larger (adversarial weight perturbation, Wu et al. 2020: 0.005). It costs another step. 0: none.
+    ``held_out``: early stopping. One-step attacks in training can teach a network to withstand them alone, from one epoch to
+    the next: a warning says so.
+    """
+
+    attack: AnyAttack | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    trades: float = Field(default=0.0, ge=0)
+    weight_perturbation: float = Field(default=0.0, ge=0)
+    held_out: HeldOut | None = None
+
+
 class Classifier(Group):
     """The classifier to protect: trained here as ``network``, or taken from ``source`` and only ever read.
 
@@ -54,7 +84,7 @@ class Classifier(Group):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     network: NetworkConfig = NetworkConfig(**RESNET56)
-    training: Optimisation | None = None
+    training: Labelled | None = None
 
     def options(self) -> dict[str, Any]:
         """The options of :func:`purifiers.classifiers.load.load_classifier` besides the source."""
@@ -90,45 +120,16 @@ class Classifier(Group):
         return self
 
 
-class HeldOut(Group):
-    """Training images that a training does not see: so many, drawn at random. After each epoch they are attacked, the attacker
-    knowing everything, and what the training gives are the weights of the epoch in which most of them were still right."""
-
-    images: Positive = 500
-    attack: AnyAttack
-
-
-class Robust(Optimisation):
-    """A training with labels, on adversarial images.
-
-    ``label_smoothing``: of all cross-entropies: the share of the target that all classes get alike.
-    ``trades``: instead of cross-entropy on the adversarial image that on the clean one, and so many times the divergence of
-    the probabilities on the adversarial image from those on the clean one (Zhang et al. 2019, equation 5; the attack still
-    climbs the cross-entropy). 0: none.
-    ``weight_perturbation``: gradients are taken where every layer has moved by this share of its norm to where the loss is
-    larger (adversarial weight perturbation, Wu et al. 2020: 0.005). It costs another step. 0: none.
-    ``held_out``: early stopping. One-step attacks in training can teach a network to withstand them alone, from one epoch to
-    the next: a warning says so.
-    """
-
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    trades: float = Field(default=0.0, ge=0)
-    weight_perturbation: float = Field(default=0.0, ge=0)
-    held_out: HeldOut | None = None
-
-
-class OnAttacked(OnPerturbed, Robust):
+class OnAttacked(OnPerturbed, Labelled):
     """A training on adversarial images with guidance by C, the frozen classifiers: the one to protect and its companions, each
     on its share of a batch.
 
-    ``attack``: run in each step on the network in training and C behind it (view ``full``), instead of the recipe's
-    ``training_attacks``, which know C alone.
+    ``attack`` replaces the recipe's ``training_attacks``, which know C alone.
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
     ``features_weight``: that of the outputs of ``feature_layer``, the dotted name of a layer of C.
     """
 
-    attack: AnyAttack | None = None
     classification_weight: float = Field(default=0.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
     features_weight: float = Field(default=0.0, ge=0)
@@ -175,13 +176,19 @@ class Latent(Group):
     """Before the teachers: a latent that withstands attacks, from which teacher AT starts. The purifier may have neither skips
     nor a residual output, around which a perturbation would pass.
 
-    ``attack``: on the encoder with a linear layer on the mean of its latent, which is trained with it and then dropped.
+    ``encoder``: trained as a classifier, with a linear layer on the mean of its latent, which is then dropped.
     ``decoder``: trained on that encoder, now frozen, with the losses of teacher AT.
     """
 
-    attack: AnyAttack
-    encoder: Robust
+    encoder: Labelled
     decoder: TeacherAT
+
+    @field_validator("encoder")
+    @classmethod
+    def _attacked(cls, encoder: Labelled) -> Labelled:
+        if encoder.attack is None:
+            raise ValueError("it needs an attack, as only a latent that withstands attacks helps")
+        return encoder
 
 
 class Student(OnAttacked):

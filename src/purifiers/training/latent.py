@@ -12,7 +12,7 @@ from purifiers.networks import CAE
 from purifiers.runs import LATENT, Run
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.loop import Stage
-from purifiers.training.objectives import at_losses, encoder_losses
+from purifiers.training.objectives import at_losses, classifier_losses
 from purifiers.training.stages import fit_stage, seeded
 
 
@@ -46,7 +46,7 @@ class DecoderAlone(nn.Module):
         return self.purifier(images)
 
 
-def train_encoder(run: Run, panel: Panel) -> EncoderWithHead:
+def train_encoder(run: Run) -> EncoderWithHead:
     """A purifier's encoder as a classifier, adversarially trained: ``latent.encoder`` of the recipe."""
     config, data, encoder = run.recipe.latent, run.images("train"), LATENT[0]
     assert config is not None
@@ -55,9 +55,9 @@ def train_encoder(run: Run, panel: Panel) -> EncoderWithHead:
     width, classes = purifier.config["widths"][-1], len(data.classes)
     probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
     stage = Stage(
-        encoder, probe, data.images, data.labels, encoder_losses(config.attack, config.encoder, panel), config.encoder
+        encoder, probe, data.images, data.labels, classifier_losses(config.encoder, run.recipe.precision), config.encoder
     )
-    fit_stage(run, stage, made_from=[config.attack.model_dump()], kept=purifier)
+    fit_stage(run, stage, kept=purifier)
     return probe
 
 
@@ -66,7 +66,7 @@ def train_latent(run: Run, panel: Panel, batch: Tensor) -> nn.Module:
     the images, and the adversarial examples of them stacked along the channels."""
     config, data, decoder = run.recipe.latent, run.images("train"), LATENT[1]
     assert config is not None
-    purifier = train_encoder(run, panel).purifier
+    purifier = train_encoder(run).purifier
     losses = at_losses(config.decoder, panel)
     stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, losses, config.decoder, run.classifiers["classifier"])
     fit_stage(run, stage, [*panel.classifiers, purifier.encoder], kept=purifier)

@@ -7,17 +7,15 @@ the channels. Of several processes each computes the loss of its own images of t
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from purifiers.attacks import Attack
 from purifiers.attacks.views import Features
-from purifiers.device import autocast, in_parts
+from purifiers.device import Precision, autocast, in_parts
 from purifiers.errors import ConfigError
 from purifiers.recipes.parts import OnPerturbed
-from purifiers.recipes.schema import OnAttacked, Robust, Student, TeacherAT
+from purifiers.recipes.schema import Labelled, OnAttacked, Student, TeacherAT
 from purifiers.training import losses
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.distributed import mine, rank, world_size
@@ -25,11 +23,6 @@ from purifiers.training.losses import Losses
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
 Purify = Callable[[Tensor], Tensor]  # a network, or what it computes with other weights
-
-
-def classifier_losses(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
-    """Cross-entropy."""
-    return {"loss": F.cross_entropy(classifier(mine(images)), mine(labels))}
 
 
 def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
@@ -57,7 +50,7 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
             own = {"mse": reconstruction, "adversarial": adversarial_term}
             return _guided(total, own, config, panel, teacher, images, purified, labels, logits)
 
-        return parts(_at_worse_weights(teacher, parts, config.weight_perturbation, panel))
+        return parts(_at_worse_weights(teacher, parts, config.weight_perturbation, panel.precision))
 
     return compute
 
@@ -85,40 +78,41 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
             own = {"mse": reconstruction, "distillation": distillation}
             return _guided(total, own, config, panel, student, images[:few], purified[:few], labels[:few])
 
-        return parts(_at_worse_weights(student, parts, config.weight_perturbation, panel))
+        return parts(_at_worse_weights(student, parts, config.weight_perturbation, panel.precision))
 
     return compute
 
 
-def encoder_losses(attack: Attack, config: Robust, panel: Panel) -> StageLosses:
-    """Cross-entropy of a classifier on adversarial images of its own (Madry et al. 2018), or what ``config`` makes of it;
-    ``panel`` gives the precision."""
+def classifier_losses(config: Labelled, precision: Precision = "32-true") -> StageLosses:
+    """Cross-entropy of a classifier, with an attack on adversarial images of its own (Madry et al. 2018)."""
 
     def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, labels = mine(images), mine(labels)
-        adversarial = attack(_attackable(classifier, panel), images, labels, seed=_draw(generator))
+        seen = images
+        if config.attack is not None:
+            seen = config.attack(_attackable(classifier, precision), images, labels, seed=_draw(generator))
 
         def parts(classifier: Purify) -> Losses:
-            return {"loss": _classification(config, classifier, images, classifier(adversarial).float(), labels)}
+            return {"loss": _classification(config, classifier, images, classifier(seen).float(), labels)}
 
-        return parts(_at_worse_weights(classifier, parts, config.weight_perturbation, panel))
+        return parts(_at_worse_weights(classifier, parts, config.weight_perturbation, precision))
 
     return compute
 
 
-def _classification(config: Robust, model: Purify, images: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
+def _classification(config: Labelled, model: Purify, images: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
     clean_logits = model(images).float() if config.trades else None
     return losses.classification_loss(adversarial_logits, labels, clean_logits, config.trades, config.label_smoothing)
 
 
-def _at_worse_weights(network: nn.Module, parts: Callable[[Purify], Losses], share: float, panel: Panel) -> Purify:
+def _at_worse_weights(network: nn.Module, parts: Callable[[Purify], Losses], share: float, precision: Precision) -> Purify:
     """``network``; or, with a ``share``, what it computes where each of its layers has moved by this share of its norm to where
     the loss in ``parts`` is larger: a function with the gradients of the network's own weights (Wu et al. 2020)."""
     if not share:
         return network
     if world_size() > 1:
         raise ConfigError("weight_perturbation trains in one process: start one, or set it to 0")
-    plain = _attackable(network, panel)
+    plain = _attackable(network, precision)
     weights = {name: weight for name, weight in plain.named_parameters() if weight.requires_grad}
     gradients = torch.autograd.grad(parts(plain)["loss"], list(weights.values()), allow_unused=True)
     moved = {
@@ -129,12 +123,12 @@ def _at_worse_weights(network: nn.Module, parts: Callable[[Purify], Losses], sha
     return lambda images: functional_call(plain, moved, (images,))
 
 
-def _attackable(network: nn.Module, panel: Panel) -> nn.Module:
+def _attackable(network: nn.Module, precision: Precision) -> nn.Module:
     """A network in training as an attacker sees it: without the loop's wrappers, whose outputs only the loop may
     differentiate, and in the training's precision."""
     for wrapper in ("_orig_mod", "module"):  # of torch.compile and of Fabric
         network = getattr(network, wrapper, network)
-    return Panel([network.module if isinstance(network, DistributedDataParallel) else network], panel.precision)
+    return Panel([network.module if isinstance(network, DistributedDataParallel) else network], precision)
 
 
 def _draw(generator: torch.Generator) -> int:
@@ -151,7 +145,7 @@ def _adversarial(
     if config.attack is not None:
         batch = batch[:, :3].repeat(1, 2, 1, 1)
         images, adversarial = mine(batch).split(3, dim=1)
-        target = nn.Sequential(_attackable(purifier, panel), panel)
+        target = nn.Sequential(_attackable(purifier, panel.precision), panel)
         adversarial.copy_(config.attack(target, images.contiguous(), mine(labels), seed=_draw(generator)))
     images, adversarial = attacked(batch, config, generator, each)
     return mine(images), mine(adversarial), mine(labels)

@@ -189,7 +189,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
 
         first_only(prepare)
         for name in recipe.classifiers():
-            run.classifiers[name] = opened[name] if name in opened else _train_classifier(run, name)
+            run.classifiers[name] = opened[name] if name in opened else train_classifier(run, name)
             run.classifier = run.classifiers["classifier"]  # the first: companions may learn from its predictions
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         data = run.images("train")  # now labelled, if the classifier does that
@@ -229,11 +229,13 @@ def _train_purifiers(run: Run, panel: Panel, pairs: Tensor, starts: Mapping[str,
         train_purifier(run, name, student, shown, distilled, parents, start)
 
 
-def _train_classifier(run: Run, name: str) -> nn.Module:
+def train_classifier(run: Run, name: str) -> nn.Module:
+    """Train the classifier ``name`` of ``run``'s recipe, or read it where it is trained already; it comes back frozen."""
     config, data = run.recipe.classifiers()[name], run.images("train")
     assert config.training is not None  # the schema asks for a source or a training
     network = seeded(run, name, lambda: build_classifier(config.network.model_dump(), len(data.classes)))
-    fit_stage(run, Stage(name, network, data.images, data.labels, classifier_losses, config.training, captured=True))
+    losses, captured = classifier_losses(config.training, run.recipe.precision), config.training.attack is None
+    fit_stage(run, Stage(name, network, data.images, data.labels, losses, config.training, captured=captured))
     return network.requires_grad_(False)
 
 
