@@ -147,7 +147,7 @@ def _art_attack(name: str, model: nn.Module, count: int) -> Any:
 BENCHMARKS = {
     "attacks": Benchmark(
         "Attacks, beside other libraries",
-        "The same attack with the same numbers on the shipped ResNet-56; the results agree where as many images are broken (clean ones count that are wrong anyway).",
+        "The same attack with the same numbers on the shipped ResNet-56; the results agree where as many images are broken.",
         attacks,
     ),
     "audit": Benchmark(
