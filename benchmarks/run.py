@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attacks, growth, purification
+from benchmarks import attacks, growth, purification, training
 from benchmarks.measure import Benchmark, machine
 from purifiers.evaluation.records import versions
 from purifiers.storage import write_text
@@ -25,6 +25,7 @@ BEGIN, END = "<!-- the tables begin -->\n", "<!-- the tables end -->\n"
 
 BENCHMARKS: dict[str, Benchmark] = {
     **purification.BENCHMARKS,
+    **training.BENCHMARKS,
     **attacks.BENCHMARKS,
     **growth.BENCHMARKS,
 }
