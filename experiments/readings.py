@@ -103,7 +103,7 @@ def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
     for title in arguments.forms or FORMS:
         recipe = settings(arguments, arguments.network, **FORMS[title])
         run = opened(recipe, arguments.output / "e2" / title.replace(" ", "-"), arguments.output / "cache")
-        panel, images = Panel([run.classifier], recipe.precision), run.images("train")
+        panel, images = Panel([run.classifier], run.precision), run.images("train")
         pairs = torch.cat([images.images, attack_training_images(run, panel, images)], dim=1)
         losses = at_losses(recipe.teacher_at, panel)
         teacher = train_purifier(run, "teacher_at", recipe.teacher_at, pairs, losses, list(panel.classifiers))

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 import purifiers
 from purifiers import PurifiedClassifier, Purifier, attacks
 from purifiers.data import noise
-from purifiers.device import find_device, in_parts, part_size, repeatable
+from purifiers.device import fastest_precision, find_device, in_parts, part_size, repeatable
 from purifiers.errors import ConfigError, DeviceMemoryError
 
 
@@ -143,3 +144,18 @@ def test_the_size_of_parts_is_the_fastest_within_memory(
     assert clock[0] == 0.0  # it is timed once
     with torch.no_grad():
         torch.testing.assert_close(in_parts(model, images), model(images))
+
+
+@pytest.mark.parametrize(("slower", "best"), [("bf16-mixed", "32-true"), ("32-true", "bf16-mixed")])
+def test_the_fastest_precision_is_measured(slower: str, best: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    usual = purifiers.device.autocast
+
+    def timed(device: torch.device, precision: Any) -> Any:
+        clock[0] += 2 if precision == slower else 1
+        return usual(device, precision)
+
+    monkeypatch.setattr("purifiers.device.autocast", timed)
+    monkeypatch.setattr("purifiers.device.time.perf_counter", lambda: clock[0])
+    assert fastest_precision(torch.device("cpu")) == best
+    assert fastest_precision(torch.device("mps")) == "32-true"

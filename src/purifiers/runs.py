@@ -15,7 +15,7 @@ from purifiers.console import Deadline, say
 from purifiers.data import DATASETS, ImageSet, load_images
 from purifiers.data.crops import random_crops
 from purifiers.data.labels import PREDICTED
-from purifiers.device import find_device, repeatable
+from purifiers.device import Precision, find_device, repeatable
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.forecast import kept
 from purifiers.purifier import Purifier
@@ -52,7 +52,8 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 """The students and their teachers. All but the first are for Table 2, with the paper's losses."""
 OTHER_INPUT = ("student_other", "student_nt_other")
 """Those with the other reading of equation 5, where the recipe asks for it."""
-PAPERS_LOSSES: dict[str, Any] = dict.fromkeys(("classification_weight", "logits_weight", "clean_share"), 0.0)
+GUIDANCE = ("classification_weight", "logits_weight", "features_weight", "trades")
+PAPERS_LOSSES: dict[str, Any] = dict.fromkeys((*GUIDANCE, "weight_perturbation", "clean_share"), 0.0)
 PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0, "teachers": ("AT", "NT")}
 
 
@@ -96,6 +97,11 @@ class Run:
     def variant(self, title: str) -> Path:
         """The folder of the training of one of the recipe's variants, a run of its own."""
         return self.folder / "variants" / folder_name(title)
+
+    @property
+    def precision(self) -> Precision:
+        """Of training; ``auto`` is settled when a training begins, see :func:`purifiers.training.starting.settled`."""
+        return "32-true" if self.recipe.precision == "auto" else self.recipe.precision
 
     @property
     def classifier_name(self) -> str:

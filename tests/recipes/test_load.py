@@ -184,6 +184,14 @@ def test_one_name_may_stand_for_a_list() -> None:
     assert load_recipe("digits", ["evaluation.views=full"]).evaluation.views == ("blind", "full")  # Table 1 is of the first
 
 
+def test_settings_of_a_training_that_never_happens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no effect"):
+        load_recipe("paper", ["classifier.training.epochs=5"])
+    assert load_recipe("strong-cpu", ["classifier.training.epochs=5"]).classifier.training.epochs == 5  # type: ignore[union-attr]
+    own = load_recipe("paper", ["classifier.source=null", "classifier.training={epochs: 5}"])
+    assert own.classifier.source is None
+
+
 def test_options_alone_are_those_of_the_default_classifier() -> None:
     network = load_recipe("paper", ["classifier.source=mine.safetensors", "classifier.network.depth=20"]).classifier.network
     assert (network.network, network.model_dump()["depth"]) == ("resnet", 20)

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from purifiers.errors import ConfigError
+from purifiers.recipes.load import recipe_text
 from purifiers.recipes.schema import Recipe
-from purifiers.runs import Run
+from purifiers.runs import RECIPE_FILE, Run
 from purifiers.training.pipeline import train_classifier, train_recipe
+from purifiers.training.starting import settled
 
 
 def test_held_out_images_are_no_training_images(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -22,6 +24,20 @@ def test_held_out_images_are_no_training_images(tiny_recipe: Callable[..., Recip
     assert history[0]["images_per_second"] * history[0]["seconds"] == pytest.approx((count - 8) // size * size)
     with pytest.raises(ConfigError, match="held_out"):
         train_recipe(tiny_recipe(held_out.replace("8", "1000000")), tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize("faster", ["32-true", "bf16-mixed"])
+def test_auto_is_the_faster_precision_when_a_run_begins_and_stays(
+    faster: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tiny_recipe("precision=auto"), tmp_path, torch.device("cpu"), tmp_path / "cache")
+    monkeypatch.setattr("purifiers.training.starting.fastest_precision", lambda device: faster)
+    assert settled(run, restart=False).precision == faster
+    (tmp_path / RECIPE_FILE).write_text(recipe_text(tiny_recipe("precision=bf16-mixed")))
+    assert settled(run, restart=False).precision == "bf16-mixed"
+    assert settled(run, restart=True).precision == faster
+    fixed = Run(tiny_recipe("precision=32-true"), tmp_path, torch.device("cpu"), tmp_path / "cache")
+    assert settled(fixed, restart=False) is fixed.recipe
 
 
 def test_a_classifier_may_be_trained_under_attack(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def _peak(run: Run) -> float | None:
     for state in [load_state(file) for file in files if file.is_file()]:
         if state.get("device", here) != here or (here == "cpu" and state.get("threads") != threads):
             return None
-    return peak_flops(run.device, torch.float32 if run.recipe.precision == "32-true" else torch.bfloat16)
+    return peak_flops(run.device, torch.float32 if run.precision == "32-true" else torch.bfloat16)
 
 
 def find_examples(evaluator: Evaluator, purifier: Purifier, attack: Attack, count: int = 10) -> Examples:

@@ -24,7 +24,8 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
 
     Raises:
         MissingFileError: neither a shipped recipe nor a file.
-        ConfigError: the file is not YAML, or a key or value is not valid; the message names all of them.
+        ConfigError: the file is not YAML, or a key or value is not valid; the message names all of them. Or an override is of
+            the training of a classifier that the file takes from elsewhere.
     """
     path = Path(name_or_file)
     if str(name_or_file) in NAMES:
@@ -40,7 +41,12 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
     for change in changes:
         set_value(content, *change)
-    return parse_recipe(content, where=f"{name_or_file}{' with these overrides' if changes else ''}")
+    recipe = parse_recipe(content, where=f"{name_or_file}{' with these overrides' if changes else ''}")
+    idle = next((key for key, _ in changes if key.startswith("classifier.training.")), None)
+    if idle and source is None and recipe.classifier.source is not None:
+        fault = f"{idle} has no effect: the classifier is {recipe.classifier.source}, which is not trained"
+        raise ConfigError(f"{fault}; leave it out, or train one with classifier.source=null and a whole classifier.training")
+    return recipe
 
 
 def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:

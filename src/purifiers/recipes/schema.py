@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from purifiers.attacks import VIEWS, AnyAttack
 from purifiers.classifiers.adapters import check_normalization
+from purifiers.device import Precision
 from purifiers.errors import nearest
 from purifiers.kinds import Group
 from purifiers.recipes.audit_settings import AuditSettings, refuse_gradients
@@ -298,7 +299,7 @@ class Recipe(Group):
     of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Empty
     where all trainings have an ``attack`` of their own, or ``noise`` to remove.
     ``precision``: of networks in training, and of classifiers under training attacks, whose images stay float32; attacks
-    of the evaluation are float32 throughout.
+    of the evaluation are float32 throughout. ``auto``: the faster one of the machine on which a run is begun, which keeps it.
     ``compiled``: meant for a GPU, where each training step becomes one CUDA graph if nothing in it waits for the device (an
     attack in every step does). What cannot, and everything on a CPU, goes through ``torch.compile``.
     ``both_inputs``: Table 2 also has students whose teacher NT gets the input that ``student.nt_teacher_input`` is not.
@@ -310,7 +311,7 @@ class Recipe(Group):
 
     name: str = Field(pattern=r"^\w[^/\\[:cntrl:]]*$")
     seed: int = Field(default=0, ge=0)
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal[Precision, "auto"] = "32-true"
     compiled: bool = False
     data: Data
     classifier: Classifier

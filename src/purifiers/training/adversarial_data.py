@@ -65,8 +65,8 @@ def attack_for_training(
     run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None], **some: Any
 ) -> Adversarial:
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
-    if run.recipe.precision != "32-true":
-        model = Panel([model], run.recipe.precision)
+    if run.precision != "32-true":
+        model = Panel([model], run.precision)
     size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
     saved = partial(run.deadline.check, "a part of the adversarial examples")
     some |= {"batch_size": size, "cache": cache, "advance": advance, "saved": saved}

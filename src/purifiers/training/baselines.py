@@ -73,7 +73,7 @@ def train_nrp(run: Run, title: str, config: BaselineNRP, data: ImageSet) -> nn.M
     game = NRPGame(purifier, seeded(run, f"{name} critic", lambda: nrp.Critic(config.critic_width)))
     pairs = torch.cat([data.images, adversarial.images], dim=1)
     made_from = [config.attack.model_dump(), config.feature_layer]
-    losses = nrp_losses(config.training, Panel([features], run.recipe.precision))
+    losses = nrp_losses(config.training, Panel([features], run.precision))
     fit_stage(run, Stage(name, game, pairs, data.labels, losses, config.training), [run.classifier], made_from, purifier)
     return purifier
 

@@ -54,9 +54,7 @@ def train_encoder(run: Run) -> EncoderWithHead:
     assert isinstance(purifier, CAE)  # the schema knows no other that is trained
     width, classes = purifier.config["widths"][-1], len(data.classes)
     probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
-    stage = Stage(
-        encoder, probe, data.images, data.labels, classifier_losses(config.encoder, run.recipe.precision), config.encoder
-    )
+    stage = Stage(encoder, probe, data.images, data.labels, classifier_losses(config.encoder, run.precision), config.encoder)
     fit_stage(run, stage, kept=purifier)
     return probe
 

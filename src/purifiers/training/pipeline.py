@@ -34,7 +34,7 @@ from purifiers.training.latent import train_latent
 from purifiers.training.loop import Stage
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
 from purifiers.training.stages import fit_stage, seeded
-from purifiers.training.starting import load_starts, prepare_folder, report_accuracy
+from purifiers.training.starting import load_starts, prepare_folder, report_accuracy, settled
 from purifiers.weights import MEMORY
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -165,7 +165,8 @@ def train_variants(run: Run, device: str = "auto") -> None:
 @repeatable()
 def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: bool, restart: bool) -> None:
     """All stages of ``run``'s recipe, in order, into ``run``; see :func:`train_recipe`."""
-    recipe, folder, data = run.recipe, run.folder, run.images("train")
+    run.recipe = recipe = settled(run, restart)
+    folder, data = run.folder, run.images("train")
     # Everything that the user names is opened before anything is written or discarded, and variants, trained last, are read.
     variant_recipes(recipe)
     opened = dict(classifiers)
@@ -194,7 +195,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         data = run.images("train")  # now labelled, if the classifier does that
         report_accuracy(run, data)
-        panel = Panel(run.classifiers.values(), recipe.precision)
+        panel = Panel(run.classifiers.values(), run.precision)
         if shared:  # all attack at once
             held.close()
         with panel.watched():
@@ -234,7 +235,7 @@ def train_classifier(run: Run, name: str) -> nn.Module:
     config, data = run.recipe.classifiers()[name], run.images("train")
     assert config.training is not None  # the schema asks for a source or a training
     network = seeded(run, name, lambda: build_classifier(config.network.model_dump(), len(data.classes)))
-    losses, captured = classifier_losses(config.training, run.recipe.precision), config.training.attack is None
+    losses, captured = classifier_losses(config.training, run.precision), config.training.attack is None
     fit_stage(run, Stage(name, network, data.images, data.labels, losses, config.training, captured=captured))
     return network.requires_grad_(False)
 

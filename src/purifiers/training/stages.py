@@ -49,7 +49,7 @@ def fit_stage(
     else:
         frozen = [fingerprint(parent) for parent in parents]
         images = stage.images[:, :3]
-        key = digest(repr(network), images, stage.labels, made_from or [], settings, recipe.precision, recipe.seed, frozen)
+        key = digest(repr(network), images, stage.labels, made_from or [], settings, run.precision, recipe.seed, frozen)
     if first_only(lambda: key) != key:
         raise TrainingError(f"{stage.name}: the processes have different images, recipes or networks: start all alike")
     # What is not one network, such as two that play against each other, is not compiled.
@@ -58,7 +58,7 @@ def fit_stage(
     if held_out := getattr(optimisation, "held_out", None):
         stage = _hold_out(stage, held_out, seed)
     stage = replace(stage, fingerprint=key, seed=seed, compiled=compiled, captured=compiled and stage.captured)
-    run.histories[stage.name] = fit(stage, make_fabric(run.device, recipe.precision), checkpoint, run.deadline)
+    run.histories[stage.name] = fit(stage, make_fabric(run.device, run.precision), checkpoint, run.deadline)
     first_only(lambda: save_network(folder, network if kept is None else kept))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from purifiers.console import say
 from purifiers.data import ImageSet
+from purifiers.device import fastest_precision
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.evaluation import metrics
 from purifiers.forecast import current
@@ -17,6 +18,7 @@ from purifiers.recipes.schema import STARTS, Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
 from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
+from purifiers.training.distributed import first_only
 from purifiers.weights import HUB, PURIFIERS, locate
 
 SAMPLE = 1000  # images on which the classifier's accuracy is measured before it is defended
@@ -37,6 +39,19 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
             raise ConfigError(f"{stage}.start: '{start}' does not have the structure of the purifier: {found}, not {expected}")
         networks[stage] = place(network, device).requires_grad_(False)
     return networks
+
+
+def settled(run: Run, restart: bool) -> Recipe:
+    """``run``'s recipe with a precision in place of ``auto``: that of the run which was begun in its folder, unless it starts
+    anew, or the faster one here."""
+    if run.recipe.precision != "auto":
+        return run.recipe
+    begun = run.folder / RECIPE_FILE
+
+    def precision() -> str:
+        return load_recipe(begun).precision if begun.is_file() and not restart else fastest_precision(run.device)
+
+    return run.recipe.model_copy(update={"precision": first_only(precision)})
 
 
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
