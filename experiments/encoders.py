@@ -1,10 +1,10 @@
-"""What each ingredient of adversarial training brings to the encoder of a robust purifier, at a small, equal budget.
+"""An ablation of adversarial training: what each ingredient brings to the encoder of a robust purifier, at an equal budget.
 
     python experiments/encoders.py --output runs/encoders
 
-Every row trains the encoder of the recipe ``robust-cpu`` as a classifier (``latent.encoder``) with one change, or with all that
-help, and measures it on test images: clean, and under PGD-10 of 8/255 from one who knows it. Run a stopped command again to
-resume it. Writes ``encoders.md`` and ``.json`` to the output folder; other settings need another one.
+Every row trains the encoder of the recipe ``robust-cpu`` as a classifier (``latent.encoder``), smaller and in float32, with one
+change, or with those of ``--together``, and measures it on test images: clean, and under PGD-10 of 8/255. Run a stopped command
+again to resume it. Writes ``encoders.md`` and ``.json`` to the output folder; other settings need another one.
 """
 
 import argparse

@@ -22,7 +22,7 @@ from purifiers.purifier import Purifier
 from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import NAMES, load_recipe, training_differences, variant_recipes
 from purifiers.recipes.parts import folder_name
-from purifiers.recipes.schema import Recipe, Student
+from purifiers.recipes.schema import GUIDANCE, Recipe, Student
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard
@@ -52,8 +52,8 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 """The students and their teachers. All but the first are for Table 2, with the paper's losses."""
 OTHER_INPUT = ("student_other", "student_nt_other")
 """Those with the other reading of equation 5, where the recipe asks for it."""
-GUIDANCE = ("classification_weight", "logits_weight", "features_weight", "trades")
-PAPERS_LOSSES: dict[str, Any] = dict.fromkeys((*GUIDANCE, "weight_perturbation", "clean_share"), 0.0)
+_BEYOND = (*GUIDANCE, "trades", "label_smoothing", "weight_perturbation", "clean_share")
+PAPERS_LOSSES: dict[str, Any] = dict.fromkeys(_BEYOND, 0.0)
 PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0, "teachers": ("AT", "NT")}
 
 

@@ -68,8 +68,8 @@ def test_l2_from_a_random_start_nears_the_optimum() -> None:
 def test_every_result_is_in_the_ball_and_in_range(epsilon: float, step_size: float, norm: str, kind: type, seed: int) -> None:
     """The base class asserts it on every batch; this looks for parameters that break it, at the corners of [0,1]."""
     images = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(seed)).round()
-    steps = {} if kind is NFGSM else {"num_steps": 3}
-    attack = kind(epsilon=epsilon, step_size=step_size, norm=norm, **steps)
+    steps = {"step_size": min(step_size, epsilon)} if kind is NFGSM else {"step_size": step_size, "num_steps": 3}
+    attack = kind(epsilon=epsilon, norm=norm, **steps)
     result = attack(Linear(5, SHAPE), images, torch.tensor([0, 1, 2]), seed=seed)
     assert result.min() >= 0
     assert result.max() <= 1

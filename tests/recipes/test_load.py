@@ -192,6 +192,25 @@ def test_settings_of_a_training_that_never_happens_are_refused() -> None:
     assert own.classifier.source is None
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["student.trades=6"],
+        ["student.label_smoothing=0.1"],
+        ["student.features_weight=1"],
+        ["student.feature_layer=layer3"],
+        ["student.held_out={attack: {kind: pgd}}"],
+        ["student.classification_weight=1", "student.trades=6", "student.clean_share=1"],
+        ["student.classification_weight=1", "student.trades=6", "student.guided_share=0.5"],
+        ["classifier.source=null", "classifier.training={epochs: 1, trades: 6}"],
+        ["training_attacks={N: {kind: nfgsm, epsilon: 8/255, step_size: 10/255}}"],
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(settings: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"trades|label_smoothing|features_weight|held_out|step_size"):
+        load_recipe("paper", settings)
+
+
 def test_options_alone_are_those_of_the_default_classifier() -> None:
     network = load_recipe("paper", ["classifier.source=mine.safetensors", "classifier.network.depth=20"]).classifier.network
     assert (network.network, network.model_dump()["depth"]) == ("resnet", 20)

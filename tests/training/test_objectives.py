@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks import PGD
 from purifiers.networks import CAE
-from purifiers.recipes.schema import Labelled, OnAttacked, Student, TeacherAT
+from purifiers.recipes.schema import OnAttacked, Student, Supervised, TeacherAT
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.loop import make_fabric
 from purifiers.training.losses import classification_loss, output_guidance
@@ -207,7 +207,7 @@ def test_the_encoder_learns_from_attacks_on_itself() -> None:
     images, labels = pairs()[0], torch.arange(COUNT) % 2
     classifier = Linear(2, SHAPE)
     attack = PGD(epsilon=0.05, step_size=0.1, num_steps=1)
-    compute = classifier_losses(Labelled(epochs=1, attack=attack))
+    compute = classifier_losses(Supervised(epochs=1, attack=attack))
     found = compute(classifier, images, labels, torch.Generator().manual_seed(0))["loss"]
     torch.testing.assert_close(
         found, nn.functional.cross_entropy(classifier(worst_of(classifier, images, labels, 0.05)), labels)
@@ -218,7 +218,7 @@ def test_trades_learns_from_clean_images_too() -> None:
     images, labels = pairs()[0], torch.arange(COUNT) % 2
     classifier, attack = Linear(2, SHAPE), PGD(epsilon=0.05, step_size=0.1, num_steps=1)
     adversarial = worst_of(classifier, images, labels, 0.05)
-    compute = classifier_losses(Labelled(epochs=1, attack=attack, trades=6.0, label_smoothing=0.1))
+    compute = classifier_losses(Supervised(epochs=1, attack=attack, trades=6.0, label_smoothing=0.1))
     found = compute(classifier, images, labels, torch.Generator().manual_seed(0))["loss"]
     expected = classification_loss(classifier(adversarial), labels, classifier(images), 6.0, 0.1)
     torch.testing.assert_close(found, expected)
@@ -232,7 +232,7 @@ def test_a_weight_perturbation_takes_the_gradient_elsewhere() -> None:
     images, labels = pairs()[0], torch.arange(COUNT) % 2
     classifier, attack = Linear(2, SHAPE), PGD(epsilon=1e-7, step_size=1e-7, num_steps=1)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    compute = classifier_losses(Labelled(epochs=1, attack=attack, weight_perturbation=0.05))
+    compute = classifier_losses(Supervised(epochs=1, attack=attack, weight_perturbation=0.05))
     compute(classifier, images, labels, torch.Generator())["loss"].backward()
     found = {name: weight.grad for name, weight in classifier.named_parameters()}
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
@@ -265,6 +265,7 @@ def test_a_weight_perturbation_raises_the_loss_of_a_purifier_in_training(kind: s
             else student_losses(Student(epochs=1, **guidance), {"NT": Same()}, panel)
         )
         found.append(compute(wrapped, batch, labels, torch.Generator())["loss"])
+        assert int(network.encoder[0][1].num_batches_tracked) == len(found)  # the first pass leaves the statistics alone
     assert found[1] > found[0]
     make_fabric(torch.device("cpu"), precision).backward(found[1])
     assert all(weight.grad is not None and weight.grad.any() for weight in network.parameters() if weight.ndim > 1)

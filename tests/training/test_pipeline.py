@@ -328,3 +328,14 @@ def test_a_start_that_is_none(tiny_recipe: Callable[..., Recipe], tmp_path: Path
         load_starts(tiny_recipe("student.start=cifar10"), cpu)
     with pytest.raises(MissingFileError, match=r"teacher_at\.start: .*nowhere"):
         load_starts(tiny_recipe(f"teacher_at.start={tmp_path}/nowhere"), cpu)
+
+
+@pytest.mark.parametrize(("layer", "said"), [("layr3", r"student.feature_layer.*layer3"), ("layer2", "different sizes")])
+def test_layers_that_do_not_fit_the_classifiers_are_found_before_the_training(
+    layer: str, said: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    companion = "companions=[{network: {network: resnet, depth: 8, width: 6}, training: {epochs: 1}}]"
+    settings = [companion, "student.features_weight=1", f"student.feature_layer={layer}"]
+    with pytest.raises(ConfigError, match=said):
+        train_recipe(tiny_recipe(*settings), tmp_path, device="cpu")
+    assert not (tmp_path / "checkpoints" / "teacher_nt").exists()

@@ -5,25 +5,57 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from purifiers.attacks import FGSM, PGD
 from purifiers.errors import ConfigError
+from purifiers.networks import CAE
 from purifiers.recipes.load import recipe_text
-from purifiers.recipes.schema import Recipe
+from purifiers.recipes.schema import HeldOut, Recipe, Student
 from purifiers.runs import RECIPE_FILE, Run
+from purifiers.training.loop import Stage
+from purifiers.training.objectives import nt_losses
+from purifiers.training.outcome import RobustAccuracy
 from purifiers.training.pipeline import train_classifier, train_recipe
+from purifiers.training.stages import fit_stage
 from purifiers.training.starting import settled
+
+HELD_OUT = "student.held_out={images: 8, attack: {kind: fgsm}}"
 
 
 def test_held_out_images_are_no_training_images(tiny_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    held_out = "student.held_out={images: 8, attack: {kind: fgsm}}"
-    run = train_recipe(tiny_recipe(held_out, "student.epochs=2"), tmp_path / "run", device="cpu")
+    settings = [HELD_OUT, "student.epochs=2", "student.attack={kind: fgsm}"]
+    run = train_recipe(tiny_recipe(*settings), tmp_path / "run", device="cpu")
     history = run.histories["student"]
-    assert [0 <= record["withstood"] <= 1 for record in history] == [True, True]
-    count = len(run.images("train"))
-    size = run.recipe.student.batch_size
-    assert history[0]["images_per_second"] * history[0]["seconds"] == pytest.approx((count - 8) // size * size)
+    assert [0 <= record["robust_accuracy"] <= 1 for record in history] == [True, True]
+    student, data = run.recipe.student, run.images("train")
+    score = RobustAccuracy(FGSM(), data.images, data.labels, run.classifier)
+    assert score(run.purifiers["student"].network, 8) in {i / 8 for i in range(9)}
+    assert history[0]["images_per_second"] * history[0]["seconds"] > (len(data) - 8) // student.batch_size * student.batch_size
     with pytest.raises(ConfigError, match="held_out"):
-        train_recipe(tiny_recipe(held_out.replace("8", "1000000")), tmp_path / "other", device="cpu")
+        train_recipe(tiny_recipe(*settings, HELD_OUT.replace("8", "1000000")), tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize("crops", [None, 3])
+def test_stages_hold_out_the_same_images_and_all_crops_of_them(
+    crops: int | None, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One stage may start from the weights of another."""
+    own = [] if crops is None else [f"data.crops={{size: 8, count: {crops}}}"]
+    run = Run(tiny_recipe(*own), tmp_path, torch.device("cpu"), tmp_path / "cache")
+    seen: list[Stage] = []
+    monkeypatch.setattr("purifiers.training.stages.fit", lambda stage, *_: seen.append(stage) or [])
+    images, labels = torch.randint(256, (60, 3, 8, 8), dtype=torch.uint8), torch.arange(60)
+    for name, epochs in (("teacher_at", 1), ("student", 2)):
+        student = Student(epochs=epochs, attack=FGSM(), held_out=HeldOut(images=15, attack=FGSM()))
+        fit_stage(run, Stage(name, CAE(widths=[4], blocks=[1]), images, labels, nt_losses, student))
+    for stage in seen:
+        assert stage.rows is not None and isinstance(stage.score, RobustAccuracy)
+        apart, rows = stage.score.labels, labels[stage.rows]
+        assert torch.cat([apart, rows]).sort().values.equal(labels)
+        assert len(apart) == 15
+        assert apart.equal(seen[0].score.labels)  # type: ignore[union-attr]
+        assert not set((apart // (crops or 1)).tolist()) & set((rows // (crops or 1)).tolist())
 
 
 @pytest.mark.parametrize("faster", ["32-true", "bf16-mixed"])
@@ -45,9 +77,10 @@ def test_a_classifier_may_be_trained_under_attack(tiny_recipe: Callable[..., Rec
     attack = "{kind: pgd, epsilon: 0.1, step_size: 0.05, num_steps: 3}"
     right = []
     for own in (["classifier.training.attack=" + attack, "classifier.training.ema=0.9"], []):
-        epochs = ["classifier.training.epochs=6", "classifier.training.held_out={images: 100, attack: " + attack + "}"]
         folder = tmp_path / f"run-{len(own)}"
-        run = Run(tiny_recipe("data.limit=600", *epochs, *own), folder, torch.device("cpu"), folder / "cache")
-        train_classifier(run, "classifier")
-        right.append(max(record["withstood"] for record in run.histories["classifier"]))
+        settings = ["data.limit=600", "classifier.training.epochs=6", *own]
+        run = Run(tiny_recipe(*settings), folder, torch.device("cpu"), folder / "cache")
+        network, data = train_classifier(run, "classifier").eval(), run.images("test")
+        pgd = PGD(epsilon=0.1, step_size=0.05, num_steps=3)
+        right.append(RobustAccuracy(pgd, data.images, data.labels, nn.Identity())(network))
     assert right[0] > right[1]

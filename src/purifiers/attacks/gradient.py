@@ -2,11 +2,11 @@
 al. 2018) and SSP (Naseer et al. 2020). All take the steps of :func:`purifiers.gradient_steps.pgd`."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from purifiers.attacks.base import ATTACKS, Attack, Length, Targeting, share_of_epsilon
@@ -63,10 +63,9 @@ class FGSM(GradientAttack):
 
 @ATTACKS.register("nfgsm")
 class NFGSM(FGSM):
-    """N-FGSM (de Jorge et al. 2022), for training: FGSM from uniform noise; the sum is not brought back into a smaller ball.
+    """N-FGSM (de Jorge et al. 2022): FGSM from noise. To train for 8/255 write an epsilon of 24/255: it bounds noise and step.
 
-    ``epsilon``: bounds the whole, three times the strength to train for: 24/255 for 8/255.
-    ``step_size``: the step, a third of epsilon by default; the noise has the rest.
+    ``step_size``: the step, a third of epsilon by default; the noise is uniform in the rest.
     """
 
     shown_as = "N-FGSM"
@@ -74,6 +73,12 @@ class NFGSM(FGSM):
 
     epsilon: Length = 24 / 255
     step_size: Length = share_of_epsilon(3)
+
+    @model_validator(mode="after")
+    def _leaves_noise(self) -> Self:
+        if self.step_size > self.epsilon:
+            raise ValueError(f"step_size {self.step_size:g} is above epsilon {self.epsilon:g}, which bounds noise and step")
+        return self
 
     @property
     def start_radius(self) -> float:

@@ -44,26 +44,25 @@ ADAPTIVE = "adaptive"  # in ``evaluation.limits``: all attacks under the other v
 
 
 class HeldOut(Group):
-    """Training images that a training does not see: so many, drawn at random. After each epoch they are attacked, the attacker
-    knowing everything, and what the training gives are the weights of the epoch in which most of them were still right."""
+    """Early stopping: so many training images, drawn at random, are kept apart and attacked after each epoch. The training
+    returns the weights of the epoch in which most of them were still right."""
 
     images: Positive = 500
     attack: AnyAttack
 
 
-class Labelled(Optimisation):
-    """A training with labels, of a classifier, or of a purifier in front of one, which may withstand attacks.
+class Supervised(Optimisation):
+    """The training of a classifier, or of a purifier in front of one, with labels.
 
-    ``attack``: made in each step on the network in training, and on the classifier behind it if it has one (view ``full``); the
-    network learns from its results. None: it learns from images as they come.
-    ``label_smoothing``: of all cross-entropies: the share of the target that all classes get alike.
-    ``trades``: instead of cross-entropy on the adversarial image that on the clean one, and so many times the divergence of
-    the probabilities on the adversarial image from those on the clean one (Zhang et al. 2019, equation 5; the attack still
-    climbs the cross-entropy). 0: none.
-    ``weight_perturbation``: gradients are taken where every layer has moved by this share of its norm to where the loss is
-    larger (adversarial weight perturbation, Wu et al. 2020: 0.005). It costs another step. 0: none.
-    ``held_out``: early stopping. One-step attacks in training can teach a network to withstand them alone, from one epoch to
-    the next: a warning says so.
+    ``attack``: adversarial training: in each step the network in training is attacked, with the classifier behind it if it has
+    one (view ``full``), and learns from the result. None: it learns from the images as they come.
+    ``label_smoothing``: of every cross-entropy: the share of the target that is spread evenly over all classes.
+    ``trades``: in place of the cross-entropy on adversarial images, cross-entropy(clean) + trades * KL(clean || adversarial)
+    (Zhang et al. 2019, equation 5; the attack still climbs the cross-entropy). 0: none.
+    ``weight_perturbation``: adversarial weight perturbation (Wu et al. 2020; 0.005 there): gradients are taken where each layer
+    has moved by this share of its norm towards a higher loss. It costs another step. 0: none.
+    ``held_out``: against robust overfitting (Rice et al. 2020), and catastrophic overfitting of one-step attacks (Wong et al.
+    2020), of which a warning tells.
     """
 
     attack: AnyAttack | None = None
@@ -71,6 +70,12 @@ class Labelled(Optimisation):
     trades: float = Field(default=0.0, ge=0)
     weight_perturbation: float = Field(default=0.0, ge=0)
     held_out: HeldOut | None = None
+
+    @model_validator(mode="after")
+    def _under_attack(self) -> Self:
+        if self.held_out is not None and self.attack is None:
+            raise ValueError("held_out is for adversarial training: set attack too")
+        return self
 
 
 class Classifier(Group):
@@ -85,7 +90,7 @@ class Classifier(Group):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     network: NetworkConfig = NetworkConfig(**RESNET56)
-    training: Labelled | None = None
+    training: Supervised | None = None
 
     def options(self) -> dict[str, Any]:
         """The options of :func:`purifiers.classifiers.load.load_classifier` besides the source."""
@@ -116,12 +121,18 @@ class Classifier(Group):
         if self.source is None and self.training is None:
             raise ValueError("needs either a source or a group 'training'")
         check_normalization(self.mean, self.std)
+        if self.training is not None and self.training.trades and self.training.attack is None:
+            raise ValueError("training.trades compares clean with adversarial images: set training.attack too")
         if self.source is None and self.mean is not None:
             raise ValueError("mean and std belong to a source; of a network that is trained here, set network.mean and .std")
         return self
 
 
-class OnAttacked(OnPerturbed, Labelled):
+GUIDANCE = ("classification_weight", "logits_weight", "features_weight")
+"""Keys of :class:`OnAttacked` with which the classifier guides a purifier."""
+
+
+class OnAttacked(OnPerturbed, Supervised):
     """A training on adversarial images with guidance by C, the frozen classifiers: the one to protect and its companions, each
     on its share of a batch.
 
@@ -137,11 +148,14 @@ class OnAttacked(OnPerturbed, Labelled):
     feature_layer: str | None = None
 
     @model_validator(mode="after")
-    def _has_layer(self) -> Self:
-        if self.features_weight and self.feature_layer is None:
-            raise ValueError("features_weight needs a feature_layer, a dotted name such as layer3")
-        if self.trades and not self.classification_weight:
-            raise ValueError("trades is a part of the classification, whose classification_weight is 0")
+    def _guided(self) -> Self:
+        if bool(self.features_weight) != (self.feature_layer is not None):
+            raise ValueError("features_weight and feature_layer, the dotted name of a layer such as layer3, go together")
+        for key in ("trades", "label_smoothing"):
+            if getattr(self, key) and not self.classification_weight:
+                raise ValueError(f"{key} is a part of the classification, and classification_weight is 0")
+        if self.trades and self.clean_share == 1:
+            raise ValueError("trades compares clean with adversarial images, and clean_share is 1")
         return self
 
 
@@ -181,12 +195,12 @@ class Latent(Group):
     ``decoder``: trained on that encoder, now frozen, with the losses of teacher AT.
     """
 
-    encoder: Labelled
+    encoder: Supervised
     decoder: TeacherAT
 
     @field_validator("encoder")
     @classmethod
-    def _attacked(cls, encoder: Labelled) -> Labelled:
+    def _attacked(cls, encoder: Supervised) -> Supervised:
         if encoder.attack is None:
             raise ValueError("it needs an attack, as only a latent that withstands attacks helps")
         return encoder
@@ -226,6 +240,8 @@ class Student(OnAttacked):
             raise ValueError("teachers is empty: name AT, NT or both; gamma of 0 is a training without them")
         if self.teacher_once and (self.attack is not None or self.noise):
             raise ValueError("teacher_once: an attack or noise makes new images in every step; remove it, or teacher_once")
+        if self.trades and self.guided_share < 1:
+            raise ValueError("trades needs whole batches: set guided_share to 1")
         if self.network is not None and self.start == "teacher_at":
             raise ValueError("start is teacher_at, which has another network: remove network, or start from scratch")
         return self

@@ -25,7 +25,7 @@ AMPLIFY = 5
 _CHART = matplotlib.rc_context(
     {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "grid.alpha": 0.25}
 )
-_NOT_LOSSES = ("epoch", "learning_rate", "images_per_second", "flops_per_image", "seconds", "withstood")
+_NOT_LOSSES = ("epoch", "learning_rate", "images_per_second", "flops_per_image", "seconds", "robust_accuracy")
 """Keys of an epoch's record."""
 
 

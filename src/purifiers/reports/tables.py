@@ -11,7 +11,7 @@ from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
 from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import parse_recipe
-from purifiers.recipes.schema import STARTS
+from purifiers.recipes.schema import GUIDANCE, STARTS
 from purifiers.reports import paper
 from purifiers.reports.render import Table, cells, half_width, percent, text, title_of
 
@@ -115,7 +115,7 @@ def table_2_over_seeds(runs: Sequence[Results]) -> Table:
 def claim_applies(results: Results) -> bool:
     """Whether Table 2 tests the paper's claim: the students differ in their teachers alone, as in the paper."""
     student, nt = results.recipe["student"], results.recipe["teacher_nt"]
-    guided = not select(results, "student_paper") and (student["classification_weight"] or student["logits_weight"])
+    guided = not select(results, "student_paper") and any(student.get(key) for key in GUIDANCE)
     return bool(has_table_2(results) and student["start"] == STARTS[0] and nt["epochs"] and not guided)
 
 

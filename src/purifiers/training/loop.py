@@ -29,7 +29,7 @@ from purifiers.training.cuda_graph import WARM_UP, CapturedStep
 from purifiers.training.distributed import averaged, first_only, mine, synchronised, weighted, world_size
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import StageLosses
-from purifiers.training.outcome import Outcome, Score
+from purifiers.training.outcome import SCORED, Outcome, RobustAccuracy, Score
 
 LOST = "this epoch is not saved: try a smaller learning rate"  # the end of an error
 
@@ -161,7 +161,9 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
                         scheduler.step()
                         outcome.after_step()
                     advance(len(chosen))
-                means = _mean_losses(records, stage, epoch) | outcome.after_epoch(stage.name)
+                means = _mean_losses(records, stage, epoch)
+                learning = before + watch.seconds
+                means |= outcome.after_epoch(stage.name)
             except KeyboardInterrupt:
                 seconds = before + watch.seconds
                 if alone and records and _mean_losses(records, stage, epoch):  # they are finite
@@ -169,25 +171,26 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
                 raise
             seconds, part = before + watch.seconds, None
             record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
-            speed = {"images_per_second": per_epoch / seconds, "flops_per_image": flops, "seconds": seconds}
+            speed = {"images_per_second": per_epoch / learning, "flops_per_image": flops, "seconds": seconds}
             history.append(record | speed)
             save(None)
             values = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
-            rate = f"{per_epoch / seconds:,.0f} images/s"
+            rate = f"{per_epoch / learning:,.0f} images/s"
             detail(f"{stage.name:<16} epoch {epoch}/{optimisation.epochs}  {values}  {rate}")
             if epoch < optimisation.epochs:
                 done = f"epoch {epoch}/{optimisation.epochs} of {stage.name}"
                 first_only(partial(deadline.check, done, seconds))
     if left:
         say(f"{stage.name:<16} trained in {duration(sum(record['seconds'] for record in history))}")
-    outcome.give()
+    outcome.load_best()
     stage.network.eval()
     return history
 
 
 def _foresee(plan: Forecast, stage: Stage, take: Callable[[Tensor], Losses], steps: int, captured: bool) -> None:
     """Note what so many ``steps`` will take, each of which is done by ``take``."""
-    size, device = min(stage.optimisation.batch_size, len(stage.images)), stage.images.device
+    count, device = len(stage.images if stage.rows is None else stage.rows), stage.images.device
+    size = min(stage.optimisation.batch_size, count)
     # Students differ in what their losses use: settings, and more or fewer networks.
     used = [cell.cell_contents for cell in getattr(stage.losses, "__closure__", None) or ()]
     settings = [amounts(one) if isinstance(one, Group) else repr(one) for one in (stage.optimisation, *used)]
@@ -196,8 +199,13 @@ def _foresee(plan: Forecast, stage: Stage, take: Callable[[Tensor], Losses], ste
     for _ in range(WARM_UP if captured else 1):
         take(torch.arange(least, device=device))
     pace = plan.pace(kind, lambda some: take(torch.arange(some, device=device)), size, least)
-    plan.note(pace.seconds(size, 1, steps), len(stage.images), stage.name)
-    plan.stand_ins.append(stage.network.eval())
+    plan.note(pace.seconds(size, 1, steps), count, stage.name)
+    network = stage.network.eval()
+    if isinstance(score := stage.score, RobustAccuracy):
+        every, epochs = len(score.images), steps // max(1, count // stage.optimisation.batch_size)
+        pace = plan.pace((*kind, "score"), partial(score, network), min(every, SCORED))
+        plan.note(pace.seconds(every, -(-every // SCORED), epochs), count, stage.name)
+    plan.stand_ins.append(network)
 
 
 @contextmanager

@@ -13,16 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from purifiers.attacks.views import Features
 from purifiers.device import Precision, autocast, in_parts
-from purifiers.errors import ConfigError
 from purifiers.recipes.parts import OnPerturbed
-from purifiers.recipes.schema import Labelled, OnAttacked, Student, TeacherAT
+from purifiers.recipes.schema import OnAttacked, Student, Supervised, TeacherAT
 from purifiers.training import losses
 from purifiers.training.adversarial_data import Panel
-from purifiers.training.distributed import mine, rank, world_size
+from purifiers.training.distributed import mine, rank
 from purifiers.training.losses import Losses
 
 StageLosses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Losses]
-Purify = Callable[[Tensor], Tensor]  # a network, or what it computes with other weights
+Model = Callable[[Tensor], Tensor]  # a network, or the same with other weights
 
 
 def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
@@ -36,13 +35,14 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial, labels = _adversarial(teacher, pairs, labels, config, panel, generator)
+        with torch.no_grad():
+            before = panel(adversarial) if config.adversarial_weight else None
 
-        def parts(teacher: Purify) -> Losses:
+        def parts(teacher: Model) -> Losses:
             purified = teacher(adversarial)
             logits = panel(purified)
             counted = logits if config.adversarial_weight else logits.detach()
-            with torch.no_grad():
-                adversarial_logits = panel(adversarial) if config.adversarial_weight else counted
+            adversarial_logits = counted if before is None else before
             reconstruction, adversarial_term = losses.at_teacher_loss(
                 purified, images, counted, adversarial_logits, labels, config.adversarial_weight, config.adversarial_outputs
             )
@@ -50,7 +50,7 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
             own = {"mse": reconstruction, "adversarial": adversarial_term}
             return _guided(total, own, config, panel, teacher, images, purified, labels, logits)
 
-        return parts(_at_worse_weights(teacher, parts, config.weight_perturbation, panel.precision))
+        return parts(_adversarial_weights(teacher, parts, config.weight_perturbation, panel.precision))
 
     return compute
 
@@ -70,7 +70,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
                 for name, teacher in teachers.items()
             ]
 
-        def parts(student: Purify) -> Losses:
+        def parts(student: Model) -> Losses:
             purified = student(adversarial)
             reconstruction = losses.reconstruction_loss(purified, images)
             distillation = losses.distillation_loss(purified, outputs, config.softmax_over)
@@ -78,43 +78,44 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
             own = {"mse": reconstruction, "distillation": distillation}
             return _guided(total, own, config, panel, student, images[:few], purified[:few], labels[:few])
 
-        return parts(_at_worse_weights(student, parts, config.weight_perturbation, panel.precision))
+        return parts(_adversarial_weights(student, parts, config.weight_perturbation, panel.precision))
 
     return compute
 
 
-def classifier_losses(config: Labelled, precision: Precision = "32-true") -> StageLosses:
+def classifier_losses(config: Supervised, precision: Precision = "32-true") -> StageLosses:
     """Cross-entropy of a classifier, with an attack on adversarial images of its own (Madry et al. 2018)."""
 
     def compute(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, labels = mine(images), mine(labels)
-        seen = images
+        inputs = images
         if config.attack is not None:
-            seen = config.attack(_attackable(classifier, precision), images, labels, seed=_draw(generator))
+            inputs = config.attack(_attackable(classifier, precision), images, labels, seed=_draw(generator))
 
-        def parts(classifier: Purify) -> Losses:
-            return {"loss": _classification(config, classifier, images, classifier(seen).float(), labels)}
+        def parts(classifier: Model) -> Losses:
+            return {"loss": _classification(config, classifier, images, classifier(inputs).float(), labels)}
 
-        return parts(_at_worse_weights(classifier, parts, config.weight_perturbation, precision))
+        return parts(_adversarial_weights(classifier, parts, config.weight_perturbation, precision))
 
     return compute
 
 
-def _classification(config: Labelled, model: Purify, images: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
+def _classification(config: Supervised, model: Model, images: Tensor, adversarial_logits: Tensor, labels: Tensor) -> Tensor:
     clean_logits = model(images).float() if config.trades else None
     return losses.classification_loss(adversarial_logits, labels, clean_logits, config.trades, config.label_smoothing)
 
 
-def _at_worse_weights(network: nn.Module, parts: Callable[[Purify], Losses], share: float, precision: Precision) -> Purify:
-    """``network``; or, with a ``share``, what it computes where each of its layers has moved by this share of its norm to where
-    the loss in ``parts`` is larger: a function with the gradients of the network's own weights (Wu et al. 2020)."""
+def _adversarial_weights(network: nn.Module, parts: Callable[[Model], Losses], share: float, precision: Precision) -> Model:
+    """``network``; or, with a ``share``, the same where each of its layers has moved by this share of its norm towards a higher
+    loss of ``parts``. Gradients are those of the network's own weights (Wu et al. 2020, equations 8 to 10)."""
     if not share:
         return network
-    if world_size() > 1:
-        raise ConfigError("weight_perturbation trains in one process: start one, or set it to 0")
     plain = _attackable(network, precision)
     weights = {name: weight for name, weight in plain.named_parameters() if weight.requires_grad}
-    gradients = torch.autograd.grad(parts(plain)["loss"], list(weights.values()), allow_unused=True)
+    # This pass is no step: it leaves the statistics of batch normalisation alone.
+    apart = {name: buffer.clone() for name, buffer in plain.named_buffers()}
+    loss = parts(lambda images: functional_call(plain, weights | apart, (images,)))["loss"]
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     moved = {
         name: weight + share * weight.detach().norm() / gradient.norm().clamp_min(1e-12) * gradient
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
@@ -176,7 +177,7 @@ def _guided(
     parts: Losses,
     config: OnAttacked,
     panel: Panel,
-    purifier: Purify,
+    purifier: Model,
     images: Tensor,
     purified: Tensor,
     labels: Tensor,

@@ -34,7 +34,7 @@ from purifiers.training.latent import train_latent
 from purifiers.training.loop import Stage
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
 from purifiers.training.stages import fit_stage, seeded
-from purifiers.training.starting import load_starts, prepare_folder, report_accuracy, settled
+from purifiers.training.starting import check_trainings, load_starts, prepare_folder, report_accuracy, settled
 from purifiers.weights import MEMORY
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -195,6 +195,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         data = run.images("train")  # now labelled, if the classifier does that
         report_accuracy(run, data)
+        check_trainings(run)
         panel = Panel(run.classifiers.values(), run.precision)
         if shared:  # all attack at once
             held.close()

@@ -15,7 +15,7 @@ from purifiers.seeds import generator_for, seed_for
 from purifiers.storage import digest
 from purifiers.training.distributed import first_only
 from purifiers.training.loop import Stage, fit, make_fabric
-from purifiers.training.outcome import withstands
+from purifiers.training.outcome import RobustAccuracy
 
 
 def seeded(run: Run, stream: str, build: Callable[[], nn.Module]) -> nn.Module:
@@ -56,18 +56,26 @@ def fit_stage(
     compiled = recipe.compiled and kept is None
     seed = stage.seed or seed_for(recipe.seed, stage.name)
     if held_out := getattr(optimisation, "held_out", None):
-        stage = _hold_out(stage, held_out, seed)
+        stage = _hold_out(run, stage, held_out)
     stage = replace(stage, fingerprint=key, seed=seed, compiled=compiled, captured=compiled and stage.captured)
     run.histories[stage.name] = fit(stage, make_fabric(run.device, run.precision), checkpoint, run.deadline)
     first_only(lambda: save_network(folder, network if kept is None else kept))
 
 
-def _hold_out(stage: Stage, held_out: HeldOut, seed: int) -> Stage:
-    """``stage`` without the images that early stopping looks at."""
-    if held_out.images >= len(stage.images):
-        fault = f"{stage.name}.held_out.images={held_out.images} leaves none of {len(stage.images)} images to train on"
-        raise ConfigError(f"{fault}: take fewer, or more data")
-    order = torch.randperm(len(stage.images), generator=generator_for(seed, "held out")).to(stage.images.device)
-    apart, rows = order[: held_out.images], order[held_out.images :].sort().values
-    score = withstands(held_out, stage.images[apart][:, :3], stage.labels[apart], stage.behind, seed)
+def _hold_out(run: Run, stage: Stage, held_out: HeldOut) -> Stage:
+    """``stage`` without the images that early stopping looks at: the same for all stages, as one may start from another, and no
+    crops of one image on either side."""
+    crops = run.recipe.data.crops
+    each = crops.count if crops else 1
+    count, device = held_out.images // each, stage.images.device
+    if not 0 < count < len(stage.images) // each:
+        fault = f"{stage.name}: held_out.images={held_out.images} of {len(stage.images)} images"
+        raise ConfigError(f"{fault} leaves none to train on, or to look at: take another number, or more data")
+    drawn = torch.randperm(len(stage.images) // each, generator=generator_for(run.recipe.seed, "held out"))
+    apart, rows = (
+        (each * part[:, None] + torch.arange(each)).flatten().sort().values.to(device)
+        for part in (drawn[:count], drawn[count:])
+    )
+    images, labels = stage.images[apart][:, :3], stage.labels[apart]
+    score = RobustAccuracy(held_out.attack, images, labels, stage.behind, run.recipe.seed)
     return replace(stage, rows=rows, score=score)

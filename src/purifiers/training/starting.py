@@ -7,18 +7,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from purifiers.attacks.views import Features
 from purifiers.console import say
-from purifiers.data import ImageSet
+from purifiers.data import ImageSet, to_float
 from purifiers.device import fastest_precision
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.evaluation import metrics
 from purifiers.forecast import current
 from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
-from purifiers.recipes.schema import STARTS, Recipe
+from purifiers.recipes.schema import STARTS, OnAttacked, Recipe, Supervised
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
 from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
-from purifiers.training.distributed import first_only
+from purifiers.training.distributed import first_only, world_size
 from purifiers.weights import HUB, PURIFIERS, locate
 
 SAMPLE = 1000  # images on which the classifier's accuracy is measured before it is defended
@@ -66,6 +67,31 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
             raise CheckpointError(f"{folder} was made with another recipe: {listed}; {hint}")
     elif found := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
         raise ConfigError(f"{folder} holds a network that was not trained there ({found}): choose another output folder")
+
+
+def check_trainings(run: Run) -> None:
+    """Refuse, before anything is trained on the classifiers, settings of trainings that would fail later."""
+    recipe = run.recipe
+    named: dict[str, Supervised] = {"teacher_at": recipe.teacher_at, "student": recipe.student}
+    if recipe.latent is not None:
+        named |= {"latent.encoder": recipe.latent.encoder, "latent.decoder": recipe.latent.decoder}
+    for name, training in named.items():
+        if training.weight_perturbation and world_size() > 1:
+            raise ConfigError(f"{name}.weight_perturbation trains in one process: start one, or set it to 0")
+        if isinstance(training, OnAttacked) and training.features_weight:
+            _check_features(run, f"{name}.feature_layer", training.feature_layer)
+
+
+def _check_features(run: Run, key: str, layer: str | None) -> None:
+    sample = to_float(run.images("train").images[:1])
+    try:
+        with torch.no_grad():
+            shapes = {name: Features(one, layer)(sample).shape for name, one in run.classifiers.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    if len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} {shape[1]}" for name, shape in shapes.items())
+        raise ConfigError(f"{key}: the classifiers' features have different sizes ({found}); name a layer in which they agree")
 
 
 def report_accuracy(run: Run, data: ImageSet) -> None:
