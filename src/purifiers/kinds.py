@@ -81,6 +81,8 @@ def faults(error: ValidationError, group: str | None = None) -> list[str]:
             continue
         key = ".".join(map(str, (*(() if group is None else (group,)), *fault["loc"]))) or "recipe"
         message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            message = "should be a group of values: {key: value, ...}"  # pydantic names our class
         own = fault["type"] == "value_error" or not isinstance(fault["input"], str | float | int)
         lines.append(f"{key}: {message}" + ("" if own else f"; got {fault['input']!r}"))
     return lines

@@ -211,6 +211,12 @@ def test_settings_that_would_do_nothing_or_harm_are_refused(settings: list[str])
         load_recipe("paper", settings)
 
 
+@pytest.mark.parametrize("override", ["student.held_out=500", "student=5", "training_attacks=pgd", "audit.attacks=7"])
+def test_a_value_in_place_of_a_group_is_explained(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"group of values.*; got"):
+        load_recipe("digits", [override])
+
+
 def test_options_alone_are_those_of_the_default_classifier() -> None:
     network = load_recipe("paper", ["classifier.source=mine.safetensors", "classifier.network.depth=20"]).classifier.network
     assert (network.network, network.model_dump()["depth"]) == ("resnet", 20)
