@@ -103,7 +103,7 @@ def test_limits_are_of_attacks_and_of_purifiers() -> None:
         ("audit.limits.AA=-1", "audit.limits.AA: Input should be greater than or equal to 1"),
         ("audit.image=3", "did you mean 'images'"),
         ("audit.images=0", "audit.images"),
-        ("audit=3", "audit: Input should be"),
+        ("audit=3", "audit: should be a group"),
     ],
 )
 def test_what_is_wrong_is_told(override: Any, message: str) -> None:
