@@ -60,7 +60,10 @@ def _trained(batch_size: int, steps: int, folder: Path) -> dict[str, dict[str, f
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = ImageSet("noise", images, torch.arange(count) % 10, tuple("abcdefghij"))
     with console.capture():
-        recipe = changed(load_recipe("strong-cpu"), {f"classifier.training.{key}": value for key, value in config.items()})
+        recipe = changed(
+            load_recipe("strong-cpu"),
+            {"precision": "32-true"} | {f"classifier.training.{key}": value for key, value in config.items()},
+        )
         run = Run(recipe, folder / "classifier", torch.device("cpu"), folder / "cache")
         run.take(data, "train")
         classifier = train_classifier(run, "classifier")
