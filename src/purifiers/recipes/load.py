@@ -37,13 +37,14 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
         raise ConfigError(f"{path} is not a recipe: it should hold 'key: value' lines")
     changes = [_parse(override) if isinstance(override, str) else override for override in overrides]
     own, source = content.get("classifier"), dict(changes).get("classifier.source")
+    trainable = isinstance(own, dict) and "training" in own
     if source is not None and isinstance(own, dict) and anywhere(str(source)) != anywhere(str(own.get("source"))):
         content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
     for change in changes:
         set_value(content, *change)
     recipe = parse_recipe(content, where=f"{name_or_file}{' with these overrides' if changes else ''}")
     idle = next((key for key, _ in changes if key.startswith("classifier.training.")), None)
-    if idle and source is None and recipe.classifier.source is not None:
+    if idle and not trainable and source is None and recipe.classifier.source is not None:
         fault = f"{idle} has no effect: the classifier is {recipe.classifier.source}, which is not trained"
         raise ConfigError(f"{fault}; leave it out, or train one with classifier.source=null and a whole classifier.training")
     return recipe
