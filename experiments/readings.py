@@ -30,7 +30,8 @@ from purifiers.classifiers.load import load_classifier
 from purifiers.console import Deadline
 from purifiers.errors import OutOfTime
 from purifiers.recipes.load import changed, load_recipe
-from purifiers.recipes.schema import Outputs, Recipe
+from purifiers.recipes.schema import Recipe
+from purifiers.recipes.training_settings import Outputs
 from purifiers.reports import paper
 from purifiers.reports.render import Table
 from purifiers.runs import STATE_FILE, Run

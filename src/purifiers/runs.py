@@ -22,7 +22,8 @@ from purifiers.purifier import Purifier
 from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import NAMES, load_recipe, training_differences, variant_recipes
 from purifiers.recipes.parts import folder_name
-from purifiers.recipes.schema import GUIDANCE, Recipe, Student
+from purifiers.recipes.schema import Recipe
+from purifiers.recipes.training_settings import GUIDANCE, Student
 from purifiers.registry import CONFIG_FILE, build_network, describe, load_network, resolve
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from purifiers.recipes.schema import Outputs
+from purifiers.recipes.training_settings import Outputs
 from purifiers.training.losses import at_teacher_loss, distillation_loss, reconstruction_loss, student_loss
 
 N, C, H, W, CLASSES = 4, 3, 5, 6, 7

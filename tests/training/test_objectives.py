@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks import PGD
 from purifiers.networks import CAE
-from purifiers.recipes.schema import OnAttacked, Student, Supervised, TeacherAT
+from purifiers.recipes.training_settings import OnAttacked, Student, Supervised, TeacherAT
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.loop import make_fabric
 from purifiers.training.losses import classification_loss, output_guidance

@@ -11,7 +11,8 @@ from purifiers.attacks import FGSM, PGD
 from purifiers.errors import ConfigError
 from purifiers.networks import CAE
 from purifiers.recipes.load import recipe_text
-from purifiers.recipes.schema import HeldOut, Recipe, Student
+from purifiers.recipes.schema import Recipe
+from purifiers.recipes.training_settings import HeldOut, Student
 from purifiers.runs import RECIPE_FILE, Run
 from purifiers.training.loop import Stage
 from purifiers.training.objectives import nt_losses

@@ -16,7 +16,7 @@ from purifiers.evaluation.audit.result import NORMS, Audit
 from purifiers.evaluation.records import CLEAN, Record, Result, Results, read_attacks
 from purifiers.recipes.baseline_settings import folder_of
 from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe
-from purifiers.recipes.schema import STARTS
+from purifiers.recipes.training_settings import STARTS
 from purifiers.reports.render import Table, cells, epsilon_of, page, percent, text
 from purifiers.reports.tables import select, through_purifier
 

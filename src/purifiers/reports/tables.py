@@ -11,7 +11,7 @@ from purifiers.console import duration
 from purifiers.evaluation.records import BASELINE, CLEAN, VARIANT, Record, Results
 from purifiers.recipes.baseline_settings import TrainedBaseline, Untrained, folder_of
 from purifiers.recipes.load import parse_recipe
-from purifiers.recipes.schema import GUIDANCE, STARTS
+from purifiers.recipes.training_settings import GUIDANCE, STARTS
 from purifiers.reports import paper
 from purifiers.reports.render import Table, cells, half_width, percent, text, title_of
 

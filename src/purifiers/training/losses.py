@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from purifiers.recipes.schema import Outputs, SoftmaxOver
+from purifiers.recipes.training_settings import Outputs, SoftmaxOver
 
 Losses = dict[str, Tensor]
 """Scalars by name; training minimises the one called ``loss``, the others are recorded."""

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from purifiers.attacks.views import Features
 from purifiers.device import Precision, autocast, in_parts
 from purifiers.recipes.parts import OnPerturbed
-from purifiers.recipes.schema import OnAttacked, Student, Supervised, TeacherAT
+from purifiers.recipes.training_settings import OnAttacked, Student, Supervised, TeacherAT
 from purifiers.training import losses
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.distributed import mine, rank

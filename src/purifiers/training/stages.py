@@ -8,7 +8,7 @@ from torch import nn
 
 from purifiers.errors import ConfigError, TrainingError
 from purifiers.forecast import current
-from purifiers.recipes.schema import HeldOut
+from purifiers.recipes.training_settings import HeldOut
 from purifiers.registry import fingerprint, place, save_network
 from purifiers.runs import STATE_FILE, Run
 from purifiers.seeds import generator_for, seed_for

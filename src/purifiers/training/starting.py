@@ -15,7 +15,8 @@ from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFi
 from purifiers.evaluation import metrics
 from purifiers.forecast import current
 from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
-from purifiers.recipes.schema import STARTS, OnAttacked, Recipe, Supervised
+from purifiers.recipes.schema import Recipe
+from purifiers.recipes.training_settings import STARTS, OnAttacked, Supervised
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
 from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
