@@ -58,6 +58,11 @@ class Stage:
     score: Score | None = None  # of the network after each epoch, of which the best is kept
     fingerprint: str = ""  # digest of everything that decides the result; a checkpoint with another one is refused
 
+    @property
+    def count(self) -> int:
+        """The number of images to train on."""
+        return len(self.images if self.rows is None else self.rows)
+
 
 def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | None = None) -> list[dict[str, float]]:
     """Train ``stage.network`` in place, from its last finished epoch if ``checkpoint`` exists, and save every epoch.
@@ -82,8 +87,7 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
 
 def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, deadline: Deadline) -> list[dict[str, float]]:
     optimisation, device = stage.optimisation, stage.images.device
-    count = len(stage.images if stage.rows is None else stage.rows)
-    steps = max(1, count // optimisation.batch_size)  # as many as shuffled_batches gives
+    steps = max(1, stage.count // optimisation.batch_size)  # as many as shuffled_batches gives
     # A captured step is not compiled too: that takes longer than it saves. Processes that wait for each other do neither.
     alone = world_size() == 1
     captured = stage.captured and device.type == "cuda" and alone
@@ -110,7 +114,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
             say(f"{stage.name:<16} resumes after epoch {len(history)}/{optimisation.epochs}")
         else:
             say(f"{stage.name:<16} is trained already")
-    per_epoch = steps * min(optimisation.batch_size, count)
+    per_epoch = steps * min(optimisation.batch_size, stage.count)
     left = optimisation.epochs - len(history)
     if left and plan is None:
         expected = history[-1]["seconds"] if history else 0.0
@@ -152,7 +156,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
                 begun, order, before = part["begun"], torch.Generator(device), part["seconds"]
                 order.set_state(begun)
                 records = [{key: value.to(device) for key, value in record.items()} for record in part["records"]]
-            batches = list(shuffled_batches(count, optimisation.batch_size, order))
+            batches = list(shuffled_batches(stage.count, optimisation.batch_size, order))
             batches = batches if stage.rows is None else [stage.rows[chosen] for chosen in batches]
             try:
                 for chosen in batches[len(records) :]:
@@ -189,7 +193,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
 
 def _foresee(plan: Forecast, stage: Stage, take: Callable[[Tensor], Losses], steps: int, captured: bool) -> None:
     """Note what so many ``steps`` will take, each of which is done by ``take``."""
-    count, device = len(stage.images if stage.rows is None else stage.rows), stage.images.device
+    count, device = stage.count, stage.images.device
     size = min(stage.optimisation.batch_size, count)
     # Students differ in what their losses use: settings, and more or fewer networks.
     used = [cell.cell_contents for cell in getattr(stage.losses, "__closure__", None) or ()]
