@@ -6,8 +6,10 @@
 - E1: teacher NT alone, for several autoencoders. The paper's numbers want one that leaves 55 to 65 % of clean images, 30 to
   45 % under PGD of 8/255, and under 16/255 at least 0.7 of that (docs/method.md).
 - E2: teacher AT with each form of equation 2's second term, for the autoencoder ``--network``.
-- E3: all rows of Table 2 for ``--network`` and ``--form``, how far they are from the paper's, and the students after each of
-  their epochs: is what the second teacher brings more than the swing from one epoch to the next?
+- E3: all rows of Table 2 for ``--network`` and ``--form``, and how far they are from the paper's.
+
+What E1 to E3 train is measured after each epoch too: what would more epochs change, and is what a second teacher brings more
+than the swing from one epoch to the next?
 
 Run a stopped command again to resume it. Each experiment writes a table and its numbers to ``<experiment>.md`` and ``.json``
 in the output folder. Other settings need another output folder.
@@ -15,10 +17,11 @@ in the output folder. Other settings need another output folder.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -40,9 +43,13 @@ from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.objectives import at_losses, nt_losses
 from purifiers.training.pipeline import train_purifier, train_recipe
 
+T = TypeVar("T")
 NETWORKS: dict[str, dict[str, Any]] = {
     "skips to full resolution": {},
     "skips from half resolution on": {"skips_from": 1},
+    "the same, 16 channels there": {"skips_from": 1, "widths": [16, 16, 48]},
+    "the same, 8 channels there": {"skips_from": 1, "widths": [16, 8, 48]},
+    "the same, 4 channels there": {"skips_from": 1, "widths": [16, 4, 48]},
     "skips at a quarter alone": {"skips_from": 2},
     "shortcuts, latent 48 x 8 x 8": {"skip_every": 0, "shortcuts": 2},
     "shortcuts, latent 16 x 8 x 8": {"skip_every": 0, "shortcuts": 2, "widths": [16, 32, 48, 16], "blocks": [3, 5, 6, 1]},
@@ -51,6 +58,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """Readings of the autoencoder, as changes of BASE."""
 FORMS: dict[str, dict[str, Any]] = {form: {"teacher_at.adversarial_outputs": form} for form in get_args(Outputs)}
+FORMS |= {"probabilities, weight 0.2": FORMS["probabilities"] | {"teacher_at.adversarial_weight": 0.2}}
+FORMS |= {"probabilities, weight 0.4": FORMS["probabilities"] | {"teacher_at.adversarial_weight": 0.4}}
 FORMS["no second term"] = {"teacher_at.adversarial_weight": 0.0}
 """Readings of equation 2."""
 BASE = {"network": "cae", "widths": [16, 32, 48], "blocks": [3, 5, 7], "skip_every": 2}
@@ -67,9 +76,29 @@ def settings(arguments: argparse.Namespace, network: str, **others: Any) -> Reci
     return changed(load_recipe("paper-cpu"), base | small | epochs | rates | {"purifier": BASE | NETWORKS[network]} | others)
 
 
+class AfterEachEpoch(Deadline):
+    """Stops a training after each epoch; the same call resumes it."""
+
+    def check(self, done: str, next_seconds: float = 0.0, *, finished: bool = True) -> None:
+        if finished and done.startswith("epoch"):
+            raise OutOfTime(done)
+
+
+def after_each_epoch(run: Run, title: str, train: Callable[[], T]) -> Generator[tuple[str, dict[str, float]], None, T]:
+    """A row after each epoch but the last of each stage that ``train`` trains in ``run``; returns what it returns."""
+    purifier = run.recipe.purifier.build()
+    while True:
+        try:
+            return train()
+        except OutOfTime as stopped:
+            epoch, stage = str(stopped).split(" of ")
+            purifier.load_state_dict(load_state(run.checkpoint(stage) / STATE_FILE)["network"])
+            yield f"{title}: {stage}, {epoch}", measured(run, purifier.eval())
+
+
 def opened(recipe: Recipe, folder: Path, cache: Path) -> Run:
     """A run with the frozen classifier, and nothing trained yet."""
-    run = Run(recipe, folder, torch.device("cpu"), cache)
+    run = Run(recipe, folder, torch.device("cpu"), cache, deadline=AfterEachEpoch())
     assert recipe.classifier.source is not None
     run.classifier = load_classifier(recipe.classifier.source, run.images("train"), **recipe.classifier.options())
     return run
@@ -95,8 +124,9 @@ def e1(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
     for title in arguments.networks or NETWORKS:
         recipe = settings(arguments, title)
         run = opened(recipe, arguments.output / "e1" / title.replace(" ", "-"), arguments.output / "cache")
-        images = run.images("train")
-        yield title, measured(run, train_purifier(run, "teacher_nt", recipe.teacher_nt, images.images, nt_losses))
+        images = run.images("train").images
+        train = partial(train_purifier, run, "teacher_nt", recipe.teacher_nt, images, nt_losses)
+        yield title, measured(run, (yield from after_each_epoch(run, title, train)))
 
 
 def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
@@ -106,42 +136,27 @@ def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
         run = opened(recipe, arguments.output / "e2" / title.replace(" ", "-"), arguments.output / "cache")
         panel, images = Panel([run.classifier], run.precision), run.images("train")
         pairs = torch.cat([images.images, attack_training_images(run, panel, images)], dim=1)
-        losses = at_losses(recipe.teacher_at, panel)
-        teacher = train_purifier(run, "teacher_at", recipe.teacher_at, pairs, losses, list(panel.classifiers))
-        yield title, measured(run, teacher)
+        losses, given = at_losses(recipe.teacher_at, panel), list(panel.classifiers)
+        train = partial(train_purifier, run, "teacher_at", recipe.teacher_at, pairs, losses, given)
+        yield title, measured(run, (yield from after_each_epoch(run, title, train)))
 
 
 def distance(row: Mapping[str, float], stage: str, attacks: Mapping[str, Attack]) -> dict[str, float]:
-    """The mean distance of ``row`` from the paper's row of ``stage``, in points; nothing where the paper has no such row."""
+    """How far ``row`` is from the paper's row of ``stage``, in points; nothing where the paper has no such row."""
     theirs = paper.TABLE_2.get(stage, {})
     apart = [abs(row[name] - theirs[attack.title]) for name, attack in attacks.items() if attack.title in theirs]
-    return {"from the paper's": mean(apart)} if apart else {}
-
-
-class AfterEachStudentsEpoch(Deadline):
-    """Stops the training after an epoch of a student, which the same call resumes."""
-
-    def check(self, done: str, next_seconds: float = 0.0, *, finished: bool = True) -> None:
-        if finished and "of student" in done:
-            raise OutOfTime(done)
+    return {"from the paper's": mean(apart), "at most": max(apart)} if apart else {}
 
 
 def e3(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
-    """All purifiers of Table 2, for each seed, and the students after each epoch."""
+    """All purifiers of Table 2, for each seed."""
     for seed in arguments.seeds:
         change, cache = FORMS[arguments.form] | {"seed": seed}, arguments.output / "cache"
         recipe = settings(arguments, arguments.network, **change)
-        folder, student = arguments.output / "e3" / f"seed-{seed}", recipe.purifier.build()
-        before = opened(recipe, folder, cache)
-        while True:
-            try:
-                deadline = AfterEachStudentsEpoch()
-                run = train_recipe(recipe, folder, device="cpu", ablation=True, cache=cache, deadline=deadline)
-                break
-            except OutOfTime as stopped:
-                epoch, stage = str(stopped).split(" of ")
-                student.load_state_dict(load_state(before.checkpoint(stage) / STATE_FILE)["network"])
-                yield f"seed {seed}: {stage}, {epoch}", measured(before, student.eval())
+        before = opened(recipe, arguments.output / "e3" / f"seed-{seed}", cache)
+        options: dict[str, Any] = {"device": "cpu", "ablation": True, "cache": cache, "deadline": before.deadline}
+        train = partial(train_recipe, recipe, before.folder, **options)
+        run = yield from after_each_epoch(before, f"seed {seed}", train)
         for stage, purifier in run.purifiers.items():
             row = measured(before, purifier)
             yield f"seed {seed}: {stage}", row | distance(row, stage, recipe.evaluation.attacks)
