@@ -57,6 +57,18 @@ def test_of_a_folder_they_are_its_own_test_images(tmp_path: Path) -> None:
         samples_for(gone)
 
 
+def test_of_a_recipe_without_its_folder_they_are_free_photographs_that_the_classifier_names(tmp_path: Path) -> None:
+    recipe = load_recipe("photos-cpu", [("classifier.source", "a:b")])
+    samples = samples_for(recipe)
+    assert tuple(samples.images.shape) == (4, 3, 224, 224) and samples.unlabelled
+    assert samples.images.float().std((1, 2, 3)).min() > 20  # each shows something
+    assert "NASA" in credit_of(recipe)
+    (tmp_path / "classes.txt").write_text("cat\ncup\n")
+    own = [("classifier.source", "a:b"), ("data.size", 48), ("data.classes", str(tmp_path / "classes.txt"))]
+    named = samples_for(load_recipe("folder", own))
+    assert (named.classes, tuple(named.images.shape[2:])) == (("cat", "cup"), (48, 48))
+
+
 def test_a_picture_of_any_size_is_scaled_and_its_middle_kept(tmp_path: Path) -> None:
     for width, height in ((300, 100), (7, 5), (8, 8)):
         pixels = read_picture(halves(tmp_path / "x.png", width, height), 8, 8)

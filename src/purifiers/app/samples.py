@@ -1,5 +1,6 @@
 """Images to try a defence on without its data set: scikit-learn's digits, the user's own images, or free pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from purifiers.data import ImageSet, load_images
 from purifiers.data.cifar10 import CLASSES
 from purifiers.data.files import read_rgb
 from purifiers.data.folder import cover, listed
-from purifiers.data.labels import UNKNOWN
+from purifiers.data.labels import UNKNOWN, read_classes
 from purifiers.errors import ConfigError, DataError, ImageTooLargeError, InputError
 from purifiers.recipes.parts import Data
 from purifiers.recipes.schema import Recipe
@@ -22,10 +23,16 @@ LARGEST = 50_000_000
 """Pixels of a picture, at most: a file of some kilobytes can fill the memory."""
 MOST = 10
 """Samples of a data set, at most; each is of another class."""
+SIZE = 224
+"""The side of photographs for a recipe that names none."""
 _OWN = "The samples are test images of the data set that the purifier was trained on."
-_PHOTOGRAPHS = (
+_PICTURES = (
     "The cat was photographed by Stefan van der Walt, the horse drawn by Andreas Preuss; both pictures are CC0, and come with "
     "scikit-image, not from CIFAR-10."
+)
+_PHOTOGRAPHS = (
+    "The photographs come with scikit-image, in the public domain or as CC0: a cat by Stefan van der Walt, coffee by Rachel "
+    "Michetti, a rocket by SpaceX, an astronaut by NASA. The captions are the classifier's predictions."
 )
 
 
@@ -36,9 +43,9 @@ def samples_for(recipe: Recipe) -> ImageSet:
         ConfigError, MissingFileError, DataError: the recipe's folder of images is missing or not usable.
     """
     if recipe.data.name == "cifar10":
-        return _photographs()
+        return _pictures()
     if recipe.data.name == "folder":
-        return _from_folder(recipe.data)
+        return _photographs(recipe.data) if _unknown(recipe) else _from_folder(recipe.data)
     data = load_images(recipe.data.name, "test", **recipe.data.source())
     firsts = [int((data.labels == label).nonzero()[0]) for label in data.labels.unique().tolist()]
     return data.subset(torch.tensor(firsts[:MOST]))
@@ -46,7 +53,14 @@ def samples_for(recipe: Recipe) -> ImageSet:
 
 def credit_of(recipe: Recipe) -> str:
     """The origin of the samples, in a sentence."""
-    return _PHOTOGRAPHS if recipe.data.name == "cifar10" else _OWN
+    if recipe.data.name == "cifar10":
+        return _PICTURES
+    return _PHOTOGRAPHS if _unknown(recipe) else _OWN
+
+
+def _unknown(recipe: Recipe) -> bool:
+    """Whether the recipe is for any folder of images, and names none."""
+    return recipe.data.name == "folder" and recipe.data.path is None
 
 
 def read_picture(file: Path, height: int, width: int) -> Tensor:
@@ -77,17 +91,29 @@ def _from_folder(config: Data) -> ImageSet:
     chosen, labels = zip(*list(first.values())[:MOST], strict=True)
     pictures = [read_rgb(file) for file in chosen]
     width, height = (config.size, config.size) if config.size else pictures[0].size
-    images = torch.stack([_covering(picture, height, width) for picture in pictures])
-    return ImageSet(Path(config.path).name, images, torch.tensor(labels), names, labels_predicted=UNKNOWN in labels)
+    return ImageSet(Path(config.path).name, _stacked(pictures, height, width), torch.tensor(labels), names, UNKNOWN in labels)
 
 
-def _photographs() -> ImageSet:
+def _photographs(config: Data) -> ImageSet:
+    from skimage import data
+
+    pictures = [Image.fromarray(picture()) for picture in (data.chelsea, data.coffee, data.rocket, data.astronaut)]
+    images = _stacked(pictures, config.size or SIZE, config.size or SIZE)
+    names = () if config.classes is None else read_classes(Path(config.classes))
+    return ImageSet("photographs", images, torch.full((len(images),), UNKNOWN), names, labels_predicted=True)
+
+
+def _pictures() -> ImageSet:
     from skimage import data  # takes a moment, and only these samples need it
 
     cat = Image.fromarray(data.chelsea())
     horse = Image.fromarray(np.where(data.horse(), 255, 0).astype(np.uint8)).convert("RGB")
-    images = torch.stack([_covering(picture, 32, 32) for picture in (cat, cat.crop((130, 30, 330, 230)), horse)])
+    images = _stacked((cat, cat.crop((130, 30, 330, 230)), horse), 32, 32)
     return ImageSet("pictures", images, torch.tensor([CLASSES.index(name) for name in ("cat", "cat", "horse")]), CLASSES)
+
+
+def _stacked(pictures: Sequence[Image.Image], height: int, width: int) -> Tensor:
+    return torch.stack([_covering(picture, height, width) for picture in pictures])
 
 
 def _covering(image: Image.Image, height: int, width: int) -> Tensor:
