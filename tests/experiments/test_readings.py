@@ -1,13 +1,22 @@
 """The script that trains readings of the paper: every one is a recipe that the library takes, and its table is a table."""
 
 import argparse
+import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from experiments.readings import FORMS, NETWORKS, distance, settings, table
+from experiments import readings
+from experiments.readings import FORMS, NETWORKS, AfterEachEpoch, after_each_epoch, distance, settings, table
 from purifiers.recipes.load import load_recipe
+from purifiers.recipes.schema import Recipe
+from purifiers.runs import Run
+from purifiers.training.objectives import nt_losses
+from purifiers.training.pipeline import train_purifier
 
 ARGUMENTS = argparse.Namespace(images=10, test_images=5, epochs=1, output=Path("runs"))
 
@@ -29,6 +38,34 @@ def test_a_table_has_a_column_for_every_number_and_a_dash_where_there_is_none() 
     made = table("E0", {"one": {"none": 90.04, "PGD8": 1}, "two": {"none": 50, "dB": 26.06}})
     assert made.header == ["purifier", "none", "PGD8", "dB"]
     assert made.rows == [["one", "90.0", "1.0", "-"], ["two", "50.0", "-", "26.1"]]
+
+
+def test_a_training_with_a_row_after_each_epoch_gives_what_it_gives_in_one_piece(
+    tiny_run: Run, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe("teacher_nt.epochs=3")
+    seen, networks = [], []
+
+    def measured(run: Run, purifier: nn.Module) -> dict[str, float]:
+        seen.append(copy.deepcopy(purifier.state_dict()))
+        return {"dB": 1.0}
+
+    monkeypatch.setattr(readings, "measured", measured)
+    for folder, deadline in (("whole", {}), ("stopped", {"deadline": AfterEachEpoch()})):
+        run = Run(recipe, tmp_path / folder, torch.device("cpu"), tmp_path / "cache", **deadline)
+        run.classifier = tiny_run.classifier
+        train = partial(train_purifier, run, "teacher_nt", recipe.teacher_nt, run.images("train").images, nt_losses)
+        rows = after_each_epoch(run, "one", train)
+        titles = []
+        try:
+            while True:
+                titles.append(next(rows)[0])
+        except StopIteration as ended:
+            networks.append(ended.value)
+    assert titles == ["one: teacher_nt, epoch 1/3", "one: teacher_nt, epoch 2/3"]
+    assert len(seen) == 2 and any(not torch.equal(seen[0][key], seen[1][key]) for key in seen[0])
+    whole, stopped = (network.state_dict() for network in networks)
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
 def test_the_distance_from_the_papers_row_is_over_its_attacks() -> None:
