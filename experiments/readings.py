@@ -58,8 +58,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """Readings of the autoencoder, as changes of BASE."""
 FORMS: dict[str, dict[str, Any]] = {form: {"teacher_at.adversarial_outputs": form} for form in get_args(Outputs)}
-FORMS |= {"probabilities, weight 0.2": FORMS["probabilities"] | {"teacher_at.adversarial_weight": 0.2}}
-FORMS |= {"probabilities, weight 0.4": FORMS["probabilities"] | {"teacher_at.adversarial_weight": 0.4}}
+for weight in (0.1, 0.2, 0.4):
+    FORMS[f"probabilities, weight {weight}"] = FORMS["probabilities"] | {"teacher_at.adversarial_weight": weight}
 FORMS["no second term"] = {"teacher_at.adversarial_weight": 0.0}
 """Readings of equation 2."""
 BASE = {"network": "cae", "widths": [16, 32, 48], "blocks": [3, 5, 7], "skip_every": 2}
