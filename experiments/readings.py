@@ -134,8 +134,8 @@ def e2(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
     for title in arguments.forms or FORMS:
         recipe = settings(arguments, arguments.network, **FORMS[title])
         run = opened(recipe, arguments.output / "e2" / title.replace(" ", "-"), arguments.output / "cache")
-        panel, images = Panel([run.classifier], run.precision), run.images("train")
-        pairs = torch.cat([images.images, attack_training_images(run, panel, images)], dim=1)
+        panel = Panel([run.classifier], run.precision)
+        pairs = attack_training_images(run, panel, run.images("train"))
         losses, given = at_losses(recipe.teacher_at, panel), list(panel.classifiers)
         train = partial(train_purifier, run, "teacher_at", recipe.teacher_at, pairs, losses, given)
         yield title, measured(run, (yield from after_each_epoch(run, title, train)))

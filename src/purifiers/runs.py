@@ -34,8 +34,9 @@ RECIPE_FILE = "recipe.yaml"
 CLASSES_FILE = "classes.json"  # the names of the classes, if they have any, in the order of the labels
 STATE_FILE = "state.safetensors"
 SETTINGS_FILE = "baseline.json"  # in the folder of a trained baseline: its settings
+CHECKPOINTS, CACHE = "checkpoints", "cache"
 RUN_FILES = (
-    *("checkpoints", "variants", "cache", "figures", "config.json", "model.safetensors"),
+    *(CHECKPOINTS, "variants", CACHE, "figures", "config.json", "model.safetensors"),
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
     *("certificate.json", "certificate.md", CLASSES_FILE, RECIPE_FILE),
 )
@@ -93,7 +94,7 @@ class Run:
 
     def checkpoint(self, stage: str) -> Path:
         """The folder of a stage: its training state and, once it is finished, the trained network."""
-        return self.folder / "checkpoints" / stage
+        return self.folder / CHECKPOINTS / stage
 
     def variant(self, title: str) -> Path:
         """The folder of the training of one of the recipe's variants, a run of its own."""
@@ -161,7 +162,7 @@ def open_weights(recipe: Recipe, trained: Recipe, folder: Path, device: str = "a
     source = recipe.classifier.source or recipe.weights.get("classifier")
     if "student" not in recipe.weights or source is None:
         raise ConfigError(f"no weights of the recipe '{recipe.name}' come with the library: train it first")
-    run = Run(recipe, folder, find_device(device), folder / "cache", trained=trained)
+    run = Run(recipe, folder, find_device(device), folder / CACHE, trained=trained)
     _load_classifier(run, source, images)
     run.purifiers["student"] = Purifier.from_pretrained(recipe.weights["student"]).placed(run.device)
     return run
@@ -174,7 +175,7 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
         MissingFileError: the folder holds no trained student, or no classifier.
         CheckpointError, ConfigError: a damaged file, or another network than that of the trained classifier.
     """
-    run = Run(recipe, folder, find_device(device), folder / "cache")
+    run = Run(recipe, folder, find_device(device), folder / CACHE)
     if not (run.checkpoint("student") / CONFIG_FILE).is_file():
         advice = f"'purifiers train --output {folder}' resumes where it stopped"
         raise MissingFileError(f"{folder} holds no trained student; {advice}")

@@ -9,7 +9,7 @@ from PIL import Image
 from purifiers.app.samples import credit_of, read_picture, samples_for
 from purifiers.data import load_images, to_float
 from purifiers.data.cifar10 import CLASSES
-from purifiers.errors import ConfigError, InputError
+from purifiers.errors import ConfigError, DataError, InputError
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import load_network
@@ -55,6 +55,14 @@ def test_of_a_folder_they_are_its_own_test_images(tmp_path: Path) -> None:
     gone = load_recipe("folder", [("data.path", str(tmp_path / "gone")), ("classifier.source", "a:b")])
     with pytest.raises(ConfigError, match="--data-dir"):
         samples_for(gone)
+
+
+def test_a_folder_without_test_images_is_told(tmp_path: Path) -> None:
+    for i in range(2):
+        halves(tmp_path / "train" / f"{i}.png", 8, 6)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="no test images"):
+        samples_for(load_recipe("folder", [("data.path", str(tmp_path)), ("classifier.source", "a:b")]))
 
 
 def test_of_a_recipe_without_its_folder_they_are_free_photographs_that_the_classifier_names(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ def test_crops_are_squares_of_their_image_at_one_size() -> None:
     assert torch.equal(whole.images, ramp[..., :40])
 
 
+def test_a_crop_has_a_pixel_at_least() -> None:
+    data = ImageSet("x", torch.full((1, 3, 8, 8), 7, dtype=torch.uint8), torch.tensor([0]), ())
+    assert random_crops(data, size=4, count=9, smallest=0.01, seed=0).images.eq(7).all()
+
+
 def test_a_crop_has_a_prediction_of_its_own() -> None:
     data = ImageSet("x", torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([4, 2]), (), labels_predicted=True)
     assert random_crops(data, size=4, count=2, smallest=0.5, seed=0).labels.tolist() == [UNKNOWN] * 4

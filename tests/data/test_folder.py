@@ -72,6 +72,14 @@ def test_own_train_and_test_folders_are_used(tmp_path: Path, train_folder: str, 
         load_images("folder", "test", path=str(tmp_path))
 
 
+def test_a_third_split_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            write_image(tmp_path / split / name / "0.jpg")
+    assert len(load_images("folder", "train", path=str(tmp_path))) == 2
+    assert "2 x images outside of train and test" in capsys.readouterr().out
+
+
 def test_pixels_arrive_unchanged_and_grey_becomes_rgb(folder: Path) -> None:
     data = load_images("folder", "train", path=str(folder))
     with Image.open(folder / "ant" / "0.png") as image:

@@ -47,14 +47,15 @@ def test_images_without_labels_wait_for_the_classifier(plain: Path, tmp_path: Pa
     assert [len(data) for data in both(tmp_path / "moved")] == [len(data) for data in both(tmp_path / "moved")]
 
 
-def test_folders_of_the_two_splits_hold_for_images_without_classes(plain: Path) -> None:
-    for folder, kept in (("Train", range(6)), ("val", range(6, 10))):
+def test_folders_of_the_two_splits_hold_for_images_without_classes(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, kept in (("Train", range(6)), ("val", range(6, 9))):
         (plain / folder).mkdir()
         for i in kept:
             (plain / ("deep" if i % 2 else "") / f"{i}.png").rename(plain / folder / f"{i}.png")
     train, test = both(plain, labels="classifier")
     assert train.images[:, 0, 0, 0].tolist() == list(range(6))
-    assert test.images[:, 0, 0, 0].tolist() == list(range(6, 10))
+    assert test.images[:, 0, 0, 0].tolist() == list(range(6, 9))
+    assert "1 x images outside of train and test" in capsys.readouterr().out
 
 
 def test_a_table_gives_labels_by_name(plain: Path, names: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,9 +71,13 @@ def test_a_table_gives_labels_by_name(plain: Path, names: str, capsys: pytest.Ca
 
 
 def test_numbers_in_a_table_are_those_of_the_outputs(plain: Path) -> None:
-    for data in both(plain, labels=table(plain, {i: str(100 * i) for i in range(10)})):
-        assert data.classes == ()
-        assert data.labels.tolist() == [100 * level for level in data.images[:, 0, 0, 0].tolist()]
+    for end in ("", ".0"):
+        for data in both(plain, labels=table(plain, {i: f"{100 * i}{end}" for i in range(10)})):
+            assert data.classes == ()
+            assert data.labels.tolist() == [100 * level for level in data.images[:, 0, 0, 0].tolist()]
+    for label in ("2.5", "-1"):
+        with pytest.raises(DataError, match=f"whole, from 0; got {label}"):
+            both(plain, labels=table(plain, {i: label if i == 3 else str(i) for i in range(10)}))
 
 
 def test_class_folders_are_a_part_of_the_classifiers_classes(tmp_path: Path, names: str) -> None:

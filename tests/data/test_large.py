@@ -15,6 +15,7 @@ from purifiers.attacks.generate import generate
 from purifiers.data import ImageSet, files, folder, load_images
 from purifiers.data.large import empty
 from purifiers.errors import DataError
+from purifiers.storage import read_only
 from tests.conftest import Linear
 
 
@@ -89,6 +90,19 @@ def test_what_was_read_is_not_read_again(
     (photos / "train" / "0.png").write_bytes(whole)
     assert torch.equal(load(photos, tmp_path).images[0], expected[4])
     assert len(read) == 9 and torch.equal(before[0], expected[0]), "who has the old images keeps them"
+
+
+def test_what_a_forecast_read_is_not_read_again(
+    photos: Path, tmp_path: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("purifiers.data.large.IN_MEMORY", 0)
+    for changed in range(2):
+        os.utime(photos / "train" / "0.png", (changed, changed))
+        with read_only():
+            load(photos, tmp_path)
+        read.clear()
+        load(photos, tmp_path)
+        assert not read
 
 
 def test_a_full_disk_is_told_and_nothing_stays_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,9 @@ def test_psnr_is_that_of_each_image() -> None:
     images[1, 0] += 0.1  # a third of the pixels
     expected = [20.0, 20.0 + 10 * math.log10(3), 100.0]
     assert psnr(images, originals).tolist() == pytest.approx(expected, rel=1e-5)
+    for value in (math.nan, math.inf):
+        images[1, 0, 0, 0] = value
+        assert psnr(images, originals).tolist() == pytest.approx([20.0, 0.0, 100.0], rel=1e-5)
 
 
 def test_ssim_of_each_image() -> None:
@@ -60,4 +63,6 @@ def test_ssim_of_each_image() -> None:
     assert values[0] == pytest.approx(1)
     assert values[1] < 0.3
     assert ssim(images[:1], originals[:1]).shape == (1,)  # type: ignore[union-attr]
+    images[1, 0, 0, 0] = math.nan
+    assert ssim(images, originals).tolist() == pytest.approx([1, 0])  # type: ignore[union-attr]
     assert ssim(images[..., :10], originals[..., :10]) is None

@@ -68,6 +68,25 @@ def test_a_training_with_a_row_after_each_epoch_gives_what_it_gives_in_one_piece
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
+def test_teacher_at_of_e2_sees_each_adversarial_example_and_no_clean_image(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, seen = tiny_recipe(f"classifier.source={tiny_run.checkpoint('classifier')}"), []
+
+    def trained(run: Run, name: str, optimisation: object, pairs: torch.Tensor, *_: object) -> nn.Module:
+        seen.append(pairs)
+        return nn.Identity()
+
+    monkeypatch.setattr(readings, "settings", lambda *_, **__: recipe)
+    monkeypatch.setattr(readings, "train_purifier", trained)
+    monkeypatch.setattr(readings, "measured", lambda *_: {"dB": 1.0})
+    arguments = argparse.Namespace(forms=["probabilities"], network="any", output=tmp_path)
+    assert [title for title, _ in readings.e2(arguments)] == ["probabilities"]
+    images, attacked = seen[0][:, :3], seen[0][:, 3:]
+    assert images.equal(tiny_run.images("train").images)
+    assert attacked.shape == images.shape and (attacked != images).flatten(1).any(1).all()
+
+
 def test_the_distance_from_the_papers_row_is_over_its_attacks() -> None:
     attacks = load_recipe("paper").evaluation.attacks
     row = {"none": 90.0, "PGD8": 41.2, "PGD16": 33.57, "FGSM": 40.12, "BIM": 38.37, "CW": 56.87, "AA": 41.91}

@@ -204,10 +204,12 @@ def test_settings_of_a_training_that_never_happens_are_refused() -> None:
         ["student.classification_weight=1", "student.trades=6", "student.guided_share=0.5"],
         ["classifier.source=null", "classifier.training={epochs: 1, trades: 6}"],
         ["training_attacks={N: {kind: nfgsm, epsilon: 8/255, step_size: 10/255}}"],
+        ["student.beta=0", "student.gamma=0"],
+        ["teacher_at.reconstruction_weight=0", "teacher_at.adversarial_weight=0"],
     ],
 )
 def test_settings_that_would_do_nothing_or_harm_are_refused(settings: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"trades|label_smoothing|features_weight|held_out|step_size"):
+    with pytest.raises(ConfigError, match=r"trades|label_smoothing|features_weight|held_out|step_size|nothing to learn"):
         load_recipe("paper", settings)
 
 

@@ -157,12 +157,25 @@ def test_restart_discards_all_of_a_run_and_nothing_else(
         prepare_folder(tiny_recipe(), foreign, restart=True)
     assert (foreign / "cache").is_dir()
     (run_copy / "notes.txt").write_text("mine")
+    (run_copy / "cache" / "thesis.bib").write_text("mine too")
     before = {path: path.stat().st_mtime_ns for path in run_copy.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="cannot load a classifier"):
         train_recipe(tiny_recipe("classifier.source=nothing"), run_copy, device="cpu", restart=True)
     assert {path: path.stat().st_mtime_ns for path in run_copy.rglob("*") if path.is_file()} == before
     prepare_folder(tiny_recipe("seed=5"), run_copy, restart=True)
-    assert [path.name for path in run_copy.iterdir()] == ["notes.txt"]
+    assert {path.relative_to(run_copy).as_posix() for path in run_copy.rglob("*")} == {"notes.txt", "cache", "cache/thesis.bib"}
+
+
+@pytest.mark.parametrize("name", ["checkpoints/mine.pt", "figures/mine.png", "results.json", "recipe.yaml"])
+def test_what_no_run_made_is_neither_taken_for_a_run_nor_replaced(
+    name: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    (file := tmp_path / name).parent.mkdir(exist_ok=True)
+    file.write_text("# mine\n" + recipe_text(tiny_recipe("precision=auto")))
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match=r"no run|not made by a run"):
+            train_recipe(tiny_recipe("precision=auto"), tmp_path, device="cpu", restart=restart)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
 def test_a_discarding_that_was_cut_off_can_be_done_again(
@@ -188,7 +201,7 @@ def test_networks_that_a_run_did_not_make_are_never_replaced(
     saved = tmp_path / "saved"
     Purifier.from_pretrained("cifar10").save_pretrained(saved)
     before = {path: path.read_bytes() for path in saved.iterdir()}
-    with pytest.raises(ConfigError, match=r"not trained there \(config\.json\)"):
+    with pytest.raises(ConfigError, match=r"config\.json that no run made"):
         train_recipe(tiny_recipe(), saved, device="cpu")
     assert {path: path.read_bytes() for path in saved.iterdir()} == before
     classifier, student = run_copy / "checkpoints" / "classifier", run_copy / "checkpoints" / "student"
@@ -291,8 +304,9 @@ def test_a_student_may_be_smaller_than_its_teachers_and_goes_on_from_one_of_its_
     assert alone.histories["student"][0]["distillation"] != run.histories["student"][0]["distillation"]
     paper = student_configs(changed(recipe, {"student.teachers": ["AT"]}), ablation=True)["student_nt"]
     assert paper.teachers == ("AT", "NT")
-    with pytest.raises(ConfigError, match="teacher_once"):
-        tiny_recipe("student.teacher_once=true", "student.noise=0.1")
+    for change in ("student.noise=0.1", "training_attacks={}"):
+        with pytest.raises(ConfigError, match="teacher_once"):
+            tiny_recipe("student.teacher_once=true", change, "teacher_at.clean_share=1", "student.clean_share=1")
     with pytest.raises(ConfigError, match="another network"):
         tiny_recipe(small, "student.start=teacher_at")
 

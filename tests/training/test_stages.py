@@ -19,7 +19,7 @@ from purifiers.training.objectives import nt_losses
 from purifiers.training.outcome import RobustAccuracy
 from purifiers.training.pipeline import train_classifier, train_recipe
 from purifiers.training.stages import fit_stage
-from purifiers.training.starting import settled
+from purifiers.training.starting import check_trainings, settled
 
 HELD_OUT = "student.held_out={images: 8, attack: {kind: fgsm}}"
 
@@ -35,6 +35,7 @@ def test_held_out_images_are_no_training_images(tiny_recipe: Callable[..., Recip
     assert history[0]["images_per_second"] * history[0]["seconds"] > (len(data) - 8) // student.batch_size * student.batch_size
     with pytest.raises(ConfigError, match="held_out"):
         train_recipe(tiny_recipe(*settings, HELD_OUT.replace("8", "1000000")), tmp_path / "other", device="cpu")
+    assert not (tmp_path / "other").exists(), "before anything is trained"
 
 
 @pytest.mark.parametrize("crops", [None, 3])
@@ -57,6 +58,17 @@ def test_stages_hold_out_the_same_images_and_all_crops_of_them(
         assert len(apart) == 15
         assert apart.equal(seen[0].score.labels)  # type: ignore[union-attr]
         assert not set((apart // (crops or 1)).tolist()) & set((rows // (crops or 1)).tolist())
+
+
+@pytest.mark.parametrize("stage", ["classifier.training", "student"])
+def test_a_weight_perturbation_needs_one_process(
+    stage: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradients are not averaged over processes, whose weights would drift apart."""
+    monkeypatch.setattr("purifiers.training.starting.world_size", lambda: 2)
+    run = Run(tiny_recipe(f"{stage}.weight_perturbation=0.005"), tmp_path, torch.device("cpu"), tmp_path / "cache")
+    with pytest.raises(ConfigError, match=rf"{stage}\.weight_perturbation .* one process"):
+        check_trainings(run)
 
 
 @pytest.mark.parametrize("faster", ["32-true", "bf16-mixed"])

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import purifiers
 from purifiers import Purifier
 from purifiers.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
+from purifiers.forecast import forecast
 from purifiers.recipes.load import load_recipe
 from purifiers.registry import fingerprint
 from purifiers.runs import open_run
@@ -83,6 +84,7 @@ def test_tensors_then_the_same_again_from_a_loader(tmp_path: Path, capsys: pytes
         ({"settings": SMALL | {"classifier": {"source": "cifar10-resnet56"}}}, ConfigError, "no effect"),
         ({"settings": SMALL | {"data.name": "cifar10", "data.size": 8}}, ConfigError, "data.name"),
         ({"classifier": Own().to("meta")}, ConfigError, "'meta'"),
+        ({"settings": SMALL | {"data.crops": {"size": 4}}}, ConfigError, "Own"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_written(
@@ -91,6 +93,19 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     usual = {"classifier": Own(), "images": IMAGES, "labels": LABELS, "settings": SMALL, "output": tmp_path / "mine"}
     with pytest.raises(error, match=word):
         purifiers.train(**{**usual, **change})  # type: ignore[arg-type]
+    assert not (tmp_path / "mine").exists()
+
+
+def test_crops_are_those_of_the_settings(tmp_path: Path) -> None:
+    classifier = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # of any size
+    trained = purifiers.train(classifier, IMAGES, LABELS, output=tmp_path, settings=SMALL | {"data.crops": {"size": 4}})
+    assert trained(IMAGES).shape == IMAGES.shape
+    assert load_recipe(tmp_path / "recipe.yaml").data.crops is not None
+
+
+def test_the_forecast_of_a_training_in_memory_writes_nothing(tmp_path: Path) -> None:
+    plan = forecast(lambda: purifiers.train(Own(), IMAGES, LABELS, output=tmp_path / "mine", settings=SMALL))
+    assert {"teacher_nt", "teacher_at", "student"} <= {line.title for line in plan.lines}
     assert not (tmp_path / "mine").exists()
 
 

@@ -85,6 +85,8 @@ def _from_folder(config: Data) -> ImageSet:
     if config.path is None or not Path(config.path).is_dir():
         raise ConfigError(f"there is no folder of images at {config.path}: give it with --data-dir")
     files, names = listed(Path(config.path), "test", config.labels, config.classes)
+    if not files:
+        raise DataError(f"there are no test images in {config.path}")
     first: dict[object, tuple[Path, int]] = {}  # of every class, or, without labels, every image
     for file, label in files.items():
         first.setdefault(file if label == UNKNOWN else label, (file, label))

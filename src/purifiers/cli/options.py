@@ -113,7 +113,7 @@ Minutes = Annotated[
     ),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="First delete what an earlier run wrote into the output folder.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print how long it will take on this machine; write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print how long it will take here; do nothing.")]
 ShippedClassifiers = Annotated[
     bool, typer.Option("--shipped-classifiers", help="Use the recipe's shipped classifiers instead of training them.")
 ]

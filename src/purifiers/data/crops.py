@@ -23,7 +23,7 @@ def random_crops(data: ImageSet, *, size: int, count: int, smallest: float, seed
     sides, *places = torch.rand(3, total, generator=generator).double().tolist()
     crops = empty((total, 3, size, size), torch.uint8, folder, device=data.images.device)
     for i, (share, *place) in enumerate(zip(sides, *places, strict=True)):
-        side = round(shorter * (smallest + (1 - smallest) * share))
+        side = max(1, round(shorter * (smallest + (1 - smallest) * share)))
         top, left = (int(where * (length - side + 1)) for where, length in zip(place, (height, width), strict=True))
         square = to_float(data.images[i // count, None, :, top : top + side, left : left + side])
         crops[i] = to_uint8(F.interpolate(square, (size, size), mode="bicubic", antialias=True))[0]

@@ -15,13 +15,14 @@ from purifiers.console import say
 from purifiers.data.datasets import DATASETS
 from purifiers.data.files import SUFFIXES, counted, image_files, read_image, read_rgb
 from purifiers.data.images import ImageSet
-from purifiers.data.labels import PREDICTED, UNKNOWN, in_order, numbered, read_classes, read_table
+from purifiers.data.labels import PREDICTED, UNKNOWN, in_order, numbered, read_classes, read_table, whole
 from purifiers.data.large import decode
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
 from purifiers.storage import digest
 
 TEST_SHARE = 0.2
+OUTSIDE = "images outside of train and test"
 NAMED = 20  # unreadable files that an error names; it counts all
 
 
@@ -137,10 +138,11 @@ def listed(
         if labels in (None, PREDICTED):
             if len(files) < 2:
                 raise MissingFileError(f"{root} needs images, at least two; found {len(files)}")
-            return dict.fromkeys(_of_split(root, files, split), UNKNOWN), names
+            return dict.fromkeys(_of_split(root, files, split, left_out), UNKNOWN), names
         own = read_table(Path(labels), root)
+        own = own if names else whole(own, labels)
         left_out["images that the labels leave out"] += len({*files} - own.keys())
-        chosen, order = _of_split(root, sorted(own), split), tuple(in_order(own.values()))
+        chosen, order = _of_split(root, sorted(own), split, left_out), tuple(in_order(own.values()))
     if names:
         numbers = numbered({*own.values()}, names, str(root) if by_folder else str(labels))
     elif not by_folder and all(name.isdecimal() for name in order):
@@ -158,12 +160,13 @@ def _unlabelled(root: Path) -> bool:
     )
 
 
-def _of_split(root: Path, files: list[Path], split: str) -> list[Path]:
+def _of_split(root: Path, files: list[Path], split: str, left_out: Counter[str]) -> list[Path]:
     """Those of ``files`` below the split's folder, if ``root`` has one for each split, or else about four fifths or one."""
     named = {name.lower(): root / name for name in _folders(root)}
     train, test = named.get("train"), named.get("test", named.get("val"))
     if train is None or test is None:
         return _drawn(root, "", files, split)
+    left_out[OUTSIDE] += sum(not (file.is_relative_to(train) or file.is_relative_to(test)) for file in files)
     return [file for file in files if file.is_relative_to(train if split == "train" else test)]
 
 
@@ -180,6 +183,7 @@ def class_files(root: Path, split: Literal["train", "test"], left_out: Counter[s
     if own[0].name.lower() != "train" or len(own) == 1:
         raise DataError(f"{root} has a folder {own[0].name} of its own; it needs both train and test or val")
     train, test = (_classes(folder, left_out) for folder in own[:2])
+    left_out[OUTSIDE] += sum(len(image_files(folder, lambda error: None, Counter())) for folder in own[2:])
     if list(train) != list(test):
         raise DataError(f"{own[0]} and {own[1]} do not have the same class folders")
     return train if split == "train" else test

@@ -66,8 +66,13 @@ class ImageSet:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            hint = "; repeat grey images with .expand(-1, 3, -1, -1)" if images.ndim == 4 and images.shape[1] == 1 else ""
-            raise InputError(f"images must be uint8 (N, 3, H, W); got {images.dtype} {tuple(images.shape)}{hint}")
+            hint = ""
+            if images.ndim == 4 and images.shape[1] == 1:
+                hint = "; repeat grey images with .expand(-1, 3, -1, -1)"
+            elif images.ndim == 4 and images.shape[3] == 3:
+                hint = "; put the channels first with .permute(0, 3, 1, 2)"
+            wanted = "have shape (N, 3, H, W)" if images.dtype == torch.uint8 else "be uint8 (N, 3, H, W)"
+            raise InputError(f"images must {wanted}; got {images.dtype} {tuple(images.shape)}{hint}")
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
             raise InputError(f"labels must be an int64 tensor; got {got}: convert with .long() or torch.tensor(labels)")

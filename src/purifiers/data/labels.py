@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from purifiers.errors import DataError, MissingFileError
@@ -69,6 +69,17 @@ def numbered(names: Collection[str], classes: Sequence[str], where: str) -> dict
         fault = f"{len(unknown)} of {len(names)} labels are not among the {len(classes)} classes"
         raise DataError(f"{where}: {fault}: {', '.join(unknown[:NAMED])}; {advice}")
     return {name: places[spelled(name)] for name in names}
+
+
+def whole(labels: Mapping[Path, str], where: str) -> dict[Path, str]:
+    """``labels`` of the table ``where``. If all are numbers, ``2.0``, as pandas writes it beside missing values, becomes ``2``;
+    raises DataError for what is not whole."""
+    if not all(re.fullmatch(r"-?\d+(\.\d+)?", label, re.ASCII) for label in labels.values()):
+        return dict(labels)
+    found = {file: re.sub(r"\.0+$", "", label) for file, label in labels.items()}
+    if odd := sorted({label for label in found.values() if not label.isdecimal()}):
+        raise DataError(f"{where}: labels that are numbers have to be whole, from 0; got {', '.join(odd[:NAMED])}")
+    return found
 
 
 def in_order(names: Iterable[str]) -> list[str]:

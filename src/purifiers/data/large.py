@@ -21,7 +21,7 @@ from torch import Tensor
 from purifiers.console import progress
 from purifiers.data.images import slices
 from purifiers.errors import DataError
-from purifiers.storage import locked, write_text
+from purifiers.storage import locked
 
 IN_MEMORY = 2 * 2**30
 """Bytes: larger sets of images are in files."""
@@ -86,8 +86,8 @@ def decode(
             lines = {file: json.dumps([os.fsdecode(file), file.stat().st_size, file.stat().st_mtime_ns]) for file in files}
             if [*lines.values()][: len(known)] != known:  # of another process the old file stays as it is
                 known = []
+                index.unlink()
                 pixels.unlink(missing_ok=True)
-            write_text(index, "".join(f"{line}\n" for line in known))
         images = empty(size, torch.uint8, home if kept else None, pixels.name if kept else "")
         if kept:
             entries, handle = held.enter_context(index.open("a")), held.enter_context(pixels.open("r+b"))

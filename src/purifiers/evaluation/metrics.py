@@ -55,18 +55,20 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, (N,), capped at 100; images (N, C, H, W) in [0,1]."""
+    """Peak signal-to-noise ratio of each image in dB, (N,), capped at 100; images (N, C, H, W) in [0,1]. One that is not finite
+    has 0, as black instead of white has."""
     ratio = peak_signal_noise_ratio(images, originals, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    return ratio.clamp(max=PSNR_CAP)
+    return ratio.clamp(max=PSNR_CAP).nan_to_num(nan=0.0, neginf=0.0)
 
 
 def ssim(images: Tensor, originals: Tensor) -> Tensor | None:
-    """Structural similarity (Wang et al. 2004) of each image, (N,); None where images are under its 11-pixel window."""
+    """Structural similarity (Wang et al. 2004) of each image, (N,), 0 of one that is not finite; None where images are under
+    its 11-pixel window."""
     if min(images.shape[-2:]) < 11:
         return None
     value = structural_similarity_index_measure(images, originals, data_range=1.0, reduction="none")
     assert isinstance(value, Tensor)
-    return torch.atleast_1d(value)
+    return torch.atleast_1d(value).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -193,6 +193,8 @@ class Recipe(Group):
         idle = [name for name, one in stages.items() if one.attack is None and not one.noise and one.clean_share < 1]
         if idle and not self.training_attacks:
             raise ValueError(f"training_attacks is empty, and {idle[0]} has neither an attack of its own nor noise")
+        if self.student.teacher_once and not self.training_attacks:
+            raise ValueError("student.teacher_once: there are no training_attacks whose images the teacher would purify")
         return self
 
     @model_validator(mode="after")

@@ -126,6 +126,9 @@ class TeacherAT(OnAttacked):
     def _trained(self) -> Self:
         if not self.epochs and self.start is None:
             raise ValueError("epochs is 0, which is for a teacher that is trained already: name it as start")
+        weights = ("reconstruction_weight", "adversarial_weight", *GUIDANCE)
+        if self.epochs and not any(getattr(self, weight) for weight in weights):
+            raise ValueError(f"all weights of the loss are 0 ({', '.join(weights)}): there is nothing to learn")
         return self
 
 
@@ -180,6 +183,8 @@ class Student(OnAttacked):
     def _possible(self) -> Self:
         if not self.teachers:
             raise ValueError("teachers is empty: name AT, NT or both; gamma of 0 is a training without them")
+        if not (self.beta or self.gamma or any(getattr(self, weight) for weight in GUIDANCE)):
+            raise ValueError("all weights of the loss are 0, beta and gamma too: there is nothing to learn")
         if self.teacher_once and (self.attack is not None or self.noise):
             raise ValueError("teacher_once: an attack or noise makes new images in every step; remove it, or teacher_once")
         if self.trades and self.guided_share < 1:

@@ -40,11 +40,12 @@ class Panel(nn.Module):
         return self.precision  # a part of the fingerprint that cached adversarial examples are found by
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on."""
+        """Logits (N, classes), float32, of ``images`` (N, C, H, W): the first share from the first classifier, and so on.
+        Shares differ by an image at most."""
         with autocast(images.device, self.precision):
-            shares = images.chunk(len(self.classifiers))
+            shares = images.tensor_split(len(self.classifiers))
             # A classifier may change its images in place.
-            parts = [classifier(share.clone()) for classifier, share in zip(self.classifiers, shares, strict=False)]
+            parts = [one(share.clone()) for one, share in zip(self.classifiers, shares, strict=True) if len(share)]
         logits = torch.cat(parts).float()
         self.failed |= images.isfinite().all() & ~logits.isfinite().all()
         return logits

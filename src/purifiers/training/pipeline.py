@@ -24,7 +24,7 @@ from purifiers.recipes.load import changed, load_recipe, recipe_text, variant_re
 from purifiers.recipes.parts import Optimisation
 from purifiers.recipes.schema import Recipe
 from purifiers.registry import save_network
-from purifiers.runs import CLASSES_FILE, RECIPE_FILE, STUDENTS, Run, student_configs
+from purifiers.runs import CACHE, CLASSES_FILE, RECIPE_FILE, STUDENTS, Run, student_configs
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard
 from purifiers.storage import locked, write_text
@@ -34,7 +34,7 @@ from purifiers.training.latent import train_latent
 from purifiers.training.loop import Stage
 from purifiers.training.objectives import StageLosses, at_losses, classifier_losses, nt_losses, student_losses
 from purifiers.training.stages import fit_stage, seeded
-from purifiers.training.starting import check_trainings, load_starts, prepare_folder, report_accuracy, settled
+from purifiers.training.starting import check_features, check_trainings, load_starts, prepare_folder, report_accuracy, settled
 from purifiers.weights import MEMORY
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -65,7 +65,7 @@ def train(
         recipe: the name of one that ships, a YAML file or a Recipe; its data set and classifier are replaced by yours, while
             its companions are trained on your images.
         settings: changes of the recipe by dotted key, such as ``{"student.epochs": 5}``; a mapping replaces a whole group. Of
-            the groups ``classifier`` and ``data`` only ``data.limit``.
+            the groups ``classifier`` and ``data`` only ``data.limit`` and ``data.crops``.
         device: where to train; by default where the classifier is.
         seed: of all randomness; by default the recipe's.
         restart: discard what an earlier run left in ``output`` first.
@@ -79,7 +79,8 @@ def train(
         raise InputError(f"settings is a mapping such as {{'student.epochs': 5}}; got a {type(settings).__name__}")
     if not (isinstance(output, str | Path) and isinstance(recipe, str | Path | Recipe)):
         raise InputError(f"output is a folder, recipe a name, file or Recipe; got {output!r} and {recipe!r:.80}")
-    if taken := [key for key in settings if str(key).split(".")[0] in ("classifier", "data") and key != "data.limit"]:
+    of_images = [key for key in settings if str(key).split(".")[0] in ("classifier", "data")]
+    if taken := [key for key in of_images if str(key).split(".")[1:2] not in (["limit"], ["crops"])]:
         raise ConfigError(f"settings: {taken[0]} has no effect: the classifier and the images are those that were passed")
     name = f"{MEMORY}:{type(classifier).__name__}"
     check_form(classifier, name)
@@ -97,13 +98,16 @@ def train(
         **({} if seed is None else {"seed": seed}),
     }
     recipe = changed(recipe, own)
-    run = Run(recipe, Path(output), chosen, Path(output) / "cache")
+    run = Run(recipe, Path(output), chosen, Path(output) / CACHE)
     model = classifier if chosen == home else deepcopy(classifier).to(chosen)
     with together(), frozen(model):
         adapted = adapt_classifier(model, name, data)
         run.take(completed(data, adapted), "train")
+        if recipe.data.crops is not None:
+            adapt_classifier(model, name, run.splits["train"])
         _train_stages(run, {"classifier": adapted}, ablation=False, restart=restart)
-        return first_only(lambda: Purifier.from_pretrained(run.folder)).to(home)
+        # What was saved, as everybody will load it; a forecast saves nothing.
+        return (run.purifiers["student"] if current() else first_only(lambda: Purifier.from_pretrained(run.folder))).to(home)
 
 
 def train_recipe(
@@ -139,7 +143,7 @@ def train_recipe(
     """
     if restart and current():
         folder, restart = folder / "empty", False  # nothing is discarded for a forecast
-    run = Run(recipe, folder, find_device(device), cache or folder / "cache", deadline or Deadline(), shard or Shard())
+    run = Run(recipe, folder, find_device(device), cache or folder / CACHE, deadline or Deadline(), shard or Shard())
     names = run.images("test").classes  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
     first_only(lambda: write_text(folder / CLASSES_FILE, json.dumps(names)))
@@ -174,10 +178,11 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
     if "classifier" not in opened and (data.unlabelled or not data.classes):
-        raise ConfigError(
-            "these images come without the names of their classes: give the --classifier, or train one with --classes"
-        )
+        lacking = "labels: give them with --labels FILE or sort the images into class folders"
+        lacking = lacking if data.unlabelled else "the names of their classes: give these with --classes FILE"
+        raise ConfigError(f"a classifier is to be trained, and these images come without {lacking}; or give your --classifier")
     starts = load_starts(recipe, run.device)
+    check_trainings(run)
     shared = run.shard.count > 1
     begun = (folder / RECIPE_FILE).is_file()  # then no other limit is accepted
     with limited_by(None if begun else "--set data.limit={}"), ExitStack() as held:
@@ -195,7 +200,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         data = run.images("train")  # now labelled, if the classifier does that
         report_accuracy(run, data)
-        check_trainings(run)
+        check_features(run)
         panel = Panel(run.classifiers.values(), run.precision)
         if shared:  # all attack at once
             held.close()

@@ -62,15 +62,23 @@ def fit_stage(
     first_only(lambda: save_network(folder, network if kept is None else kept))
 
 
+def held_out_count(run: Run, name: str, held_out: HeldOut, images: int) -> tuple[int, int]:
+    """How many of so many training images early stopping looks at, and how many crops each stands for; the count is of whole
+    images. Raises ConfigError if the training ``name`` would have none left."""
+    crops = run.recipe.data.crops
+    each = crops.count if crops else 1
+    count = held_out.images // each
+    if not 0 < count < images // each:
+        fault = f"{name}: held_out.images={held_out.images} of {images} images"
+        raise ConfigError(f"{fault} leaves none to train on, or to look at: take another number, or more data")
+    return count, each
+
+
 def _hold_out(run: Run, stage: Stage, held_out: HeldOut) -> Stage:
     """``stage`` without the images that early stopping looks at: the same for all stages, as one may start from another, and no
     crops of one image on either side."""
-    crops = run.recipe.data.crops
-    each = crops.count if crops else 1
-    count, device = held_out.images // each, stage.images.device
-    if not 0 < count < len(stage.images) // each:
-        fault = f"{stage.name}: held_out.images={held_out.images} of {len(stage.images)} images"
-        raise ConfigError(f"{fault} leaves none to train on, or to look at: take another number, or more data")
+    count, each = held_out_count(run, stage.name, held_out, len(stage.images))
+    device = stage.images.device
     drawn = torch.randperm(len(stage.images) // each, generator=generator_for(run.recipe.seed, "held out"))
     apart, rows = (
         (each * part[:, None] + torch.arange(each)).flatten().sort().values.to(device)

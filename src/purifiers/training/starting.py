@@ -1,7 +1,9 @@
 """Before training starts: the purifiers that stages start from, the folder, and a look at the classifier."""
 
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,15 +16,18 @@ from purifiers.device import fastest_precision
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.evaluation import metrics
 from purifiers.forecast import current
-from purifiers.recipes.load import load_recipe, training_differences, variant_recipes
+from purifiers.recipes.load import load_recipe, recipe_text, training_differences, variant_recipes
 from purifiers.recipes.schema import Recipe
 from purifiers.recipes.training_settings import STARTS, OnAttacked, Supervised
-from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, describe, load_network, place
-from purifiers.runs import RECIPE_FILE, RUN_FILES, Run
+from purifiers.registry import CONFIG_FILE, describe, load_network, place
+from purifiers.runs import CACHE, CHECKPOINTS, RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
 from purifiers.training.distributed import first_only, world_size
+from purifiers.training.stages import held_out_count
 from purifiers.weights import HUB, PURIFIERS, locate
 
+CACHED = re.compile(r"-[0-9a-f]{16,32}(\.\w+)*$")
+"""Ends the names of what a cache holds; other files there are somebody else's."""
 SAMPLE = 1000  # images on which the classifier's accuracy is measured before it is defended
 
 
@@ -48,39 +53,62 @@ def settled(run: Run, restart: bool) -> Recipe:
     anew, or the faster one here."""
     if run.recipe.precision != "auto":
         return run.recipe
-    begun = run.folder / RECIPE_FILE
 
     def precision() -> str:
-        return load_recipe(begun).precision if begun.is_file() and not restart else fastest_precision(run.device)
+        begun = is_run(run.folder) and not restart
+        return load_recipe(run.folder / RECIPE_FILE).precision if begun else fastest_precision(run.device)
 
     return run.recipe.model_copy(update={"precision": first_only(precision)})
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in ``folder``: its recipe is there, with something trained or as a run writes it."""
+    file = folder / RECIPE_FILE
+    return file.is_file() and ((folder / CHECKPOINTS).is_dir() or file.read_bytes() == recipe_text(load_recipe(file)).encode())
+
+
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
     """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there."""
+    if (folder / RECIPE_FILE).is_file() and not is_run(folder):
+        raise ConfigError(f"{folder} has a {RECIPE_FILE} that no run wrote, and nothing trained: choose another output folder")
     if restart:
         _discard(recipe, folder)
-    elif (folder / RECIPE_FILE).is_file():
+    elif is_run(folder):
         if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
             listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
             listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
             hint = "choose another output folder, or restart to discard what is there"
             raise CheckpointError(f"{folder} was made with another recipe: {listed}; {hint}")
-    elif found := next((name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()), None):
-        raise ConfigError(f"{folder} holds a network that was not trained there ({found}): choose another output folder")
+    elif found := next((name for name in RUN_FILES if name != CACHE and (folder / name).exists()), None):
+        raise ConfigError(f"{folder} has a {found} that no run made, and a run would replace: choose another output folder")
 
 
 def check_trainings(run: Run) -> None:
-    """Refuse, before anything is trained on the classifiers, settings of trainings that would fail later."""
-    recipe = run.recipe
-    named: dict[str, Supervised] = {"teacher_at": recipe.teacher_at, "student": recipe.student}
-    if recipe.latent is not None:
-        named |= {"latent.encoder": recipe.latent.encoder, "latent.decoder": recipe.latent.decoder}
-    for name, training in named.items():
+    """Refuse, before anything is trained, settings of trainings that would fail later."""
+    for name, training in _supervised(run.recipe).items():
         if training.weight_perturbation and world_size() > 1:
             raise ConfigError(f"{name}.weight_perturbation trains in one process: start one, or set it to 0")
+        if training.held_out is not None:
+            held_out_count(run, name, training.held_out, len(run.images("train")))
+
+
+def check_features(run: Run) -> None:
+    """Refuse, before anything is trained on the classifiers, a ``feature_layer`` that one of them does not have."""
+    for name, training in _supervised(run.recipe).items():
         if isinstance(training, OnAttacked) and training.features_weight:
             _check_features(run, f"{name}.feature_layer", training.feature_layer)
+
+
+def _supervised(recipe: Recipe) -> dict[str, Supervised]:
+    """The trainings with labels, by their keys."""
+    named: dict[str, Supervised] = {
+        f"{stage}.training": one.training
+        for stage, one in recipe.classifiers().items()
+        if one.source is None and one.training is not None
+    }
+    if recipe.latent is not None:
+        named |= {"latent.encoder": recipe.latent.encoder, "latent.decoder": recipe.latent.decoder}
+    return named | {"teacher_at": recipe.teacher_at, "student": recipe.student}
 
 
 def _check_features(run: Run, key: str, layer: str | None) -> None:
@@ -137,5 +165,8 @@ def _discard(recipe: Recipe, folder: Path) -> None:
         needed = locate(name.removeprefix(HUB)).resolve()
         if needed == folder.resolve() or any(needed.is_relative_to(path.resolve()) for path in paths):
             raise ConfigError(f"a restart would discard {name}, which the recipe needs: copy it out of {folder} first")
-    for path in paths:
+    cached = [path for path in folder.glob(f"{CACHE}/*") if CACHED.search(path.name)]
+    for path in [*cached, *(path for path in paths if path.name != CACHE)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(OSError):  # there is none, or it has files of somebody else
+        (folder / CACHE).rmdir()
