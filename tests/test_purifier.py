@@ -131,7 +131,8 @@ def test_what_is_no_device_and_no_dtype_is_refused() -> None:
 
 def test_parts_in_the_wrong_place_are_refused() -> None:
     for purifier, classifier, message in [
-        ("runs/demo", ResNet(8), "purifier must be a torch.nn.Module; got str"),
+        ("runs/demo", ResNet(8), r"purifier must be a torch.nn.Module; got str; .*from_pretrained\('runs/demo'\)"),
+        (small(), "cifar10-resnet56", r"load_classifier\('cifar10-resnet56'\)"),
         (small(), lambda x: x, "classifier must be a torch.nn.Module; got function"),
         (ResNet(8), small(), "the purifier comes first"),
     ]:

@@ -83,6 +83,10 @@ def faults(error: ValidationError, group: str | None = None) -> list[str]:
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
             message = "should be a group of values: {key: value, ...}"  # pydantic names our class
+        elif fault["type"] == "tuple_type":
+            message = "should be a list: [first, second, ...]"
+        elif fault["type"] == "string_pattern_mismatch":
+            message = "should be a plain name, such as one for a folder"
         own = fault["type"] == "value_error" or not isinstance(fault["input"], str | float | int)
         lines.append(f"{key}: {message}" + ("" if own else f"; got {fault['input']!r}"))
     return lines

@@ -197,7 +197,9 @@ class PurifiedClassifier(nn.Module):
         super().__init__()
         for name, part in (("purifier", purifier), ("classifier", classifier)):
             if not isinstance(part, nn.Module):
-                raise InputError(f"the {name} must be a torch.nn.Module; got {type(part).__name__}")
+                known = {"purifier": "purifiers.Purifier.from_pretrained", "classifier": "purifiers.load_classifier"}
+                hint = f"; load it with {known[name]}({part!r})" if isinstance(part, str) else ""
+                raise InputError(f"the {name} must be a torch.nn.Module; got {type(part).__name__}{hint}")
         if isinstance(classifier, Purifier):
             raise InputError("the classifier is a Purifier: the purifier comes first, then the classifier")
         self.purifier = purifier

@@ -128,6 +128,8 @@ def test_images_without_labels() -> None:
         ((IMAGES - 0.5, LABELS), "do not normalise"),
         ((IMAGES * torch.nan, LABELS), "NaN"),
         ((IMAGES[0], LABELS[:1]), "unsqueeze"),
+        (([(IMAGES[0], 2), (IMAGES[1], 0)], None), "DataLoader"),
+        ((to_uint8(IMAGES).permute(0, 2, 3, 1), LABELS), "permute"),
         ((IMAGES.double(), LABELS), "float"),
         ((IMAGES[:, :1], LABELS), "grey"),
         ((IMAGES.numpy(), LABELS), "leave out labels"),

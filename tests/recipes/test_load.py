@@ -102,6 +102,9 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
             "adaptive_attacks names 'PGT', but the attacks are PGD, .*; set adaptive_attacks too",
         ),
         ("classifier.training=null", "either a source or a group 'training'"),
+        ("student.teachers=AT", r"student\.teachers: should be a list"),
+        ("name=a/b", r"name: should be a plain name, .*; got 'a/b'"),
+        ("data.classes=names.txt", r"'digits' takes no data\.classes"),
         ("training_attacks={}", "is empty, and teacher_at has neither an attack of its own nor noise"),
         ("student.noise=-1", "greater than or equal to 0"),
         ("student.epochs", "reads key=value"),
@@ -378,6 +381,14 @@ def test_a_text_that_looks_like_a_value_survives_being_written(name: str, tmp_pa
     (tmp_path / "r.yaml").write_text(recipe_text(recipe))
     assert load_recipe(tmp_path / "r.yaml") == recipe
     assert yaml.safe_load(recipe_text(recipe))["name"] == name  # as YAML 1.1
+
+
+def test_null_removes_a_training_attack_a_baseline_and_a_variant() -> None:
+    before = load_recipe("strong-cpu")
+    removed = {group: [*getattr(before, group)][-1] for group in ("training_attacks", "baselines", "variants")}
+    after = load_recipe("strong-cpu", [(f"{group}.{name}", None) for group, name in removed.items()])
+    for group, name in removed.items():
+        assert getattr(after, group).keys() == getattr(before, group).keys() - {name}
 
 
 def test_an_attack_of_the_evaluation_is_removed_by_null() -> None:

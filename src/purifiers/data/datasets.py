@@ -1,7 +1,7 @@
 """Data sets by name, in an open registry."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,11 +49,16 @@ def load_images(name: str, split: Literal["train", "test"], cache: Path | None =
     set that may not fit into memory keeps what it makes of it in the folder ``cache``."""
     if split not in ("train", "test"):
         raise ConfigError(f"a split is train or test; got {split!r}")
-    load = DATASETS[name].load
     given = {key: value for key, value in options.items() if value is not None}
-    if unknown := given.keys() - inspect.signature(load).parameters:
-        raise ConfigError(f"the data set '{name}' takes no data.{min(unknown)}")
+    refuse_unknown(name, given)
+    load = DATASETS[name].load
     return load(split, **given, **_taken(load, {"cache": cache}))
+
+
+def refuse_unknown(name: str, options: Collection[str]) -> None:
+    """Raise ConfigError if the data set does not take one of ``options``."""
+    if unknown := set(options) - inspect.signature(DATASETS[name].load).parameters.keys():
+        raise ConfigError(f"the data set '{name}' takes no data.{min(unknown)}")
 
 
 def placeholder(name: str, **options: Any) -> ImageSet | None:

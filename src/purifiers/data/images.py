@@ -159,6 +159,8 @@ def _from_batch(batch: Any) -> list[ImageSet]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else type(batch).__name__
         raise InputError(f"a DataLoader must yield batches of images and labels, (images, labels); got a {got}")
+    if isinstance(batch[0], Tensor) and batch[0].ndim == 3:
+        raise InputError("these are single images: batch them, with torch.utils.data.DataLoader(data, batch_size=50)")
     return [] if isinstance(batch[0], Tensor) and not len(batch[0]) else [_from_tensors(*batch)]
 
 

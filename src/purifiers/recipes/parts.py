@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from torch import nn
 
 from purifiers.attacks.base import parse_fraction
-from purifiers.data import DATASETS
+from purifiers.data.datasets import DATASETS, refuse_unknown
 from purifiers.errors import ConfigError
 from purifiers.kinds import Group, faults
 from purifiers.networks.network import channels_of
@@ -52,6 +52,11 @@ class Data(Group):
     limit: Positive | None = None
     test_limit: Positive | None = None
     crops: Crops | None = None
+
+    @model_validator(mode="after")
+    def _known_options(self) -> Self:
+        refuse_unknown(self.name, [key for key, value in self.source().items() if value is not None])
+        return self
 
     def source(self) -> dict[str, Any]:
         """The options of :func:`purifiers.data.load_images` and :func:`purifiers.data.placeholder`."""

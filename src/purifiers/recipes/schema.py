@@ -137,6 +137,7 @@ class Recipe(Group):
     ``companions``: further classifiers, so that the purifier does not rely on the errors of one: they take equal shares of
     training attacks and guidance, and are never evaluated.
     ``purifier``: the network of the teachers, and of the student where it has none of its own.
+    Of ``training_attacks``, ``baselines`` and ``variants`` null removes one, by its name.
     ``training_attacks``: every training image is attacked ``attack_rounds`` times, each time by one of the attacks on one
     of the classifiers, in equal shares drawn by the seed; a batch takes one of an image's rounds at random. Empty
     where all trainings have an ``attack`` of their own, or ``noise`` to remove.
@@ -175,6 +176,19 @@ class Recipe(Group):
     def classifiers(self) -> dict[str, Classifier]:
         """The classifier to protect and its companions, by the names of their stages."""
         return {"classifier": self.classifier} | {f"companion_{i}": one for i, one in enumerate(self.companions, start=1)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        groups = {key: content.get(key) for key in ("training_attacks", "baselines", "variants")}
+        kept = {
+            key: {name: one for name, one in group.items() if one is not None}
+            for key, group in groups.items()
+            if isinstance(group, Mapping)
+        }
+        return {**content, **kept}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
