@@ -136,7 +136,7 @@ def test_a_run_has_its_own_classifier_classes_and_numbers(tiny_run: Run, opened:
 def test_a_shipped_one_needs_no_data(
     opened: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("purifiers.runs.load_images", None)
+    monkeypatch.setattr("purifiers.runs.layout.load_images", None)
     assert main(["app", "cifar10-robust", "--device", "cpu"]) == 0
     assert main(["app", "--classifier", "cifar10-resnet20", "--device", "cpu"]) == 0
     (robust, *_), (other, *_) = opened

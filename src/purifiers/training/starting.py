@@ -55,13 +55,13 @@ def settled(run: Run, restart: bool) -> Recipe:
         return run.recipe
 
     def precision() -> str:
-        begun = is_run(run.folder) and not restart
-        return load_recipe(run.folder / RECIPE_FILE).precision if begun else fastest_precision(run.device)
+        resumed = begun(run.folder) and not restart
+        return load_recipe(run.folder / RECIPE_FILE).precision if resumed else fastest_precision(run.device)
 
     return run.recipe.model_copy(update={"precision": first_only(precision)})
 
 
-def is_run(folder: Path) -> bool:
+def begun(folder: Path) -> bool:
     """Whether a run was begun in ``folder``: its recipe is there, with something trained or as a run writes it."""
     file = folder / RECIPE_FILE
     return file.is_file() and ((folder / CHECKPOINTS).is_dir() or file.read_bytes() == recipe_text(load_recipe(file)).encode())
@@ -69,11 +69,11 @@ def is_run(folder: Path) -> bool:
 
 def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
     """Refuse a folder that holds anything but this training or nothing; or discard an earlier run there."""
-    if (folder / RECIPE_FILE).is_file() and not is_run(folder):
+    if (folder / RECIPE_FILE).is_file() and not begun(folder):
         raise ConfigError(f"{folder} has a {RECIPE_FILE} that no run wrote, and nothing trained: choose another output folder")
     if restart:
         _discard(recipe, folder)
-    elif is_run(folder):
+    elif begun(folder):
         if differing := training_differences(load_recipe(folder / RECIPE_FILE), recipe):
             listed = ", ".join(f"{key} is {there} there, {now} now" for key, (there, now) in list(differing.items())[:5])
             listed += f", and {len(differing) - 5} more" if len(differing) > 5 else ""
