@@ -52,7 +52,7 @@ def test_export_writes_a_program(tiny_run: Run, tmp_path: Path, capsys: pytest.C
 
 def test_options_of_serve_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setenv("PURIFIERS_TOKEN", "secret")
+    monkeypatch.setenv("PURIFIERS_TOKEN", "secret\n")
     built = []
     monkeypatch.setattr("purifiers.serve.worker.Worker.start", lambda self: built.append(self.build()))
     monkeypatch.setattr("purifiers.serve.endpoints.make_app", lambda *given: given)
@@ -75,6 +75,9 @@ def test_options_of_serve_reach_it(tiny_run: Run, monkeypatch: pytest.MonkeyPatc
     assert main(["serve", str(tiny_run.folder), *words, *CPU]) == 0
     assert main(["serve", "cifar10", *CPU]) == 0
     assert capsys.readouterr().out == "stopped\nstopped\n"
+    monkeypatch.setenv("PURIFIERS_TOKEN", " \n")
+    assert main(["serve", "cifar10", *CPU]) == 1
+    assert "PURIFIERS_TOKEN is set and empty" in capsys.readouterr().err
     (service, *others, options), (plain, _, *defaults) = calls
     assert others == ["secret", "0.0.0.0", 9000]
     assert options["timeout_graceful_shutdown"] == 30

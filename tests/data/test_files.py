@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from purifiers.data.files import ANIMATED, counted, image_files, image_size, read_image, read_rgb
+from purifiers.data.files import ANIMATED, counted, image_files, image_size, read_image, read_rgb, text_under
 from purifiers.errors import DataError, ImageTooLargeError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8)
@@ -154,6 +154,41 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with pytest.raises(DataError, match=r"a\.png.*LFS"):
         read_rgb(tmp_path / "a.png")
+
+
+def tiled(width: int, height: int) -> bytes:
+    """A TIFF of 16 x 16 pixels in one tile of this size, of which nothing is there."""
+    entries = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height, 324: 0, 325: 0}
+    lines = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + lines + bytes(4)
+
+
+def test_a_tile_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(ImageTooLargeError, match="tiles of 32768 x 16384"):
+        read_image(tiled(32768, 16384), max_pixels=4_000_000)
+    with pytest.raises(DataError, match="damaged"):  # as it has no pixels
+        read_image(tiled(1024, 1024), max_pixels=256)
+
+
+def test_texts_of_an_image_that_is_only_looked_at_are_not_read() -> None:
+    texts, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    for i in range(70):  # of a kilobyte each, and more than Pillow takes in all
+        texts.add_itxt(str(i), "x" * 1_000_000, zip=True)
+    Image.new("RGB", (2, 3)).save(buffer, "PNG", pnginfo=texts)
+    assert image_size(buffer.getvalue()) == (2, 3)
+    seen = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PngImagePlugin.PngStream, "chunk_iTXt", lambda self, pos, length: seen.append(length))
+        assert read_rgb(buffer.getvalue()).size == (2, 3)
+    assert not seen
+
+
+def test_a_text_may_have_the_name_of_a_comment(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("comment", "mine")
+    texts.add_text("mark", "ours")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=texts)
+    assert text_under(tmp_path / "a.png", "mark") == "ours"
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])

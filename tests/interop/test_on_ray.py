@@ -57,6 +57,29 @@ def test_image_files_keep_their_names_and_failures_are_named(memory: Any) -> Non
     assert worker(memory)({"paths": ["/in/damaged.png", "/in/sub/a.png"]})["purified"] == 1
 
 
+def test_a_list_of_what_is_mended_goes(memory: Any) -> None:
+    on_ray.list_failed(memory, "/out/failed.txt", ["a.png: damaged"])
+    assert memory.cat_file("/out/failed.txt").endswith(b"a.png: damaged\n")
+    on_ray.list_failed(memory, "/out/failed.txt", [])
+    assert not memory.exists("/out/failed.txt")
+    memory.pipe_file("/out/failed.txt", b"mine")
+    on_ray.list_failed(memory, "/out/failed.txt", [])
+    assert memory.cat_file("/out/failed.txt") == b"mine"
+
+
+def test_a_sample_whose_image_would_take_the_name_of_its_mask_fails(memory: Any) -> None:
+    with memory.open("/in/masks.tar", "wb") as handle, tarfile.open(fileobj=handle, mode="w") as tar:
+        for name, content in (("0.jpg", encoded(3)), ("0.png", encoded(4)), ("1.jpg", encoded(5)), ("1.mask.png", encoded(6))):
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    found = worker(memory)({"paths": ["/in/masks.tar"]})
+    assert found["purified"] == 1
+    assert "sample 0, 0.jpg: would become 0.png" in found["failed"][0]
+    with memory.open("/out/masks.tar") as handle, tarfile.open(fileobj=handle) as tar:
+        assert tar.getnames() == ["1.png", "1.mask.png"]
+
+
 def test_a_table_keeps_its_columns_and_loses_rows_that_failed(memory: Any) -> None:
     found = worker(memory)({"paths": ["/in/table.parquet"]})
     assert found["purified"] == 1 and "sample 1" in found["failed"][0]

@@ -97,6 +97,37 @@ def test_of_many_that_send_nothing_the_longest_is_ended(connect: Connect, monkey
         assert b" 200 OK" in answer(client, b"}")
 
 
+def test_trailers_without_end_are_not_kept(connect: Connect) -> None:
+    client = connect()
+    client.sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: ")
+    with pytest.raises(ConnectionError):
+        for _ in range(1000):
+            client.sendall(b"x" * 10_000)
+
+
+def test_chunks_of_any_size_are_taken(service: Service, connect: Connect) -> None:
+    client = connect()
+    client.sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    body = bytes(200_000)
+    for start in range(0, len(body), 100_000):
+        client.sendall(b"186a0\r\n" + body[start : start + 100_000] + b"\r\n")
+    client.sendall(b"0\r\nX: trailer\r\n\r\n")
+    until(lambda: service.queued == 1)
+
+
+def test_a_request_that_waits_for_the_one_before_it_is_no_silent_connection(
+    service: Service, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    client = connect()
+    client.sendall(HEALTH + POST % len(GOOD) + GOOD)  # the gate keeps the second
+    assert b" 200 OK" in answer(client, b'"restarts":0}')
+    until(lambda: service.queued == 1)
+    client.settimeout(0.5)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+
+
 def test_headers_without_end_are_not_kept(connect: Connect) -> None:
     client = connect()
     with pytest.raises(ConnectionError):

@@ -35,6 +35,26 @@ def test_a_worker_answers_until_it_ends_and_then_can_be_started_again() -> None:
     assert not worker.alive()
 
 
+def test_one_that_ended_while_idle_is_not_ready_before_it_has_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(partial(operator.itemgetter, 0))
+    worker.start()
+    try:
+        assert worker.process and worker.process.pid
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.join()
+        receive, seen = worker._receive, []
+
+        def received() -> object:
+            seen.append(worker.alive())
+            return receive()
+
+        monkeypatch.setattr(worker, "_receive", received)
+        worker.start()
+        assert seen == [False] and worker.alive()
+    finally:
+        worker.stop()
+
+
 def test_the_error_of_a_worker_that_cannot_start_is_raised() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         Worker(partial(int, "x")).start()

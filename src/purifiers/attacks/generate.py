@@ -41,13 +41,9 @@ class Adversarial:
 
     images: Tensor  # (N, 3, H, W), on the data's device: float32 in [0,1], or uint8 if ``quantized``
     warnings: Mapping[str, int] = field(default_factory=dict)  # from the attack's library, by text -> in how many batches
-    batches: int = 0  # 0 if some are left to other processes: their images are the originals
+    batches: int = 0
     seconds: float = 0.0  # time of the attack when it was run, also if the result came from the cache
-
-    @property
-    def whole(self) -> bool:
-        """Whether all was attacked: no batch is left to another process."""
-        return self.batches > 0
+    left: Tensor | None = None  # bool (N,), on the CPU: those left to other processes, here the originals; None if none are
 
 
 def generate(
@@ -83,7 +79,8 @@ def generate(
         AttackError: the attack left its threat model, or less than half of a perturbation is left when it is quantised.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
-    found, left, plan = [], False, current()
+    found: list[Adversarial] = []
+    left, plan = None, current()
     unknown = plan is not None and not cache.has("adversarial")
     dtype, device = torch.uint8 if quantized else torch.float32, data.images.device
     chosen, result = some or (None, empty(data.images.shape, dtype, cache.folder, device=device))
@@ -109,7 +106,9 @@ def generate(
             result[slice(None) if chosen is None else chosen] = whole.images if quantized else to_float(whole.images)
             return Adversarial(result, batches=1)
         if one is None and cache.left("adversarial", key, number):
-            one, left = Adversarial(images if quantized else to_float(images)), True
+            one = Adversarial(images if quantized else to_float(images))
+            left = torch.zeros(count, dtype=torch.bool) if left is None else left
+            left[batch] = True
         elif one is None:
             begun = time.perf_counter()
             try:
@@ -130,8 +129,7 @@ def generate(
         result[these] = one.images
         found.append(replace(one, images=images[:0]))
     warnings = _counted(text for one in found for text in Counter(one.warnings).elements())
-    batches, seconds = 0 if left else len(found), sum(one.seconds for one in found)
-    return Adversarial(result, warnings, batches, seconds)
+    return Adversarial(result, warnings, len(found), sum(one.seconds for one in found), left)
 
 
 def withstood_by(model: nn.Module, attack: Attack) -> tuple[Hashable, ...]:

@@ -97,7 +97,8 @@ def export(
     known = _recipe_behind(purifier, recipe, overrides)
     if int8 and known.data.name == "folder" and known.data.path is None:
         raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: give --images DIR")
-    model = exportable(loaded, _classifier_of(known, size) if classifier else None)
+    behind = _classifier_of(known, size) if classifier else None
+    model = exportable(loaded, behind)
     channels = channels_of(loaded.network) or 3
     metadata = about(Path(purifier).resolve().name, loaded, classifier)
     if int8:
@@ -107,7 +108,8 @@ def export(
         judge = None
         if trained_for and not (classifier or changes.images):
             judge = load_classifier(trained_for, test, **known.classifier.options())
-            test = completed(test, judge)
+        if predicts := behind or judge:
+            test = completed(test, predicts)
     with TemporaryDirectory() as folder:
         if format == "torch":
             difference = export_torch(model, target, size=size, channels=channels)
@@ -241,13 +243,16 @@ def serve(
 
     if not changes.classifier:
         changes.refuse_unused("a --classifier", recipe=recipe)
+    token = os.environ.get(TOKEN, "").strip()  # a file that it was read from ends in a new line
+    if TOKEN in os.environ and not token:
+        raise ConfigError(f"{TOKEN} is set and empty, which would protect nothing: give it a value, or unset it")
     worker = Worker(partial(_served, purifier, changes, recipe, device, max_pixels))
     limits = (max_batch_size, batch_timeout, max_bytes, max_queue, max_per_client)
     service = Service(worker, bool(changes.classifier), *limits)
 
     def make() -> Any:
         worker.start()
-        return make_app(service, os.environ.get(TOKEN))
+        return make_app(service, token)
 
     try:
         serve_app(make, host, port, access_log=False, http=LimitedProtocol, timeout_graceful_shutdown=ceil(service.timeout))

@@ -23,6 +23,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What is read, by content and not by name. Pillow knows more, some of which starts other programs (EPS)."""
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF; the second says whether zero is black or white
+PNG = b"\x89PNG\r\n\x1a\n"
+TILE = (322, 323)  # TIFF's tags of a tile's width and height
+LARGEST_TILE = 2**22
+"""Pixels of a TIFF's tile that are decoded, even of an image that may have fewer."""
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # of a PNG's grey levels of 2 and 4 bits, when they become 8
 ANIMATED = "of several frames or pages (the first is used)"
 DARK = "16-bit grey that uses 12 bits at most, and so nearly black (scale it to 16 bits first)"
@@ -74,6 +78,7 @@ def counted(remarks: Counter[str]) -> str:
 
 def image_size(file: Path | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height of an image file as they are stored, from its header alone; raises as :func:`read_image` does."""
+    file = _without_texts(file) if isinstance(file, bytes) and file.startswith(PNG) else file
     return _read(file, lambda image: image.size, max_pixels)
 
 
@@ -81,8 +86,9 @@ def text_under(file: Path, key: str) -> str:
     """The text of a PNG file under ``key``, or the comment of a JPEG that begins with it, from the header; empty if none."""
 
     def text(image: Image.Image) -> str:
-        name, _, comment = image.info.get("comment", b"").decode(errors="replace").partition(": ")
-        return str(image.info.get(key, comment if name == key else ""))
+        comment = image.info.get("comment", b"")  # a JPEG's; the text of a PNG may have that name
+        name, _, rest = comment.decode(errors="replace").partition(": ") if isinstance(comment, bytes) else ("", "", "")
+        return str(image.info.get(key, rest if name == key else ""))
 
     with suppress(DataError):
         return _read(file, text, sys.maxsize, ("PNG", "JPEG"))
@@ -111,6 +117,7 @@ def read_image(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: S
 
 def read_rgb(source: Path | bytes, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Image.Image:
     """:func:`read_image` as 8-bit RGB, transparency shown over white: what a classifier is given."""
+    source = _without_texts(source) if isinstance(source, bytes) and source.startswith(PNG) else source
     return read_image(source, max_pixels=max_pixels, formats=formats).over_white()
 
 
@@ -182,6 +189,11 @@ def _opened(source: Path | bytes, max_pixels: int, formats: Sequence[str]) -> Im
         opened.close()
         got = f"{width} x {height} are {width * height:,} pixels"
         raise ImageTooLargeError(f"{got}; at most {max_pixels:,} are read (--max-pixels)")
+    # A tile is decoded as a whole, whatever part of it the image is.
+    tile = [size for size in map(getattr(opened, "tag_v2", {}).get, TILE) if isinstance(size, int)]
+    if len(tile) == 2 and tile[0] * tile[1] > max(max_pixels, LARGEST_TILE):
+        opened.close()
+        raise ImageTooLargeError(f"a TIFF with tiles of {tile[0]} x {tile[1]} pixels; at most {max_pixels:,} are read")
     return opened
 
 

@@ -74,7 +74,7 @@ class Evaluator:
                 counts = [count for count in (limit(view, attack_name), at_most) if count is not None]
                 data = self.limited(min(counts, default=None))
                 found, noted = self.attack(name, view, VIEWS[view](defended), attack_name, attack, data)
-                if not found.whole:  # the results are of whoever finds all
+                if found.left is not None:  # the results are of whoever finds all
                     continue
                 about: dict[str, Any] = {"view": view, "attack": attack_name, "norm": attack.norm, "epsilon": attack.epsilon}
                 records.append(self.measure(name, defended, data, found, **about)[0])

@@ -170,9 +170,16 @@ def purify_on_ray(
                 result.fail(failure)
     except ray.exceptions.RayError as error:
         raise DataError(f"Ray gave up: {first_line(error)}; finished pieces are kept, the same command resumes") from error
-    if result.failed:
-        put(into, f"{place}/{FAILED_FILE}", (FAILED_TITLE + "\n".join(result.failed) + "\n").encode())
+    list_failed(into, f"{place}/{FAILED_FILE}", result.failed)
     return result
+
+
+def list_failed(files: Any, path: str, failed: list[str]) -> None:
+    """Write what failed, or remove an earlier list where all is mended."""
+    if failed:
+        put(files, path, (FAILED_TITLE + "\n".join(failed) + "\n").encode())
+    elif files.exists(path) and files.cat_file(path).startswith(FAILED_TITLE.encode()):
+        files.rm_file(path)
 
 
 def target_name(path: str, root: str) -> str:
@@ -202,7 +209,15 @@ def _from_tar(handle: Any) -> Samples:
         content = [(one.name, tar.extractfile(one).read()) for one in tar if one.isfile()]  # type: ignore[union-attr]
     samples = [dict(group) for _, group in groupby(content, lambda one: re.match(r"(.*/)?[^.]*", one[0])[0])]  # type: ignore[index]
     endings = re.compile(rf"(.*/)?[^.]*({'|'.join(map(re.escape, SUFFIXES))})", re.I)
-    return [(files, next(filter(endings.fullmatch, files), next(iter(files)))) for files in samples]
+    found = [(files, next(filter(endings.fullmatch, files), next(iter(files)))) for files in samples]
+    for files, image in found:
+        if (name := _as_png(image)) != image and name in files:
+            files[image] = DataError(f"would become {name}, like another file of its sample; rename one")
+    return found
+
+
+def _as_png(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".png"))
 
 
 def _as_tar(samples: Samples) -> bytes:
@@ -210,7 +225,7 @@ def _as_tar(samples: Samples) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for files, image in samples:
             for name, content in files.items():
-                about = tarfile.TarInfo(str(PurePosixPath(name).with_suffix(".png")) if name == image else name)
+                about = tarfile.TarInfo(_as_png(name) if name == image else name)
                 about.size = len(content)
                 tar.addfile(about, io.BytesIO(content))
     return buffer.getvalue()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from purifiers.serve.worker import Answer, Job, Refused, Worker, WorkerError
 
 logger = logging.getLogger(__name__)
+Waiting = asyncio.Future[Answer | Refused]
+"""An answer to come."""
 DIED = Refused(503, "worker_died", "the worker died while it processed this and other images")
 LOOK = 1  # seconds between two looks at whether an idle worker is alive
 LONGEST_PAUSE = 30  # seconds between two attempts to start a worker
@@ -23,28 +25,30 @@ class Batcher:
     timeout: float  # seconds that the first job of a batch waits for others
     patience: float  # seconds after which a worker that has not answered a batch is stopped
     observe: Callable[[int], object]  # called with the size of each batch
-    queue: asyncio.Queue[tuple[Job, asyncio.Future[Answer | Refused]]] = field(default_factory=asyncio.Queue)
+    queue: dict[Waiting, Job] = field(default_factory=dict)  # the longest first
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
     restarts: int = 0  # of the worker, so far
 
-    def submit(self, job: Job) -> asyncio.Future[Answer | Refused]:
-        """The answer to come. A job is not done if this is cancelled while it waits."""
-        result: asyncio.Future[Answer | Refused] = asyncio.get_running_loop().create_future()
-        self.queue.put_nowait((job, result))
+    def submit(self, job: Job) -> Waiting:
+        """The answer to come. A job is forgotten if this is cancelled while it waits."""
+        result: Waiting = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda result: self.queue.pop(result, None))
+        self.queue[result] = job
+        self.filled.set()
         return result
 
     async def run(self) -> None:
         """Process the queue until cancelled."""
         while True:
-            batch: list[tuple[Job, asyncio.Future[Answer | Refused]]] = []
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK) as limit:
-                    while len(batch) < self.max_size:
-                        batch.append(await self.queue.get())
-                        if len(batch) == 1:
-                            limit.reschedule(asyncio.get_running_loop().time() + self.timeout)
-            if batch := [(job, result) for job, result in batch if not result.done()]:
+                    await self._waiting(1)
+                    limit.reschedule(asyncio.get_running_loop().time() + self.timeout)
+                    await self._waiting(self.max_size)
+            first = [result for result in self.queue if not result.done()][: self.max_size]
+            if batch := {result: self.queue.pop(result) for result in first}:
                 self.observe(len(batch))
-                for (_, result), answer in zip(batch, await self._answers([job for job, _ in batch]), strict=True):
+                for result, answer in zip(batch, await self._answers([*batch.values()]), strict=True):
                     if not result.done():
                         result.set_result(answer)
             pause = 0.5
@@ -57,9 +61,20 @@ class Batcher:
                     await asyncio.sleep(pause)
                     pause = min(LONGEST_PAUSE, 2 * pause)
 
+    async def _waiting(self, count: int) -> None:
+        """Wait until so many jobs are queued."""
+        while len(self.queue) < count:
+            self.filled.clear()
+            await self.filled.wait()
+
     async def _answers(self, jobs: list[Job]) -> list[Answer | Refused]:
         call = asyncio.ensure_future(asyncio.to_thread(self.worker, jobs))
-        if not (await asyncio.wait({call}, timeout=self.patience))[0]:
+        try:
+            answered, _ = await asyncio.wait({call}, timeout=self.patience)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if not answered:
             logger.error("the worker has not answered for %g s and is stopped", self.patience)
             self.worker.stop()
         try:

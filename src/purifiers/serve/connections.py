@@ -24,7 +24,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """HTTP as uvicorn speaks it, with these limits, and with refusals that are cheap."""
 
     waiting: ClassVar[dict["LimitedProtocol", asyncio.TimerHandle]] = {}  # the longest first
-    head: int | None = None  # bytes received of a head that is not complete
+    head: int | None = None  # bytes received of a head, or of trailers, that is not complete
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -61,9 +61,17 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
         return self.on_response_complete()
 
+    def on_chunk_header(self) -> None:
+        self.head = 0  # after the last chunk there are trailers, which are headers
+
+    def on_body(self, body: bytes) -> None:
+        self.head = None
+        super().on_body(body)
+
     def on_response_complete(self) -> None:
+        begun = bool(self.pipeline)  # the client has sent the next request already, and waits for us
         super().on_response_complete()
-        self._wait()
+        self._end() if begun else self._wait()
 
     def _wait(self) -> None:
         self._end()

@@ -216,6 +216,7 @@ def make_app(service: Service, token: str | None = None) -> FastAPI:
         work.cancel()
         with suppress(asyncio.CancelledError):
             await work
+        await asyncio.to_thread(service.worker.stop)  # the thread that waits for it would keep the process alive
 
     async def authorise(
         found: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],

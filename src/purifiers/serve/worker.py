@@ -49,6 +49,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the process and wait until it is ready; raises what ``build`` raises, or WorkerError."""
+        self.ready = False  # the one before may have ended while nobody called it
         context = get_context("spawn")  # a fork would inherit torch's threads as locks that nobody opens
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_run, args=(theirs, self.build), daemon=True)

@@ -506,6 +506,25 @@ def test_shards_give_the_result_of_one_process(tmp_path: Path, cascade: bool) ->
         assert measured(Cache(tmp_path, Shard(order[-1], 3))) == expected
 
 
+def test_the_pieces_that_a_shard_of_a_cascade_misses_are_made_by_the_others(tmp_path: Path) -> None:
+    """Those of later attacks are of the images that earlier ones left, which only the others know."""
+    model, data = problem(30)
+    chosen = settings(
+        {"weak": pgd(num_steps=1), "PGD": pgd(num_steps=5)},
+        {"full": ["weak", "PGD"]},
+        epsilon=0.05,
+        cascade=True,
+        check_images=4,
+    )
+    first, second = (Cache(tmp_path, Shard(index, 2)) for index in range(2))
+    with pytest.raises(Unfinished):
+        audit(Nothing(), model, data, settings=chosen, batch_size=7, cache=first)
+    found = second.shard.finish(lambda: audit(Nothing(), model, data, settings=chosen, batch_size=7, cache=second))
+    weak = next(record for record in found.records if record.attack == "weak")
+    assert 0 < weak.accuracy < 1
+    assert first.shard.missing and all(file.is_file() for file in first.shard.missing)
+
+
 def without_seconds(found: Audit) -> dict[str, Any]:
     """The result without what differs from run to run."""
     records = [one.model_copy(update={"seconds": 0.0}) for one in found.records]

@@ -89,6 +89,7 @@ class Auditor:
         self.records: list[Record] = []
         self.warnings: list[AttackWarning] = []
         self._composites: dict[tuple[str, str], Composite] = {}  # by norm and group, of attacks that could be run
+        self._left = torch.zeros(len(self._data), dtype=torch.bool)  # images of a cascade that are left to other processes
         self._tried: list[tuple[_Planned, Tensor]] = []  # with which images are right; False where it was not run
 
     def run(self) -> None:
@@ -168,8 +169,9 @@ class Auditor:
         keys = [(attack.norm, key) for key in (EVERYTHING, group_of(view))]
         total, group = (self._composites.get(key) or Composite(self._data, unattacked) for key in keys)
         meant = self._within(planned.count)
-        attacked = meant & group.right if self.settings.cascade else meant
-        found, whole = Adversarial(to_float(self._data.images[:0])), True
+        # What another process has not done yet is left to it by all further attacks: it may break images that they do not see.
+        attacked = meant & group.right & ~self._left if self.settings.cascade else meant
+        found = Adversarial(to_float(self._data.images[:0]))
         if attacked.any():
             # In a cascade all attacks on an image are of one process, as each needs the results of those before it.
             parts = (attacked.nonzero().flatten(), self.evaluator.batch_size) if self.settings.cascade else None
@@ -181,9 +183,9 @@ class Auditor:
                 self.warnings.append(AttackWarning(view=view, attack=name, message=message))
                 return
             self.warnings += [one.model_copy(update={"message": f"{self.subject.name}: {one.message}"}) for one in noted]
-            whole = found.whole
-            if not (whole or self.settings.cascade):
+            if found.left is not None and not self.settings.cascade:
                 return
+            self._left[attacked] = False if found.left is None else found.left
             record, right = self._measure(attacked, found, **about)
             if plan := current():  # as many as withstand a short attack are left for the next
                 share = plan.once(withstood_by(model, attack), lambda: 1.0)
@@ -194,7 +196,7 @@ class Auditor:
         for key, composite in zip(keys, (total, group), strict=True):
             composite.add(attacked, found.images, right, planned.count, found.seconds)
             self._composites[key] = composite
-        if not whole:
+        if found.left is not None:
             return
         if self.settings.cascade:
             record = _counted(record, group.right[meant]).model_copy(update={"attacked": int(attacked.sum())})
