@@ -133,6 +133,19 @@ def test_eight_bits_of_a_run_and_what_they_lose(tiny_run: Run, tmp_path: Path, c
     assert difference.abs().max().item() == pytest.approx(float(loss[1]), abs=2e-3)
 
 
+def test_eight_bits_in_front_of_a_classifier_of_images_without_labels(
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own predictions are the labels."""
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(tiny_run.images("test").images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"{i}.png")
+    words = ["--classifier", str(tiny_run.checkpoint("classifier")), "--images", str(tmp_path / "images"), "--size", "16"]
+    assert main(["export", "cifar10-cpu", str(tmp_path / "small.onnx"), "--int8", *words]) == 0
+    shares = re.search(r"accuracy with .*: ([\d.]+)% in float, ([\d.]+)% in 8 bits", capsys.readouterr().out)
+    assert shares is not None and float(shares[1]) > 50 and float(shares[2]) > 50
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
