@@ -35,9 +35,10 @@ from purifiers.errors import OutOfTime
 from purifiers.recipes.load import changed, load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.recipes.training_settings import Outputs
+from purifiers.registry import CONFIG_FILE
 from purifiers.reports import paper
 from purifiers.reports.render import Table
-from purifiers.runs import STATE_FILE, Run
+from purifiers.runs import STATE_FILE, STUDENTS, TEACHERS, Run
 from purifiers.storage import load_state, write_text
 from purifiers.training.adversarial_data import Panel, attack_training_images
 from purifiers.training.objectives import at_losses, nt_losses
@@ -87,13 +88,21 @@ class AfterEachEpoch(Deadline):
 def after_each_epoch(run: Run, title: str, train: Callable[[], T]) -> Generator[tuple[str, dict[str, float]], None, T]:
     """A row after each epoch but the last of each stage that ``train`` trains in ``run``; returns what it returns."""
     purifier = run.recipe.purifier.build()
+
+    def row(stage: str) -> tuple[str, dict[str, float]]:
+        state = load_state(run.checkpoint(stage) / STATE_FILE)
+        purifier.load_state_dict(state["network"])
+        training = run.recipe.student if stage in STUDENTS else getattr(run.recipe, stage)
+        return f"{title}: {stage}, epoch {len(state['history'])}/{training.epochs}", measured(run, purifier.eval())
+
+    for stage in (*TEACHERS, *STUDENTS):  # the one that an earlier call was measuring when it was stopped
+        if (run.checkpoint(stage) / STATE_FILE).is_file() and not (run.checkpoint(stage) / CONFIG_FILE).is_file():
+            yield row(stage)
     while True:
         try:
             return train()
         except OutOfTime as stopped:
-            epoch, stage = str(stopped).split(" of ")
-            purifier.load_state_dict(load_state(run.checkpoint(stage) / STATE_FILE)["network"])
-            yield f"{title}: {stage}, {epoch}", measured(run, purifier.eval())
+            yield row(str(stopped).split(" of ")[1])
 
 
 def opened(recipe: Recipe, folder: Path, cache: Path) -> Run:

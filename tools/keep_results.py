@@ -27,6 +27,7 @@ from purifiers.reports.pages import (
     write_seeds,
 )
 from purifiers.storage import write_text
+from purifiers.weights import HUB
 
 
 def keep(results: Results, target: Path) -> None:
@@ -69,14 +70,25 @@ def _without_places(content: dict[str, Any]) -> dict[str, Any]:
     # Not read again afterwards: a name that is a file here would become a place.
     recipe = parse_recipe(content).model_dump(mode="json")
     recipe["data"]["path"] = None
-    for classifier in (recipe["classifier"], *recipe["companions"]):
-        if classifier["source"] is not None and ":" not in classifier["source"]:
-            classifier["source"] = Path(classifier["source"]).name
     for stage in ("teacher_at", "student"):
         start = recipe[stage]["start"]
         if start is not None and Path(start).is_absolute():
             recipe[stage]["start"] = f"runs/{Path(start).name}"  # which no shipped name is
-    return recipe
+    shortened: dict[str, Any] = _names_alone(recipe)
+    return shortened
+
+
+def _names_alone(value: Any) -> Any:
+    """``value`` with the names alone of the files and folders in it, also behind ``hf:`` and in ``purifier+classifier``."""
+    if isinstance(value, dict):
+        return {key: _names_alone(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_names_alone(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    hub = HUB if value.startswith(HUB) else ""
+    places = value.removeprefix(hub).split("+")
+    return hub + "+".join(Path(place).name if Path(place).is_absolute() else place for place in places)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def main() -> None:
         if chosen.audit is not None:
             Audit.read(chosen.audit).write(target / "audit")
             made_from["audit"] = f"{chosen.name}/audit"
-        ship_purifier(chosen.run, chosen.name, made_from, notes, to_float(test.images[:500]))
+        ship_purifier(chosen.run, chosen.name, made_from, notes, to_float(test.images[:500]).cpu())
     for stage, name in (pair.split("=") for pair in chosen.classifiers):
         ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, chosen.unseen, notes)
     size = sum(path.stat().st_size for path in ROOT.glob("*/*"))

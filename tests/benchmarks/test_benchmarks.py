@@ -1,4 +1,4 @@
-"""Each benchmark runs at its smallest; how high its figures are is not tested."""
+"""The tables of the benchmarks and how their figures are taken; no benchmark runs here."""
 
 import json
 

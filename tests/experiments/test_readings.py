@@ -68,6 +68,25 @@ def test_a_training_with_a_row_after_each_epoch_gives_what_it_gives_in_one_piece
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
+def test_a_row_that_was_being_measured_when_it_was_stopped_is_made_by_the_next_call(
+    tiny_run: Run, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe("teacher_nt.epochs=3")
+    run = Run(recipe, tmp_path, torch.device("cpu"), tmp_path / "cache", deadline=AfterEachEpoch())
+    run.classifier = tiny_run.classifier
+    train = partial(train_purifier, run, "teacher_nt", recipe.teacher_nt, run.images("train").images, nt_losses)
+
+    def killed(run: Run, purifier: nn.Module) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(readings, "measured", killed)
+        next(after_each_epoch(run, "one", train))
+    monkeypatch.setattr(readings, "measured", lambda *_: {"dB": 1.0})
+    titles = [title for title, _ in after_each_epoch(run, "one", train)]
+    assert titles == ["one: teacher_nt, epoch 1/3", "one: teacher_nt, epoch 2/3"]
+
+
 def test_teacher_at_of_e2_sees_each_adversarial_example_and_no_clean_image(
     tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

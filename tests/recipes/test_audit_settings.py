@@ -30,6 +30,7 @@ def test_every_shipped_recipe_has_an_audit(name: str) -> None:
 def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written() -> None:
     overrides = ["audit.attacks.AA=null", "audit.attacks.PGD.num_steps=5", "audit.limits.Square=null", "audit.limits.AA-L2=7"]
     overrides += ["audit.attacks.mine={kind: bim, step_size: 1/255}", "audit.views.query=Square", "audit.views.bpda=[]"]
+    overrides += ["audit.attacks.plain=fgsm"]
     recipe = load_recipe("paper", overrides)
     audit = recipe.audit
     assert "AA" not in audit.attacks and "AA" not in audit.views["full"] and "AA" not in audit.limits
@@ -42,6 +43,7 @@ def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written
     # A written recipe takes another ball for all attacks at once.
     other = parse_recipe(content | {"audit": content["audit"] | {"epsilon": "2/255"}}).audit
     assert {attack.epsilon for attack in other.attacks.values() if attack.norm == "linf"} == {2 / 255}
+    assert load_recipe("paper", ["audit.attacks.plain=fgsm", "audit.epsilon=4/255"]).audit.attacks["plain"].epsilon == 4 / 255
 
 
 @pytest.mark.parametrize("name", NAMES)

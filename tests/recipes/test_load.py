@@ -383,6 +383,11 @@ def test_a_text_that_looks_like_a_value_survives_being_written(name: str, tmp_pa
     assert yaml.safe_load(recipe_text(recipe))["name"] == name  # as YAML 1.1
 
 
+def test_a_stage_that_is_not_trained_needs_no_attacks() -> None:
+    start = ["latent=null", "teacher_at={epochs: 0, start: cifar10-robust}"]
+    assert load_recipe("robust-cpu", start).teacher_at.epochs == 0
+
+
 def test_null_removes_a_training_attack_a_baseline_and_a_variant() -> None:
     before = load_recipe("strong-cpu")
     removed = {group: [*getattr(before, group)][-1] for group in ("training_attacks", "baselines", "variants")}

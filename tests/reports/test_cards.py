@@ -104,6 +104,9 @@ def test_a_card_has_what_was_changed_of_the_shipped_recipe(make_results: Make) -
         ("strong-cpu", [], "clean ones", "own classifier can read"),
         ("smooth-cpu", [], "on Gaussian noise of 0.25", "**not** the purifier"),
         ("smooth-cpu", [], "on no attack", "redraws"),
+        ("paper", [], "distillation from two teachers", "from teacher"),
+        ("tiny-cpu", [], "distillation from teacher AT", "two teachers"),
+        ("photos-cpu", [], "images of 128 by 128 pixels", "224"),
     ],
 )
 def test_a_card_has_the_limits_of_its_training(

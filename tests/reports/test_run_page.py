@@ -111,8 +111,8 @@ def test_the_card_has_the_worst_cases_of_an_audit_of_that_run_alone(
         record.model_copy(update={**worst, "norm": norm, "attack": group}) for norm in ("linf", "l2") for group in groups
     ]
     audit = Audit(settings={}, seed=0, versions={}, hardware={}, seconds=1, random=[], records=records, checks={}, warnings=[])
-    for classifier, there in ((record.classifier, True), ("another", False)):
-        own = [one.model_copy(update={"classifier": classifier}) for one in records]
+    for other, there in (({}, True), ({"classifier": "another"}, False), ({"dataset": "photos"}, False)):
+        own = [one.model_copy(update=other) for one in records]
         audit.model_copy(update={"records": own}).write(folder)
         write_card(folder, results)
         card = (folder / "card.md").read_text()

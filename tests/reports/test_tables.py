@@ -59,7 +59,7 @@ def test_table_2_of_a_guided_student_is_of_the_papers_losses(make_results: Make)
     results = make_results(stages=("teacher_at", "student_at", "student_nt", "student_paper", "student_other", "student"))
     rows = {row[0]: row[1:] for row in table_2(results).rows}
     assert rows["student of AT and NT"][:2] == ["63.00", "73.00 (40.20)"]
-    assert rows["student of AT and NT, guided"][:2] == ["65.00", "75.00"]
+    assert rows["the student of this run"][:2] == ["65.00", "75.00"]
     recipe = results.recipe | {"student": results.recipe["student"] | {"classification_weight": 1.0}}
     assert claim_applies(results.model_copy(update={"recipe": recipe}))
     assert claim([results]) == claim([make_results()])

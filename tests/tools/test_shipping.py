@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import purifiers
 import purifiers.weights
 from purifiers import Purifier
 from purifiers.evaluation.records import Results
@@ -59,12 +60,35 @@ def test_results_are_kept_without_the_places_of_files(evaluated: Path, tool: Too
     assert "PGD" in (kept / "tables.md").read_text()
 
 
+def test_no_place_is_left_in_any_key(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
+    results = Results.read(evaluated)
+    home = str(tmp_path / "home")
+    results.recipe["audit"]["surrogates"] = [f"{home}/mine+cifar10-resnet20", f"hf:{home}/theirs"]
+    results.recipe["variants"] = {"other": {"student.start": f"{home}/start"}}
+    results.write(tmp_path)
+    tool("keep_results.py", tmp_path, tmp_path / "kept")
+    recipe = Results.read(tmp_path / "kept").recipe
+    assert home not in json.dumps(recipe)
+    assert recipe["audit"]["surrogates"] == ["mine+cifar10-resnet20", "hf:theirs"]
+
+
 def test_results_of_changed_sources_are_not_kept(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
     results = (evaluated / "results.json").read_text().replace(COMMIT, f"{COMMIT}-dirty")
     (tmp_path / "results.json").write_text(results)
     with pytest.raises(SystemExit, match="uncommitted"):
         tool("keep_results.py", tmp_path, tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+def test_the_cards_that_ship_are_those_of_the_kept_results(tool: Tool, tmp_path: Path) -> None:
+    shipped = Path(purifiers.__file__).parent / "weights"
+    for name, source in (("weights", shipped), ("results", TOOLS.parent / "results")):
+        shutil.copytree(source, tmp_path / name, dirs_exist_ok=True)
+    tool("ship_weights.py", "--cards")
+    cards = [*shipped.glob("*/README.md")]
+    assert len(cards) > 5
+    for card in cards:
+        assert (tmp_path / "weights" / card.parent.name / card.name).read_text() == card.read_text(), card
 
 
 def test_a_purifier_and_its_classifier_ship_with_cards(evaluated: Path, tool: Tool, tmp_path: Path) -> None:

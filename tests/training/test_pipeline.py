@@ -284,7 +284,7 @@ def test_a_residual_teacher_nt_needs_no_training_and_a_student_may_start_from_te
     student, teacher = (dict(run.purifiers[name].network.named_parameters()) for name in ("student", "teacher_at"))
     for name, value in student.items():
         torch.testing.assert_close(value, teacher[name], rtol=0, atol=1e-8)
-    assert open_run(run.recipe, tmp_path, "cpu").histories.keys() == {"teacher_at", "student"}
+    assert open_run(run.recipe, tmp_path, "cpu").histories.keys() == {"teacher_nt", "teacher_at", "student"}
 
 
 def test_a_student_may_be_smaller_than_its_teachers_and_goes_on_from_one_of_its_size(
@@ -302,8 +302,8 @@ def test_a_student_may_be_smaller_than_its_teachers_and_goes_on_from_one_of_its_
     assert fingerprint(starts["student"]) == fingerprint(run.purifiers["student"].network)
     alone = train_recipe(changed(recipe, {"student.teachers": ["AT"]}), tmp_path / "alone", device="cpu")
     assert alone.histories["student"][0]["distillation"] != run.histories["student"][0]["distillation"]
-    paper = student_configs(changed(recipe, {"student.teachers": ["AT"]}), ablation=True)["student_nt"]
-    assert paper.teachers == ("AT", "NT")
+    paper = student_configs(changed(recipe, {"student.teachers": ["AT"], "student.beta": 0}), ablation=True)["student_nt"]
+    assert (paper.teachers, paper.beta, paper.gamma) == (("AT", "NT"), 0.5, 0.5)
     for change in ("student.noise=0.1", "training_attacks={}"):
         with pytest.raises(ConfigError, match="teacher_once"):
             tiny_recipe("student.teacher_once=true", change, "teacher_at.clean_share=1", "student.clean_share=1")
@@ -325,7 +325,7 @@ def test_a_training_that_starts_from_purifiers_that_are_there_and_may_be_moved(
     students = [dict(run.purifiers["student"].network.named_parameters()) for run in (tiny_run, second)]
     for name, value in students[0].items():
         torch.testing.assert_close(value, students[1][name], rtol=0, atol=1e-8)
-    assert open_run(second.recipe, tmp_path / "second", "cpu").histories.keys() == {"teacher_nt", "student"}
+    assert open_run(second.recipe, tmp_path / "second", "cpu").histories.keys() == {"teacher_nt", "teacher_at", "student"}
     moved = run_copy.rename(tmp_path / "moved")
     capsys.readouterr()
     train_recipe(recipe(moved), (tmp_path / "second").rename(tmp_path / "third"), device="cpu")

@@ -103,6 +103,7 @@ class AuditSettings(Group):
         attacks = {name: attack for name, attack in attacks.items() if attack is not None}
         for name, attack in attacks.items():
             attack = attack.model_dump() if isinstance(attack, Attack) else attack
+            attack = {"kind": attack} if isinstance(attack, str) else attack
             if not isinstance(attack, Mapping):
                 continue
             # Another kind shares no numbers with the standard one.

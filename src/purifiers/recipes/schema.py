@@ -204,7 +204,8 @@ class Recipe(Group):
             if purifier.get("residual") or purifier.get("skip_every", 2):
                 raise ValueError("latent: skips carry perturbations around it; set purifier.skip_every=0, no residual")
             stages["latent.decoder"] = self.latent.decoder
-        idle = [name for name, one in stages.items() if one.attack is None and not one.noise and one.clean_share < 1]
+        trained = {name: one for name, one in stages.items() if one.epochs}
+        idle = [name for name, one in trained.items() if one.attack is None and not one.noise and one.clean_share < 1]
         if idle and not self.training_attacks:
             raise ValueError(f"training_attacks is empty, and {idle[0]} has neither an attack of its own nor noise")
         if self.student.teacher_once and not self.training_attacks:

@@ -48,7 +48,11 @@ def write_card(folder: Path, results: Results, run: Path | None = None) -> None:
     for place in (run or folder, folder):
         with suppress(MissingFileError, CheckpointError):
             found = Audit.read(place)
-            if (found.purifiers, found.records[0].classifier) == ([name], results.records[0].classifier):
+            same = all(
+                getattr(found.records[0], key) == getattr(results.records[0], key)
+                for key in ("classifier", "dataset", "labels_predicted")
+            )
+            if same and found.purifiers == [name]:
                 audit = found
     write_text(folder / RUN_CARD_FILE, model_card(name, [results], f"path/to/{name}", audit))
 

@@ -64,7 +64,7 @@ def table_2_rows(results: Results) -> dict[str, tuple[str, str]]:
     Three are not in the paper: two with the other reading of equation 5, and a student that is trained beyond its losses.
     """
     other = _OTHER_INPUT[results.recipe["student"]["nt_teacher_input"]]
-    own = "student_paper" if select(results, "student_paper") else "student"
+    own = "student_paper" if own_losses(results) else "student"
     rows = {
         "teacher_at": ("AT, no distillation", "teacher_at"),
         "student_at": ("student of AT", "student_at"),
@@ -74,9 +74,14 @@ def table_2_rows(results: Results) -> dict[str, tuple[str, str]]:
     beyond = {
         "student_nt_other": (f"student of NT, which sees {other}", "student_nt_other"),
         "student_other": (f"student of AT and NT, which sees {other}", "student_other"),
-        "guided": ("student of AT and NT, guided", "student" if own != "student" else ""),
+        "own": ("the student of this run", "student" if own != "student" else ""),
     }
     return rows | {name: row for name, row in beyond.items() if select(results, row[1])}
+
+
+def own_losses(results: Results) -> bool:
+    """Whether the run's student was trained with other losses than the paper's, for which there is another row."""
+    return bool(select(results, "student_paper"))
 
 
 def has_table_2(results: Results) -> bool:
@@ -95,7 +100,7 @@ def table_2(results: Results) -> Table:
         shown += ours.values()
     read = results.recipe["student"]["nt_teacher_input"]
     inputs = {"read": read, "other": _OTHER_INPUT[read]}
-    caption = text("table_2", records=shown, guided=rows[-1][0].endswith("guided"), comparable=comparable, **inputs)
+    caption = text("table_2", records=shown, beyond=own_losses(results), comparable=comparable, **inputs)
     header = ["purifier", *map(title_of, select(results))]
     return Table("Table 2. What each teacher brings (view blind)", caption, header, rows)
 
@@ -164,7 +169,7 @@ def training(results: Results) -> Table:
         used = [f"{flops / 1e9:.2f}", f"{rate * flops / 1e9:,.0f}"] if flops else ["-", "-"]
         share = f"{100 * rate * flops / results.peak_flops:.0f}" if flops and results.peak_flops else "-"
         rows.append([stage, str(len(history)), duration(seconds), f"{rate:,.0f}", *used, share])
-    caption = text("training", peak=results.peak_flops, precision=results.recipe["precision"])
+    caption = text("training", peak=results.peak_flops, precision=results.recipe["precision"].replace("auto", "32-true"))
     header = ["stage", "epochs", "time", "images/s", "GFLOP per image", "GFLOP/s", "% of peak"]
     return Table("Training", caption, header, rows)
 

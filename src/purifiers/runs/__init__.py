@@ -10,6 +10,7 @@ from purifiers.runs.layout import (
     RUN_FILES,
     STATE_FILE,
     STUDENTS,
+    TEACHERS,
     Run,
     student_configs,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "RUN_FILES",
     "STATE_FILE",
     "STUDENTS",
+    "TEACHERS",
     "Run",
     "is_run",
     "open_defended",

@@ -62,6 +62,8 @@ def open_run(recipe: Recipe, folder: Path, device: str = "auto", images: ImageSe
     for stage in (*recipe.classifiers(), *LATENT, *run.purifiers):
         if (state := run.checkpoint(stage) / STATE_FILE).is_file():
             run.histories[stage] = load_state(state)["history"]
+        elif stage in run.purifiers:  # of 0 epochs
+            run.histories[stage] = []
     return run
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -569,6 +570,15 @@ def test_a_purifier_by_two_names_is_audited_once(tmp_path: Path) -> None:
     for names in (["run1", "./run1"], ["cifar10", "cifar10"]):
         with pytest.raises(ConfigError, match="duplicate"):
             audit_by_name(names, [], tmp_path)
+
+
+def test_labels_that_one_classifier_predicts_are_not_for_another(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 9, 9)).save(tmp_path / "images" / f"{i}.png")
+    given = [("data.name", "folder"), ("data.path", str(tmp_path / "images"))]
+    with pytest.raises(ConfigError, match="cifar10-cpu has another"):
+        audit_by_name(["cifar10", "cifar10-cpu"], given, tmp_path)
 
 
 def test_tensors_and_batches_are_taken_as_they_come() -> None:

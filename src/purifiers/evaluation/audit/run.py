@@ -33,7 +33,7 @@ from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import AuditSettings
 from purifiers.recipes.load import set_value
-from purifiers.registry import CONFIG_FILE
+from purifiers.registry import CONFIG_FILE, fingerprint
 from purifiers.runs import Run, is_run, open_defended, own_classifier, prepare_baselines
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard
@@ -157,7 +157,8 @@ def audit_by_name(
         shard: the share of the work to do here; whoever finds the others' finished completes it.
 
     Raises:
-        ConfigError: other images than the first's, the same purifier or title of a surrogate twice, or see the parts.
+        ConfigError: other images than the first's, or another classifier where that predicts the labels; the same purifier or
+            title of a surrogate twice; or see the parts.
         MissingFileError, CheckpointError: see :func:`purifiers.runs.open_defended`.
         InputError: see :func:`audit`.
     """
@@ -170,6 +171,9 @@ def audit_by_name(
             raise ConfigError(
                 f"{what} uses other images ({one.recipe.data.name}) than {whats[0]} ({run.recipe.data.name}): audit them apart"
             )
+        if run.images("test").labels_predicted and fingerprint(one.classifier) != fingerprint(run.classifier):
+            advice = "give one --classifier for all, labels, or audit them apart"
+            raise ConfigError(f"labels are predicted by the classifier of {whats[0]}, and {what} has another: {advice}")
     settings = run.recipe.audit
     known = {*names.values(), *run.recipe.baselines, *settings.attacks}
     if unknown := [f"'{name}'" for name in settings.limits if name not in known]:
