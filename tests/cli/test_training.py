@@ -146,7 +146,7 @@ def test_the_demo_writes_all_tables_and_a_report(run: Path, capsys: pytest.Captu
         "Table 2.",
         "threat model",
         "Table 3.",
-        "student of AT and NT, guided",
+        "the student of this run",
         "report.html",
     ):
         assert text in out
