@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import math
 import struct
 import threading
 import time
@@ -453,6 +454,31 @@ def test_an_image_whose_client_has_gone_is_not_processed() -> None:
         assert (len(service.reading), service.queued, service.held) == (0, 0, 0)
 
     asyncio.run(run())
+
+
+def hanging() -> Callable[[list[Job]], list[Answer | Refused]]:
+    def work(jobs: list[Job]) -> list[Answer | Refused]:
+        time.sleep(60)
+        return []
+
+    return work
+
+
+def test_the_service_ends_while_its_worker_hangs() -> None:
+    worker = Worker(hanging)
+    worker.start()
+    app = make_app(service := Service(worker))
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            service.batcher.submit(Job("purify", GOOD, math.inf))
+            while service.batcher.queue:
+                await asyncio.sleep(0.01)
+
+    begun = time.monotonic()
+    asyncio.run(run())  # which waits for the thread that waits for the worker
+    assert time.monotonic() - begun < 30
+    assert not worker.alive()
 
 
 def test_those_who_send_slowly_keep_out_nobody() -> None:
