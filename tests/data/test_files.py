@@ -157,7 +157,7 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
 
 
 def tiled(width: int, height: int) -> bytes:
-    """A TIFF of 16 x 16 pixels in one tile of this size, of which nothing is there."""
+    """A TIFF of 16 x 16 pixels in one tile of this size, without its data."""
     entries = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: width, 323: height, 324: 0, 325: 0}
     lines = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + lines + bytes(4)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 def refuse_other_run(output: Path, own: Path | None = None) -> None:
     """Refuse, before anything is measured, what cannot be the folder for results, or holds others than those of ``own``."""
-    from purifiers.runs import RECIPE_FILE, RUN_FILES
+    from purifiers.runs import CACHE, RECIPE_FILE, RUN_FILES
 
     there = next(place for place in (output, *output.absolute().parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ConfigError(f"--output {output}: {there} is {'read-only' if there.is_dir() else 'a file; expected a folder'}")
     if own is None or output.resolve() != own.resolve():
         found = [name for name in RUN_FILES if (output / name).is_file()]
-        if RECIPE_FILE in found or (found and not (output / "cache").is_dir()):  # an earlier output has a cache
+        if RECIPE_FILE in found or (found and not (output / CACHE).is_dir()):  # an earlier output has a cache
             raise ConfigError(f"{output} has a {found[-1]} of something else, which would be replaced; choose another --output")
 
 
@@ -86,7 +86,7 @@ def evaluate(
     """
     from purifiers.forecast import foreseen
     from purifiers.recipes.load import load_recipe
-    from purifiers.runs import RECIPE_FILE, open_run, prepare_baselines, recipe_of
+    from purifiers.runs import CACHE, RECIPE_FILE, open_run, prepare_baselines, recipe_of
 
     if not (run / RECIPE_FILE).is_file():
         if str(run) in weights.PURIFIERS:
@@ -103,7 +103,7 @@ def evaluate(
         opened = open_run(recipe, run, device)
         if baselines != "none":
             prepare_baselines(opened, train=baselines == "all")
-        opened.cache, opened.shard = folder / "cache", replace(share)  # which counts its pieces
+        opened.cache, opened.shard = folder / CACHE, replace(share)  # which counts its pieces
         return report(opened, folder)
 
     foreseen(work, dry_run)
@@ -208,7 +208,7 @@ def certify(
     from purifiers.forecast import foreseen
     from purifiers.recipes.load import load_recipe
     from purifiers.reports.pages import certificate_tables, write_certificate
-    from purifiers.runs import is_run, open_defended, recipe_of
+    from purifiers.runs import CACHE, is_run, open_defended, recipe_of
 
     share = options.find_shard(shard)
     overrides, name = changes.overrides(trained=True), weights.locate(purifier).resolve().name
@@ -223,7 +223,7 @@ def certify(
 
     def work() -> "Certificate":
         run = open_defended(purifier, overrides, folder, recipe, device)
-        run.cache, run.shard = folder / "cache", replace(share)  # which counts its pieces
+        run.cache, run.shard = folder / CACHE, replace(share)  # which counts its pieces
         assert smoothing is not None  # a purifier without a recipe is not opened
         return run.shard.finish(lambda: certify_run(run, name, smoothing, limit))
 

@@ -34,7 +34,7 @@ from purifiers.purifier import PurifiedClassifier, Purifier
 from purifiers.recipes.audit_settings import AuditSettings
 from purifiers.recipes.load import set_value
 from purifiers.registry import CONFIG_FILE, fingerprint
-from purifiers.runs import Run, is_run, open_defended, own_classifier, prepare_baselines
+from purifiers.runs import CACHE, Run, is_run, open_defended, own_classifier, prepare_baselines
 from purifiers.seeds import seed_for
 from purifiers.shards import Shard
 
@@ -190,7 +190,7 @@ def audit_by_name(
         classifier, title = own_classifier(name, purifier) or (one.classifier, one.classifier_name)
         subjects.append(Subject(name, PurifiedClassifier(purifier, classifier), title))
     seed, size = seed_for(run.recipe.seed, "evaluation"), run.recipe.evaluation.batch_size
-    cache = Cache(folder / "cache", shard)
+    cache = Cache(folder / CACHE, shard)
     work = partial(audit_all, subjects, run.images("test"), settings, surrogates, seed=seed, batch_size=size, cache=cache)
     return cache.shard.finish(work)
 
