@@ -10,7 +10,7 @@ import uvicorn
 from purifiers.serve import connections
 from purifiers.serve.connections import LimitedProtocol
 from purifiers.serve.endpoints import Service, make_app
-from tests.serve.test_endpoints import GOOD, Gate, serving, until
+from tests.serve.test_endpoints import GOOD, Gate, encoded, image, serving, until
 
 POST = b"POST /purify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -18,14 +18,17 @@ Connect = Callable[[], socket.socket]
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    gate = Gate()
-    yield serving(gate, max_queue=1)
-    gate.opened.set()
+def gate() -> Gate:
+    return Gate()
 
 
 @pytest.fixture
-def connect(service: Service) -> Iterator[Connect]:
+def service(gate: Gate) -> Service:
+    return serving(gate, max_queue=1)
+
+
+@pytest.fixture
+def connect(service: Service, gate: Gate) -> Iterator[Connect]:
     """Connects to the service."""
     opened: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as bound:
@@ -42,6 +45,7 @@ def connect(service: Service) -> Iterator[Connect]:
         yield connect
         for one in opened:
             one.close()
+        gate.opened.set()  # the server waits for what it has begun
         server.should_exit = True
         thread.join()
 
@@ -108,11 +112,12 @@ def test_trailers_without_end_are_not_kept(connect: Connect) -> None:
 def test_chunks_of_any_size_are_taken(service: Service, connect: Connect) -> None:
     client = connect()
     client.sendall(b"POST /purify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-    body = bytes(200_000)
+    body = encoded(image(0, (200, 400)))  # one that can be read: any other has its answer before anybody sees it queued
     for start in range(0, len(body), 100_000):
-        client.sendall(b"186a0\r\n" + body[start : start + 100_000] + b"\r\n")
+        part = body[start : start + 100_000]
+        client.sendall(b"%x\r\n" % len(part) + part + b"\r\n")
     client.sendall(b"0\r\nX: trailer\r\n\r\n")
-    until(lambda: service.queued == 1)
+    until(lambda: service.queued == 1)  # the gate keeps it
 
 
 def test_a_request_that_waits_for_the_one_before_it_is_no_silent_connection(
