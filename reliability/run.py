@@ -8,7 +8,6 @@ With --quick nothing is written: the page shows the last long run of each promis
 import argparse
 import faulthandler
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import ranks
 import shards
 from promise import Promise, Result
 
+from purifiers.evaluation.records import versions
 from purifiers.storage import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -57,8 +57,8 @@ def tested(promise: Promise, count: int, quick: bool) -> dict[str, Any]:
         except Exception:
             result = Result(count, 0, "", failures=[traceback.format_exc()])
     faulthandler.cancel_dump_traceback_later()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {**vars(result), "kept": result.kept, "seconds": round(time.perf_counter() - begun, 1), "commit": commit}
+    seconds = round(time.perf_counter() - begun, 1)
+    return {**vars(result), "kept": result.kept, "seconds": seconds, "commit": versions()["commit"]}
 
 
 def table(records: dict[str, Any]) -> str:

@@ -157,5 +157,7 @@ def test_the_fastest_precision_is_measured(slower: str, best: str, monkeypatch: 
 
     monkeypatch.setattr("purifiers.device.autocast", timed)
     monkeypatch.setattr("purifiers.device.time.perf_counter", lambda: clock[0])
+    state = torch.get_rng_state()
     assert fastest_precision(torch.device("cpu")) == best
+    assert torch.equal(torch.get_rng_state(), state)
     assert fastest_precision(torch.device("mps")) == "32-true"

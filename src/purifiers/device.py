@@ -52,7 +52,8 @@ def fastest_precision(device: torch.device) -> Precision:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     if device.type != "cpu":
         return "32-true"
-    layer, images = nn.Conv2d(32, 32, 3, padding=1), torch.rand(8, 32, 16, 16)
+    with torch.random.fork_rng(devices=[]):
+        layer, images = nn.Conv2d(32, 32, 3, padding=1), torch.rand(8, 32, 16, 16)
     seconds: dict[Precision, float] = {}
     for precision in get_args(Precision):
         for _ in range(3):  # libraries prepare in the first

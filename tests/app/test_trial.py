@@ -42,7 +42,7 @@ def test_every_attack_reaches_the_optimum_of_a_linear_classifier(
     label = int(logits.argmax())
     away = (classifier.weight[1 - label] - classifier.weight[label]).sign().view(SHAPE).detach()
     for view, sign in (("blind", 1), ("full", -1)):
-        trial = attack_image(defended, image, ATTACKS[name](EPSILON), view)
+        trial = attack_image(defended, image, ATTACKS[name](epsilon=EPSILON), view)
         expected = image + sign * EPSILON * away
         torch.testing.assert_close(trial.attacked.image, expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(trial.purified.image, 1 - expected, atol=1e-6, rtol=0)
@@ -67,7 +67,7 @@ def test_the_amplification_is_the_largest_whole_one_that_cuts_nothing_off() -> N
 
 def test_no_epsilon_is_no_attack(image: Tensor, linear: Callable[..., nn.Module]) -> None:
     for name in ATTACKS:
-        trial = attack_image(PurifiedClassifier(nn.Identity(), linear(3, SHAPE)), image, ATTACKS[name](0), "full")
+        trial = attack_image(PurifiedClassifier(nn.Identity(), linear(3, SHAPE)), image, ATTACKS[name](epsilon=0), "full")
         assert torch.equal(trial.attacked.image, image)
 
 
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_trial(image: Tensor, linear: Callable[...,
 
 
 def test_at_8_255_pgd_is_the_papers() -> None:
-    attack = ATTACKS["PGD"](8 / 255)
+    attack = ATTACKS["PGD"](epsilon=8 / 255)
     assert isinstance(attack, PGD)
     assert (attack.step_size, attack.num_steps) == (pytest.approx(2 / 255), 20)
-    assert ATTACKS["FGSM"](0.1) == FGSM(epsilon=0.1)
+    assert ATTACKS["FGSM"](epsilon=0.1) == FGSM(epsilon=0.1)

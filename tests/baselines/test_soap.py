@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from purifiers import Purifier
-from purifiers.baselines import SOAP
+from purifiers.baselines import SOAP, Noisy, Nothing
+from purifiers.baselines.classical import Wrapper
 from purifiers.baselines.soap import consistency_error, reconstruction_error, rotation_error
 from purifiers.errors import InputError
 from purifiers.gradient_steps import pgd
 from purifiers.networks import ResNet
+from purifiers.runs.comparison import own_classifier
 
 
 def soap(**arguments: object) -> SOAP:
@@ -133,3 +135,14 @@ def test_descents_that_go_together_are_those_that_go_alone() -> None:
     for level, end in enumerate(network._descents(start), start=1):
         alone = pgd(lambda moved: -network.error(moved).sum(), start, epsilon=level * 0.03, step_size=0.02, num_steps=5)
         torch.testing.assert_close(end, alone)
+
+
+def test_a_wrapper_of_anybodys_around_it_is_measured_with_its_classifier() -> None:
+    class Mirrored(Wrapper):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.base(images.flip(3)).flip(3)
+
+    network = soap()
+    found = own_classifier("SOAP", Purifier(Noisy(Mirrored(network), sigma=0.1)))
+    assert found is not None and found[0] is network.classifier
+    assert own_classifier("nothing", Purifier(Mirrored(Nothing()))) is None

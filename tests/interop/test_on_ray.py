@@ -103,6 +103,13 @@ def test_a_finished_shard_is_skipped_until_something_changes(memory: Any) -> Non
     assert worker(memory)(piece)["purified"] == 2
 
 
+@pytest.mark.parametrize("name", ["shard.TAR", "table.Parquet"])
+def test_the_case_of_a_suffix_does_not_count(memory: Any, name: str) -> None:
+    memory.mv(f"/in/{name.lower()}", f"/in/{name}")
+    assert worker(memory)({"paths": [f"/in/{name}"]})["purified"] >= 1
+    assert memory.exists(f"/out/{name}")
+
+
 def test_damaged_shards_and_tables_without_images_fail_alone(memory: Any) -> None:
     memory.pipe_file("/in/shard.tar", memory.cat_file("/in/shard.tar")[:700])
     assert worker(memory)({"paths": ["/in/shard.tar"]})["failed"][0].startswith("/in/shard.tar: ")

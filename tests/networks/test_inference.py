@@ -43,8 +43,9 @@ def test_predictions_of_a_shipped_purifier_stay(runtime: bool, monkeypatch: pyte
         pytest.importorskip("openvino")
         monkeypatch.setattr(inference, "find_spec", find_spec)
     purifier, classifier = Purifier.from_pretrained("cifar10-cpu"), load_classifier("cifar10-resnet20")
-    images = torch.rand(18, 3, 32, 32)
+    images, state = torch.rand(18, 3, 32, 32), torch.get_rng_state()
     fast = purifier.optimize()
+    assert torch.equal(torch.get_rng_state(), state)
     assert (fast.network.runtime is not None) == runtime
     with torch.no_grad():
         assert (classifier(fast(images)) - classifier(purifier(images))).abs().max() < 1e-3

@@ -49,12 +49,14 @@ def test_what_is_given_is_laid_over_the_standard_ones_and_survives_being_written
 @pytest.mark.parametrize("name", NAMES)
 def test_another_ball_changes_a_written_recipe_as_it_does_the_shipped_one(name: str, tmp_path: Path) -> None:
     """Step sizes too, which follow from the ball unless they were given."""
-    given, wider = ["audit.attacks.BIM={kind: bim, step_size: 3/255}"], ["audit.epsilon=16/255", "audit.epsilon_l2=1"]
+    given = ["audit.attacks.BIM={kind: bim, step_size: 3/255}", "audit.attacks.mine={kind: bim}"]
+    wider = ["audit.epsilon=16/255", "audit.epsilon_l2=1"]
     (tmp_path / "r.yaml").write_text(recipe_text(load_recipe(name, given)))
     written = load_recipe(tmp_path / "r.yaml", wider).audit
     assert written == load_recipe(name, [*given, *wider]).audit
     assert (written.attacks["PGD"].step_size, written.attacks["MI-FGSM"].step_size) == pytest.approx((4 / 255, 1.6 / 255))
     assert (written.attacks["PGD-L2"].step_size, written.attacks["BIM"].step_size) == (0.25, 3 / 255)
+    assert written.attacks["mine"].step_size == pytest.approx(4 / 255)
 
 
 def test_the_record_of_an_audit_has_every_number() -> None:

@@ -115,3 +115,12 @@ def test_a_second_training_in_a_folder_is_refused_while_one_is_at_work(tmp_path:
     assert not [*(tmp_path / "mine").iterdir()]
     with locked(tmp_path / "mine"), locked(tmp_path / "other"):
         pass
+
+
+def test_a_forecast_discards_nothing(tmp_path: Path) -> None:
+    work = lambda: purifiers.train(Own(), IMAGES, LABELS, output=tmp_path / "mine", settings=SMALL, restart=True)  # noqa: E731
+    assert forecast(work).lines and not (tmp_path / "mine").exists()
+    work()
+    kept = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+    assert {line.title for line in forecast(work).lines} >= {"teacher_at", "student"}, "all of it is to be done again"
+    assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == kept

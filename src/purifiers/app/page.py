@@ -86,7 +86,7 @@ def make_page(defence: Defence) -> Any:
 
     def run(picture: Tensor, attack: str, levels: float, knows: str) -> str:
         with _as_messages(gr):
-            chosen = ATTACKS[attack](levels / 255)
+            chosen = ATTACKS[attack](epsilon=levels / 255)
             image = to_float(picture.to(data.images.device))
             trial = attack_image(defence.defended, image, chosen, KNOWS[knows])
         return trial_html(trial, chosen, data.classes)
@@ -107,7 +107,7 @@ def make_page(defence: Defence) -> Any:
                 samples = gr.Gallery(sampled, label="Take a sample", allow_preview=False, interactive=False, buttons=[], **look)
                 dropped = gr.File(label="Or drop an image", file_types=["image"], height=136, elem_id="dropped")
                 preview = gr.HTML(_HTML.preview(pictures[0]), padding=False)
-                steps = {name: getattr(make(1.0), "num_steps", 1) for name, make in ATTACKS.items()}
+                steps = {name: getattr(make(epsilon=1), "num_steps", 1) for name, make in ATTACKS.items()}
                 choices = [(f"{name}, {count} step{'s' if count > 1 else ''}", name) for name, count in steps.items()]
                 attack = gr.Dropdown(choices, value=choices[0][1], label="Attack", filterable=False)
                 first = min(round(2 * 255 * defence.epsilon) / 2, LARGEST_EPSILON)

@@ -32,7 +32,7 @@ FEW = 4
 BLOCK = 1000
 """Batches are counted anew in every so many images, so that the first images of a large data set are attacked alike."""
 Parts = tuple[Tensor, int]
-"""The places of images in a larger set, int64 (N,), rising, and the size of its parts. No batch is of two parts."""
+"""Indices of the images in a larger set, int64 (N,), ascending, and the size of its parts. No batch spans two parts."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Adversarial:
     warnings: Mapping[str, int] = field(default_factory=dict)  # from the attack's library, by text -> in how many batches
     batches: int = 0
     seconds: float = 0.0  # time of the attack when it was run, also if the result came from the cache
-    left: Tensor | None = None  # bool (N,), on the CPU: those left to other processes, here the originals; None if none are
+    left: Tensor | None = None  # bool (N,), on the CPU: images left to other processes; ``images`` has their originals
 
 
 def generate(

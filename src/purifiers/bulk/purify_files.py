@@ -42,7 +42,7 @@ class BulkResult:
     """Counts of files, and the failures."""
 
     purified: int = 0
-    replaced: int = 0  # of the purified, had been made by another purifier, or of another or since changed image, before
+    replaced: int = 0  # of the purified: those that overwrote the output of another purifier or source
     skipped: int = 0  # were there already
     remarks: Counter[str] = field(default_factory=Counter)  # what was left out, or is not quite as in its file, and how often
     failed: list[str] = field(default_factory=list)  # which, and why

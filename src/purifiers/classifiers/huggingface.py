@@ -137,7 +137,7 @@ def _quiet(local: bool) -> Iterator[None]:
 
 
 def _preprocessing(where: str, local: bool) -> Mapping[str, Any]:
-    """What the model's preprocessor does, with what its file leaves to its class; nothing where there is no file."""
+    """The preprocessor's settings, with the defaults of its class; empty without a file."""
     processors = require("transformers").AutoImageProcessor
     try:
         with _quiet(local):

@@ -124,9 +124,9 @@ def audit(
 ) -> None:
     """Attack defended models under every threat model.
 
-    Attack purifier and classifier together: by an attacker who knows both, only the classifier, only other models, or who
-    can only send queries. The number to quote is the worst case over all attacks, image by image. Writes audit.json, audit.md
-    and audit.html. If interrupted, the same command resumes. Takes hours on two cores; --limit 50 gives a first impression.
+    The attacker knows both networks, only the classifier, only other models, or can only send queries. The number to quote is
+    the worst case over all attacks, image by image. Writes audit.json, audit.md and audit.html. If interrupted, the same
+    command resumes. Takes hours on two cores; --limit 50 gives a first impression.
     """
     from purifiers.console import duration, say
     from purifiers.evaluation.audit.run import audit_by_name

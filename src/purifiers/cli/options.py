@@ -67,8 +67,8 @@ def output(default: bool | str = True) -> Any:
 def baselines(default: bool | str = True) -> Any:
     """The other purifiers."""
     return typer.Option(
-        help="The recipe's other purifiers, to compare with: all (trained first where necessary), those that are ready "
-        "(trained already, or without training), or none.",
+        help="The recipe's other purifiers, to compare with. all: train those that need it; ready: only those that need no "
+        "training now; or none.",
         show_default=default,
     )
 

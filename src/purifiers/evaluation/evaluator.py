@@ -109,8 +109,8 @@ class Evaluator:
     ) -> Measured:
         """Count one purifier's results on ``attacked``, adversarial versions of ``data``, by default on ``data`` itself.
 
-        ``about`` is the record's view, attack, norm and epsilon. ``among``, for a random purifier: the images that ``data`` is
-        a part of, and which of them it is; an image then gets the draw of its place there, whatever the subset.
+        ``about`` is the record's view, attack, norm and epsilon. ``among``, for a random purifier: the full set, and the mask
+        of ``data`` in it, so that an image gets the same draw in every subset.
         """
         attacked = attacked or Adversarial(data.images)
         names: dict[str, Any] = {"dataset": self.data.name, "classifier": self.classifier_name, "purifier": name}

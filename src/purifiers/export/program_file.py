@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from purifiers import hub
 from purifiers.errors import ConfigError, first_line, require
-from purifiers.networks.inference import fused
+from purifiers.networks.inference import example, fused
 from purifiers.networks.network import channels_of
 from purifiers.purifier import Purifier
 from purifiers.registry import NETWORKS, describe
@@ -39,7 +39,7 @@ def exportable(purifier: Purifier, classifier: nn.Module | None = None) -> nn.Mo
     # Without the checks of Purifier: a graph has no errors to raise.
     network = copy.deepcopy(purifier.network).cpu()
     if type(network) in NETWORKS.values():
-        network = fused(network.float(), torch.rand(2, channels_of(network) or 3, 32, 32))
+        network = fused(network.float(), example(channels_of(network) or 3))
     model = network if classifier is None else nn.Sequential(network, classifier)
     copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # channels-last needs a batch above 1
@@ -119,7 +119,7 @@ def export_torch(model: nn.Module, path: Path, *, size: int | None = None, chann
 
 def _example(channels: int, size: int | None) -> Tensor:
     """Images to trace with; no network's stride divides their size, so that padding is traced too."""
-    return torch.rand(2, channels, size or 33, size or 45)
+    return example(channels, size or 33, size or 45)
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ class _Worker(PurifyBatch):
             if isinstance(fault := parts[image], Exception):
                 where = image if image == paths[0] or len(paths) > 1 else f"{paths[0]}, sample {number}, {image}"
                 failed.append(f"{where}: {getattr(fault, 'strerror', None) or first_line(fault)}")
-        if not paths[0].endswith(SHARDS):
+        if not is_shard(paths[0]):
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(lambda one: self._put(one[1], one[0][one[1]]), kept))
         elif kept:
@@ -78,10 +78,10 @@ class _Worker(PurifyBatch):
         return {"purified": len(kept), "skipped": 0, "failed": failed}
 
     def _samples(self, paths: list[str]) -> tuple[Samples, Any]:
-        if not paths[0].endswith(SHARDS):
+        if not is_shard(paths[0]):
             return [({path: self._content(path)}, path) for path in paths], None
         with self.files.open(paths[0]) as handle:
-            if paths[0].endswith(".tar"):
+            if paths[0].lower().endswith(".tar"):
                 return _from_tar(handle), None
             table = pq.read_table(handle)
         encoded = [
@@ -146,9 +146,9 @@ def purify_on_ray(
             result.fail(f"{path}: would become {name}, like {names[name]}; rename one")
     if not names:
         raise MissingFileError(f"nothing to purify in {source} ({', '.join((*SUFFIXES, *SHARDS))})")
-    images = [path for path in names.values() if not path.endswith(SHARDS)]
+    images = [path for path in names.values() if not is_shard(path)]
     pieces = [images[start : start + TOGETHER] for start in range(0, len(images), TOGETHER)]
-    pieces += [[path] for path in names.values() if path.endswith(SHARDS)]
+    pieces += [[path] for path in names.values() if is_shard(path)]
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its plans
@@ -185,7 +185,12 @@ def list_failed(files: Any, path: str, failed: list[str]) -> None:
 def target_name(path: str, root: str) -> str:
     """The name, below the target, of what is made of a file."""
     name = PurePosixPath(path.removeprefix(root).lstrip("/"))
-    return str(name if name.suffix in SHARDS else name.with_suffix(".png"))
+    return str(name if is_shard(path) else name.with_suffix(".png"))
+
+
+def is_shard(path: str) -> bool:
+    """Whether a file holds many images."""
+    return path.lower().endswith(SHARDS)
 
 
 def put(files: Any, path: str, content: bytes) -> None:

@@ -39,7 +39,7 @@ class Optimised(Network):
         super().__init__()
         object.__setattr__(self, "config", None)  # weights are saved as they were trained
         weight = next(network.parameters(), torch.empty(0))
-        batch = torch.rand(2, channels_of(network) or 3, 32, 32) if images is None else images
+        batch = example(channels_of(network) or 3) if images is None else images
         known = type(network) in NETWORKS.values()
         self.network = place(fused(network, batch.to(weight)), weight.device) if known else network
         self.channels, self.stride = channels_of(network), getattr(network, "stride", 1)
@@ -100,10 +100,16 @@ def _convolution(layer: nn.Module) -> nn.Module:
     if min(padding) < 0 or any(layer.output_padding):
         return layer
     pair = cast(tuple[int, int], size), cast(tuple[int, int], tuple(padding))
-    made = nn.Conv2d(fan_in, fan_out, pair[0], padding=pair[1], bias=layer.bias is not None).to(layer.weight).eval()
+    made = nn.utils.skip_init(nn.Conv2d, fan_in, fan_out, pair[0], padding=pair[1], bias=layer.bias is not None)
+    made = made.to(layer.weight).eval()
     made.weight.data = layer.weight.data.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     made.bias = layer.bias
     return made
+
+
+def example(channels: int, height: int = 32, width: int = 32) -> Tensor:
+    """Two images of noise, float32 in [0,1]: always the same, and nobody else's random numbers change."""
+    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _openvino(network: nn.Module, images: Tensor) -> Any:

@@ -24,27 +24,23 @@ def refuse_gradients(view: str, attacks: Mapping[str, Attack]) -> None:
             raise InputError(f"views.{view}: '{name}' takes gradients, which this view does not give")
 
 
-def standard_attacks(epsilon: float, epsilon_l2: float) -> dict[str, dict[str, Any]]:
-    """The attacks of an audit, for these balls; step sizes as usual: a quarter of epsilon, for MI-FGSM a tenth."""
-    attacks: dict[str, dict[str, Any]] = {}
-    for suffix, norm, radius in (("", "linf", epsilon), ("-L2", "l2", epsilon_l2)):
-        steps = {"norm": norm, "step_size": radius / 4, "num_steps": 20}
-        attacks |= {
-            "FGSM" + suffix: {"kind": "fgsm", "norm": norm},
-            "MI-FGSM" + suffix: {"kind": "mifgsm", **steps, "step_size": radius / 10, "num_steps": 10},
-            "PGD" + suffix: {"kind": "pgd", **steps},
-            "foolbox PGD" + suffix: {"kind": "foolbox_pgd", **steps},
-            "AA" + suffix: {"kind": "autoattack", "norm": norm},
-            "Square" + suffix: {"kind": "square", "norm": norm, "num_queries": 5000},
-            "HopSkipJump" + suffix: {"kind": "hop_skip_jump", "norm": norm, "num_steps": 20, "num_evaluations": 100},
-        }
-    return attacks
-
-
 def _both(*names: str) -> list[str]:
     return [name + suffix for suffix in ("", "-L2") for name in names]
 
 
+STANDARD_ATTACKS: Mapping[str, Mapping[str, str]] = {
+    name + suffix: {"kind": kind, "norm": norm}
+    for suffix, norm in (("", "linf"), ("-L2", "l2"))
+    for name, kind in {
+        "FGSM": "fgsm",
+        "MI-FGSM": "mifgsm",
+        "PGD": "pgd",
+        "foolbox PGD": "foolbox_pgd",
+        "AA": "autoattack",
+        "Square": "square",
+        "HopSkipJump": "hop_skip_jump",
+    }.items()
+}
 STANDARD_VIEWS: Mapping[str, list[str]] = {
     "full": _both("FGSM", "PGD", "foolbox PGD", "AA"),
     "bpda": _both("PGD"),
@@ -93,21 +89,20 @@ class AuditSettings(Group):
         with suppress(TypeError, ValueError):  # the fields raise the error
             found = {key: float(parse_fraction(content.get(key, default))) for key, default in radii.items()}
             radii = found if 0 < found["epsilon"] <= 1 and found["epsilon_l2"] > 0 else radii
-        standard = standard_attacks(**radii)
         given = {key: {} if content.get(key) is None else content[key] for key in ("attacks", "views", "limits")}
         for key, value in given.items():
             if not isinstance(value, Mapping):
                 raise ValueError(f"{key} is a group of values; got {value!r}")
-        attacks: dict[str, Any] = {name: {} for name in standard} | given["attacks"]
+        attacks: dict[str, Any] = {name: {} for name in STANDARD_ATTACKS} | given["attacks"]
         removed = {name for name, attack in attacks.items() if attack is None}
         attacks = {name: attack for name, attack in attacks.items() if attack is not None}
         for name, attack in attacks.items():
-            attack = attack.model_dump() if isinstance(attack, Attack) else attack
+            attack = {"kind": attack.kind, **attack.model_dump(exclude_unset=True)} if isinstance(attack, Attack) else attack
             attack = {"kind": attack} if isinstance(attack, str) else attack
             if not isinstance(attack, Mapping):
                 continue
             # Another kind shares no numbers with the standard one.
-            known = standard.get(name, {})
+            known = STANDARD_ATTACKS.get(name, {})
             filled = {**(known if attack.get("kind", known.get("kind")) == known.get("kind") else {}), **attack}
             group = "epsilon_l2" if filled.get("norm") == "l2" else "epsilon"
             own, radius = filled.get("epsilon"), radii[group]
@@ -141,12 +136,10 @@ class AuditSettings(Group):
     @field_serializer("attacks")
     def _without_lengths(self, attacks: dict[str, AnyAttack]) -> dict[str, Any]:
         # Without lengths that follow from audit.epsilon, so that it can be changed in a written recipe; null keeps one removed.
-        standard = standard_attacks(self.epsilon, self.epsilon_l2)
-        written: dict[str, Any] = {name: None for name in standard if name not in attacks}
+        written: dict[str, Any] = {name: None for name in STANDARD_ATTACKS if name not in attacks}
         for name, attack in attacks.items():
-            known = standard.get(name, {})
-            usual = attack.kind == known.get("kind") and getattr(attack, "step_size", None) == known.get("step_size")
-            written[name] = attack.model_dump(mode="json", exclude={"epsilon", "step_size"} if usual else {"epsilon"})
+            given = {"step_size"} & attack.model_fields_set
+            written[name] = attack.model_dump(mode="json", exclude={"epsilon", "step_size"} - given)
         return written
 
     @field_serializer("limits")

@@ -72,9 +72,13 @@ def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
     return {key: (first.get(key), second.get(key)) for key in {**first, **second} if first.get(key) != second.get(key)}
 
 
+NOT_TRAINING = ("evaluation", "audit", "baselines", "variants", "both_inputs", "weights", "data.test_limit")
+"""Keys that change no weights of classifiers, teachers and students."""
+
+
 def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     """:func:`differences` in what decides the weights of classifiers, teachers and students; evaluation may differ."""
-    free = ["evaluation", "audit", "baselines", "variants", "both_inputs", "weights", "name", "data.test_limit"]
+    free = [*NOT_TRAINING, "name"]
     if now.data.name == "cifar10":  # the same wherever it is
         free.append("data.path")
     # Training attacks are run in the batches of the evaluation, and drawn by them.

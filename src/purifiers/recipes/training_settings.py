@@ -54,7 +54,7 @@ class Supervised(Optimisation):
     ``weight_perturbation``: adversarial weight perturbation (Wu et al. 2020; 0.005 there): gradients are taken where each layer
     has moved by this share of its norm towards a higher loss. It costs another step. 0: none.
     ``held_out``: against robust overfitting (Rice et al. 2020), and catastrophic overfitting of one-step attacks (Wong et al.
-    2020), of which a warning tells.
+    2020; a warning is printed).
     """
 
     attack: AnyAttack | None = None

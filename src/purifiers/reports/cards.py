@@ -15,17 +15,13 @@ from purifiers.errors import require
 from purifiers.evaluation.audit.result import NORMS, Audit
 from purifiers.evaluation.records import CLEAN, Record, Result, Results, read_attacks
 from purifiers.recipes.baseline_settings import folder_of
-from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe
+from purifiers.recipes.load import NAMES, NOT_TRAINING, differences, load_recipe, parse_recipe
 from purifiers.recipes.training_settings import STARTS
 from purifiers.reports.render import Table, cells, epsilon_of, page, percent, text
 from purifiers.reports.tables import select, through_purifier
 
-_NOT_TRAINING = (
-    *("evaluation", "audit", "baselines", "variants", "both_inputs", "weights", "seed", "data.path", "data.test_limit"),
-)
-"""Keys of a recipe that do not change what is trained."""
-_STARTS = ("teacher_at.start", "student.start")
-"""Keys that the list of stages has."""
+_SHOWN = ("seed", "data.path", "teacher_at.start", "student.start")
+"""Keys of a recipe that are elsewhere in the card, or in nobody else's interest."""
 
 
 class Measurement(Result):
@@ -173,4 +169,4 @@ def _changed(recipe: Mapping[str, Any]) -> list[str] | None:
     if recipe["name"] not in NAMES:
         return None
     found = differences(load_recipe(recipe["name"]), parse_recipe(recipe))
-    return [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith((*_NOT_TRAINING, *_STARTS))]
+    return [f"{key} {now}" for key, (_, now) in found.items() if not key.startswith((*NOT_TRAINING, *_SHOWN))]

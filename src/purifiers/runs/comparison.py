@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from purifiers.baselines import SOAP, Adaptive, Blend, Noisy
+from purifiers.baselines import SOAP
+from purifiers.baselines.classical import Wrapper
 from purifiers.console import say
 from purifiers.device import repeatable
 from purifiers.errors import ConfigError
@@ -16,7 +17,7 @@ from purifiers.storage import load_state, locked, write_text
 def own_classifier(title: str, purifier: Purifier) -> tuple[nn.Module, str] | None:
     """SOAP's own classifier, which was trained with its task, and a name for it; None for other purifiers."""
     network = purifier.network
-    while isinstance(network, Adaptive | Blend | Noisy):
+    while isinstance(network, Wrapper):
         network = network.base
     if not isinstance(network, SOAP):
         return None

@@ -31,7 +31,7 @@ RUN_FILES = (
     *("results.json", "report.md", "report.html", "card.md", "audit.json", "audit.md", "audit.html"),
     *("certificate.json", "certificate.md", CLASSES_FILE, RECIPE_FILE),
 )
-"""Everything that a run writes into its folder. The recipe, by which a run is known, is the last to be discarded."""
+"""Everything that a run writes into its folder. The recipe comes last: it marks the folder as a run."""
 LATENT = ("latent_encoder", "latent_decoder")  # trained before the teachers, where the recipe has a group ``latent``
 TEACHERS = ("teacher_nt", "teacher_at")
 STUDENTS: dict[str, tuple[str, ...]] = {

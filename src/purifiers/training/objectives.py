@@ -140,8 +140,8 @@ def _draw(generator: torch.Generator) -> int:
 def _adversarial(
     purifier: nn.Module, batch: Tensor, labels: Tensor, config: OnAttacked, panel: Panel, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """This process' images of a batch, adversarial examples of them, those in the batch or new ones on the purifier itself, and
-    their labels. With ``teacher_once`` the teacher's outputs follow the adversarial examples along the channels."""
+    """This process's images, their adversarial examples (from the batch, or made on the purifier now), and labels. With
+    ``teacher_once`` the teacher's outputs follow the adversarial examples along the channels."""
     each = 1 + getattr(config, "teacher_once", False)
     if config.attack is not None:
         batch = batch[:, :3].repeat(1, 2, 1, 1)

@@ -141,8 +141,6 @@ def train_recipe(
         InputError: a classifier changed while it was used.
         DataError, MissingFileError, further ConfigErrors: see the parts.
     """
-    if restart and current():
-        folder, restart = folder / "empty", False  # nothing is discarded for a forecast
     run = Run(recipe, folder, find_device(device), cache or folder / CACHE, deadline or Deadline(), shard or Shard())
     names = run.images("test").classes  # whatever is wrong with them is found before the training, not after it
     _train_stages(run, classifiers, ablation=ablation, restart=restart)
@@ -169,6 +167,10 @@ def train_variants(run: Run, device: str = "auto") -> None:
 @repeatable()
 def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: bool, restart: bool) -> None:
     """All stages of ``run``'s recipe, in order, into ``run``; see :func:`train_recipe`."""
+    if restart and current():  # nothing is discarded for a forecast
+        inside = run.cache == run.folder / CACHE
+        run.folder, restart = run.folder / "empty", False
+        run.cache = run.folder / CACHE if inside else run.cache
     run.recipe = recipe = settled(run, restart)
     folder, data = run.folder, run.images("train")
     # Everything that the user names is opened before anything is written or discarded, and variants, trained last, are read.

@@ -34,7 +34,7 @@ def fit_stage(
     Args:
         stage: fingerprint and compilation come from ``run``, and the seed if it has none.
         parents: the frozen networks that the losses use or that the network starts from: others make another training.
-        made_from: what further channels are made from, besides the first three, by default the training attacks; JSON-able.
+        made_from: what the channels after the first three were made with, as JSON; by default the training attacks.
         kept: the part of the network that is saved as the stage's result, by default all.
     """
     recipe, network, optimisation, folder = run.recipe, stage.network, stage.optimisation, run.checkpoint(stage.name)

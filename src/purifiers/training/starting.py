@@ -49,8 +49,8 @@ def load_starts(recipe: Recipe, device: torch.device) -> dict[str, nn.Module]:
 
 
 def settled(run: Run, restart: bool) -> Recipe:
-    """``run``'s recipe with a precision in place of ``auto``: that of the run which was begun in its folder, unless it starts
-    anew, or the faster one here."""
+    """``run``'s recipe with a precision in place of ``auto``: when resuming that of the run in its folder, otherwise the faster
+    one here."""
     if run.recipe.precision != "auto":
         return run.recipe
 

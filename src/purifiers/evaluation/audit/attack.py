@@ -169,7 +169,7 @@ class Auditor:
         keys = [(attack.norm, key) for key in (EVERYTHING, group_of(view))]
         total, group = (self._composites.get(key) or Composite(self._data, unattacked) for key in keys)
         meant = self._within(planned.count)
-        # What another process has not done yet is left to it by all further attacks: it may break images that they do not see.
+        # Later attacks skip images that another process still works on: it may break them first.
         attacked = meant & group.right & ~self._left if self.settings.cascade else meant
         found = Adversarial(to_float(self._data.images[:0]))
         if attacked.any():
