@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import purifiers
-from benchmarks.measure import Benchmark, Table, clock, digits, interleaved, median, ratio
+from benchmarks.measure import Benchmark, Table, clock, digits, interleaved, ratio
 from purifiers import PurifiedClassifier, Purifier, load_classifier
 from purifiers.attacks import BIM
 from purifiers.console import console

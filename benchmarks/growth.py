@@ -9,12 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measure import LONG, Benchmark, Table, digits, interleaved, limit_works, median
+from benchmarks.measure import LONG, Benchmark, Table, digits, interleaved, limit_works
 from purifiers import Purifier
 from purifiers.attacks import BIM
 from purifiers.networks import ResNet

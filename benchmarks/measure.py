@@ -1,11 +1,11 @@
 """How benchmarks measure: what is compared is timed in turns, in one process, beside the limits of the machine."""
 
 import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -66,14 +66,9 @@ def interleaved(works: Works, quick: bool = False) -> dict[str, list[float]]:
     return found
 
 
-def median(values: list[float]) -> float:
-    """The median."""
-    return statistics.median(values)
-
-
 def ratio(slow: list[float], fast: list[float]) -> float:
     """The median of paired ratios of two works of one run."""
-    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
+    return median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def digits(value: float) -> str:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measure import LONG, Benchmark, Table, digits, interleaved, limit_works, limits, median, ratio
+from benchmarks.measure import LONG, Benchmark, Table, digits, interleaved, limit_works, limits, ratio
 from purifiers import Purifier, load_classifier
 from purifiers.baselines.classical import JPEG, TotalVariation
 from purifiers.baselines.nrp import NRP

@@ -69,12 +69,10 @@ BASE = {"network": "cae", "widths": [16, 32, 48], "blocks": [3, 5, 7], "skip_eve
 
 def settings(arguments: argparse.Namespace, network: str, **others: Any) -> Recipe:
     """The recipe ``paper-cpu`` at the size of the experiments, with one of NETWORKS."""
-    rate = {"schedule": "constant", "learning_rate": 0.01}
     small = {"data.limit": arguments.images, "data.test_limit": arguments.test_images}
     epochs = {f"{stage}.epochs": arguments.epochs for stage in ("teacher_nt", "teacher_at", "student")}
-    rates = {f"{stage}.{key}": value for stage in ("teacher_nt", "teacher_at", "student") for key, value in rate.items()}
-    base = {"precision": "32-true", "baselines": {}, "evaluation.views": ["blind"], "evaluation.limits": {}}
-    return changed(load_recipe("paper-cpu"), base | small | epochs | rates | {"purifier": BASE | NETWORKS[network]} | others)
+    base = {"baselines": {}, "evaluation.views": ["blind"], "evaluation.limits": {}}
+    return changed(load_recipe("paper-cpu"), base | small | epochs | {"purifier": BASE | NETWORKS[network]} | others)
 
 
 class AfterEachEpoch(Deadline):

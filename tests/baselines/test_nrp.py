@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from purifiers.baselines import NRP
-from purifiers.baselines.nrp import Critic, feature_loss, relativistic_loss
+from purifiers.baselines.nrp import Critic, relativistic_loss
 from purifiers.errors import InputError
 
 
@@ -29,12 +29,6 @@ def test_the_relativistic_average_loss_by_hand() -> None:
     # Nothing to tell apart: a coin.
     same = torch.zeros(3, dtype=torch.float64)
     assert relativistic_loss(same, same).item() == pytest.approx(math.log(2), abs=1e-12)
-
-
-def test_the_feature_loss_by_hand() -> None:
-    features = torch.tensor([[1.0, 2.0], [0.0, -1.0]], dtype=torch.float64)
-    clean = torch.tensor([[0.0, 2.5], [2.0, -1.0]], dtype=torch.float64)
-    assert feature_loss(features, clean).item() == pytest.approx((1 + 0.5 + 2 + 0) / 4, abs=1e-12)
 
 
 @pytest.mark.parametrize("block", ["dense", "residual"])

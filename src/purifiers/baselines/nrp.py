@@ -34,11 +34,6 @@ def relativistic_loss(leading: Tensor, trailing: Tensor) -> Tensor:
     return (above + below) / 2
 
 
-def feature_loss(features: Tensor, clean_features: Tensor) -> Tensor:
-    """Mean absolute difference of a frozen classifier's features on purified and on clean images (equation 4 of NRP)."""
-    return F.l1_loss(features, clean_features)
-
-
 class _DenseBlock(nn.Module):
     """Five convolutions, each of which sees all before it (Wang et al. 2018: ESRGAN)."""
 

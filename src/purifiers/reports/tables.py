@@ -120,7 +120,7 @@ def table_2_over_seeds(runs: Sequence[Results]) -> Table:
 def claim_applies(results: Results) -> bool:
     """Whether Table 2 tests the paper's claim: the students differ in their teachers alone, as in the paper."""
     student, nt = results.recipe["student"], results.recipe["teacher_nt"]
-    guided = not select(results, "student_paper") and any(student.get(key) for key in GUIDANCE)
+    guided = not own_losses(results) and any(student.get(key) for key in GUIDANCE)
     return bool(has_table_2(results) and student["start"] == STARTS[0] and nt["epochs"] and not guided)
 
 

@@ -14,7 +14,7 @@ from purifiers.runs import Run
 from purifiers.seeds import seed_for
 from purifiers.training.adversarial_data import Panel, attack_for_training
 from purifiers.training.loop import Stage
-from purifiers.training.losses import Losses
+from purifiers.training.losses import Losses, output_guidance
 from purifiers.training.objectives import StageLosses, attacked
 from purifiers.training.stages import fit_stage, seeded
 
@@ -47,7 +47,7 @@ def nrp_losses(config: TrainingNRP, features: nn.Module) -> StageLosses:
         parts = {
             "adversarial": nrp.relativistic_loss(for_purifier, clean.detach()),
             "pixel": F.mse_loss(purified, images),
-            "feature": nrp.feature_loss(features(purified), clean_features),
+            "feature": output_guidance(features(purified), clean_features),
             "critic": nrp.relativistic_loss(clean, for_critic),
         }
         purifiers_own = sum(getattr(config, f"{name}_weight") * parts[name] for name in ("adversarial", "pixel", "feature"))

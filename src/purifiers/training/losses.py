@@ -97,5 +97,5 @@ def classification_loss(
 
 def output_guidance(purified_outputs: Tensor, clean_outputs: Tensor) -> Tensor:
     """Mean absolute difference of the frozen classifier's logits, or features, on purified and original images (Liao et al.
-    2018)."""
+    2018; equation 4 of NRP)."""
     return F.l1_loss(purified_outputs, clean_outputs)

@@ -19,10 +19,9 @@ from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, Unfinished
 from purifiers.evaluation.audit import attack as audit_module
-from purifiers.evaluation.audit import audit
 from purifiers.evaluation.audit.attack import Subject
 from purifiers.evaluation.audit.result import EVERYTHING, WORST, Audit
-from purifiers.evaluation.audit.run import audit_all, audit_by_name
+from purifiers.evaluation.audit.run import audit, audit_all, audit_by_name
 from purifiers.evaluation.records import CLEAN
 from purifiers.evaluation.trust import evidence as evidence_module
 from purifiers.evaluation.trust.checks import Check
