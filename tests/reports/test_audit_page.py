@@ -59,7 +59,7 @@ def found(**others: Any) -> Audit:
                 "records": records,
                 "checks": {"<b>mine": [check, failed], "JPEG": [check, skipped]},
             },
-            **{"warnings": [AttackWarning(view="full", attack="AA", message="JPEG: odd")]},
+            **{"warnings": [AttackWarning(view="full", attack="AA", model="JPEG", message="odd")]},
             **others,
         }
     )
@@ -121,7 +121,7 @@ def test_what_is_zero_is_believed() -> None:
 
 
 def test_what_was_left_out_and_what_was_not_is_said() -> None:
-    left_out = AttackWarning(view="full", attack="AA", message="JPEG: left out: it passes no gradient")
+    left_out = AttackWarning(view="full", attack="AA", model="JPEG", left_out=True, message="it passes no gradient")
     records = [*found().records, record("JPEG", "bpda", "AA, rand", 0.4)]
     said = [text for text, _ in sentences(found(warnings=[left_out], records=records))]
     assert any("JPEG: left out" in text and text.endswith(": AutoAttack, 8/255 (full).") for text in said)

@@ -46,7 +46,7 @@ def _warn(warnings: "list[AttackWarning]") -> None:
     from purifiers.console import say
 
     for warning in warnings:
-        say(f"warning ({warning.attack}, view {warning.view}): {warning.message}")
+        say(f"warning: {warning}")
 
 
 def report(run: "Run", folder: Path) -> "Results":

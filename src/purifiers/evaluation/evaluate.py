@@ -157,7 +157,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         found, noted = own.evaluate(BASELINE + title, purifier, config.attacks_under, limit=config.limit_of, at_most=at_most)
         records += found
         if own is not evaluator:  # warnings of attacks on the same classifier are there already
-            warnings += [note.model_copy(update={"message": f"of {own.classifier_name}: {note.message}"}) for note in noted]
+            warnings += [note.model_copy(update={"model": own.classifier_name}) for note in noted]
     # Blind attacks on the first images are in the cache already.
     few = replace(evaluator, data=data.subset(torch.arange(min(BLOCK, len(data)), device=data.images.device)))
     # Those that are run on all, and the first, which the picture shows.

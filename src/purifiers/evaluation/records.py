@@ -116,19 +116,30 @@ class Record(Result):
 
 
 class AttackWarning(Result):
-    """What speaks against a number: reports of the attack's library, or logits that are not finite."""
+    """What speaks against a number: reports of the attack's library, or logits that are not finite.
+
+    Attributes:
+        model: the purifier or classifier that the attack was run on; empty where that is the run's classifier.
+        left_out: the attack cannot run on it, so that there is no number.
+    """
 
     view: str
     attack: str
     message: str
+    model: str = ""
+    left_out: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.model, "left out" if self.left_out else "", self.message]
+        return f"{self.attack}, view {self.view}: " + ": ".join(filter(None, parts))
 
 
 def not_finite(records: Sequence[Record]) -> list[AttackWarning]:
     """A warning for each of ``records`` with logits that are not finite."""
     found = []
     for one in (record for record in records if record.not_finite):
-        message = f"{one.purifier}: logits are NaN or infinite for {one.not_finite} of {one.attacked or one.n} images"
-        found.append(AttackWarning(view=one.view, attack=one.attack, message=message))
+        message = f"logits are NaN or infinite for {one.not_finite} of {one.attacked or one.n} images"
+        found.append(AttackWarning(view=one.view, attack=one.attack, model=one.purifier, message=message))
     return found
 
 
@@ -199,7 +210,7 @@ class Records(ResultFile, ABC):
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if any(one.labels_predicted for one in self.records):
             lines.append(PREDICTED)
-        return "\n".join(lines + [f"warning ({one.attack}, view {one.view}): {one.message}" for one in shown.warnings])
+        return "\n".join(lines + [f"warning: {one}" for one in shown.warnings])
 
 
 class Results(Records):

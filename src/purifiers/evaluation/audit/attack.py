@@ -15,7 +15,7 @@ from purifiers.console import Stopwatch, detail, duration, progress
 from purifiers.data import ImageSet, to_float
 from purifiers.errors import AttackError, InputError
 from purifiers.evaluation import metrics
-from purifiers.evaluation.audit.result import EVERYTHING, LEFT_OUT, ON, RAND, WORST, group_of
+from purifiers.evaluation.audit.result import EVERYTHING, ON, RAND, WORST, group_of
 from purifiers.evaluation.evaluator import Evaluator, Measured
 from purifiers.evaluation.records import AttackWarning, Record
 from purifiers.evaluation.trust.checks import KNOWN, Check, trust_checks
@@ -179,10 +179,10 @@ class Auditor:
             try:
                 found, noted = self.evaluator.attack(self.subject.name, view, model, name, attack, data, parts)
             except (AttackError, InputError) as error:
-                message = f"{self.subject.name}: {LEFT_OUT}: {error}"
-                self.warnings.append(AttackWarning(view=view, attack=name, message=message))
+                warning = AttackWarning(view=view, attack=name, model=self.subject.name, message=str(error), left_out=True)
+                self.warnings.append(warning)
                 return
-            self.warnings += [one.model_copy(update={"message": f"{self.subject.name}: {one.message}"}) for one in noted]
+            self.warnings += [one.model_copy(update={"model": self.subject.name}) for one in noted]
             if found.left is not None and not self.settings.cascade:
                 return
             self._left[attacked] = False if found.left is None else found.left

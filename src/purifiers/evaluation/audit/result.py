@@ -15,7 +15,6 @@ EVERYTHING = "all attacks"
 """The worst case over all attacks of a norm: the number of an audit."""
 RAND, ON = ", rand", " on "
 """In an attack's name: AutoAttack's version for a random purifier; before the surrogate that it attacked."""
-LEFT_OUT = "left out"
 """In the message of a warning, after the purifier's name, if an attack could not be run."""
 GROUPS = ("gray-box", "transfer", "black-box", "white-box")
 """Groups of threat models, each with a worst case of its own."""
@@ -60,8 +59,10 @@ class Audit(Records):
         for name in list(own):
             if isinstance(attacks[name], AutoAttack):
                 own[name + RAND] = attacks[name].model_copy(update={"version": "rand"}).title
-        on = {one.attack: one.attack.partition(ON)[0] for one in self.records if one.view == TRANSFER}
-        return own | {name: own[base] + name.removeprefix(base) for name, base in on.items() if base in own}
+        transferred = {one.attack for one in self.records if one.view == TRANSFER}
+        on = {name: [base for base in own if name.startswith(base + ON)] for name in transferred}
+        longest = {name: max(bases, key=len) for name, bases in on.items() if bases}
+        return own | {name: own[base] + name.removeprefix(base) for name, base in longest.items()}
 
     @property
     def purifiers(self) -> list[str]:
@@ -88,4 +89,4 @@ class Audit(Records):
 
     def left_out(self, purifier: str) -> list[AttackWarning]:
         """The warnings about attacks that could not be run on ``purifier``."""
-        return [warning for warning in self.warnings if warning.message.startswith(f"{purifier}: {LEFT_OUT}")]
+        return [warning for warning in self.warnings if warning.model == purifier and warning.left_out]
