@@ -8,9 +8,10 @@
 
 Without a name for the student only the classifiers ship, of a run that need have trained no more than them. Otherwise the runs
 must have been evaluated, from a source tree without changes, so that their commit says what was run. `--also`
-names folders of further results of the same purifier, `--seeds` those of its recipe with other seeds. Pictures are not
-copied: they show images of the data set. Kernels are rounded to float16, which halves the download: a purifier's after
-a check that this moves purified pixels by less than a tenth of 1/255 in the mean; a classifier's before it is measured.
+names folders of further results of the same purifier, `--seeds` those of its recipe with other seeds. `--rows` keeps the
+teachers and other students with the results, so that Table 2 can be measured again. Pictures are not copied: they show images
+of the data set. Kernels are rounded to float16, which halves the download: a purifier's after a check that this moves purified
+pixels by less than a tenth of 1/255 in the mean; a classifier's before it is measured.
 
 results/shipped.json lists what each card is made from; `--cards` writes all cards anew from that and from results/.
 """
@@ -38,7 +39,7 @@ from purifiers.recipes.schema import Recipe
 from purifiers.registry import CONFIG_FILE, WEIGHTS_FILE, load_network, place
 from purifiers.reports.cards import classifier_card, model_card
 from purifiers.reports.pages import write_seeds
-from purifiers.runs import RECIPE_FILE, STATE_FILE, Run
+from purifiers.runs import RECIPE_FILE, STATE_FILE, TEACHERS, Run, student_configs
 from purifiers.storage import load_state, load_tensors, save_tensors, write_text
 
 ROOT = Path(purifiers.weights.__file__).parent
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument(
         "--audit", metavar="DIR", type=Path, help="of an audit of the run alone: its worst cases are in the card"
     )
+    parser.add_argument("--rows", action="store_true", help="keep the other networks of Table 2 with the results")
     parser.add_argument("--note", metavar="TEXT", help="a paragraph for the cards' end")
     chosen = parser.parse_args()
     if chosen.cards == (chosen.run is not None):
@@ -78,6 +80,10 @@ def main() -> None:
         results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
         for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
             keep(one, target / folder.name)
+        rows = {*TEACHERS, *student_configs(recipe, ablation=True)} - {"student"} if chosen.rows else set()
+        for stage in sorted(rows):
+            (kept := target / "weights" / stage).mkdir(parents=True, exist_ok=True)
+            rounded(chosen.run / "checkpoints" / stage, kept)
         if seeds:
             write_seeds([results[0], *seeds], target)
         made_from: dict[str, Any] = {"results": [f"{chosen.name}/{folder.name}" for folder in folders]}

@@ -92,7 +92,7 @@ def test_the_cards_that_ship_are_those_of_the_kept_results(tool: Tool, tmp_path:
 
 
 def test_a_purifier_and_its_classifier_ship_with_cards(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
-    tool("ship_weights.py", evaluated, "tiny", "--classifiers", "classifier=tiny-resnet", "--note", "Only a test.")
+    tool("ship_weights.py", evaluated, "tiny", "--classifiers", "classifier=tiny-resnet", "--note", "Only a test.", "--rows")
     for name in ("tiny", "tiny-resnet"):
         folder = tmp_path / "weights" / name
         assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
@@ -102,7 +102,14 @@ def test_a_purifier_and_its_classifier_ship_with_cards(evaluated: Path, tool: To
     torch.testing.assert_close(shipped, own, atol=0.1 / 255, rtol=0)
     halved, full = (folder / "model.safetensors" for folder in (tmp_path / "weights" / "tiny", evaluated))
     assert halved.stat().st_size < 0.75 * full.stat().st_size
-    assert (tmp_path / "results" / "tiny" / "tiny" / "results.json").is_file()
+    kept = tmp_path / "results" / "tiny"
+    assert (kept / "tiny" / "results.json").is_file()
+    rows = {path.name for path in (kept / "weights").iterdir()}
+    assert rows >= {"teacher_at", "teacher_nt", "student_at", "student_nt"} and "student" not in rows
+    row, own = (
+        Purifier.from_pretrained(folder / "teacher_at")(images) for folder in (kept / "weights", evaluated / "checkpoints")
+    )
+    torch.testing.assert_close(row, own, atol=0.1 / 255, rtol=0)
 
 
 def test_cross_references_become_plain_names() -> None:
