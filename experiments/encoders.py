@@ -9,7 +9,6 @@ again to resume it. Writes ``encoders.md`` and ``.json`` to the output folder; o
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,6 @@ def measured(recipe: Recipe, folder: Path) -> dict[str, float]:
     return {"clean": accuracy(encoder, data), "PGD-10": accuracy(encoder, data, JUDGE), "seconds an epoch": seconds}
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """A row for each encoder."""
-    columns = list(next(iter(rows.values())))
-    cells = [[title, *(f"{row[column]:.1f}" for column in columns)] for title, row in rows.items()]
-    return Table("encoders", "Accuracy in %.", ["encoder", *columns], cells)
-
-
 def main() -> None:
     """Train and measure one row after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,8 +89,9 @@ def main() -> None:
         folder = arguments.output / "".join(letter if letter.isalnum() else "-" for letter in title.lower())
         rows[title] = measured(settings(arguments, names), folder)
         write_text(path, json.dumps(rows, indent=1) + "\n")
-        write_text(arguments.output / "encoders.md", table(rows).markdown())
-    print(table(rows).markdown())
+        table = Table.of_numbers("encoders", "Accuracy in %.", "encoder", rows)
+        table.show()
+        write_text(arguments.output / "encoders.md", table.markdown())
 
 
 if __name__ == "__main__":

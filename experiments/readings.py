@@ -172,13 +172,6 @@ def e3(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
 EXPERIMENTS = {"E0": e0, "E1": e1, "E2": e2, "E3": e3}
 
 
-def table(name: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """The table of an experiment, of its rows by title."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    cells = [[title, *(f"{row[column]:.1f}" if column in row else "-" for column in columns)] for title, row in rows.items()]
-    return Table(name, EXPERIMENTS[name].__doc__ or "", ["purifier", *columns], cells)
-
-
 def main() -> None:
     """Run the experiments that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -198,9 +191,10 @@ def main() -> None:
         rows: dict[str, dict[str, float]] = json.loads(numbers.read_text()) if numbers.is_file() else {}
         for title, row in EXPERIMENTS[name](arguments):
             rows[title] = row
-            table(name, rows).show()
+            table = Table.of_numbers(name, EXPERIMENTS[name].__doc__ or "", "purifier", rows)
+            table.show()
             write_text(numbers, json.dumps(rows, indent=1))
-            write_text(arguments.output / f"{name}.md", table(name, rows).markdown())
+            write_text(arguments.output / f"{name}.md", table.markdown())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import purifiers
 from purifiers import Purifier
-from purifiers.console import say
 from purifiers.data import load_images
 from purifiers.evaluation.metrics import measure_cost
 from purifiers.recipes.load import load_recipe
@@ -46,13 +45,6 @@ def shares(modules: Mapping[str, nn.Module], images: Tensor, of: str) -> dict[st
                 if repeat:  # the first does not count
                     least[name] = min(least[name], time.perf_counter() - begun)
     return {name: seconds / least[of] for name, seconds in least.items()}
-
-
-def table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """All numbers, a row for each purifier."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    cells = [[title, *(f"{row[column]:.1f}" if column in row else "-" for column in columns)] for title, row in rows.items()]
-    return Table("students", "Accuracy in %, time in % of the ResNet-56's.", ["purifier", *columns], cells)
 
 
 def curve(rows: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -95,9 +87,10 @@ def main() -> None:
     taken = shares(modules, sample, CLASSIFIER)
     for title, row in rows.items():
         row |= {"time, as loaded": 100 * taken[title], "time": 100 * taken[f"{title}, optimised"]}
-    say(table(rows).markdown())
+    table = Table.of_numbers("students", "Accuracy in %, time in % of the ResNet-56's.", "purifier", rows)
+    table.show()
     write_text(arguments.output / "students.json", json.dumps(rows, indent=1))
-    write_text(arguments.output / "students.md", table(rows).markdown())
+    write_text(arguments.output / "students.md", table.markdown())
     save_figure(curve(rows), arguments.output / "students.svg")
 
 

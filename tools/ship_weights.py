@@ -8,8 +8,8 @@
 
 Without a name for the student only the classifiers ship, of a run that need have trained no more than them. Otherwise the runs
 must have been evaluated, from a source tree without changes, so that their commit says what was run. `--also`
-names folders of further results of the same purifier, `--seeds` those of its recipe with other seeds. `--rows` keeps the
-teachers and other students with the results, so that Table 2 can be measured again. Pictures are not copied: they show images
+names folders of further results of the same purifier, `--seeds` those of its recipe with other seeds. `--rows` keeps every
+network that does not ship with the results, so that Table 2 can be measured again. Pictures are not copied: they show images
 of the data set. Kernels are rounded to float16, which halves the download: a purifier's after a check that this moves purified
 pixels by less than a tenth of 1/255 in the mean; a classifier's before it is measured.
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument(
         "--audit", metavar="DIR", type=Path, help="of an audit of the run alone: its worst cases are in the card"
     )
-    parser.add_argument("--rows", action="store_true", help="keep the other networks of Table 2 with the results")
+    parser.add_argument("--rows", action="store_true", help="keep the networks of Table 2 that do not ship with the results")
     parser.add_argument("--note", metavar="TEXT", help="a paragraph for the cards' end")
     chosen = parser.parse_args()
     if chosen.cards == (chosen.run is not None):
@@ -80,10 +80,11 @@ def main() -> None:
         results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
         for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
             keep(one, target / folder.name)
-        rows = {*TEACHERS, *student_configs(recipe, ablation=True)} - {"student"} if chosen.rows else set()
-        for stage in sorted(rows):
-            (kept := target / "weights" / stage).mkdir(parents=True, exist_ok=True)
-            rounded(chosen.run / "checkpoints" / stage, kept)
+        rows = {*TEACHERS, *student_configs(recipe, ablation=True)} if chosen.rows else set()
+        for folder in (chosen.run, *chosen.seeds):
+            for stage in sorted(rows - {"student"} if folder is chosen.run else rows):
+                (kept := target / "weights" / folder.name / stage).mkdir(parents=True, exist_ok=True)
+                rounded(folder / "checkpoints" / stage, kept)
         if seeds:
             write_seeds([results[0], *seeds], target)
         made_from: dict[str, Any] = {"results": [f"{chosen.name}/{folder.name}" for folder in folders]}

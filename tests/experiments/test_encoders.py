@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.encoders import INGREDIENTS, accuracy, settings, table
+from experiments.encoders import INGREDIENTS, accuracy, settings
 from purifiers.attacks import FGSM
 from purifiers.data import ImageSet
 
@@ -35,7 +35,3 @@ def test_accuracy_is_of_all_batches_and_falls_under_attack() -> None:
     data = ImageSet("grey", values[:, None, None, None].expand(-1, 3, 2, 2), (values > 127).long(), ("dark", "bright"))
     assert accuracy(Brightness(), data) == 100
     assert accuracy(Brightness(), data, FGSM(epsilon=8 / 255)) == pytest.approx(50)
-
-
-def test_a_table_has_a_row_for_every_encoder() -> None:
-    assert table({"one": {"clean": 50.04, "PGD-10": 30}}).rows == [["one", "50.0", "30.0"]]

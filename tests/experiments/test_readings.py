@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from experiments import readings
-from experiments.readings import FORMS, NETWORKS, AfterEachEpoch, after_each_epoch, distance, settings, table
+from experiments.readings import FORMS, NETWORKS, AfterEachEpoch, after_each_epoch, distance, settings
 from purifiers.recipes.load import load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run
@@ -32,12 +32,6 @@ def test_every_reading_is_a_network_that_returns_images(network: str) -> None:
 def test_no_two_readings_are_the_same() -> None:
     recipes = [settings(ARGUMENTS, network, **form) for network in NETWORKS for form in FORMS.values()]
     assert len({(str(recipe.purifier), str(recipe.teacher_at)) for recipe in recipes}) == len(recipes)
-
-
-def test_a_table_has_a_column_for_every_number_and_a_dash_where_there_is_none() -> None:
-    made = table("E0", {"one": {"none": 90.04, "PGD8": 1}, "two": {"none": 50, "dB": 26.06}})
-    assert made.header == ["purifier", "none", "PGD8", "dB"]
-    assert made.rows == [["one", "90.0", "1.0", "-"], ["two", "50.0", "-", "26.1"]]
 
 
 def test_a_training_with_a_row_after_each_epoch_gives_what_it_gives_in_one_piece(

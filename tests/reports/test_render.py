@@ -22,6 +22,12 @@ def test_cells_and_captions_are_shown_literally(tmp_path: Path) -> None:
     assert f"<td>{shown}</td>" in html and f"<p>caption {shown}</p>" in html
 
 
+def test_a_table_of_numbers_has_a_column_for_every_one_and_a_dash_where_there_is_none() -> None:
+    table = Table.of_numbers("E0", "", "purifier", {"one": {"none": 90.04, "PGD8": 1}, "two": {"none": 50, "dB": 26.06}})
+    assert table.header == ["purifier", "none", "PGD8", "dB"]
+    assert table.rows == [["one", "90.0", "1.0", "-"], ["two", "50.0", "-", "26.1"]]
+
+
 def test_doubted_cells_are_bold() -> None:
     table = Table("t", "c", ["name", "x", "y"], [["a", "1", "2"], ["b", "1", Doubted("2")]])
     assert "| a | 1 | 2 |\n| b | 1 | **2** |" in table.markdown()

@@ -104,11 +104,10 @@ def test_a_purifier_and_its_classifier_ship_with_cards(evaluated: Path, tool: To
     assert halved.stat().st_size < 0.75 * full.stat().st_size
     kept = tmp_path / "results" / "tiny"
     assert (kept / "tiny" / "results.json").is_file()
-    rows = {path.name for path in (kept / "weights").iterdir()}
+    networks = kept / "weights" / evaluated.name
+    rows = {path.name for path in networks.iterdir()}
     assert rows >= {"teacher_at", "teacher_nt", "student_at", "student_nt"} and "student" not in rows
-    row, own = (
-        Purifier.from_pretrained(folder / "teacher_at")(images) for folder in (kept / "weights", evaluated / "checkpoints")
-    )
+    row, own = (Purifier.from_pretrained(folder / "teacher_at")(images) for folder in (networks, evaluated / "checkpoints"))
     torch.testing.assert_close(row, own, atol=0.1 / 255, rtol=0)
 
 

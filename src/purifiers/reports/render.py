@@ -1,7 +1,7 @@
 """What all reports share: numbers as text, tables, and the templates of this folder."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     details: tuple[str, ...] = ()
+
+    @classmethod
+    def of_numbers(cls, title: str, caption: str, first: str, rows: Mapping[str, Mapping[str, float]]) -> "Table":
+        """A row for each of ``rows``, its name in the column ``first``; one decimal, and ``-`` where a row has no number."""
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        cells = [[name, *(f"{row[column]:.1f}" if column in row else "-" for column in columns)] for name, row in rows.items()]
+        return cls(title, caption, [first, *columns], cells)
 
     def of(self, records: Iterable[Any]) -> "Table":
         """The same, with what is to be known of the labels of ``records`` in its title."""
