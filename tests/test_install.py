@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -110,16 +111,17 @@ sys.meta_path[:] = [OnlyCore if finder is PathFinder else finder for finder in s
 """
 
 
-def without_extras(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code where only the core can be imported."""
-    allowed = {*modules_of(CORE), *sys.stdlib_module_names, "purifiers"}
+def run_with(code: str, *extras: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code where only the core and what these extras install can be imported."""
+    packages = closure([*PROJECT["dependencies"], *(f"purifiers[{extra}]" for extra in extras)])
+    allowed = {*modules_of(packages), *sys.stdlib_module_names, "purifiers"}
     environment = os.environ | {"PYTHONPATH": str(Path(purifiers.__file__).parents[1])}
     command = [sys.executable, "-c", HIDE.format(allowed=allowed) + code]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def test_a_shipped_purifier_works_with_the_core_alone_and_what_is_missing_is_named(tmp_path: Path) -> None:
-    done = without_extras(f"""
+    done = run_with(f"""
 import sys
 from pathlib import Path
 
@@ -158,6 +160,37 @@ sys.exit(10 + sum(main(command) for command in (["demo"], ["train"], ["audit", "
     assert len(sentences) == 5
     assert ["purifiers[research]" in sentence for sentence in sentences[:3]] == [True] * 3
     assert all("which is not installed: pip install" in sentence for sentence in sentences)
+
+
+def test_the_extra_onnx_is_enough_to_export(tmp_path: Path) -> None:
+    target = tmp_path / "purifier.onnx"
+    done = run_with(f"from purifiers.cli import main; raise SystemExit(main(['export', 'cifar10-cpu', {str(target)!r}]))", "onnx")
+    assert done.returncode == 0, done.stderr
+    assert target.is_file()
+
+
+def test_the_extra_serve_is_enough_to_serve() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    done = run_with(
+        f"""
+import os, signal, threading, time, urllib.request
+from purifiers.cli import main
+
+def stop():  # once it answers
+    while True:
+        try:
+            urllib.request.urlopen("http://127.0.0.1:{port}/health")
+            return os.kill(os.getpid(), signal.SIGTERM)
+        except OSError:
+            time.sleep(0.1)
+
+threading.Thread(target=stop, daemon=True).start()
+raise SystemExit(main(["serve", "cifar10-cpu", "--port", "{port}"]))
+""",
+        "serve",
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def run(*command: str | Path, cwd: Path) -> str:

@@ -74,13 +74,10 @@ def export(
     (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is checked
     against PyTorch before it is saved. Needs pip install 'purifiers[onnx]'.
     """
-    from purifiers.classifiers.load import completed, load_classifier
     from purifiers.console import say
     from purifiers.export.program_file import about, export_onnx, export_torch, exportable
-    from purifiers.export.quantise import quantisation_loss, quantise
     from purifiers.networks.network import channels_of
     from purifiers.purifier import Purifier
-    from purifiers.runs import is_run
 
     ending = {"onnx": ".onnx", "torch": ".pt2"}[format]
     if target.suffix != ending or target.is_dir():
@@ -92,16 +89,21 @@ def export(
         changes.refuse_unused("--int8 or a --classifier", recipe=recipe)
     loaded = Purifier.from_pretrained(purifier)
     exportable(loaded)  # before data are read
-    overrides = changes.overrides()
-    overrides += [("data.size", size)] if changes.images and size else []
-    known = _recipe_behind(purifier, recipe, overrides)
-    if int8 and known.data.name == "folder" and known.data.path is None:
-        raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: give --images DIR")
-    behind = _classifier_of(known, size) if classifier else None
+    behind = None
+    if int8 or classifier:  # these need the packages for research, a purifier alone does not
+        overrides = changes.overrides() + ([("data.size", size)] if changes.images and size else [])
+        known = _recipe_behind(purifier, recipe, overrides)
+        if int8 and known.data.name == "folder" and known.data.path is None:
+            raise ConfigError(f"8 bits are calibrated on images, and the data of '{purifier}' are unknown: give --images DIR")
+        behind = _classifier_of(known, size) if classifier else None
     model = exportable(loaded, behind)
     channels = channels_of(loaded.network) or 3
     metadata = about(Path(purifier).resolve().name, loaded, classifier)
     if int8:
+        from purifiers.classifiers.load import completed, load_classifier
+        from purifiers.export.quantise import quantisation_loss, quantise
+        from purifiers.runs import is_run
+
         calibration, test = _images(known, "train", CALIBRATION), _images(known, "test", MEASURED)
         own = weights.locate(purifier) / "checkpoints" / "classifier"
         trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
