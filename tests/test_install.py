@@ -164,7 +164,9 @@ sys.exit(10 + sum(main(command) for command in (["demo"], ["train"], ["audit", "
 
 def test_the_extra_onnx_is_enough_to_export(tmp_path: Path) -> None:
     target = tmp_path / "purifier.onnx"
-    done = run_with(f"from purifiers.cli import main; raise SystemExit(main(['export', 'cifar10-cpu', {str(target)!r}]))", "onnx")
+    done = run_with(
+        f"from purifiers.cli import main; raise SystemExit(main(['export', 'cifar10-cpu', {str(target)!r}]))", "onnx"
+    )
     assert done.returncode == 0, done.stderr
     assert target.is_file()
 

@@ -157,3 +157,10 @@ def test_digests_tell_content_apart() -> None:
 
 def test_digest_of_json_does_not_depend_on_key_order() -> None:
     assert digest(json.loads('{"a": 1, "b": 2}')) == digest(json.loads('{"b": 2, "a": 1}'))
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    tied = torch.arange(4.0)
+    save_tensors(tmp_path / "w.safetensors", {"a": tied, "b": tied, "c": tied[1:]})
+    tensors, _ = load_tensors(tmp_path / "w.safetensors")
+    assert [tensors[name].tolist() for name in "abc"] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3]]

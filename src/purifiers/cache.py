@@ -72,8 +72,13 @@ class Cache:
 
     def load(self, kind: str, key: str, accept: Callable[[State], T]) -> T | None:
         """What ``accept`` makes of an entry; None if there is none, or a damaged one, which is then computed again."""
+        if self.folder is None:
+            return None
+        file = self.folder / _FILE.format(kind, key)
         with suppress(PurifiersError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            return None if self.folder is None else accept(load_state(self.folder / _FILE.format(kind, key)))
+            found = accept(load_state(file))
+            self.shard.missing.discard(file)
+            return found
         return None
 
     def has(self, kind: str, key: str = "*") -> bool:

@@ -20,7 +20,7 @@ class Shard:
 
     index: int = 0
     count: int = 1
-    missing: set[Path] = field(default_factory=set)  # the files of pieces that others have not finished yet
+    missing: set[Path] = field(default_factory=set)  # files of pieces of others that were looked for and not found yet
     _pieces: int = 0
 
     def __post_init__(self) -> None:
@@ -60,5 +60,4 @@ class Shard:
             except Unfinished:
                 if not all(file.is_file() for file in self.missing):
                     raise
-                self.missing.clear()
                 self._pieces = begun

@@ -175,6 +175,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
     The same tensors give the same bytes; with metadata its header comes in random order."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in flat.items():  # safetensors refuses tensors that share memory, as tied weights do
+        place = tensor.untyped_storage().data_ptr()
+        flat[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
     text = json.dumps(dict(metadata or {}))
     header = {"sha256": digest(flat)} | ({"metadata": text, "metadata_sha256": digest(text)} if metadata else {})
     with atomic_path(path) as temporary:

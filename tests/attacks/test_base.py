@@ -7,10 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from purifiers.attacks import BIM, CW, FGSM, MIFGSM, PGD, Attack, AutoAttack, FoolboxPGD, Square, show_fraction, titles
+from purifiers.attacks import BIM, CW, FGSM, MIFGSM, PGD, SSP, Attack, AutoAttack, FoolboxPGD, Square, show_fraction, titles
 from purifiers.attacks.base import frozen
+from purifiers.attacks.generate import generate
+from purifiers.data import ImageSet
 from purifiers.errors import AttackError, ConfigError, InputError
 from purifiers.networks import ResNet
+from tests.conftest import Linear
 
 
 class Fixed(Attack):
@@ -283,3 +286,34 @@ def test_of_equal_titles_the_later_has_its_name_too() -> None:
 def test_settings_that_cannot_be_are_an_error_of_this_library(wrong: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         PGD(**wrong)
+
+
+@pytest.mark.parametrize("attack", [FGSM, BIM, MIFGSM, CW])
+def test_restarts_that_would_all_be_the_same_are_refused(attack: type[Attack]) -> None:
+    with pytest.raises(ConfigError, match="restarts"):
+        attack(restarts=2)
+
+
+class Steps(nn.Module):
+    """Rounds, so that its gradient is zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = (4 * images).round().flatten(1).mean(1) - 2
+        return torch.stack([-score, score], 1)
+
+
+@pytest.mark.parametrize("model", [Steps(), Linear(2, (3, 4, 4))])
+def test_a_zero_gradient_is_a_warning(model: nn.Module) -> None:
+    images = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = ImageSet("x", images, torch.arange(6) % 2, ("a", "b"))
+    found = generate(PGD(num_steps=3), model, data, batch_size=3)
+    assert ["gradient is zero" in text for text in found.warnings] == [True] * isinstance(model, Steps)
+    assert list(found.warnings.values()) == [2] * isinstance(model, Steps)
+
+
+def test_an_attack_on_features_looks_at_no_label() -> None:
+    model, images = Linear(4, (3, 4, 4)), torch.rand(2, 3, 4, 4)
+    with pytest.raises(InputError, match="999"):
+        PGD(num_steps=1)(model, images, torch.tensor([0, 999]))
+    few, many = (SSP(num_steps=1)(model, images, torch.tensor([0, last])) for last in (1, 999))
+    assert torch.equal(few, many)

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from purifiers.attacks import PGD, Attack, AutoAttack, FoolboxPGD, HopSkipJump, Square, distances
+from purifiers.attacks.generate import generate
 from purifiers.attacks.libraries import fits_square, make_reference, run_reference
 from purifiers.attacks.views import Queries
 from purifiers.baselines import Noisy, Nothing
+from purifiers.data import ImageSet
 from purifiers.errors import AttackError
 from tests.attacks.test_libraries import boundary_distances, linear_problem
 from tests.conftest import Linear
@@ -84,6 +86,18 @@ def test_hop_skip_jump_starts_from_other_images_where_all_noise_is_of_the_images
     labels = torch.tensor([0, 1])
     adversarial = HopSkipJump(epsilon=1.0, num_steps=2, num_evaluations=10)(Contrast(), images, labels)
     assert (Contrast()(adversarial).argmax(1) != labels).all()
+
+
+def test_hop_skip_jump_says_that_it_found_no_start() -> None:
+    class Always(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([[1.0, 0.0]]).repeat(len(images), 1)
+
+    data = ImageSet("grey", torch.full((3, 3, 8, 8), 100, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), ("a", "b"))
+    found = generate(HopSkipJump(epsilon=0.1, num_steps=1, num_evaluations=4), Always(), data)
+    assert ["starting point" in text for text in found.warnings] == [True]
+    wrong = ImageSet("grey", data.images, data.labels + 1, data.classes)  # these need none
+    assert not generate(HopSkipJump(epsilon=0.1, num_steps=1, num_evaluations=4), Always(), wrong).warnings
 
 
 def test_hop_skip_jump_holds_the_draws_of_a_random_model() -> None:

@@ -130,3 +130,11 @@ def test_random_models_are_found_out() -> None:
     # Rounding is no randomness: the trust checks have the same limit.
     for sigma, random in ((1e-6, False), (1e-3, True)):
         assert is_random(Noisy(Nothing(), sigma=sigma, epsilon=1), IMAGES) is random
+
+
+def test_a_model_that_refuses_gradients_has_none() -> None:
+    class Numpy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.from_numpy(images.numpy()).flatten(1)
+
+    assert not gradient_at(Numpy(), torch.rand(2, 3, 4, 4)).any()

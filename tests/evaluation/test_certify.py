@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from purifiers import PurifiedClassifier, Purifier
 from purifiers.baselines import Nothing
+from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
-from purifiers.errors import InputError
+from purifiers.errors import InputError, Unfinished
 from purifiers.evaluation.certify import (
     ABSTAIN,
     ImageCertificate,
@@ -26,6 +27,7 @@ from purifiers.evaluation.certify import (
     summarised,
 )
 from purifiers.runs import Run
+from purifiers.shards import Shard
 from purifiers.storage import save_state
 from tests.conftest import Linear
 
@@ -319,3 +321,13 @@ def test_a_run_is_certified_with_and_without_its_purifier(tiny_run: Run, tmp_pat
         assert [level.radius for level in model.certified_accuracy] == [0.0, 0.05, 0.1]
     assert [image.label for image in found.models[0].images] == [image.label for image in found.models[1].images]
     assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+def test_shards_of_python_complete_in_the_end(tmp_path: Path) -> None:
+    smoothing, model = Smoothing(SIGMA, n0=10, n=100), Always(1)
+    one, other = (Cache(tmp_path, Shard(index, 2)) for index in range(2))
+    with pytest.raises(Unfinished):
+        certify(model, grey(4), smoothing, cache=one)
+    whole = certify(model, grey(4), smoothing, cache=other)
+    assert len(whole) == 4
+    assert certify(model, grey(4), smoothing, cache=one) == whole  # what was missing is there now

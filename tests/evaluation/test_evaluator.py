@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,25 @@ def test_examples_are_images_that_the_attack_changes(data: ImageSet) -> None:
     nothing = find_examples(evaluator, Purifier(Shift(-0.1)), FGSM(epsilon=0.0))
     assert not nothing.changed
     assert len(nothing.original.images) == 3  # where no attack succeeds, images that were right
+
+
+def test_examples_of_images_that_are_sorted_by_class_are_of_all_classes() -> None:
+    levels = torch.arange(60, 190, dtype=torch.uint8)
+    images = levels.view(-1, 1, 1, 1).expand(-1, 3, 12, 12).contiguous()
+    data = ImageSet("sorted", images, (levels > 127).long(), ("dark", "bright"))
+    examples = find_examples(Evaluator(Brightness(), "brightness", data), Purifier(Nothing()), FGSM(epsilon=0.0), limit=20)
+    assert set(examples.original.classes) == {"dark", "bright"}
+
+
+def test_variants_are_measured_on_random_images_within_the_limits(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("purifiers.evaluation.evaluate.BLOCK", 12)
+    limits = tiny_run.recipe.evaluation.model_copy(update={"limits": {"PGD": 6}})
+    recipe = tiny_run.recipe.model_copy(update={"evaluation": limits})
+    run = copy.copy(tiny_run)
+    run.recipe, run.variants = recipe, {"same": tiny_run.purifiers["student"]}
+    results, _ = evaluate_run(run)
+    counted = {record.attack: record.n for record in results.records if record.purifier == "variant: same"}
+    assert counted == {"none": 12, "PGD": 6, "FGSM": 12}
 
 
 def test_a_whole_run_is_measured_and_read_back(tiny_run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from purifiers.cache import Cache
 from purifiers.data import ImageSet, to_float
 from purifiers.data.digits import load_digits
 from purifiers.errors import InputError
+from purifiers.evaluation.trust import evidence as evidence_module
 from purifiers.evaluation.trust.checks import Check, exceeds, judge, trust_checks, weaker
 from purifiers.evaluation.trust.evidence import FACTORS, LONG, PASSES, PROBES, SHORT, STARTS, Evidence, gather, margin
 from purifiers.networks import ResNet
@@ -410,3 +412,22 @@ def test_the_model_is_left_as_it_was(classifier: Linear, data: ImageSet) -> None
 def test_wrong_arguments_are_refused(classifier: Linear, data: ImageSet, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         trust_checks(PurifiedClassifier(Purifier(Nothing()), classifier), data, **options)
+
+
+def test_where_the_memory_is_too_small_halves_are_measured(
+    classifier: Linear, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, whole = [], trust_checks(PurifiedClassifier(Purifier(Nothing()), classifier), data, epsilon=EPSILON)
+    measure = evidence_module._Batch.evidence
+
+    def small(batch: Any) -> Any:
+        if len(batch.images) > 20:
+            raise MemoryError
+        batches.append(len(batch.images))
+        return measure(batch)
+
+    monkeypatch.setattr(evidence_module._Batch, "evidence", small)
+    halves = trust_checks(PurifiedClassifier(Purifier(Nothing()), classifier), data, epsilon=EPSILON)
+    assert sum(batches) == len(data)
+    assert max(batches) <= 20
+    assert [check.status for check in halves] == [check.status for check in whole]

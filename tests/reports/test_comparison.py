@@ -114,5 +114,12 @@ def test_another_use_of_ours_is_no_rival() -> None:
     assert "is better than the best of 1 other purifiers, JPEG" in comparison(with_it)
 
 
+def test_another_purifier_of_ours_is_no_rival() -> None:
+    compared = results(0.6, baselines=("JPEG",))
+    compared.recipe["baselines"]["strong"] = {"kind": "pretrained", "source": "cifar10"}
+    compared.records.extend(records("baseline: strong", 0.9))
+    assert "is better than the best of 1 other purifiers, JPEG" in comparison(compared)
+
+
 def test_a_rival_in_front_of_a_classifier_of_its_own_is_told_apart() -> None:
     assert "SOAP, rotation (in front of resnet20 of it)" in comparison(results(0.5, baselines=("SOAP, rotation", "JPEG")))

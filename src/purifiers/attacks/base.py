@@ -1,5 +1,6 @@
 """The base class of attacks: functions (model, images, labels, seed) -> adversarial images, with checks of both ends."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from purifiers.purifier import in_mode
 from purifiers.registry import Registry
 from purifiers.seeds import generator_for, seed_for
 
+LOGGER = "auto-attack"  # pyautoattack's, for suspicions about a defence; purifiers.attacks.generate keeps the warnings
 ROUNDING = 1e-6  # how far float32 rounding may take a perturbation beyond epsilon (L-inf); L2 norms get ten times that
 
 
@@ -84,11 +86,15 @@ class Attack(Kind, ABC):
 
     Attributes:
         needs_gradients: it differentiates the model, which the view ``query`` does not allow.
+        draws: it draws random numbers, so that a restart is another run.
+        uses_labels: the model's outputs are logits of the labels' classes.
         shown_as: the first word of its title; None for the name of its class.
     """
 
     registry: ClassVar[Registry[Any]] = ATTACKS
     needs_gradients: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    uses_labels: ClassVar[bool] = True
     shown_as: ClassVar[str | None] = None
 
     norm: Norm = "linf"
@@ -108,6 +114,8 @@ class Attack(Kind, ABC):
     def _in_unit_range(self) -> Self:
         if self.norm == "linf" and (self.epsilon or 0) > 1:
             raise ValueError(f"epsilon is in [0,1] units: {self.epsilon:g} would be everything; write 8/255, not 8")
+        if self.restarts > 1 and not self.draws:
+            raise ValueError("restarts of this attack would all be the same, as it draws no random numbers; take pgd")
         return self
 
     def passes(self, withstanding: float) -> list[Passes]:
@@ -164,7 +172,8 @@ class Attack(Kind, ABC):
         # An attack needs gradients in whatever mode the caller is.
         with float32_on_cpu(), torch.inference_mode(False), torch.enable_grad(), frozen(model), exact:
             images, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
-            dense = _Dense(model, self.kind, images, {"labels": labels} | ({} if targets is None else {"targets": targets}))
+            classes = {"labels": labels} if self.uses_labels else {}
+            dense = _Dense(model, self.kind, images, classes | ({} if targets is None else {"targets": targets}))
             aims = self._aims(dense, images, labels, seed, targets)
             adversarial = self.perturb(dense, images, aims, seed).detach()
             for restart in range(1, self.restarts):
@@ -224,17 +233,18 @@ class Around(nn.Module):
 class _Dense(Around):
     """Images and gradients in the default memory layout on both sides of a model; libraries flatten them with view(). The model
     gets a copy, which it may change in place. A gradient that is not finite becomes zero: one such pixel must not spoil its
-    image. The first outputs are checked, and that ``classes``, labels or targets by name, are classes of the model."""
+    image. The first outputs are checked, and that ``classes``, labels or targets by name, are classes of the model. A warning
+    is logged if the first gradient is zero: the attack then hardly moves."""
 
     def __init__(self, model: nn.Module, attack: str, images: Tensor, classes: Mapping[str, Tensor]) -> None:
         super().__init__(model)
-        self.attack, self.images, self.unchecked = attack, images, classes
+        self.attack, self.images, self.unchecked, self.untried = attack, images, classes, True
 
     def forward(self, images: Tensor) -> Tensor:
         wanted = images.requires_grad and torch.is_grad_enabled()
         images = images.clone(memory_format=torch.contiguous_format)
         if wanted:
-            images.register_hook(lambda gradient: gradient.contiguous().nan_to_num(0, 0, 0))
+            images.register_hook(self._finite)
         logits: Tensor = (
             logits_of("the model", self.model, images, finite=False) if self.unchecked else in_parts(self.model, images)
         )
@@ -248,6 +258,14 @@ class _Dense(Around):
                 raise InputError(f"{name} go from {low} to {high}, the model has {logits.shape[1]} classes")
         self.unchecked = {}
         return logits
+
+    def _finite(self, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().nan_to_num(0, 0, 0)
+        if self.untried and not gradient.any():
+            advice = "the images may be right only because the attack cannot see where to go; see the view bpda"
+            logging.getLogger(LOGGER).warning(f"the gradient is zero at all images of a batch: {advice}")
+        self.untried = False
+        return gradient
 
 
 def check_labels(labels: Tensor, count: int, name: str = "labels") -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks.base import Attack, frozen, show_fraction
+from purifiers.attacks.base import LOGGER, Attack, frozen, show_fraction
 from purifiers.attacks.gradient import PGD
-from purifiers.attacks.libraries import LOGGER, Square
+from purifiers.attacks.libraries import Square
 from purifiers.cache import Cache, State
 from purifiers.data import ImageSet, to_float
 from purifiers.data.large import empty
@@ -145,8 +145,8 @@ def _foresee(
     ball: dict[str, Any] = {"norm": attack.norm, "epsilon": attack.epsilon or 8 / 255}
 
     def withstanding() -> float:
-        if any(part in plan.stand_ins for part in model.modules()):
-            return 0.0  # it cannot be known before the training
+        if not attack.uses_labels or any(part in plan.stand_ins for part in model.modules()):
+            return 0.0  # of features, or of what is not trained yet, nothing is right
         quick = PGD(**ball, num_steps=5) if attack.needs_gradients else Square(**ball, num_queries=50)
         with torch.no_grad():
             share = (model(quick(model, images, labels)).argmax(1) == labels).float().mean().item()
@@ -180,9 +180,10 @@ def _quantize(images: Tensor, adversarial: Tensor, attack: Attack) -> Tensor:
     # A perturbation of exactly 8 levels may stand as 7.9999: the slack is far above rounding and far below a level.
     whole = levels.round() if attack.epsilon is None else (levels + 1e-3 * levels.sign()).trunc_()
     if whole.norm() < levels.norm() / 2:
+        larger = "another attack" if attack.epsilon is None else f"a larger epsilon than {show_fraction(attack.epsilon)}"
         raise AttackError(
-            f"{attack.kind}: most of the perturbation is below one grey level, and training images have 8 bits: take a larger "
-            f"epsilon than {show_fraction(attack.epsilon)}, or an attack in every step (teacher_at.attack, student.attack)"
+            f"{attack.kind}: most of the perturbation is below one grey level, and training images have 8 bits: take "
+            f"{larger}, or an attack in every step (teacher_at.attack, student.attack)"
         )
     return (images + whole).clamp_(0, 255).to(torch.uint8).contiguous()
 

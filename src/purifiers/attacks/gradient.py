@@ -2,7 +2,7 @@
 al. 2018) and SSP (Naseer et al. 2020). All take the steps of :func:`purifiers.gradient_steps.pgd`."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class GradientAttack(Attack):
     the targets of the call, at random where it passes none.
     """
 
-    random_start: ClassVar[bool] = False
+    draws = False  # unless it starts at random
 
     epsilon: Length = 8 / 255
     targeted: Targeting | bool = False
@@ -46,7 +46,7 @@ class GradientAttack(Attack):
             "momentum": getattr(self, "momentum", 0.0),
         }
         start = images
-        if self.random_start:  # drawn for the whole batch, whatever its parts
+        if self.draws:  # drawn for the whole batch, whatever its parts
             generator = generator_for(seed, "random start", device=images.device)
             start = random_start(images, self.start_radius, self.norm, generator)
 
@@ -69,7 +69,7 @@ class NFGSM(FGSM):
     """
 
     shown_as = "N-FGSM"
-    random_start = True
+    draws = True
 
     epsilon: Length = 24 / 255
     step_size: Length = share_of_epsilon(3)
@@ -101,7 +101,7 @@ class BIM(GradientAttack):
 class PGD(BIM):
     """Many small steps from a random point of the ball: epsilon 8/255, steps of 2/255, 20 of them in the paper."""
 
-    random_start = True
+    draws = True
 
 
 @ATTACKS.register("mifgsm")
@@ -125,6 +125,8 @@ class SSP(PGD):
     """Self-supervised perturbation (Naseer et al. 2020, section 3.1): PGD that drives the model's outputs away from those of
     the clean image and needs no label. For a view that gives features, :class:`purifiers.attacks.views.Features`.
     """
+
+    uses_labels = False
 
     def objective(self, model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
         """The squared distance of the outputs to those of the clean images."""

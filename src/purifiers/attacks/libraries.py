@@ -12,12 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from purifiers.attacks.base import ATTACKS, Around, Attack, Length, Passes, Targeting, distances, share_of_epsilon
+from purifiers.attacks.base import ATTACKS, LOGGER, Around, Attack, Length, Passes, Targeting, distances, share_of_epsilon
 from purifiers.device import in_parts, part_size
 from purifiers.errors import AttackError, require
 from purifiers.seeds import reproducible
 
-LOGGER = "auto-attack"  # pyautoattack logs suspicions about a defence here; purifiers.attacks.generate keeps the warnings
 DIRECTIONS = 50  # noise images that are tried as starting points
 BLENDS = 50  # steps between the image and its starting point
 BEYOND = 1.001  # how much longer than found a perturbation is made, where that stays within epsilon and breaks the image still
@@ -140,6 +139,8 @@ class CW(Attack):
     Images for which no adversarial example was found are returned unchanged. ``targeted``: as of PGD.
     """
 
+    draws = False
+
     norm: Literal["l2"] = "l2"
     epsilon: None = None
     targeted: Targeting | bool = False
@@ -215,7 +216,11 @@ class HopSkipJump(Attack):
                 needed = "returns the same logits for the same images, or draws its random numbers from torch's generator"
                 raise AttackError(f"hop_skip_jump needs a model that {needed}; this one does neither")
         with reproducible(seed, images.device), torch.no_grad():
+            right = int((fixed(images).argmax(1) == labels).sum())
             chosen, starts = _startable(foolbox, wrapped, images, labels)
+            if len(chosen) < right:
+                sought = "neither noise nor another image of the batch is of another class"
+                logging.getLogger(LOGGER).warning(f"images without a starting point count as withstanding: {sought}")
             result = images.clone()
             if len(chosen):
                 attack = foolbox.attacks.HopSkipJumpAttack(

@@ -60,14 +60,18 @@ def is_random(model: nn.Module, images: Tensor) -> bool:
 
 
 def gradient_at(model: nn.Module, images: Tensor) -> Tensor:
-    """The gradient of ``model``'s outputs, summed unevenly, at ``images`` (N, C, H, W); 0 where it passes none. An even sum
-    would have none where the outputs are probabilities."""
+    """The gradient of ``model``'s outputs, summed unevenly, at ``images`` (N, C, H, W); 0 if it passes none. An even sum
+    would have none if the outputs are probabilities."""
     given = images.clone().requires_grad_(True)
     try:
         with torch.enable_grad(), reproducible(0, images.device):
             outputs = model(given.clone()).flatten(1)
             total = (outputs * torch.linspace(-1, 2, outputs.shape[1], device=outputs.device)).sum()
     except InputError:  # the view query
+        return torch.zeros_like(images)
+    except RuntimeError as error:
+        if "requires grad" not in str(error):  # as of .numpy() without .detach()
+            raise
         return torch.zeros_like(images)
     if not total.requires_grad:
         return torch.zeros_like(images)

@@ -9,6 +9,7 @@ base classifier's first step: the theorem's noise is still Gaussian, and certifi
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from purifiers.console import Stopwatch, progress
 from purifiers.data import ImageSet, slices, to_float
 from purifiers.data.images import check_images
 from purifiers.device import in_parts, repeatable
-from purifiers.errors import InputError
+from purifiers.errors import InputError, Unfinished
 from purifiers.evaluation.evaluator import LOOK
 from purifiers.evaluation.metrics import classes, wilson_interval
 from purifiers.evaluation.records import Result, ResultFile, provenance
@@ -157,10 +158,11 @@ def certify(
         advance: called with the number of noisy copies after each batch.
 
     Returns:
-        Of each image its certificate; images that the cache's shard leaves to another process are left out.
+        Of each image its certificate.
 
     Raises:
         InputError: the model does not give finite logits of at least two classes for such images.
+        Unfinished: the share of the cache's shard is done, and those of others are not.
     """
     device, found = data.images.device, []
     cache = cache if isinstance(cache, Cache) else Cache(cache)
@@ -194,6 +196,7 @@ def certify(
             else:
                 advance(smoothing.n0 + smoothing.n)
             found.append(certificate)
+    cache.shard.check()
     return found
 
 
@@ -240,7 +243,9 @@ def certify_run(run: Run, purifier: str, smoothing: Smoothing, images: int | Non
         "cache": Cache(run.cache, run.shard),
     }
     for name, model in models.items():
-        with progress(f"certifying: {name}", len(data) * (smoothing.n0 + smoothing.n)) as advance:
+        copies = len(data) * (smoothing.n0 + smoothing.n)
+        # A share of one model may be done before that of the other.
+        with suppress(Unfinished), progress(f"certifying: {name}", copies) as advance:
             found[name] = certify(model, data, smoothing, **options, advance=advance)
     run.shard.check()
     names = {"dataset": data.name, "classifier": run.classifier_name, "purifier": purifier}

@@ -158,15 +158,14 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         records += found
         if own is not evaluator:  # warnings of attacks on the same classifier are there already
             warnings += [note.model_copy(update={"model": own.classifier_name}) for note in noted]
-    # Blind attacks on the first images are in the cache already.
-    few = replace(evaluator, data=data.subset(torch.arange(min(BLOCK, len(data)), device=data.images.device)))
-    # Those that are run on all, and the first, which the picture shows.
-    first, *_ = config.attacks
+    first, *_ = config.attacks  # the one that the picture shows
     quick = {name: attack for name, attack in config.attacks.items() if name == first or name not in config.limits}
     for title, purifier in run.variants.items():
-        records += few.evaluate(VARIANT + title, purifier, lambda view: quick)[0]
+        records += evaluator.evaluate(VARIANT + title, purifier, lambda view: quick, limit=config.limit_of, at_most=BLOCK)[0]
     student = run.purifiers["student"]
-    examples = find_examples(few, student, quick[first])
+    # On the images that were attacked blind, so that the attack is in the cache.
+    limit = config.limit_of("blind", first) if "blind" in config.views else BLOCK
+    examples = find_examples(evaluator, student, config.attacks[first], limit)
     run.shard.check()
     baselines = {BASELINE + title: purifier for title, purifier in run.baselines.items()}
     costed, sample = {"classifier": run.classifier, "student": student, **baselines}, to_float(data.images[:COST_BATCH])
@@ -201,20 +200,22 @@ def _peak(run: Run) -> float | None:
     return peak_flops(run.device, torch.float32 if run.precision == "32-true" else torch.bfloat16)
 
 
-def find_examples(evaluator: Evaluator, purifier: Purifier, attack: Attack, count: int = 10) -> Examples:
-    """Choose images of which the attack, made on the classifier alone, changes the class: the first of each class first.
+def find_examples(
+    evaluator: Evaluator, purifier: Purifier, attack: Attack, limit: int | None = None, count: int = 10
+) -> Examples:
+    """Choose images, up to ``count``, of which the attack, made on the classifier alone, changes the class: the first of each
+    class first. ``limit``: on how many random images the attack is run; None for all.
 
-    The choice does not depend on the purified images, so that the picture shows failures as often as they are. All of the
-    evaluator's images are attacked: pass one with a few.
+    The choice does not depend on the purified images, so that the picture shows failures as often as they are.
     """
-    if current():  # a few images that are attacked already take no time
-        nothing = Row(evaluator.data.images[:0], [], [])
-        return Examples(attack.title, False, nothing, nothing, nothing)
-    defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.data
+    defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.limited(limit)
     size, labels = evaluator.batch_size, data.labels
     attacked = generate(attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=size, cache=evaluator.cache)
+    if current():
+        nothing = Row(data.images[:0], [], [])
+        return Examples(attack.title, False, nothing, nothing, nothing)
     with torch.no_grad():
-        right, still = (metrics.predict(defended.classifier, one, size) == labels for one in (data.images, attacked.images))
+        right, still = (evaluator.predicted(one) == labels for one in (data.images, attacked.images))
         changed = right & ~still
         chosen = _spread(labels, changed if changed.any() else right, count)
         images, labels, adversarial = to_float(data.images[chosen]), labels[chosen], attacked.images[chosen]

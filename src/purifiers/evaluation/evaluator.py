@@ -147,7 +147,7 @@ class Evaluator:
     def _count(
         self, defended: PurifiedClassifier, attacked: Adversarial, data: ImageSet, among: Among | None
     ) -> dict[str, Any]:
-        originals, undefended = self._undefended(data.images), self._undefended(attacked.images)
+        originals, undefended = self.predicted(data.images), self.predicted(attacked.images)
         predictions, psnrs, ssims, l2 = [], [], [], []
         whole, meant = among or (data, torch.ones(len(data), dtype=torch.bool))
         done = 0
@@ -178,7 +178,8 @@ class Evaluator:
             "right": (predicted == data.labels).cpu(),
         }
 
-    def _undefended(self, images: Tensor) -> Tensor:
+    def predicted(self, images: Tensor) -> Tensor:
+        """The classifier's classes of ``images``, int64 (N,); -1 where no logit is finite."""
         key = digest(images)
         if key not in self.undefended:
             self.undefended[key] = metrics.predict(self.classifier, images, self.batch_size)

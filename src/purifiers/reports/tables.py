@@ -14,6 +14,7 @@ from purifiers.recipes.load import parse_recipe
 from purifiers.recipes.training_settings import GUIDANCE, STARTS
 from purifiers.reports import paper
 from purifiers.reports.render import Table, cells, half_width, percent, text, title_of
+from purifiers.weights import PURIFIERS
 
 COMPARISONS = (("student", "student_at"), ("student", "student_nt"), ("student_at", "teacher_at"), ("student_nt", "teacher_at"))
 """The better and the worse purifier of Table 2, as the paper claims, with its losses."""
@@ -245,9 +246,10 @@ def table_of_baselines(results: Results) -> Table:
 def comparison(results: Results) -> str:
     """Which purifier is best in the mean over the attacks, in a sentence; empty where nothing was compared."""
     ours = select(results)
-    # A baseline around ours is another use of ours, and no rival.
-    compared = baselines_of(results)
-    rivals = [found for title, found in compared.items() if results.recipe["baselines"][title].get("around") != "student"]
+    # What is ours too is no rival: another use of the student, or a purifier that ships.
+    settings = results.recipe["baselines"]
+    own = [title for title, one in settings.items() if one.get("around") == "student" or one.get("source") in PURIFIERS]
+    rivals = [found for title, found in baselines_of(results).items() if title not in own]
     if not rivals or len(ours) < 2:
         return ""
     best = max(rivals, key=attacked_mean)

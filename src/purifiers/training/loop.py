@@ -176,8 +176,9 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
             seconds, part = before + watch.seconds, None
             record = {"epoch": epoch, **means, "learning_rate": float(scheduler.get_last_lr()[0])}
             speed = {"images_per_second": per_epoch / learning, "flops_per_image": flops, "seconds": seconds}
-            history.append(record | speed)
-            save(None)
+            with _uninterrupted():
+                history.append(record | speed)
+                save(None)
             values = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
             rate = f"{per_epoch / learning:,.0f} images/s"
             detail(f"{stage.name:<16} epoch {epoch}/{optimisation.epochs}  {values}  {rate}")

@@ -635,7 +635,7 @@ def test_bad_inputs_are_told() -> None:
             audit(nn.Identity(), model, data, **{key: value})
     with pytest.raises(InputError, match=r"purifier must keep .* returns shape \(2, 3, 8, 8\)"):
         audit(nn.Upsample(scale_factor=2), model, data)
-    for given in ({5: 1}, {"limits": {"AA": 0}}, {"limits": False}, {"views.full": 0}):
+    for given in ({5: 1}, {"limits": {"AA": 0}}, {"limits": {"AutoAttack": 5}}, {"limits": False}, {"views.full": 0}):
         with pytest.raises((ConfigError, InputError), match=r"string|limits|views"):
             audit(nn.Identity(), model, data, settings=given)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the surrogate 'other' has 5 classes"):

@@ -22,7 +22,7 @@ from purifiers.classifiers.probes import logits_of
 from purifiers.console import Stopwatch, say
 from purifiers.data import ImageSet, to_float
 from purifiers.device import repeatable
-from purifiers.errors import ConfigError, InputError
+from purifiers.errors import ConfigError, InputError, nearest
 from purifiers.evaluation.audit.attack import Auditor, Subject
 from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.evaluator import LOOK, Evaluator, check_defended, prepared
@@ -95,6 +95,10 @@ def audit_all(
         chosen = AuditSettings.model_validate(nested if isinstance(settings, Mapping | None) else settings)
     except ValidationError as error:
         raise InputError("\n  ".join(["the settings of the audit are not valid:", *faults(error, "audit")])) from error
+    known = {*chosen.attacks, *(subject.name for subject in subjects)}
+    # A recipe also has limits of purifiers that are not audited now.
+    if isinstance(settings, Mapping) and (unknown := chosen.limits.keys() - known):
+        raise InputError(f"limits: no attack or purifier is called '{min(unknown)}'{nearest(min(unknown), known)}")
     for idle in sorted(chosen.attacks.keys() - {name for names in chosen.views.values() for name in names}):
         say(f"warning: the attack '{idle}' is in none of the audit's views, and is not run")
     surrogates = surrogates or {}
@@ -222,7 +226,7 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
             model = load_classifier(source, run.images("test"), **config.options())
             found.append((stage if source == ready else _title(source), model))
     for text in run.recipe.audit.surrogates:
-        *purifier, source = text.split("+")
+        *purifier, source = [text] if Path(text).exists() else text.split("+")  # a path may have a plus
         if len(purifier) > 1 or not all((*purifier, source)):
             raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
         model = load_classifier(source, run.images("test"), **run.recipe.classifier.behind(source).options())

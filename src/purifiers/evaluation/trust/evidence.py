@@ -1,7 +1,7 @@
 """What the trust checks look at: one measurement of a defended model, a number for each image; nothing is judged here."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,6 +13,8 @@ from purifiers.attacks.views import bpda
 from purifiers.cache import Cache
 from purifiers.classifiers.probes import are_probabilities, relative_difference
 from purifiers.data import ImageSet, slices, to_float
+from purifiers.device import memory_for
+from purifiers.errors import DeviceMemoryError
 from purifiers.evaluation.metrics import classes
 from purifiers.forecast import current
 from purifiers.gradient_steps import Norm, pgd, random_start
@@ -80,7 +82,8 @@ def gather(
 ) -> Evidence | None:
     """Measure everything, batch by batch, but what is in the cache; None if a batch is left to another process. ``advance`` is
     called before each pass, with numbers that add up to ``len(data)``."""
-    parts, batches, device = [], slices(len(data), batch_size), data.images.device
+    parts: list[Evidence] = []
+    batches, device = slices(len(data), batch_size), data.images.device
     first = cache.shard.begin(len(batches))
     with frozen(model), torch.autocast(device.type, enabled=False):
         for number, batch in enumerate(batches, first):
@@ -93,12 +96,27 @@ def gather(
             elif found is not None or cache.left("evidence", key, number):
                 advance(len(images))
             else:
-                found = _Batch(model, to_float(images), labels, epsilon, norm, own_seed, advance).evidence()
+                found = _measured(_Batch(model, to_float(images), labels, epsilon, norm, own_seed, advance))
                 cache.save("evidence", key, vars(found))
-            parts.append(found)
-    if None in parts:
-        return None
+            parts += [] if found is None else [found]
+    return _joined(parts) if len(parts) == len(batches) else None
+
+
+def _joined(parts: Sequence[Evidence]) -> Evidence:
     return Evidence(**{name: torch.cat([getattr(part, name) for part in parts], dim=-1) for name in vars(parts[0])})
+
+
+def _measured(batch: "_Batch") -> Evidence:
+    """Its evidence; where the memory is too small for it, that of its halves."""
+    count = len(batch.images)
+    try:
+        with memory_for("an image in the trust checks: leave them out, with audit.check_images=0"):
+            return batch.evidence()
+    except DeviceMemoryError:
+        if count < 2:
+            raise
+    halves = (slice(0, count // 2), slice(count // 2, count))
+    return _joined([_measured(replace(batch, images=batch.images[half], labels=batch.labels[half])) for half in halves])
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
