@@ -102,7 +102,8 @@ def test_total_variation_falls_and_flat_stays_flat() -> None:
     [
         (lambda: JPEG(0), "1 to 95"),
         (lambda: BitDepth(9), "1 to 8"),
-        (lambda: Median(1), "at least 2"),
+        (lambda: Median(1), "side of 2 to"),
+        (lambda: Median(99999), "side of 2 to"),
         (lambda: TotalVariation(0), "above 0"),
         (lambda: JPEG(75.5), "a whole number from 1 to 95"),  # type: ignore[arg-type]
         (lambda: BitDepth(4.5), "a whole number"),  # type: ignore[arg-type]

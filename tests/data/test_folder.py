@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from purifiers.data import load_images
+from purifiers.data.files import Picture, read_image
+from purifiers.data.folder import cover
 from purifiers.errors import ConfigError, DataError, MissingFileError
 
 
@@ -54,6 +56,30 @@ def test_every_image_is_in_one_split(folder: Path) -> None:
     everything = {bytes(image.flatten().numpy()) for data in (train, test) for image in data.images}
     assert len(everything) == 30
     assert load_images("folder", "test", path=str(folder)).fingerprint() == test.fingerprint()
+
+
+def test_of_a_limited_folder_only_what_is_drawn_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_images("folder", "train", path=str(folder))
+    read: list[Path] = []
+
+    def counting(file: Path) -> Picture:
+        read.append(file)
+        return read_image(file)
+
+    monkeypatch.setattr("purifiers.data.folder.read_image", counting)
+    few = load_images("folder", "train", path=str(folder), size=12, limit=7, seed=3)
+    assert few.fingerprint() == whole.limited(7, 3).fingerprint()
+    assert len(read) == 7
+
+
+def test_a_line_of_pixels_is_cropped_before_it_is_scaled() -> None:
+    line = Image.new("RGB", (1, 1_000_000), "orange")
+    assert cover(line, 224, 224).getcolors() == [(224 * 224, (255, 165, 0))]
+
+
+def test_an_image_of_the_wanted_size_stays_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    assert (np.array(cover(Image.fromarray(pixels), 20, 30)) == pixels).all()
 
 
 @pytest.mark.parametrize(("train_folder", "test_folder"), [("train", "test"), ("train", "val"), ("Train", "TEST")])

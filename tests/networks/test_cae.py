@@ -174,3 +174,8 @@ def test_unshuffling_makes_large_images_cheap() -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         CAE(widths=[24, 48, 80], blocks=[2, 3, 10], residual=True, unshuffle=4).eval()(torch.empty(1, 3, 224, 224))
     assert counter.get_total_flops() < 0.8e9
+
+
+def test_an_image_is_not_padded_to_one_that_fills_the_memory() -> None:
+    with pytest.raises(InputError, match="1/32768"):
+        CAE(widths=[1] * 16, blocks=[1] * 16)

@@ -21,6 +21,9 @@ from purifiers.gradient_steps import pgd
 from purifiers.networks.network import Network, channels_of
 from purifiers.registry import NETWORKS
 
+LARGEST_MEDIAN = 31
+"""Pixels of a side."""
+
 
 class Transformation(Network, ABC):
     """Base: a transformation of values, outside of autograd; ready without training."""
@@ -95,8 +98,8 @@ class Median(Transformation):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        if not isinstance(size, int) or size < 2:
-            raise InputError(f"the median of a square needs a side of at least 2 whole pixels; got {size}")
+        if not isinstance(size, int) or not 2 <= size <= LARGEST_MEDIAN:  # the time grows with its square
+            raise InputError(f"the median of a square needs a side of 2 to {LARGEST_MEDIAN} whole pixels; got {size}")
         self.size = size
 
     def transform(self, images: Tensor) -> Tensor:

@@ -48,8 +48,8 @@ def _images(recipe: "Recipe", split: Literal["train", "test"], limit: int) -> "I
     from purifiers.seeds import seed_for
 
     data, own = recipe.data, recipe.data.limit if split == "train" else recipe.data.test_limit
-    images = load_images(data.name, split, **data.source())
-    return images.limited(min(limit, own or limit), seed_for(recipe.seed, split, "export"))
+    seed = seed_for(recipe.seed, split, "export")
+    return load_images(data.name, split, limit=min(limit, own or limit), seed=seed, **data.source())
 
 
 def export(

@@ -19,7 +19,8 @@ class DataSet:
     """A data set by name.
 
     Attributes:
-        load: (split, ...) -> ImageSet; may take ``path``, ``size``, ``labels`` and ``classes``, as the others below may.
+        load: (split, ...) -> ImageSet; may take ``path``, ``size``, ``labels`` and ``classes``, as the others below may. If it
+            takes ``cache``, ``limit`` and ``seed``, it gets those of :func:`load_images`.
         classes: the class names, or a function that returns them; None where they are not known.
         size: of the images where none is given, or a function that returns (height, width); None where it is not known.
     """
@@ -44,15 +45,26 @@ DATASETS: Registry[DataSet] = Registry("data set", "purifiers.data", make=DataSe
 """What a recipe may name under ``data.name``."""
 
 
-def load_images(name: str, split: Literal["train", "test"], cache: Path | None = None, **options: Any) -> ImageSet:
-    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown. A data
-    set that may not fit into memory keeps what it makes of it in the folder ``cache``."""
+def load_images(
+    name: str,
+    split: Literal["train", "test"],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    **options: Any,
+) -> ImageSet:
+    """Load a split of a data set by its name, with the options that are not None; raises ConfigError if one is unknown.
+
+    ``limit``: only so many of its images, drawn by ``seed``; a folder's others are not read. ``cache``: where a data set that
+    does not fit into memory keeps what it makes of it.
+    """
     if split not in ("train", "test"):
         raise ConfigError(f"a split is train or test; got {split!r}")
     given = {key: value for key, value in options.items() if value is not None}
     refuse_unknown(name, given)
     load = DATASETS[name].load
-    return load(split, **given, **_taken(load, {"cache": cache}))
+    return load(split, **given, **_taken(load, {"cache": cache, "limit": limit, "seed": seed})).limited(limit, seed)
 
 
 def refuse_unknown(name: str, options: Collection[str]) -> None:

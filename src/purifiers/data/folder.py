@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from purifiers.console import say
 from purifiers.data.datasets import DATASETS
 from purifiers.data.files import SUFFIXES, counted, image_files, read_image, read_rgb
-from purifiers.data.images import ImageSet
+from purifiers.data.images import ImageSet, drawn
 from purifiers.data.labels import PREDICTED, UNKNOWN, in_order, numbered, read_classes, read_table, whole
 from purifiers.data.large import decode
 from purifiers.errors import ConfigError, DataError, MissingFileError
@@ -56,6 +56,8 @@ def load_folder(
     labels: str | None = None,
     classes: str | None = None,
     cache: Path | str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> ImageSet:
     """Images from ``path/<class>/*``, or from ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val``), in any case.
 
@@ -70,6 +72,7 @@ def load_folder(
     ``path``, are labelled by the classifier's predictions later, as those of a folder without class folders are anyway.
     ``classes``: a file of the names of all of the classifier's outputs (:func:`purifiers.data.labels.read_classes`).
     ``cache``: a folder where images that do not fit into memory are kept decoded (:func:`purifiers.data.large.decode`).
+    ``limit``, ``seed``: how many of the images are read, and by what they are drawn.
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
@@ -83,6 +86,8 @@ def load_folder(
     files, names = listed(Path(path), split, labels, classes, remarks if split == "train" else None)
     if not files:
         raise DataError(f"there are no {split} images in {path}")
+    if limit is not None and limit < len(files):
+        files = dict([*files.items()][i] for i in drawn(len(files), limit, seed))
 
     def read(file: Path) -> tuple[np.ndarray, Sequence[str]]:
         picture = read_image(file)
@@ -92,7 +97,7 @@ def load_folder(
     shape = ((size, size) if size is not None else _first_shape(files)) or (1, 1)
 
     def decoded(part: str, files: Iterable[Path]) -> tuple[torch.Tensor, list[str], list[tuple[int, int]]]:
-        home = Path(cache) / f"images-{digest(path, part, shape):.16}" if cache else None
+        home = Path(cache) / f"images-{digest(path, part, shape, limit, seed):.16}" if cache else None
         return decode([*files], read, shape, remarks, f"reading {part} images", home)
 
     images, unreadable, shapes = decoded(split, files)
@@ -226,8 +231,4 @@ def _drawn(folder: Path, name: str, files: list[Path], split: str) -> list[Path]
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     """``image`` scaled to cover ``height`` by ``width`` pixels, and its centre kept."""
-    scale = max(width / image.width, height / image.height)
-    wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = (wide - width) // 2, (high - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return ImageOps.fit(image, (width, height))

@@ -105,9 +105,8 @@ class ImageSet:
         return self if count is None or count >= len(self) else self.subset(self.drawn(count, seed))
 
     def drawn(self, count: int, seed: int) -> Tensor:
-        """The indices of :meth:`limited`'s images, sorted; those of a smaller subset are among those of every larger one."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(len(self), generator=generator)[:count].sort().values.to(self.images.device)
+        """The indices of :meth:`limited`'s images; see :func:`drawn`."""
+        return drawn(len(self), count, seed).to(self.images.device)
 
     def subset(self, chosen: Tensor) -> "ImageSet":
         """The images at the indices ``chosen``, int64 (M,), in that order, or where it is true, bool (N,)."""
@@ -116,6 +115,11 @@ class ImageSet:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the content."""
         return digest(self.images, self.labels, self.classes)
+
+
+def drawn(total: int, count: int, seed: int) -> Tensor:
+    """``count`` random indices below ``total``, sorted; those of a smaller subset are among those of every larger one."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
 def as_image_set(

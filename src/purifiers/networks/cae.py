@@ -13,6 +13,8 @@ from purifiers.networks.network import Network
 from purifiers.registry import NETWORKS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "softplus": nn.Softplus}
+LARGEST_STRIDE = 256
+"""Of the latent. A stranger's config.json could otherwise pad a small image to one that fills the memory."""
 
 
 @NETWORKS.register("cae")
@@ -76,6 +78,8 @@ class CAE(Network):
         self.channels = channels
         self.unshuffle = unshuffle
         self.stride = unshuffle * 2 ** (len(widths) - 1)
+        if self.stride > LARGEST_STRIDE:  # images are padded to its multiples
+            raise InputError(f"a CAE's latent may have 1/{LARGEST_STRIDE} of the image's side at least; got 1/{self.stride}")
         # Every block reaches one step of the finer of its two resolutions, on either side of the latent.
         steps_down = (2 ** (stage - 1) + (count - 1) * 2**stage for stage, count in enumerate(blocks) if stage)
         self.reach = unshuffle * 2 * (blocks[0] + sum(steps_down)) + unshuffle - 1

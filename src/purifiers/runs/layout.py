@@ -111,7 +111,7 @@ class Run:
         """The recipe's training or test images, limited as it says, on the device; read once. Where the classifier predicts
         the labels, they are unknown until it is there."""
         if split not in self.splits:
-            self.take(self._read(split), split)
+            self.take(self._read(split, *self._limit(split)), split)
         if "classifier" in vars(self):
             self.splits[split] = completed(self.splits[split], self.classifier, self.recipe.evaluation.batch_size)
         return self.splits[split]
@@ -120,19 +120,25 @@ class Run:
         """A baseline's training images: ``limit`` random ones of the data set, by default those of the recipe."""
         if limit is None:
             return self.images("train")
-        images = self._read("train").limited(limit, seed_for(self.recipe.seed, "baselines", "limit")).to(self.device)
+        images = self._read("train", limit, seed_for(self.recipe.seed, "baselines", "limit")).to(self.device)
         return completed(images, self.classifier, self.recipe.evaluation.batch_size)
 
-    def _read(self, split: Literal["train", "test"]) -> ImageSet:
+    def _limit(self, split: Literal["train", "test"]) -> tuple[int | None, int]:
+        """How many images of a split the recipe takes, None for all, and the seed that draws them."""
         config = self.recipe.data
-        source = config.source()
-        return kept((config.name, split, *source.items()), lambda: load_images(config.name, split, self.cache, **source))
+        return config.limit if split == "train" else config.test_limit, seed_for(self.recipe.seed, split, "limit")
+
+    def _read(self, split: Literal["train", "test"], limit: int | None, seed: int) -> ImageSet:
+        config = self.recipe.data
+        options = {"limit": limit, "seed": seed, **config.source()}
+        return kept(
+            (config.name, split, *options.items()), lambda: load_images(config.name, split, cache=self.cache, **options)
+        )
 
     def take(self, images: ImageSet, split: Literal["train", "test"]) -> None:
         """Use ``images``, limited as the recipe says, as its training or test images."""
-        config, seed = self.recipe.data, self.recipe.seed
-        limit = config.limit if split == "train" else config.test_limit
-        images = images.limited(limit, seed_for(seed, split, "limit")).to(self.device)
-        if config.crops and split == "train":
-            images = random_crops(images, **config.crops.model_dump(), seed=seed_for(seed, "crops"), folder=self.cache)
+        images, crops = images.limited(*self._limit(split)).to(self.device), self.recipe.data.crops
+        if crops and split == "train":
+            seed = seed_for(self.recipe.seed, "crops")
+            images = random_crops(images, **crops.model_dump(), seed=seed, folder=self.cache)
         self.splits[split] = images
