@@ -2,7 +2,7 @@
 
 The call is gone through with samples in place of the work: while :func:`forecast` runs, every long loop of the library times a
 sample, notes what all of it would take, and goes on with a stand-in for its result. So the call's own code finds how much there
-is to do, and what is finished already. Nothing is written.
+is to do, and what is finished already. Nothing is written, but for decoded images that do not fit into memory.
 """
 
 import math

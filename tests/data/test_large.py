@@ -43,7 +43,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def load(photos: Path, cache: Path | None = None) -> ImageSet:
-    return load_images("folder", "train", cache, path=str(photos), labels="classifier", size=6)
+    return load_images("folder", "train", cache=cache, path=str(photos), labels="classifier", size=6)
 
 
 def test_a_large_set_is_decoded_once_and_equal(
