@@ -159,7 +159,11 @@ class Changes:
     ] = None
     images: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Your images: one subfolder per class, or any folder of them with --labels."),
+        typer.Option(
+            metavar="DIR",
+            help="Your images: one subfolder per class, or any folder with --labels. Without either, the classifier's "
+            "predictions are the labels.",
+        ),
     ] = None
     labels: Annotated[
         str | None,

@@ -15,7 +15,6 @@ EVERYTHING = "all attacks"
 """The worst case over all attacks of a norm: the number of an audit."""
 RAND, ON = ", rand", " on "
 """In an attack's name: AutoAttack's version for a random purifier; before the surrogate that it attacked."""
-"""In the message of a warning, after the purifier's name, if an attack could not be run."""
 GROUPS = ("gray-box", "transfer", "black-box", "white-box")
 """Groups of threat models, each with a worst case of its own."""
 NORMS = ("linf", "l2")
