@@ -60,6 +60,13 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert not loaded.training
 
 
+def test_a_card_in_no_encoding_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"---\ntitle: caf\xe9\n---\n")
+    small().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_bytes().startswith(b"---\ntitle: caf\xe9")
+    assert Purifier.from_pretrained(tmp_path)
+
+
 def test_what_is_no_purifier_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no purifier at 'nowhere'"):
         Purifier.from_pretrained("nowhere")

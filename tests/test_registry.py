@@ -8,7 +8,7 @@ from torch import nn
 
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError
 from purifiers.networks import CAE, ResNet
-from purifiers.registry import build_network, fingerprint, load_network, load_weights, place, save_network
+from purifiers.registry import NETWORKS, Registry, build_network, fingerprint, load_network, load_weights, place, save_network
 from purifiers.storage import save_tensors
 from purifiers.version import __version__
 
@@ -61,6 +61,13 @@ def test_names_are_suggested() -> None:
         build_network("cae", {"widths": 3})
 
 
+@pytest.mark.parametrize("name", ["sys:path", "sys:maxsize"])
+def test_what_is_no_class_or_function_is_refused(name: str) -> None:
+    for registry in (NETWORKS, Registry[object]("thing")):
+        with pytest.raises(ConfigError, match=name):
+            registry[name]
+
+
 def test_damage_is_explained(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"holds no config\.json"):
         load_network(tmp_path)
@@ -82,6 +89,7 @@ def test_damage_is_explained(tmp_path: Path) -> None:
         (json.dumps({**config, "format": 0}), "has format 0; this version reads format 1: it is damaged"),
         (json.dumps({**config, "network": "cea"}), "did you mean 'cae'"),
         (json.dumps({**config, "network": []}), "cannot be built"),
+        (json.dumps({**config, "network": "sys:path"}), "sys:path"),
         (json.dumps({**config, "arguments": None}), "damaged or was not written"),
         (json.dumps({**config, "arguments": {**config["arguments"], "widths": [5, 6]}}), "do not fit"),
     ]:

@@ -74,16 +74,16 @@ def _without_places(content: dict[str, Any]) -> dict[str, Any]:
         start = recipe[stage]["start"]
         if start is not None and Path(start).is_absolute():
             recipe[stage]["start"] = f"runs/{Path(start).name}"  # which no shipped name is
-    shortened: dict[str, Any] = _names_alone(recipe)
+    shortened: dict[str, Any] = names_alone(recipe)
     return shortened
 
 
-def _names_alone(value: Any) -> Any:
+def names_alone(value: Any) -> Any:
     """``value`` with the names alone of the files and folders in it, also behind ``hf:`` and in ``purifier+classifier``."""
     if isinstance(value, dict):
-        return {key: _names_alone(one) for key, one in value.items()}
+        return {key: names_alone(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_names_alone(one) for one in value]
+        return [names_alone(one) for one in value]
     if not isinstance(value, str):
         return value
     hub = HUB if value.startswith(HUB) else ""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keep_results import keep, portable
+from keep_results import names_alone, keep, portable
 
 import purifiers.weights
 from purifiers.data import ImageSet, to_float
@@ -72,39 +72,56 @@ def main() -> None:
         for name in json.loads(SHIPPED.read_text()):
             write_card(name)
         return
+    folders = [chosen.run, *chosen.also]
+    kept = ["audit", "weights", *(folder.name for folder in (*folders, *chosen.seeds))]
+    if twice := {name for name in kept if kept.count(name) > 1}:
+        parser.error(f"two folders would be kept as {', '.join(twice)}: rename one")
+    commit = versions()["commit"]  # before files are written here, which are changes too
+    if chosen.classifiers:
+        refuse_changed(commit, "the classifiers would be measured")
     notes = [chosen.note] if chosen.note else []
     recipe = load_recipe(chosen.run / RECIPE_FILE)
     test = Run(recipe, chosen.run, find_device(), chosen.run / "cache").images("test")
     if chosen.name is not None:
-        folders, target = [chosen.run, *chosen.also], RESULTS / chosen.name
+        target, audit = RESULTS / chosen.name, None
         results, seeds = ([portable(Results.read(folder)) for folder in group] for group in (folders, chosen.seeds))
+        if chosen.audit is not None:
+            audit = Audit.read(chosen.audit)
+            refuse_changed(audit.versions["commit"], f"the audit in {chosen.audit} was made")
+            audit = audit.model_copy(update={"settings": names_alone(audit.settings)})
+        rounding = ship_student(chosen.run, chosen.name, to_float(test.images[:500]).cpu())
         for folder, one in zip([*folders, *chosen.seeds], [*results, *seeds], strict=True):
             keep(one, target / folder.name)
         rows = {*TEACHERS, *student_configs(recipe, ablation=True)} if chosen.rows else set()
         for folder in (chosen.run, *chosen.seeds):
             for stage in sorted(rows - {"student"} if folder is chosen.run else rows):
-                (kept := target / "weights" / folder.name / stage).mkdir(parents=True, exist_ok=True)
-                rounded(folder / "checkpoints" / stage, kept)
+                (into := target / "weights" / folder.name / stage).mkdir(parents=True, exist_ok=True)
+                rounded(folder / "checkpoints" / stage, into)
         if seeds:
             write_seeds([results[0], *seeds], target)
         made_from: dict[str, Any] = {"results": [f"{chosen.name}/{folder.name}" for folder in folders]}
-        if chosen.audit is not None:
-            Audit.read(chosen.audit).write(target / "audit")
+        if audit is not None:
+            audit.write(target / "audit")
             made_from["audit"] = f"{chosen.name}/audit"
-        ship_purifier(chosen.run, chosen.name, made_from, notes, to_float(test.images[:500]).cpu())
+        write_card(chosen.name, {**made_from, "notes": [*notes, rounding]})
     for stage, name in (pair.split("=") for pair in chosen.classifiers):
-        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, chosen.unseen, notes)
+        ship_classifier(chosen.run / "checkpoints" / stage, name, recipe, test, commit, chosen.unseen, notes)
     size = sum(path.stat().st_size for path in ROOT.glob("*/*"))
     print(f"{size / 1e6:.1f} MB of weights and cards")
     if size > LIMIT:
         raise SystemExit(f"that is more than the {LIMIT / 1e6:.0f} MB that may ship")
 
 
-def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unseen: bool, notes: list[str]) -> None:
-    """One classifier, rounded to float16, and its card."""
-    commit = versions()["commit"]
+def refuse_changed(commit: str, what: str) -> None:
+    """Stop if the source tree had changes that ``commit`` does not have."""
     if commit.endswith("-dirty"):
-        raise SystemExit(f"{name} would be measured with uncommitted changes: commit them first")
+        raise SystemExit(f"{what} with uncommitted changes: commit them, then measure again")
+
+
+def ship_classifier(
+    stage: Path, name: str, recipe: Recipe, test: ImageSet, commit: str, unseen: bool, notes: list[str]
+) -> None:
+    """One classifier, rounded to float16, and its card."""
     with tempfile.TemporaryDirectory() as temporary:
         half = rounded(stage, Path(temporary))
         predicted = metrics.predict(place(load_network(half), test.images.device), test.images, 500)
@@ -131,8 +148,8 @@ def ship_classifier(stage: Path, name: str, recipe: Recipe, test: ImageSet, unse
     write_card(name, {"classifier": trained, "notes": notes})
 
 
-def ship_purifier(run: Path, name: str, made_from: dict[str, Any], notes: list[str], images: torch.Tensor) -> None:
-    """The run's student, rounded to float16, and its card."""
+def ship_student(run: Path, name: str, images: torch.Tensor) -> str:
+    """The run's student, rounded to float16, and how much that changes, in a sentence for its card."""
     with tempfile.TemporaryDirectory() as temporary:
         half = rounded(run, Path(temporary))
         with torch.no_grad():
@@ -140,11 +157,10 @@ def ship_purifier(run: Path, name: str, made_from: dict[str, Any], notes: list[s
         moved = 255 * (before - after).abs()
         change = f"{moved.mean().item():.4f}/255 in the mean, at most {moved.max().item():.2f}/255"
         print(f"rounding to float16 moves pixels by {change}")
-        if moved.mean() >= 0.1:
+        if not moved.mean() < 0.1:  # it may be NaN
             raise SystemExit("that is too much: ship float32")
         put(half, name)
-    rounding = f"Kernels were rounded to float16 after the measurement, which moves purified pixels by {change}."
-    write_card(name, {**made_from, "notes": [*notes, rounding]})
+    return f"Kernels were rounded to float16 after the measurement, which moves purified pixels by {change}."
 
 
 def write_card(name: str, made_from: dict[str, Any] | None = None) -> None:

@@ -73,7 +73,7 @@ def upload(folder: Path, repo_id: str, private: bool | None, token: str | bool |
 def card_in(folder: Path) -> str | None:
     """The model card in a purifier's folder, in Markdown; None where there is none."""
     found = next((folder / name for name in (CARD_FILE, RUN_CARD_FILE) if (folder / name).is_file()), None)
-    return None if found is None else found.read_text(errors="replace")
+    return None if found is None else found.read_text(encoding="utf-8", errors="replace")
 
 
 def metadata(card: str | None) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Purifier(nn.Module):
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
         kept = card is None and there.is_file()
-        if kept and "model-index" in hub.metadata(there.read_text()):
+        if kept and "model-index" in hub.metadata(hub.card_in(folder)):
             kept = False
             with suppress(PurifiersError):
                 kept = fingerprint(load_network(folder)) == fingerprint(self.network)

@@ -10,7 +10,7 @@ import pkgutil
 import sys
 import traceback
 from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -69,10 +69,12 @@ class Registry(UserDict[str, T]):
         return self._entries
 
     def __missing__(self, name: str) -> T:
-        """The thing at ``module:Name``; raises ConfigError if there is none, or its module cannot be imported."""
+        """The thing at ``module:Name``; raises ConfigError if no class or function is there, or for its import."""
         if not isinstance(name, str) or ":" not in name:
             raise ConfigError(f"there is no {self.kind} '{name}'{nearest(str(name), self)}")
         thing = resolve(name, self.kind)
+        if not (callable(thing) and isinstance(thing, Hashable)):
+            raise ConfigError(f"'{name}' is no {self.kind}: it is a {type(thing).__name__}; name a class or a function")
         if thing not in self._names:
             self.register(name)(thing)
         return self._entries[self._names[thing]]

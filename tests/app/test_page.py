@@ -112,6 +112,9 @@ def test_the_page_without_a_browser(tmp_path: Path) -> None:
         html = functions["run"](picture, "PGD", 25.5, knows)
         assert type(html) is str and f"(view {view})" in html and "PGD-20, 0.1 (L-inf)" in html
         assert html.count("<figcaption>") == 4 and html.count("<li>") == 6
+    defended.purifier.register_forward_hook(lambda *_: torch.full((1, 3, 16, 16), torch.nan))
+    with pytest.raises(gradio.Error, match="NaN"):
+        functions["run"](picture, "PGD", 25.5, next(iter(KNOWS)))
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def test_digits_are_test_images_one_of_each_class(tiny_recipe: Callable[..., Rec
     assert [samples.classes[label] for label in samples.labels] == [str(i) for i in range(10)]
     test = {image.numpy().tobytes() for image in load_images("digits", "test").images}
     assert all(image.numpy().tobytes() in test for image in samples.images)
+    assert "digits" in credit_of(tiny_recipe())
 
 
 def test_for_cifar10_they_are_free_pictures_that_its_classifier_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +51,7 @@ def test_of_a_folder_they_are_its_own_test_images(tmp_path: Path) -> None:
     recipe = load_recipe("folder", [("data.path", str(tmp_path)), ("classifier.source", "a:b")])
     samples = samples_for(recipe)
     assert (samples.classes, samples.labels.tolist(), samples.images.shape) == (("a", "b"), [0, 1], (2, 3, 6, 8))
+    assert tmp_path.name in credit_of(recipe) and "trained" not in credit_of(recipe)
     samples = samples_for(load_recipe("folder", [("data.path", str(tmp_path)), ("data.size", 5), ("classifier.source", "a:b")]))
     assert tuple(samples.images.shape) == (2, 3, 5, 5)
     gone = load_recipe("folder", [("data.path", str(tmp_path / "gone")), ("classifier.source", "a:b")])

@@ -1,5 +1,6 @@
 import errno
 import os
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from purifiers import Purifier
 from purifiers.bulk import pieces
+from purifiers.bulk import purify_files as purify_module
 from purifiers.bulk.pieces import purify_pixels
 from purifiers.bulk.purify_files import BulkResult, purify_files
 from purifiers.cli import main
@@ -122,14 +124,55 @@ def test_shards_purify_every_file_once_and_join_their_lists(purifier: Purifier, 
     assert whole.purified == 7
     expected = {path.name: path.read_bytes().replace(b"whole", b"parts") for path in (tmp_path / "whole").iterdir()}
     for index in (2, 0, 1):
-        assert not (tmp_path / "parts" / "failed.txt").exists()
         result = purify_files(purifier, tmp_path / "in", tmp_path / "parts", shard=Shard(index, 3))
         assert 0 < result.purified < 7 and result.skipped == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()} == expected
-    purify_files(purifier, tmp_path / "in", tmp_path / "parts", shard=Shard(0, 3))
+        assert {*result.failed} <= {*(tmp_path / "parts" / "failed.txt").read_text().splitlines()}
+    own = {f"failed-{index}-of-3.txt" for index in range(3)}
+    found = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    assert found.keys() - own == expected.keys() and all(found[name] == expected[name] for name in expected)
     again = purify_files(purifier, tmp_path / "in", tmp_path / "parts")
     assert (again.purified, again.skipped) == (0, 7)
-    assert {path.name for path in (tmp_path / "parts").iterdir()} == expected.keys()
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == expected.keys(), "a whole run has no lists of shards"
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_joined_list_is_right_whichever_shard_was_interrupted(
+    purifier: Purifier, tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    for number in range(6):
+        write(source / f"{number}.png")
+    (source / "0.png").write_text("no image")
+    for index in (0, 1):  # the third was interrupted
+        purify_files(purifier, source, target, shard=Shard(index, 3))
+    write(source / "0.png")
+    (source / "4.png").write_text("no image")
+    failed = [one for index in order for one in purify_files(purifier, source, target, shard=Shard(index, 3)).failed]
+    assert (target / "failed.txt").read_text().splitlines()[1:] == failed
+    assert len(failed) == 1 and "4.png" in failed[0]
+    write(source / "4.png")
+    purify_files(purifier, source, target, shard=Shard(1, 3))
+    assert not list(target.glob("failed*"))
+
+
+def test_lists_of_shards_that_end_together_are_all_joined(
+    purifier: Purifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        (tmp_path / f"in-{number}").mkdir()
+        (tmp_path / f"in-{number}" / "a.png").write_text("no image")
+    real = purify_module.write_text
+
+    def late(file: Path, content: str) -> None:
+        if file.name == "failed.txt":
+            monkeypatch.undo()
+            purify_files(purifier, tmp_path / "in-0", tmp_path / "out", shard=Shard(0, 2))
+        real(file, content)
+
+    monkeypatch.setattr(purify_module, "write_text", late)
+    (tmp_path / "in-1" / "b.png").write_text("no image")
+    purify_files(purifier, tmp_path / "in-1", tmp_path / "out", shard=Shard(1, 2))
+    assert len((tmp_path / "out" / "failed.txt").read_text().splitlines()) == 3
 
 
 def test_paths_that_cannot_be_read_or_written_are_listed(purifier: Purifier, tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ def test_arrays_as_ray_and_spark_pass_them(purify: PurifyBatch) -> None:
     alone = purify(column)
     assert isinstance(alone, np.ndarray) and alone.shape == (2,)
     assert np.array_equal(opened(alone[1]), found[1])
+    # numpy's own bytes have the length of the longest that came.
+    short = np.array([encoded(one) for one in np.zeros_like(stacked)])
+    assert max(len(one) for one in purify(short)) > short.itemsize
+    assert all(opened(one).shape == (8, 8, 3) for one in purify(short))
 
 
 def test_it_can_be_pickled_before_and_after_use(purify: PurifyBatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.requests import Request
 from torch import Tensor, nn
 
 from purifiers import PurifiedClassifier, Purifier
@@ -496,6 +497,27 @@ def test_those_who_send_slowly_keep_out_nobody() -> None:
         for task in (work, *slow):
             task.cancel()
         await asyncio.gather(work, *slow, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_one_whose_time_is_over_takes_no_other_with_it() -> None:
+    service = serving(Nothing(), max_queue=1)
+    app = make_app(service)
+
+    async def run() -> None:
+        slow = [asyncio.create_task(call(app, asyncio.sleep(60))) for _ in range(READING)]
+        while len(service.reading) < READING:
+            await asyncio.sleep(0)
+        first = next(iter(service.reading.values()))
+        first.reschedule(0)
+        await asyncio.sleep(0)
+        assert first.expired() and first in service.reading.values(), "between the end of its time and its own end"
+        assert await service.content(Request({"type": "http", "headers": []}, lambda: arrives(GOOD))) == GOOD
+        assert await slow[0] == 408
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
 
     asyncio.run(run())
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from purifiers.errors import PurifiersError
 from purifiers.serve.worker import Worker, WorkerError
 
 
@@ -53,6 +54,11 @@ def test_one_that_ended_while_idle_is_not_ready_before_it_has_started_again(monk
         assert seen == [False] and worker.alive()
     finally:
         worker.stop()
+
+
+def test_one_that_dies_while_it_loads_is_an_error_for_people() -> None:
+    with pytest.raises(PurifiersError, match="memory"):
+        Worker(partial(signal.raise_signal, signal.SIGKILL)).start()
 
 
 def test_the_error_of_a_worker_that_cannot_start_is_raised() -> None:

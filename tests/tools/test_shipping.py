@@ -13,7 +13,9 @@ import torch
 import purifiers
 import purifiers.weights
 from purifiers import Purifier
+from purifiers.evaluation.audit.result import Audit
 from purifiers.evaluation.records import Results
+from purifiers.storage import load_tensors, save_tensors
 from tests.conftest import copied
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -29,7 +31,8 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tool]:
         (tmp_path / folder).mkdir()
     (tmp_path / "results" / "shipped.json").write_text("{}")
     monkeypatch.setattr(purifiers.weights, "__file__", str(tmp_path / "weights" / "__init__.py"))
-    monkeypatch.setattr("purifiers.evaluation.records._commit", lambda: COMMIT)
+    changed = (tmp_path / "results" / "tiny").exists  # by what the script itself writes, as git sees it
+    monkeypatch.setattr("purifiers.evaluation.records._commit", lambda: COMMIT + "-dirty" * changed())
     monkeypatch.syspath_prepend(tmp_path / "tools")
 
     def run(name: str, *arguments: str | Path) -> None:
@@ -109,6 +112,44 @@ def test_a_purifier_and_its_classifier_ship_with_cards(evaluated: Path, tool: To
     assert rows >= {"teacher_at", "teacher_nt", "student_at", "student_nt"} and "student" not in rows
     row, own = (Purifier.from_pretrained(folder / "teacher_at")(images) for folder in (networks, evaluated / "checkpoints"))
     torch.testing.assert_close(row, own, atol=0.1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--audit", "dirty"], "audit"), (["--also", "one/same", "other/same"], "same"), (["--also", "audit"], "audit")],
+)
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(
+    evaluated: Path, tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    audit = Audit.read(evaluated)
+    audit.versions["commit"] = f"{COMMIT}-dirty"
+    audit.write(tmp_path / "dirty")
+    with pytest.raises(SystemExit) as refused:
+        tool("ship_weights.py", evaluated, "tiny", *(one if one[0] == "-" else tmp_path / one for one in arguments))
+    assert named in f"{refused.value}{capsys.readouterr().err}"
+    assert not list((tmp_path / "results").glob("*/")) and not list((tmp_path / "weights").iterdir())
+
+
+def test_what_rounding_spoils_is_refused_before_anything_is_written(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
+    run = copied(evaluated, tmp_path)
+    tensors, _ = load_tensors(run / "model.safetensors")
+    kernel = next(tensor for tensor in tensors.values() if tensor.ndim > 1)
+    kernel[:] *= 1e5 / kernel.abs().max()  # infinite in float16
+    save_tensors(run / "model.safetensors", tensors)
+    with pytest.raises(SystemExit, match="float32"):
+        tool("ship_weights.py", run, "tiny")
+    assert not list((tmp_path / "results").glob("*/")) and not list((tmp_path / "weights").iterdir())
+
+
+def test_an_audit_is_kept_without_the_places_of_files(evaluated: Path, tool: Tool, tmp_path: Path) -> None:
+    audit, home = Audit.read(evaluated), str(tmp_path / "home")
+    audit.versions["commit"] = COMMIT
+    audit.settings["surrogates"] = [f"{home}/mine+cifar10-resnet20"]
+    audit.write(tmp_path / "measured")
+    tool("ship_weights.py", evaluated, "tiny", "--audit", tmp_path / "measured")
+    kept = Audit.read(tmp_path / "results" / "tiny" / "audit")
+    assert kept.settings["surrogates"] == ["mine+cifar10-resnet20"]
+    assert kept.records == audit.records
 
 
 def test_cross_references_become_plain_names() -> None:

@@ -1,7 +1,6 @@
 """The web page: attack an image and purify it. It loads nothing from other machines."""
 
 import base64
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor
 from purifiers.app.samples import read_picture
 from purifiers.app.trial import ATTACKS, Prediction, Trial, attack_image
 from purifiers.attacks import Attack
+from purifiers.bulk.pieces import as_png
 from purifiers.data import ImageSet, to_float, to_uint8
 from purifiers.errors import PurifiersError, require
 from purifiers.purifier import PurifiedClassifier
@@ -89,7 +89,7 @@ def make_page(defence: Defence) -> Any:
             chosen = ATTACKS[attack](epsilon=levels / 255)
             image = to_float(picture.to(data.images.device))
             trial = attack_image(defence.defended, image, chosen, KNOWS[knows])
-        return trial_html(trial, chosen, data.classes)
+            return trial_html(trial, chosen, data.classes)
 
     with gr.Blocks(title=f"purifiers: {defence.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(_HTML.head(defence.name, defence.classifier), padding=False)
@@ -157,9 +157,8 @@ def _best(prediction: Prediction) -> list[tuple[int, float]]:
 
 def _uri(image: Tensor) -> str:
     """A data URI of an image (C, H, W), uint8 or float in [0,1]."""
-    written = io.BytesIO()
-    _image(image if image.dtype == torch.uint8 else to_uint8(image.cpu())).save(written, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+    png = as_png(_image(image if image.dtype == torch.uint8 else to_uint8(image.cpu())))
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -25,7 +25,6 @@ MOST = 10
 """Samples of a data set, at most; each is of another class."""
 SIZE = 224
 """The side of photographs for a recipe that names none."""
-_OWN = "The samples are test images of the data set that the purifier was trained on."
 _PICTURES = (
     "The cat was photographed by Stefan van der Walt, the horse drawn by Andreas Preuss; both pictures are CC0, and come with "
     "scikit-image, not from CIFAR-10."
@@ -55,7 +54,9 @@ def credit_of(recipe: Recipe) -> str:
     """The origin of the samples, in a sentence."""
     if recipe.data.name == "cifar10":
         return _PICTURES
-    return _PHOTOGRAPHS if _unknown(recipe) else _OWN
+    if _unknown(recipe):
+        return _PHOTOGRAPHS
+    return f"The samples are test images of '{Path(recipe.data.path or recipe.data.name).name}'."
 
 
 def _unknown(recipe: Recipe) -> bool:

@@ -1,11 +1,13 @@
 """Purifying images in bounded memory: in small batches, and large images piece by piece."""
 
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from purifiers.data import to_float, to_uint8
@@ -29,12 +31,29 @@ def refuse_other_channels(purifier: Purifier) -> None:
         raise ConfigError(f"this purifier takes images of {channels} channels; files are read as RGB, which has 3")
 
 
-def results_of(function: Callable[[Tensor], Any], images: list[np.ndarray]) -> list[Any]:
-    """What ``function`` returns for images of one size together; where it fails on one alone, the exception in its place."""
+def as_png(image: Image.Image, **about: Any) -> bytes:
+    """An image as the content of a PNG file, with what Pillow takes ``about`` it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **about)
+    return buffer.getvalue()
+
+
+def results_of(function: Callable[[Tensor], Any], images: dict[int, np.ndarray]) -> dict[int, Any]:
+    """What ``function`` returns for images, those of one size together; where it fails on one alone, the exception."""
+    sizes: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
+    for number, image in images.items():
+        sizes[image.shape][number] = image
+    results: dict[int, Any] = {}
+    for group in sizes.values():
+        results |= zip(group, _together(function, list(group.values())), strict=True)
+    return results
+
+
+def _together(function: Callable[[Tensor], Any], images: list[np.ndarray]) -> list[Any]:
     try:
         return list(function(torch.from_numpy(np.stack(images))))
     except Exception as error:  # of any type: networks may be the user's code
-        return [error] if len(images) == 1 else [result for one in images for result in results_of(function, [one])]
+        return [error] if len(images) == 1 else [result for one in images for result in _together(function, [one])]
 
 
 def purify_pixels(purifier: Purifier, images: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -75,19 +94,9 @@ def purify_pixels(purifier: Purifier, images: Tensor, dtype: torch.dtype = torch
 
 def purify_pictures(purifier: Purifier, pictures: Sequence[Picture | Exception]) -> list[Any]:
     """The purified pixels of each picture, uint8 (H, W, 3), or the exception that it is or that the purifier raised."""
-    results: list[Any] = list(pictures)
-    places: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for place, picture in enumerate(pictures):
-        if isinstance(picture, Picture):
-            places[picture.colours.size].append(place)
-    for group in places.values():
-        images = [np.asarray(results[place].colours) for place in group]
-        purified = results_of(
-            lambda part: purify_pixels(purifier, part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy(), images
-        )
-        for place, result in zip(group, purified, strict=True):
-            results[place] = result
-    return results
+    images = {place: np.asarray(one.colours) for place, one in enumerate(pictures) if isinstance(one, Picture)}
+    purified = results_of(lambda part: purify_pixels(purifier, part.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy(), images)
+    return [purified.get(place, one) for place, one in enumerate(pictures)]
 
 
 def _windows(length: int, reach: int, stride: int) -> Iterator[tuple[slice, slice, slice]]:

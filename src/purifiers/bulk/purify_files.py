@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,8 +27,9 @@ MARK = "purifiers"
 """The PNG text, or JPEG comment, with the purifier that made a file, and its source and the state of that."""
 JPEG = (".jpg", ".jpeg")
 FAILED_FILE = "failed.txt"
-PART_FILE = "failed-{}-of-{}.txt"  # of one of several shards, until all are there
+PART_FILE = "failed-{}-of-{}.txt"  # of one of several shards
 FAILED_TITLE = "# Images that 'purifiers purify' could not clean, and why\n"
+NOT_OURS = "is there already and was not made by 'purifiers purify'; --overwrite replaces it"
 MANY = 500
 """Images below which it does not pay to optimise the purifier, which takes a few seconds."""
 AHEAD = 2
@@ -87,7 +88,7 @@ def purify_files(
         max_pixels: width times height; larger images are refused before they are decoded.
         compare: a folder for pictures of the original, the purified image and their difference, side by side.
         on_error: ``stop`` raises a DataError at the first file that cannot be read or written.
-        shard: the share of a folder's files to purify here; the last one to end joins the lists of what was skipped.
+        shard: the share of a folder's files to purify here; it joins the lists of what was skipped of all that have ended.
 
     Raises:
         MissingFileError: ``source`` does not exist, or there is no image in it.
@@ -108,27 +109,53 @@ def purify_files(
     with progress("purifying", len(jobs)) as advance:
         _Bulk(fast, fingerprint(purifier.network)[:16], overwrite, max_pixels, result, advance).run(jobs)
     if source.is_dir():
-        with suppress(OSError):  # if nothing can be written, the failures say so; or another shard joins the lists now
+        with suppress(OSError):  # if nothing can be written, the failures say so
             _list(result.failed, target, shard)
     return result
 
 
-def _list(failed: Sequence[str], target: Path, shard: Shard) -> None:
-    """Write the list of failures, of a shard a part of it, which the last one joins."""
+def failed_list(failed: Collection[str]) -> str:
+    """The content of a list of failures."""
+    return FAILED_TITLE + "".join(f"{line}\n" for line in sorted(failed))
+
+
+def refuse_other_list(content: bytes, place: Path | str) -> None:
+    """Raise ConfigError for a file of the user's at the ``place`` of the list of failures."""
+    if not content.startswith(FAILED_TITLE.encode()):
+        raise ConfigError(f"{place} was not made by 'purifiers purify', which lists failures there: move it")
+
+
+def led_out(folder: Path, name: Path | str) -> str:
+    """Why a file of this name is not written below ``folder``: through a link, which leads out of it; empty if it may be."""
+    parent = (folder / name).parent
+    inside = parent.resolve().is_relative_to(folder.resolve())
+    return "" if inside else f"{parent} is a link that leads out of {folder}; remove it"
+
+
+def _list(failed: Collection[str], target: Path, shard: Shard) -> None:
+    """Write the list of failures. A shard keeps one of its own, and joins those of all shards that have ended."""
     parts = [target / PART_FILE.format(index, shard.count) for index in range(shard.count)] if shard.count > 1 else []
-    lines = {*failed}
-    if parts:
-        write_text(parts[shard.index], "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
-        try:
-            lines = {line for part in parts for line in part.read_text().splitlines()[1:]}
-        except FileNotFoundError:  # others are not there yet, or another shard has just joined them all
-            return
-    if lines:
-        write_text(target / FAILED_FILE, "\n".join([FAILED_TITLE.strip(), *sorted(lines)]) + "\n")
+    for other in {*target.glob(PART_FILE.format("[0-9]*", "[0-9]*"))}.difference(parts):
+        other.unlink(missing_ok=True)
+    _write_list(parts[shard.index] if parts else target / FAILED_FILE, {*failed})
+    joined: set[str] | None = None
+    while parts and joined != (found := set[str]().union(*map(_read_list, parts))):  # again if another shard ended in between
+        joined = found
+        _write_list(target / FAILED_FILE, joined)
+
+
+def _write_list(file: Path, failed: Collection[str]) -> None:
+    if failed:
+        write_text(file, failed_list(failed))
     else:
-        (target / FAILED_FILE).unlink(missing_ok=True)
-    for part in parts or target.glob(PART_FILE.format("*", "*")):
-        part.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+
+
+def _read_list(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()[1:]
+    except FileNotFoundError:  # nothing failed, or the shard has not ended yet
+        return []
 
 
 def _one_job(source: Path, target: Path, compare: Path | None, _: BulkResult) -> list[_Job]:
@@ -151,8 +178,8 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
     if any(one.is_relative_to(other) or other.is_relative_to(one) for one, other in pairs):
         raise ConfigError(f"the comparisons need a folder apart from {source} and {target}; {compare} is not")
     listed = target / FAILED_FILE
-    if listed.is_file() and not listed.read_text(errors="replace").startswith(FAILED_TITLE):
-        raise ConfigError(f"{listed} was not made by 'purifiers purify', which lists failures there: move it")
+    if listed.is_file():
+        refuse_other_list(listed.read_bytes(), listed)
     files = image_files(source, lambda error: result.fail(f"{os.fsdecode(error.filename)}: {error.strerror}"), result.remarks)
     if not files and not result.failed:
         raise MissingFileError(f"no image below {source} ({', '.join(SUFFIXES)})")
@@ -164,9 +191,9 @@ def _jobs(source: Path, target: Path, compare: Path | None, result: BulkResult) 
     jobs = {file: _Job(file, target / name, compare and compare / name) for name, file in taken.items()}
     for name, file in taken.items():
         for folder in filter(None, (target, compare)):
-            if file in jobs and not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+            if file in jobs and (reason := led_out(folder, name)):
                 del jobs[file]
-                result.fail(f"{file}: {(folder / name).parent} is a link that leads out of {folder}; remove it")
+                result.fail(f"{file}: {reason}")
     return [*jobs.values()]
 
 
@@ -224,7 +251,7 @@ class _Bulk:
         for file in there:
             mark = text_under(file, MARK).strip()
             if not mark:
-                raise DataError(f"{file} is there already and was not made by 'purifiers purify'; --overwrite replaces it")
+                raise DataError(f"{file} {NOT_OURS}")
             job.replaces = job.replaces or mark != job.mark
         # One that was cut off since, on a disk that was full or failed, counts as missing.
         return len(there) == len(outputs) and not job.replaces and all(map(is_whole, there))

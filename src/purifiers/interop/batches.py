@@ -1,6 +1,5 @@
 """A purifier for batches of other libraries: Ray Data, Spark, Hugging Face datasets."""
 
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from purifiers.bulk.pieces import purify_pictures, refuse_other_channels
+from purifiers.bulk.pieces import as_png, purify_pictures, refuse_other_channels
 from purifiers.data.files import MAX_PIXELS, Picture, decoded, read_image
 from purifiers.device import find_device
 from purifiers.errors import DataError, InputError
@@ -66,7 +65,8 @@ class PurifyBatch:
         if failed := next((one for one in results if isinstance(one, Exception)), None):
             raise failed
         if isinstance(images, np.ndarray):
-            column = np.empty_like(images)
+            # A dtype of bytes, "S100", would cut off a PNG that is longer than each image that came.
+            column = np.empty_like(images, None if images.dtype == np.uint8 else object)
             column[:] = results
             results = column
         return {**batch, self.column: results}
@@ -100,6 +100,5 @@ def _as_it_came(image: Any, picture: Any, pixels: Any) -> Any:
         purified.putalpha(picture.alpha)
     if isinstance(image, Image.Image):
         return purified
-    buffer = io.BytesIO()
-    purified.save(buffer, "PNG", icc_profile=picture.icc, **({} if picture.exif is None else {"exif": picture.exif}))
-    return {**image, "bytes": buffer.getvalue()} if isinstance(image, Mapping) else buffer.getvalue()
+    png = as_png(purified, icc_profile=picture.icc, **({} if picture.exif is None else {"exif": picture.exif}))
+    return {**image, "bytes": png} if isinstance(image, Mapping) else png

@@ -5,9 +5,11 @@ whole or not at all: what is done twice, because a node died, is there once.
 """
 
 import io
+import json
 import logging
 import re
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -17,14 +19,14 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from purifiers.bulk.pieces import refuse_other_channels
-from purifiers.bulk.purify_files import FAILED_FILE, FAILED_TITLE, BulkResult
+from purifiers.bulk.purify_files import FAILED_FILE, NOT_OURS, BulkResult, failed_list, led_out, refuse_other_list
 from purifiers.console import console
 from purifiers.data.files import SUFFIXES
 from purifiers.errors import ConfigError, DataError, MissingFileError, explain_missing, first_line
 from purifiers.interop.batches import THREADS, PurifyBatch
 from purifiers.purifier import Purifier
 from purifiers.registry import fingerprint
-from purifiers.storage import atomic_path, digest
+from purifiers.storage import atomic_path, digest, parse_json
 
 with explain_missing():
     import pyarrow as pa
@@ -36,6 +38,8 @@ TOGETHER = 64
 SHARDS = (".parquet", ".tar")
 DONE = ".purified"
 """The folder in the output with a file for each finished piece, named for what it was made by and from; it has the count."""
+NAMES = f"{DONE}/names-"
+"""How the lists of the files begin that runs were to write, and so may replace."""
 Samples = list[tuple[dict[str, Any], str]]
 """Of each sample its files or columns by name, and which of them is the image."""
 
@@ -53,7 +57,7 @@ class _Worker(PurifyBatch):
         paths, failed = list(row["paths"]), []
         state = [self.files.ukey(path) for path in paths]  # of each file's name, size, time and the like
         done = f"{self.target}/{DONE}/{digest(self.made_by, state)}"
-        if self.into.exists(done) and not self.overwrite:
+        if not self.overwrite and self.into.exists(done) and all(map(self.into.exists, map(self._output, paths))):
             return {"purified": 0, "skipped": int(self.into.cat_file(done)), "failed": []}
         try:
             samples, schema = self._samples(paths)
@@ -93,7 +97,10 @@ class _Worker(PurifyBatch):
         return [(columns, image) for columns in table.to_pylist()], table.schema
 
     def _put(self, path: str, content: bytes) -> None:
-        put(self.into, f"{self.target}/{target_name(path, self.root)}", content)
+        put(self.into, self._output(path), content)
+
+    def _output(self, path: str) -> str:
+        return f"{self.target}/{target_name(path, self.root)}"
 
     def _content(self, path: str) -> Any:
         try:
@@ -114,72 +121,99 @@ def purify_on_ray(
     """Purify all image files, Parquet files and WebDataset shards below a folder, on the Ray cluster that ``ray.init`` finds.
 
     An image becomes a PNG of its name, and a shard one of its name, less the images that failed, which are reported. What this
-    purifier made already from the same state of the same files is skipped.
+    purifier made already from the same state of the same files is skipped. Files of the same names that no such call made are
+    not replaced: those of the source then count as failures.
 
     Args:
-        source: a folder, or files by a pattern such as ``s3://bucket/*.tar``. A shard has to fit into memory. Its images are in
-            the column ``image`` or else the first with encoded ones, as bytes or structs of ``bytes``; of a WebDataset's sample
-            the first file that ends like an image.
+        source: a folder, or files by a pattern such as ``s3://bucket/*.tar``, whose folder is then what is before the first
+            wildcard. A shard has to fit into memory. Its images are in the column ``image`` or else the first with encoded
+            ones, as bytes or structs of ``bytes``; of a WebDataset's sample the first file that ends like an image.
         target: a folder, which all nodes reach, as they reach ``source``.
-        overwrite: purify again what is there, also into a folder that holds something else.
+        overwrite: purify again what is there already, and replace files of the same names that were not made here.
         max_pixels: of an image; larger ones are refused before they are decoded.
         device: of the actors: with ``auto`` or ``cuda`` the cluster's GPUs if it has any, otherwise its CPUs.
 
     Raises:
         MissingFileError: there is nothing to purify.
-        ConfigError: ``target`` lies inside ``source``, or holds something else; a purifier that does not take RGB; no Ray.
+        ConfigError: ``target`` is the folder of ``source``, or lies inside it and ``source`` is a folder or has ``**``; it is a
+            file; a ``failed.txt`` there that is not ours; a purifier that does not take RGB; no Ray.
+        DataError: Ray gave up.
     """
     refuse_other_channels(purifier)
     (files, root), (into, place) = fsspec.core.url_to_fs(source), fsspec.core.url_to_fs(target)
     below = files.isdir(root)
-    if below and type(files) is type(into) and f"{place}/".startswith(f"{root}/"):
-        raise ConfigError(f"{target} lies inside {source}; purified images would be purified again on the next run")
-    if not overwrite and into.exists(place) and into.ls(place) and not into.exists(f"{place}/{DONE}"):
-        raise ConfigError(f"{target} holds something else; choose another folder, or --overwrite writes into it")
-    found = files.find(root) if below else files.glob(root)
-    root = root if below else files._parent(root)
+    deep, found = below or "**" in root, files.find(root) if below else files.glob(root)
+    root = root if below else re.split(r"[*?[]", root)[0].rpartition("/")[0]
+    home, there = _without_links(files, root), _without_links(into, place)
+    if type(files) is type(into) and (there == home or (deep and there.startswith(f"{home}/"))):
+        advice = "purified images could replace their sources, or be purified again: choose another folder"
+        raise ConfigError(f"{target} is the folder of {source}, or lies inside it; {advice}")
+    if into.isfile(place):
+        raise ConfigError(f"{target} is a file; give a folder to write to")
+    written = {path.removeprefix(f"{place}/") for path in into.find(place)}
+    if FAILED_FILE in written:
+        refuse_other_list(into.cat_file(f"{place}/{FAILED_FILE}"), f"{target}/{FAILED_FILE}")
+    for path in [path for path in written if path.startswith(NAMES)]:
+        written -= {*parse_json(into.cat_file(f"{place}/{path}"), f"{target}/{path}")}  # those of earlier runs are ours
     result, names = BulkResult(), dict[str, str]()
     for path in sorted(found):
         suffix, name = PurePosixPath(path).suffix.lower(), target_name(path, root)
-        wanted = suffix in (*SUFFIXES, *SHARDS) and not any(part.startswith(".") for part in name.split("/"))
-        if wanted and names.setdefault(name, path) != path:
+        if suffix not in (*SUFFIXES, *SHARDS) or any(part.startswith(".") for part in name.split("/")):
+            continue
+        if name in names:
             result.fail(f"{path}: would become {name}, like {names[name]}; rename one")
-    if not names:
+        elif isinstance(into, LocalFileSystem) and (reason := led_out(Path(place), name)):
+            result.fail(f"{path}: {reason}")
+        elif name in written and not overwrite:
+            result.fail(f"{path}: {target}/{name} {NOT_OURS}")
+        else:
+            names[name] = path
+    if not names and not result.failed:
         raise MissingFileError(f"nothing to purify in {source} ({', '.join((*SUFFIXES, *SHARDS))})")
     images = [path for path in names.values() if not is_shard(path)]
     pieces = [images[start : start + TOGETHER] for start in range(0, len(images), TOGETHER)]
     pieces += [[path] for path in names.values() if is_shard(path)]
+    put(into, f"{place}/{NAMES}{digest([*names])}.json", json.dumps([*names]).encode())
+    about = ((files, root), (into, place), fingerprint(purifier.network), overwrite, purifier.to("cpu"), "image")
+    for row in on_cluster(pieces, device, max_pixels, *about) if pieces else ():
+        result.purified += row["purified"]
+        result.skipped += row["skipped"]
+        for failure in row["failed"]:
+            result.fail(failure)
+    list_failed(into, f"{place}/{FAILED_FILE}", result.failed)
+    return result
+
+
+def on_cluster(pieces: list[list[str]], device: str, max_pixels: int, *about: Any) -> Iterator[dict[str, Any]]:
+    """What actors made with what is ``about`` them return for each piece; raises DataError if Ray gives up."""
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports its plans
     ray.data.DataContext.get_current().enable_progress_bars = console.is_terminal
     gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
     gpus = 0 if device == "cpu" else gpus
-    about = (purifier.to("cpu"), "image", "cuda" if gpus else "cpu", max_pixels)
     rows = ray.data.from_items([{"paths": paths} for paths in pieces], override_num_blocks=len(pieces)).map(
         _Worker,
-        fn_constructor_args=((files, root), (into, place), fingerprint(purifier.network), overwrite, *about),
+        fn_constructor_args=(*about, "cuda" if gpus else "cpu", max_pixels),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=2 * gpus or cpus),
         num_gpus=0.5 if gpus else 0,
     )
     try:
-        for row in rows.iter_rows():
-            result.purified += row["purified"]
-            result.skipped += row["skipped"]
-            for failure in row["failed"]:
-                result.fail(failure)
+        yield from rows.iter_rows()
     except ray.exceptions.RayError as error:
         raise DataError(f"Ray gave up: {first_line(error)}; finished pieces are kept, the same command resumes") from error
-    list_failed(into, f"{place}/{FAILED_FILE}", result.failed)
-    return result
 
 
 def list_failed(files: Any, path: str, failed: list[str]) -> None:
     """Write what failed, or remove an earlier list where all is mended."""
     if failed:
-        put(files, path, (FAILED_TITLE + "\n".join(failed) + "\n").encode())
-    elif files.exists(path) and files.cat_file(path).startswith(FAILED_TITLE.encode()):
+        put(files, path, failed_list(failed).encode())
+    elif files.exists(path):
         files.rm_file(path)
+
+
+def _without_links(files: Any, folder: str) -> str:
+    return Path(folder).resolve().as_posix() if isinstance(files, LocalFileSystem) else folder
 
 
 def target_name(path: str, root: str) -> str:

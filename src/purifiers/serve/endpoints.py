@@ -171,7 +171,9 @@ class Service:
         if length.isdecimal() and int(length) > self.max_bytes:
             raise too_long
         if len(self.reading) >= READING * self.max_queue:  # the slowest goes, so that those who send slowly keep out nobody
-            self.reading.pop(next(iter(self.reading))).reschedule(0)
+            slowest = self.reading.pop(next(iter(self.reading)))
+            if not slowest.expired():  # then it is about to go
+                slowest.reschedule(0)
         size = 0
 
         async def receive() -> Message:

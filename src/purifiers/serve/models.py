@@ -1,6 +1,5 @@
 """A purifier and a classifier behind it: image files in, responses out."""
 
-import io
 import json
 import logging
 import time
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pixels, refuse_other_channels, results_of
+from purifiers.bulk.pieces import BATCH_PIXELS, as_png, purify_pixels, refuse_other_channels, results_of
 from purifiers.data.files import image_size, read_rgb
 from purifiers.errors import DataError, ImageTooLargeError, InputError
 from purifiers.purifier import Purifier
@@ -66,19 +65,19 @@ class Models:
         """Answers by the jobs' numbers."""
         answers: dict[int, Answer | Refused] = dict.fromkeys(jobs, LATE)
         made: dict[int, Future[Answer]] = {}
-        groups: dict[Any, dict[int, np.ndarray]] = defaultdict(dict)
+        routes: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         waiting = {number: job for number, job in jobs.items() if time.monotonic() <= job.deadline}
         images = self.threads.map(lambda job: _attempted(read_rgb, job, self.max_pixels), waiting.values())
         for (number, job), image in zip(waiting.items(), images, strict=True):
             if isinstance(image, Refused):
                 answers[number] = image
             else:
-                groups[job.route, image.size][number] = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-        for (route, (width, height)), group in groups.items():
+                routes[job.route][number] = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        for route, group in routes.items():
             function, response = (self.purified, png) if route == "purify" else (self.classified, self.scores)
-            for number, output in zip(group, results_of(function, list(group.values())), strict=True):
+            for number, output in results_of(function, group).items():
                 if isinstance(output, Exception):
-                    size = f"{width} x {height}"
+                    size = "{2} x {1}".format(*group[number].shape)
                     logger.error("an image of %s failed", size, exc_info=output)
                     message = f"the purifier or the classifier cannot take an image of {size}"
                     answers[number] = Refused(422, "failed", str(output) if isinstance(output, InputError) else message)
@@ -121,6 +120,4 @@ def _attempted(read: Callable[..., Any], job: Job, max_pixels: int) -> Any:
 
 def png(pixels: np.ndarray) -> Answer:
     """The response of ``/purify``, of uint8 (3, H, W)."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-    return Answer(buffer.getvalue(), "image/png")
+    return Answer(as_png(Image.fromarray(pixels.transpose(1, 2, 0))), "image/png")

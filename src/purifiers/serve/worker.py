@@ -8,6 +8,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+from purifiers.errors import PurifiersError
+
 
 class Job(NamedTuple):
     """What is to be done with an image file."""
@@ -32,7 +34,7 @@ class Refused(NamedTuple):
     message: str  # for the client
 
 
-class WorkerError(Exception):
+class WorkerError(PurifiersError):
     """The process ended, or was stopped."""
 
 
@@ -72,7 +74,8 @@ class Worker:
             assert self.process
             self.process.join(1)
             self.stop()
-            raise WorkerError(f"the worker ended with status {self.process.exitcode}") from error
+            killed = " (killed, as by a system that is out of memory)" if self.process.exitcode == -9 else ""
+            raise WorkerError(f"the worker ended with status {self.process.exitcode}{killed}") from error
 
     def alive(self) -> bool:
         """Whether the process runs and has started."""

@@ -46,7 +46,7 @@ def train(
     labels: Tensor | None = None,
     *,
     output: str | Path,
-    recipe: str | Path | Recipe = "strong-cpu",
+    recipe: str | Path | Recipe = "folder",
     settings: Mapping[str, Any] = NOTHING,
     device: torch.device | str | None = None,
     seed: int | None = None,
