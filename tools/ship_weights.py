@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keep_results import names_alone, keep, portable
+from keep_results import keep, names_alone, portable
 
 import purifiers.weights
 from purifiers.data import ImageSet, to_float
