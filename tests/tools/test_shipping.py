@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +151,20 @@ def test_an_audit_is_kept_without_the_places_of_files(evaluated: Path, tool: Too
     kept = Audit.read(tmp_path / "results" / "tiny" / "audit")
     assert kept.settings["surrogates"] == ["mine+cifar10-resnet20"]
     assert kept.records == audit.records
+
+
+def test_links_to_the_repository_become_links_within_the_site() -> None:
+    hook = runpy.run_path(str(TOOLS / "docs_hooks.py"))["on_page_markdown"]
+    root = TOOLS.parent
+    files = SimpleNamespace(get_file_from_path={"results/README.md", "limits.md", "readme.md"}.__contains__)
+
+    def on(page: str, markdown: str) -> str:
+        place = page.removeprefix("docs/")
+        return hook(markdown, page=SimpleNamespace(file=SimpleNamespace(abs_src_path=root / page, src_uri=place)), files=files)
+
+    assert on("docs/audit.md", "[a](../results/README.md#b) [c](limits.md)") == "[a](results/README.md#b) [c](limits.md)"
+    assert on("results/README.md", "[a](../docs/limits.md) [b](../README.md)") == "[a](../limits.md) [b](../readme.md)"
+    assert on("docs/audit.md", "[a](../LICENSE), [b](https://x.org/y) [c](#d)") == "a, [b](https://x.org/y) [c](#d)"
 
 
 def test_cross_references_become_plain_names() -> None:
