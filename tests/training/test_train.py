@@ -1,5 +1,7 @@
 """``purifiers.train``: a purifier for a module and images in memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,27 @@ def test_the_forecast_of_a_training_in_memory_writes_nothing(tmp_path: Path) -> 
     plan = forecast(lambda: purifiers.train(Own(), IMAGES, LABELS, output=tmp_path / "mine", settings=SMALL))
     assert {"teacher_nt", "teacher_at", "student"} <= {line.title for line in plan.lines}
     assert not (tmp_path / "mine").exists()
+
+
+def test_the_precision_is_chosen_while_no_other_process_can_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards that start together would choose differently if their machines differ."""
+    held: list[Path] = []
+
+    @contextmanager
+    def noted(folder: Path, wait: bool = False) -> Iterator[None]:
+        with locked(folder, wait=wait):
+            held.append(folder)
+            yield
+            held.remove(folder)
+
+    def fastest(device: torch.device) -> str:
+        assert held == [tmp_path]
+        return "32-true"
+
+    monkeypatch.setattr("purifiers.training.pipeline.locked", noted)
+    monkeypatch.setattr("purifiers.training.starting.fastest_precision", fastest)
+    purifiers.train(Own(), IMAGES, LABELS, output=tmp_path, settings=SMALL | {"precision": "auto"})
+    assert load_recipe(tmp_path / "recipe.yaml").precision == "32-true"
 
 
 def test_a_second_training_in_a_folder_is_refused_while_one_is_at_work(tmp_path: Path) -> None:

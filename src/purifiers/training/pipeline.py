@@ -171,8 +171,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         inside = run.cache == run.folder / CACHE
         run.folder, restart = run.folder / "empty", False
         run.cache = run.folder / CACHE if inside else run.cache
-    run.recipe = recipe = settled(run, restart)
-    folder, data = run.folder, run.images("train")
+    recipe, folder, data = run.recipe, run.folder, run.images("train")
     # Everything that the user names is opened before anything is written or discarded, and variants, trained last, are read.
     variant_recipes(recipe)
     opened = dict(classifiers)
@@ -189,13 +188,15 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
     begun = (folder / RECIPE_FILE).is_file()  # then no other limit is accepted
     with limited_by(None if begun else "--set data.limit={}"), ExitStack() as held:
 
-        def prepare() -> None:
+        def prepare() -> Recipe:
             held.enter_context(locked(folder, wait=shared))  # one shard trains the classifiers for all
-            prepare_folder(recipe, folder, restart)
+            chosen = settled(run, restart)  # a shard that waited takes what the first one chose
+            prepare_folder(chosen, folder, restart)
             if not (folder / RECIPE_FILE).is_file():
-                write_text(folder / RECIPE_FILE, recipe_text(recipe))
+                write_text(folder / RECIPE_FILE, recipe_text(chosen))
+            return chosen
 
-        first_only(prepare)
+        run.recipe = recipe = first_only(prepare)
         for name in recipe.classifiers():
             run.classifiers[name] = opened[name] if name in opened else train_classifier(run, name)
             run.classifier = run.classifiers["classifier"]  # the first: companions may learn from its predictions

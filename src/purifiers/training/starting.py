@@ -22,7 +22,7 @@ from purifiers.recipes.training_settings import STARTS, OnAttacked, Supervised
 from purifiers.registry import CONFIG_FILE, describe, load_network, place
 from purifiers.runs import CACHE, CHECKPOINTS, RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
-from purifiers.training.distributed import first_only, world_size
+from purifiers.training.distributed import world_size
 from purifiers.training.stages import held_out_count
 from purifiers.weights import HUB, PURIFIERS, locate
 
@@ -53,12 +53,9 @@ def settled(run: Run, restart: bool) -> Recipe:
     one here."""
     if run.recipe.precision != "auto":
         return run.recipe
-
-    def precision() -> str:
-        resumed = begun(run.folder) and not restart
-        return load_recipe(run.folder / RECIPE_FILE).precision if resumed else fastest_precision(run.device)
-
-    return run.recipe.model_copy(update={"precision": first_only(precision)})
+    resumed = begun(run.folder) and not restart
+    precision = load_recipe(run.folder / RECIPE_FILE).precision if resumed else fastest_precision(run.device)
+    return run.recipe.model_copy(update={"precision": precision})
 
 
 def begun(folder: Path) -> bool:
