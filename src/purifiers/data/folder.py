@@ -87,7 +87,8 @@ def load_folder(
     if not files:
         raise DataError(f"there are no {split} images in {path}")
     if limit is not None and limit < len(files):
-        files = dict([*files.items()][i] for i in drawn(len(files), limit, seed))
+        every = [*files.items()]
+        files = dict(every[i] for i in drawn(len(files), limit, seed).tolist())
 
     def read(file: Path) -> tuple[np.ndarray, Sequence[str]]:
         picture = read_image(file)
