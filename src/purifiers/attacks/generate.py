@@ -146,7 +146,7 @@ def _foresee(
 
     def withstanding() -> float:
         if not attack.uses_labels or any(part in plan.stand_ins for part in model.modules()):
-            return 0.0  # of features, or of what is not trained yet, nothing is right
+            return 0.0  # features have no classes, and an untrained model is right on nothing
         quick = PGD(**ball, num_steps=5) if attack.needs_gradients else Square(**ball, num_queries=50)
         with torch.no_grad():
             share = (model(quick(model, images, labels)).argmax(1) == labels).float().mean().item()

@@ -72,7 +72,7 @@ def load_folder(
     ``path``, are labelled by the classifier's predictions later, as those of a folder without class folders are anyway.
     ``classes``: a file of the names of all of the classifier's outputs (:func:`purifiers.data.labels.read_classes`).
     ``cache``: a folder where images that do not fit into memory are kept decoded (:func:`purifiers.data.large.decode`).
-    ``limit``, ``seed``: how many of the images are read, and by what they are drawn.
+    ``limit``: only so many of the images are read, drawn by ``seed``.
 
     Raises:
         ConfigError: no ``path``, or images of several sizes and no ``size``.
@@ -86,7 +86,9 @@ def load_folder(
     files, names = listed(Path(path), split, labels, classes, remarks if split == "train" else None)
     if not files:
         raise DataError(f"there are no {split} images in {path}")
+    chosen: tuple[int, ...] = ()
     if limit is not None and limit < len(files):
+        chosen = limit, seed
         every = [*files.items()]
         files = dict(every[i] for i in drawn(len(files), limit, seed).tolist())
 
@@ -98,7 +100,7 @@ def load_folder(
     shape = ((size, size) if size is not None else _first_shape(files)) or (1, 1)
 
     def decoded(part: str, files: Iterable[Path]) -> tuple[torch.Tensor, list[str], list[tuple[int, int]]]:
-        home = Path(cache) / f"images-{digest(path, part, shape, limit, seed):.16}" if cache else None
+        home = Path(cache) / f"images-{digest(path, part, shape, *chosen):.16}" if cache else None
         return decode([*files], read, shape, remarks, f"reading {part} images", home)
 
     images, unreadable, shapes = decoded(split, files)
