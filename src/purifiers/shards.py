@@ -60,4 +60,6 @@ class Shard:
             except Unfinished:
                 if not all(file.is_file() for file in self.missing):
                     raise
+                # A part of the work would wait for pieces of the parts after it, which are looked for again later.
                 self._pieces = begun
+                self.missing.clear()
