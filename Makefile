@@ -12,7 +12,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make bench  speed beside the classifier, other defences and libraries; writes docs/performance.md"
-	@echo "make reliability        kills, faults, bad input and load in large numbers; two hours; writes docs/reliability.md"
+	@echo "make reliability        kills, faults, bad input and load in large numbers; three hours; writes docs/reliability.md"
 	@echo "make reliability-quick  the same in small numbers; two minutes"
 	@echo "make clean  remove .venv and caches, but not runs/"
 

@@ -1,7 +1,7 @@
 # %% [markdown]
-# # Is my own defence worth anything?
+# # Is my own defence robust?
 # A defence that is not from this library: it rounds pixels to few levels. Attacks by gradients fail on it, and that looks like
-# robustness. The audit attacks it in every way, and says how far its own numbers can be trusted.
+# robustness. The audit attacks it in every way, and reports whether its numbers can be trusted.
 
 # %%
 import torch

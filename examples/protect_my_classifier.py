@@ -17,7 +17,7 @@ from purifiers.data import load_images, to_float
 
 
 class MyClassifier(nn.Module):
-    """Any module will do that takes images in [0,1] and gives logits; what it normalises, it normalises inside."""
+    """Any module that takes images in [0,1] and returns logits. It normalises inside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -51,8 +51,8 @@ def main() -> None:
             adversarial = PGD(epsilon=epsilon, step_size=epsilon / 4, num_steps=20)(VIEWS[view](defended), images, labels)
             with torch.no_grad():
                 accuracies.append((defended(adversarial).argmax(1) == labels).float().mean().item())
-        told = [f"{value:.0%} at {epsilon}" for value, epsilon in zip(accuracies, EPSILONS, strict=True)]
-        print(f"{view:>6}: {', '.join(told)}")
+        shown = [f"{value:.0%} at {epsilon}" for value, epsilon in zip(accuracies, EPSILONS, strict=True)]
+        print(f"{view:>6}: {', '.join(shown)}")
         axes.plot(EPSILONS, accuracies, marker="o", label=view)
     axes.set(xlabel="epsilon (L-inf)", ylabel="accuracy of the purified", ylim=(0, 1))
     axes.legend(title="the attacker's view")

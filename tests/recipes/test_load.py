@@ -9,7 +9,7 @@ import yaml
 from purifiers.attacks import BIM, CW, FGSM, PGD, AutoAttack
 from purifiers.errors import ConfigError, MissingFileError
 from purifiers.networks import CAE
-from purifiers.recipes.load import NAMES, differences, load_recipe, parse_recipe, recipe_text, with_shipped_classifiers
+from purifiers.recipes.load import NAMES, changed, differences, load_recipe, parse_recipe, recipe_text, with_shipped_classifiers
 from purifiers.registry import fingerprint, load_network, save_network
 from purifiers.weights import locate
 
@@ -42,6 +42,20 @@ def test_the_paper_recipe_is_the_paper() -> None:
         "CW": CW(num_steps=40, learning_rate=0.01),
         "AA": AutoAttack(epsilon=8 / 255),
     }
+
+
+@pytest.mark.parametrize("name", ["strong", "strong-cpu", "robust-cpu"])
+def test_models_of_the_recipes_own_images_are_left_out_for_other_images(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They know other classes: a companion would teach these, and an audit would end at a surrogate that nobody named."""
+    own, other = load_recipe(name), load_recipe(name, [("data.name", "folder"), ("data.path", "mine")])
+    assert own.audit.surrogates
+    assert other.audit.surrogates == ()
+    assert own.audit.surrogates[0] in capsys.readouterr().out.replace("\n", " ")
+    assert tuple(one for one in own.companions if one.source is None) == other.companions  # those are trained on these images
+    named = load_recipe(name, [("data.name", "folder"), ("audit.surrogates", ["cifar10-resnet20"])])
+    assert named.audit.surrogates == ("cifar10-resnet20",)
+    assert changed(own, {"data": {"name": "folder", "path": "mine"}}).audit.surrogates == ()
+    assert changed(own, {"data.limit": 100}).audit.surrogates == own.audit.surrogates
 
 
 def test_overrides_reach_any_depth_and_the_last_wins() -> None:

@@ -72,7 +72,8 @@ def export(
 
     Write a purifier, alone or with a classifier behind it, as one file for other programs. It takes images, float32
     (batch, 3, height, width) in [0,1], of any number and size, and returns purified images or logits. The file is checked
-    against PyTorch before it is saved. Needs pip install 'purifiers[onnx]'.
+    against PyTorch before it is saved. ONNX needs pip install
+    'purifiers[onnx]'; --classifier and --int8 also need 'purifiers[research]'.
     """
     from purifiers.console import say
     from purifiers.export.program_file import about, export_onnx, export_torch, exportable
@@ -197,8 +198,8 @@ def purify(
     say(f"{result.purified} purified, {result.skipped} there already, {len(result.failed)} failed")
     if result.replaced:
         say(f"{result.replaced} were written by another purifier, or of another or older image, and were replaced")
-    if told := counted(result.remarks):
-        say(f"left out or changed: {told}")
+    if remarks := counted(result.remarks):
+        say(f"left out or changed: {remarks}")
     for failure in result.failed[:LISTED]:
         typer.echo(f"purifiers: {failure}", err=True)
     if len(result.failed) > LISTED:

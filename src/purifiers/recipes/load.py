@@ -6,11 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from purifiers.console import say
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.kinds import faults
 from purifiers.recipes.schema import Recipe
 from purifiers.storage import parse_yaml, yaml_text
 from purifiers.weights import HUB, anywhere
+from purifiers.weights import NAMES as SHIPPED
 
 _FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))  # the recipes that come with the library
@@ -20,7 +22,8 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
     """Read a recipe by name or from a YAML file, with overrides such as ``student.epochs=5`` or ``("data.path", path)``.
 
     A ``classifier.source`` that is not the file's own comes without the file's ``classifier.mean`` and ``std``, as in
-    :meth:`purifiers.recipes.schema.Classifier.behind`.
+    :meth:`purifiers.recipes.schema.Classifier.behind`. For other images than the file's, the models that come with the library
+    are left out of its ``companions`` and ``audit.surrogates``: they know the classes of the file's images.
 
     Raises:
         MissingFileError: neither a shipped recipe nor a file.
@@ -40,14 +43,40 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str | tuple[str, A
     trainable = isinstance(own, dict) and "training" in own
     if source is not None and isinstance(own, dict) and anywhere(str(source)) != anywhere(str(own.get("source"))):
         content["classifier"] = {key: value for key, value in own.items() if key not in ("mean", "std")}
-    for change in changes:
-        set_value(content, *change)
+    _change(content, changes)
     recipe = parse_recipe(content, where=f"{name_or_file}{' with these overrides' if changes else ''}")
     idle = next((key for key, _ in changes if key.startswith("classifier.training.")), None)
     if idle and not trainable and source is None and recipe.classifier.source is not None:
         fault = f"{idle} has no effect: the classifier is {recipe.classifier.source}, which is not trained"
         raise ConfigError(f"{fault}; leave it out, or train one with classifier.source=null and a whole classifier.training")
     return recipe
+
+
+def _change(content: dict[str, Any], changes: Sequence[tuple[str, Any]]) -> None:
+    """Set values by dotted key. For other images the shipped models leave companions and surrogates, unless these are set."""
+    images = _images_of(content)
+    for key, value in changes:
+        set_value(content, key, value)
+    if images is None or _images_of(content) == images:
+        return
+    given, gone = {key for key, _ in changes}, []
+    for key, group in (("companions", content), ("audit.surrogates", content.get("audit"))):
+        parent, _, name = key.rpartition(".")
+        models = group.get(name) if isinstance(group, dict) else None
+        if not isinstance(models, list) or not given.isdisjoint({key, parent}):
+            continue
+        for model in [*models]:
+            source = str(model.get("source") if isinstance(model, Mapping) else model)
+            if not {*source.split("+")}.isdisjoint(SHIPPED):
+                models.remove(model)
+                gone.append(f"{key}: {source}")
+    if gone:
+        say(f"left out, as the images are not those of {images}: {', '.join(gone)}")
+
+
+def _images_of(content: Mapping[str, Any]) -> Any:
+    data = content.get("data")
+    return data.get("name") if isinstance(data, Mapping) else None
 
 
 def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
@@ -59,10 +88,10 @@ def parse_recipe(content: Mapping[str, Any], where: str = "the recipe") -> Recip
 
 
 def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    """``recipe`` with other values by dotted key, checked again; raises as :func:`parse_recipe` does."""
+    """``recipe`` with other values by dotted key, checked again, and for other images without shipped models, as in
+    :func:`load_recipe`; raises as :func:`parse_recipe` does."""
     content = recipe.model_dump(mode="json")
-    for key, value in overrides.items():
-        set_value(content, key, value)
+    _change(content, [*overrides.items()])
     return parse_recipe(content, where=f"the recipe '{recipe.name}', changed")
 
 
