@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 import purifiers
-from purifiers.attacks import FGSM, PGD
+from purifiers.attacks import BIM, FGSM, PGD
+from purifiers.attacks.generate import generate
+from purifiers.cache import Cache
 from purifiers.cli import main
 from purifiers.data import ImageSet
+from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.evaluation.certify import Smoothing, certify
 from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.forecast import Forecast, Line, Pace, amounts, forecast, foreseen
@@ -19,6 +22,7 @@ from purifiers.networks import ResNet
 from purifiers.recipes.load import changed
 from purifiers.recipes.schema import Recipe
 from purifiers.runs import Run, open_run
+from purifiers.shards import Shard
 from purifiers.training.pipeline import train_recipe
 from tests.conftest import TINY
 
@@ -192,6 +196,34 @@ def test_a_forecast_that_fails_stops_no_work() -> None:
 
     assert foreseen(work, dry_run=False) == "done"
     assert foreseen(work, dry_run=True) is None
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such layer"), DataError("no images"), MissingFileError("no file")])
+def test_what_cannot_work_is_found_before_the_work(error: Exception) -> None:
+    calls: list[int] = []
+
+    def work() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        foreseen(work, dry_run=False)
+    assert len(calls) == 1
+
+
+def test_the_forecast_of_a_shard_is_of_its_share(data: ImageSet, classifier: nn.Module, ticks: None) -> None:
+    def seconds(count: int) -> float:
+        smoothing = Smoothing(0.25, n0=100, n=900)
+        return forecast(lambda: certify(classifier, few, smoothing, cache=Cache(None, Shard(0, count)))).seconds
+
+    few = data.subset(torch.arange(4))
+    assert seconds(2) == pytest.approx(seconds(1) / 2)
+
+    def attacking(count: int) -> float:
+        cache = Cache(None, Shard(0, count))
+        return forecast(lambda: generate(BIM(), classifier, few, batch_size=1, cache=cache)).seconds
+
+    assert attacking(4) < attacking(1)
 
 
 def test_paces_are_of_seconds() -> None:

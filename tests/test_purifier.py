@@ -60,6 +60,18 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert not loaded.training
 
 
+def test_a_card_is_of_the_network_beside_it_and_the_users_stays(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    Purifier.from_pretrained("cifar10-paper").save_pretrained(tmp_path)
+    assert "model-index" in (tmp_path / "README.md").read_text()
+    small().save_pretrained(tmp_path)
+    simple = (tmp_path / "README.md").read_text()
+    assert "model-index" not in simple
+    (tmp_path / "README.md").write_text(f"{simple}\nMine.")
+    Purifier.from_pretrained("cifar10-paper").save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text().endswith("Mine.")
+
+
 def test_a_card_in_no_encoding_is_kept(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"---\ntitle: caf\xe9\n---\n")
     small().save_pretrained(tmp_path)

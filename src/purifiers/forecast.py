@@ -8,7 +8,7 @@ is to do, and what is finished already. Nothing is written, but for decoded imag
 import math
 import re
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from purifiers.console import Stopwatch, console, duration, say, titles
 from purifiers.device import one_pass
+from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.storage import read_only
 
 T = TypeVar("T")
@@ -183,10 +184,13 @@ def foreseen(work: Callable[[], T], dry_run: bool, brief: bool = False) -> T | N
     plan = Forecast()
     token = _active.set(plan)
     try:
-        # What is wrong is reported by the work itself.
-        with nullcontext() if dry_run else suppress(Exception):
+        try:
             _go_through(work)
             plan.show()
+        except Exception as error:
+            # A setting that cannot be used would otherwise be found after hours; what else is wrong the work itself reports.
+            if dry_run or isinstance(error, (ConfigError, DataError, MissingFileError)):
+                raise
         plan.over = True
         return None if dry_run else work()
     finally:
@@ -243,6 +247,8 @@ def _timed(work: Callable[[int], object], size: int) -> float:
 
 def _wait() -> None:
     if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_allocated(device):  # waiting for another would start it
+                torch.cuda.synchronize(device)
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()

@@ -128,7 +128,7 @@ class Purifier(nn.Module):
         """Write ``config.json``, ``model.safetensors`` and a model card, ``README.md``, to a folder, which is made if missing.
 
         Args:
-            save_directory: the folder. A card that is there already is kept, unless its numbers are of other weights.
+            save_directory: the folder. A card that is there already is kept, unless it was written for other weights.
             card: in Markdown with the hub's front matter; by default that of :attr:`card`, else a simple one.
 
         Raises:
@@ -137,10 +137,12 @@ class Purifier(nn.Module):
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
         kept = card is None and there.is_file()
-        if kept and "model-index" in hub.metadata(hub.card_in(folder)):
-            kept = False
-            with suppress(PurifiersError):
-                kept = fingerprint(load_network(folder)) == fingerprint(self.network)
+        with suppress(PurifiersError):
+            if kept:
+                card_there, before = hub.card_in(folder), Purifier(load_network(folder))
+                of_weights = "model-index" in hub.metadata(card_there)
+                written = of_weights or card_there == before._simple_card(folder.resolve().name)
+                kept = not written or fingerprint(before.network) == fingerprint(self.network)
         save_network(folder, self.network)
         if not kept:
             write_text(there, card or self.card or self._simple_card(folder.resolve().name))

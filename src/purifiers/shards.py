@@ -43,6 +43,10 @@ class Shard:
         """Whether the piece of this number belongs to this process."""
         return number % self.count == self.index
 
+    def share(self, pieces: int) -> int:
+        """About how many of so many pieces belong to this process."""
+        return -(-pieces // self.count)
+
     def check(self) -> None:
         """Raise Unfinished if pieces of others are missing."""
         if self.missing:

@@ -158,11 +158,12 @@ def test_square_breaks_what_can_be_broken_and_nothing_else(norm: Any) -> None:
     assert fooled.sum() >= 3
 
 
+@pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("size", [(24, 24), (4, 40)])
 def test_sizes_that_squares_in_l2_cannot_tile_are_refused_and_left_out(
-    size: tuple[int, int], caplog: pytest.LogCaptureFixture
+    size: tuple[int, int], classes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, images, labels = linear_problem(5, 2, (3, *size))
+    model, images, labels = linear_problem(classes, 2, (3, *size))
     with pytest.raises(AttackError, match=f"does not work on images of {size[0]} by {size[1]}; L-inf does"):
         Square(epsilon=0.1, norm="l2", num_queries=3)(Queries(model), images, labels)
     assert Square(epsilon=0.01, num_queries=3)(Queries(model), images, labels).shape == images.shape

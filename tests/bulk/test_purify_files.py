@@ -13,6 +13,7 @@ from purifiers.bulk import pieces
 from purifiers.bulk import purify_files as purify_module
 from purifiers.bulk.pieces import purify_pixels
 from purifiers.bulk.purify_files import BulkResult, purify_files
+from purifiers.bulk.side_by_side import BAND, GAP
 from purifiers.cli import main
 from purifiers.data.files import ANIMATED, DARK
 from purifiers.errors import ConfigError, DataError, MissingFileError
@@ -371,6 +372,16 @@ def test_comparisons_show_both_and_the_difference_ten_times(purifier: Purifier, 
     for folder in ("in", "out", "out/seen"):
         with pytest.raises(ConfigError, match="folder apart"):
             purify_files(purifier, tmp_path / "in", tmp_path / "out", compare=tmp_path / folder)
+
+
+def test_a_line_of_pixels_is_compared_too(purifier: Purifier, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, size in (("line", (3000, 1)), ("other", (8, 8))):
+        Image.new("RGB", size).save(tmp_path / "in" / f"{name}.png")
+    result = purify_files(purifier, tmp_path / "in", tmp_path / "out", compare=tmp_path / "compared")
+    assert (result.purified, result.failed) == (2, [])
+    with Image.open(tmp_path / "compared" / "line.png") as sheet:
+        assert sheet.size == (3 * 1024 + 2 * GAP, BAND + 1)
 
 
 def test_a_comparison_of_the_users_stays_and_one_that_cannot_be_written_is_named(purifier: Purifier, tmp_path: Path) -> None:

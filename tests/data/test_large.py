@@ -105,6 +105,16 @@ def test_what_a_forecast_read_is_not_read_again(
         assert not read
 
 
+def test_a_forecast_decodes_alone_too(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it decodes is kept, so that two forecasts at once would write into one file."""
+    homes: list[Path] = []
+    monkeypatch.setattr("purifiers.data.large.IN_MEMORY", 0)
+    monkeypatch.setattr("fcntl.flock", lambda handle, how: homes.append(Path(f"/proc/self/fd/{handle}").readlink()))
+    with read_only():
+        load(photos, tmp_path / "cache")
+    assert [home.parent for home in homes] == [tmp_path / "cache"]
+
+
 def test_a_full_disk_is_told_and_nothing_stays_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reserved = []
 

@@ -180,10 +180,11 @@ def test_a_classifier_of_one_size_is_told_how(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told_before_anything_is_computed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = tmp_path / "saved"
+    saved, grey = tmp_path / "saved", tmp_path / "saved" / "grey"
     purifier().save_pretrained(saved)
+    Purifier(CAE(widths=[4], blocks=[1], channels=1)).save_pretrained(grey)
     (tmp_path / "one").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one" / "a.png")
     for name in ("ant", "cat"):
@@ -196,6 +197,8 @@ def test_mistakes_are_told_before_anything_is_computed(
         ([saved, "x.pt2", "--format", "torch", "--int8"], "--int8 is for ONNX"),
         ([saved, "x.onnx", "--int8"], "--images DIR"),
         ([saved, "x.onnx", "--int8", "--images", tmp_path / "one"], "needs images, at least two"),
+        ([tiny_run.folder, "x.onnx", "--int8", "--size", "20"], "images of digits, which are 16 by 16"),
+        ([grey, "x.onnx", "--int8", "--images", tmp_path / "two"], "takes images of 1 channels"),
         ([saved, "x.onnx", "--images", tmp_path], "--images has no effect"),
         ([saved, "x.onnx", "--mean", "0.5", "--std", "0.5"], "--mean has no effect"),
         ([saved, "x.onnx", "--classifier", "my_module:build"], "cannot import the classifier 'my_module:build'"),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from purifiers import Purifier
 from purifiers.errors import DataError, InputError
@@ -81,6 +82,17 @@ def test_transparency_is_kept(purify: PurifyBatch) -> None:
     image.putalpha(100)
     (found,) = purify({"image": [image]})["image"]
     assert found.mode == "RGBA" and set(found.getchannel("A").get_flattened_data()) == {100}
+
+
+def test_what_is_said_of_a_picture_is_kept(purify: PurifyBatch) -> None:
+    text = PngInfo()
+    text.add_text("Author", "Ada")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(0)).save(buffer, "PNG", dpi=(300, 300), pnginfo=text)
+    (found,) = purify({"image": [buffer.getvalue()]})["image"]
+    image = Image.open(io.BytesIO(found))
+    assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert image.info["Author"] == "Ada"
 
 
 def test_what_is_no_image_is_refused(purify: PurifyBatch) -> None:

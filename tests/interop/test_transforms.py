@@ -64,6 +64,18 @@ def test_gives_back_what_it_was_given(purifier: Purifier) -> None:
     assert (grey.mode, grey.size) == ("RGB", (7, 9))
 
 
+def test_a_large_image_is_purified_in_pieces(purifier: Purifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.randint(256, (3, 90, 70), dtype=torch.uint8)
+    whole = PurifyTransform(purifier)(pixels)
+    sizes: list[int] = []
+    purifier.network.register_forward_pre_hook(lambda network, inputs: sizes.append(inputs[0][0, 0].numel()))
+    monkeypatch.setattr("purifiers.bulk.pieces.WINDOW", 48)
+    monkeypatch.setattr("purifiers.bulk.pieces.SMALLEST_STEP", 16)
+    found = PurifyTransform(purifier)(pixels)
+    assert (found.int() - whole.int()).abs().max() <= 1
+    assert max(sizes) < 90 * 70
+
+
 def test_in_a_compose_in_a_worker_and_pickled(purifier: Purifier) -> None:
     images = torch.rand(4, 3, 8, 8)
     transform = Compose([PurifyTransform(purifier), normalise])

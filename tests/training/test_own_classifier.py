@@ -18,6 +18,8 @@ from purifiers.evaluation.audit.run import audit
 from purifiers.evaluation.certify import Smoothing, certify_run
 from purifiers.evaluation.evaluate import evaluate, evaluate_run
 from purifiers.evaluation.records import PREDICTED
+from purifiers.forecast import foreseen
+from purifiers.networks import CAE
 from purifiers.recipes.audit_settings import STANDARD_VIEWS
 from purifiers.recipes.load import changed, load_recipe, recipe_text
 from purifiers.recipes.schema import Recipe
@@ -188,6 +190,40 @@ def test_images_without_labels_of_the_same_run_and_of_another(tmp_path: Path) ->
     assert certificate.labels_predicted and "predictions" in certificate_tables(certificate)[0].title
     with_names = load_recipe(tmp_path / "run" / "recipe.yaml", ["data.labels=null"])
     assert open_run(with_names, tmp_path / "run", "cpu").images("test").classes == ("dark", "light")
+
+
+def test_companions_know_the_classes_that_the_classifier_predicts(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 16, "RGB")
+    recipe = recipe_of(
+        "classifier.source=owners_module:rgb", "data.labels=classifier", "companions=[{source: cifar10-resnet20}]"
+    )
+    with pytest.raises(ConfigError, match=r"'cifar10-resnet20' has 10 classes, and the images have 2"):
+        train_recipe(recipe, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_the_name_that_asks_for_predictions_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "classifier").mkdir()
+    assert recipe_of("data.labels=classifier").data.labels == "classifier"
+
+
+def test_a_baselines_place_is_found_from_everywhere(tmp_path: Path) -> None:
+    Purifier(CAE(widths=[4], blocks=[1])).save_pretrained(tmp_path / "mine")
+    recipe = recipe_of("baselines.mine={kind: pretrained, source: mine}")
+    assert recipe.baselines["mine"].source == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("folder", ["new", "run"])
+def test_a_restart_decodes_large_sets_once(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there before the restart discards what an earlier run left."""
+    write_images(tmp_path / "images", 16, "RGB")
+    monkeypatch.setattr("purifiers.data.large.IN_MEMORY", 0)
+    recipe = recipe_of("classifier.source=owners_module:rgb", "data.limit=null", "data.test_limit=null")
+    if folder == "run":
+        train_recipe(recipe, tmp_path / folder, device="cpu")
+    foreseen(lambda: train_recipe(recipe, tmp_path / folder, device="cpu", restart=True), dry_run=False)
+    assert not (tmp_path / folder / "empty").exists()
+    assert len([*(tmp_path / folder / "cache").glob("images-*")]) == 2
 
 
 def test_a_table_of_labels_and_the_names_of_the_outputs(tmp_path: Path) -> None:

@@ -152,10 +152,10 @@ def test_restart_discards_all_of_a_run_and_nothing_else(
 ) -> None:
     """Neither what is not ours, nor anything before the new command has proved usable."""
     foreign = tmp_path / "photos"
-    (foreign / "cache").mkdir(parents=True)
+    (foreign / "cache" / "mine").mkdir(parents=True)
     with pytest.raises(ConfigError, match="not made by a run"):
         prepare_folder(tiny_recipe(), foreign, restart=True)
-    assert (foreign / "cache").is_dir()
+    assert (foreign / "cache" / "mine").is_dir()
     (run_copy / "notes.txt").write_text("mine")
     (run_copy / "cache" / "thesis.bib").write_text("mine too")
     before = {path: path.stat().st_mtime_ns for path in run_copy.rglob("*") if path.is_file()}

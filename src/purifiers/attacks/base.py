@@ -171,7 +171,8 @@ class Attack(Kind, ABC):
         exact = autocast(images.device, "32-true")
         # An attack needs gradients in whatever mode the caller is.
         with float32_on_cpu(), torch.inference_mode(False), torch.enable_grad(), frozen(model), exact:
-            images, labels = images.detach().clone(memory_format=torch.contiguous_format), labels.clone()
+            images = images.detach().clamp(0, 1).contiguous()  # rounding may have left them a little outside
+            labels = labels.clone()
             classes = {"labels": labels} if self.uses_labels else {}
             dense = _Dense(model, self.kind, images, classes | ({} if targets is None else {"targets": targets}))
             aims = self._aims(dense, images, labels, seed, targets)

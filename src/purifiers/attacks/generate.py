@@ -102,7 +102,8 @@ def generate(
         one = None if unknown else cache.load("adversarial", key, checked)
         if one is None and plan:  # those after it are not made either
             whole = data if chosen is None else data.subset(chosen)
-            _foresee(plan, attack, model, whole, count - batch.start, batch_size, again=some is not None)
+            own_share = cache.shard.share(count - batch.start)
+            _foresee(plan, attack, model, whole, own_share, batch_size, again=some is not None)
             result[slice(None) if chosen is None else chosen] = whole.images if quantized else to_float(whole.images)
             return Adversarial(result, batches=1)
         if one is None and cache.left("adversarial", key, number):

@@ -63,12 +63,12 @@ class AutoAttack(Attack):
             warn("%d classes: APGD-T left out, FAB untargeted (not the standard version)", classes)
         else:
             reference = make_reference(self, model, images, seed, "standard")
-            if self.norm == "l2" and not fits_square(images):
-                reference.attacks_to_run.remove("square")
-                warn("images of %d by %d: Square left out (not the standard version)", *images.shape[2:])
             if classes < 10:
                 reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = classes - 1
                 warn("%d classes: %d targets instead of 9", classes, classes - 1)
+        if self.norm == "l2" and "square" in reference.attacks_to_run and not fits_square(images):
+            reference.attacks_to_run.remove("square")
+            warn("images of %d by %d: Square left out (not the standard version)", *images.shape[2:])
         return run_reference(reference, images, labels, self.batch_size)
 
 

@@ -2,12 +2,13 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from purifiers.data import to_float, to_uint8
@@ -36,6 +37,20 @@ def as_png(image: Image.Image, **about: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", **about)
     return buffer.getvalue()
+
+
+def saved_with(picture: Picture) -> dict[str, Any]:
+    """What Pillow keeps of ``picture`` in a PNG or JPEG file: its colour profile, EXIF and resolution."""
+    about = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
+    return {key: value for key, value in about.items() if value is not None}
+
+
+def png_texts(texts: Mapping[str, str]) -> PngInfo:
+    """The texts of a PNG file."""
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_text(key, value)
+    return info
 
 
 def results_of(function: Callable[[Tensor], Any], images: dict[int, np.ndarray]) -> dict[int, Any]:

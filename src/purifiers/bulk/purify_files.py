@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from purifiers.bulk.pieces import BATCH_PIXELS, purify_pictures, refuse_other_channels
+from purifiers.bulk.pieces import BATCH_PIXELS, png_texts, purify_pictures, refuse_other_channels, saved_with
 from purifiers.bulk.side_by_side import side_by_side
 from purifiers.console import progress
 from purifiers.data.files import SUFFIXES, Picture, image_files, image_size, is_whole, read_image, text_under
@@ -304,18 +304,14 @@ def _write(job: _Job, picture: Picture, pixels: np.ndarray) -> None:
         purified = replace(picture, colours=purified).over_white()
     elif picture.alpha is not None:
         purified.putalpha(picture.alpha)
-    about = {"icc_profile": picture.icc, "exif": picture.exif, "dpi": picture.dpi}
-    given = {key: value for key, value in about.items() if value is not None}
-    _save(purified, job.purified, {**picture.text, MARK: job.mark}, **given)
+    _save(purified, job.purified, {**picture.text, MARK: job.mark}, **saved_with(picture))
 
 
 def _save(image: Image.Image, file: Path, texts: dict[str, str], **about: Any) -> None:
     if file.suffix.lower() in JPEG:
         about |= {"quality": 95, "comment": f"{MARK}: {texts[MARK]}"}
     else:
-        about["pnginfo"] = info = PngImagePlugin.PngInfo()
-        for key, value in texts.items():
-            info.add_text(key, value)
+        about["pnginfo"] = png_texts(texts)
     try:
         with atomic_path(file) as temporary:
             image.save(temporary, **about)

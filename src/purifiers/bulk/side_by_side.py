@@ -26,5 +26,6 @@ def side_by_side(original: Image.Image, purified: Image.Image) -> Image.Image:
 
 def _scaled(image: Image.Image) -> Image.Image:
     if max(image.size) > LARGEST:
-        return ImageOps.contain(image, (LARGEST, LARGEST), Image.Resampling.BOX)
+        share = LARGEST / max(image.size)
+        return image.resize([max(1, round(share * side)) for side in image.size], Image.Resampling.BOX)
     return ImageOps.scale(image, max(1, SMALLEST // max(image.size)), Image.Resampling.NEAREST)

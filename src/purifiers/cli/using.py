@@ -75,6 +75,7 @@ def export(
     against PyTorch before it is saved. ONNX needs pip install
     'purifiers[onnx]'; --classifier and --int8 also need 'purifiers[research]'.
     """
+    from purifiers.bulk.pieces import refuse_other_channels
     from purifiers.console import say
     from purifiers.export.program_file import about, export_onnx, export_torch, exportable
     from purifiers.networks.network import channels_of
@@ -91,6 +92,8 @@ def export(
     loaded = Purifier.from_pretrained(purifier)
     exportable(loaded)  # before data are read
     behind = None
+    if int8:
+        refuse_other_channels(loaded)  # as the images are RGB
     if int8 or classifier:  # these need the packages for research, a purifier alone does not
         overrides = changes.overrides() + ([("data.size", size)] if changes.images and size else [])
         known = _recipe_behind(purifier, recipe, overrides)
@@ -106,6 +109,9 @@ def export(
         from purifiers.runs import is_run
 
         calibration, test = _images(known, "train", CALIBRATION), _images(known, "test", MEASURED)
+        if size and {*calibration.images.shape[2:]} != {size}:
+            found = "{} by {}".format(*calibration.images.shape[2:])
+            raise ConfigError(f"--size {size}: 8 bits are calibrated on images of {known.data.name}, which are {found}")
         own = weights.locate(purifier) / "checkpoints" / "classifier"
         trained_for = known.classifier.source or (str(own) if is_run(purifier) else known.weights.get("classifier"))
         judge = None

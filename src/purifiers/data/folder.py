@@ -16,7 +16,7 @@ from purifiers.data.datasets import DATASETS
 from purifiers.data.files import SUFFIXES, counted, image_files, read_image, read_rgb
 from purifiers.data.images import ImageSet, drawn
 from purifiers.data.labels import PREDICTED, UNKNOWN, in_order, numbered, read_classes, read_table, whole
-from purifiers.data.large import decode
+from purifiers.data.large import IMAGES, decode
 from purifiers.errors import ConfigError, DataError, MissingFileError
 from purifiers.seeds import seed_for
 from purifiers.storage import digest
@@ -100,7 +100,7 @@ def load_folder(
     shape = ((size, size) if size is not None else _first_shape(files)) or (1, 1)
 
     def decoded(part: str, files: Iterable[Path]) -> tuple[torch.Tensor, list[str], list[tuple[int, int]]]:
-        home = Path(cache) / f"images-{digest(path, part, shape, *chosen):.16}" if cache else None
+        home = Path(cache) / f"{IMAGES}{digest(path, part, shape, *chosen):.16}" if cache else None
         return decode([*files], read, shape, remarks, f"reading {part} images", home)
 
     images, unreadable, shapes = decoded(split, files)

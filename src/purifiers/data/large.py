@@ -23,6 +23,8 @@ from purifiers.data.images import slices
 from purifiers.errors import DataError
 from purifiers.storage import locked
 
+IMAGES = "images-"
+"""How the names of folders of decoded images begin."""
 IN_MEMORY = 2 * 2**30
 """Bytes: larger sets of images are in files."""
 TOGETHER = 256  # images between two entries into the index
@@ -33,15 +35,16 @@ def empty(
     shape: Sequence[int], dtype: torch.dtype, folder: Path | None = None, name: str = "", device: torch.device | str = "cpu"
 ) -> Tensor:
     """A tensor that is not filled yet: in the memory of ``device``, or, if it is larger than ``IN_MEMORY`` and on the CPU, in a
-    file in ``folder``, by default the system's for temporary files. Without a ``name`` the file ends with the process.
+    file in ``folder``, by default the system's for temporary files. With a ``name`` the folder has to be there. Without one the
+    file ends with the process, and the folder is not made.
 
     Raises:
         DataError: there is no space for the file.
     """
     if (size := math.prod(shape) * dtype.itemsize) <= IN_MEMORY or torch.device(device).type != "cpu":
         return torch.empty(*shape, dtype=dtype, device=device)
-    folder = folder or Path(tempfile.gettempdir())
-    folder.mkdir(parents=True, exist_ok=True)
+    wanted = (folder or Path(tempfile.gettempdir())).absolute()
+    folder = next(one for one in (wanted, *wanted.parents) if one.is_dir())  # a file without a name needs none of its own
     advice = f"{size / 1e9:.1f} GB are needed in {folder}: free some, choose another output folder, or a smaller data.size"
     with (folder / name).open("a+b") if name else tempfile.TemporaryFile(dir=folder) as handle:
         there = handle.seek(0, os.SEEK_END)
@@ -80,9 +83,9 @@ def decode(
     with ExitStack() as held:
         if kept := home is not None and math.prod(size) > IN_MEMORY:
             assert home is not None
-            held.enter_context(locked(home, wait=True))
+            held.enter_context(locked(home, wait=True, forecast=True))
             index, pixels = home / "index.jsonl", home / "pixels.u8"
-            known = index.read_text().splitlines() if index.exists() else []
+            known = index.read_text(encoding="utf-8").splitlines() if index.exists() else []
             lines = {file: json.dumps([os.fsdecode(file), file.stat().st_size, file.stat().st_mtime_ns]) for file in files}
             if [*lines.values()][: len(known)] != known:  # of another process the old file stays as it is
                 known = []
@@ -90,7 +93,7 @@ def decode(
                 pixels.unlink(missing_ok=True)
         images = empty(size, torch.uint8, home if kept else None, pixels.name if kept else "")
         if kept:
-            entries, handle = held.enter_context(index.open("a")), held.enter_context(pixels.open("r+b"))
+            entries, handle = held.enter_context(index.open("a", encoding="utf-8")), held.enter_context(pixels.open("r+b"))
         count = len(known)
         pool, advance = held.enter_context(ThreadPoolExecutor()), held.enter_context(progress(title, len(files)))
         advance(count)

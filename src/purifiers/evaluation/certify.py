@@ -181,7 +181,8 @@ def certify(
             if certificate is None and plan:
                 copies = smoothing.n0 + smoothing.n
                 pace = plan.passes(model, to_float(image), batch_size)
-                plan.note(pace.seconds(copies, copies / batch_size), len(data))
+                if cache.shard.takes(first + place):
+                    plan.note(pace.seconds(copies, copies / batch_size), len(data))
                 certificate = _certificate(label, smoothing, [smoothing.n0, 0], [smoothing.n, 0], 0.0)
             elif certificate is None and cache.left("certified", key, first + place):
                 advance(smoothing.n0 + smoothing.n)

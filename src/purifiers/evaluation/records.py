@@ -65,7 +65,7 @@ class ResultFile(Result):
         if not path.is_file():
             raise MissingFileError(f"no {cls.filename} in {folder}; 'purifiers {cls.command}' writes it")
         try:
-            return cls.model_validate_json(path.read_text())
+            return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise CheckpointError(f"{path} is damaged or of another version: {error.errors()[0]['msg']}") from error
 
@@ -113,6 +113,12 @@ class Record(Result):
     seconds: float
     attacked: int | None = None
     not_finite: int = 0
+
+    @property
+    def on_classifier(self) -> bool:
+        """Whether these images are clean or made on the classifier alone, so that its accuracy without the purifier means
+        something: under other views they are made for another model."""
+        return self.view in (CLEAN, "blind")
 
 
 class AttackWarning(Result):
@@ -204,8 +210,9 @@ class Records(ResultFile, ABC):
         shown = self.titled()
         rows: list[tuple[str, ...]] = [("purifier", "view", "attack", "images", "undefended", "accuracy", "95 % interval")]
         for one in shown.records:
-            shares = [f"{share:.1%}" for share in (one.accuracy_undefended, one.accuracy, *one.ci95)]
-            rows.append((one.purifier, one.view, one.attack, f"{one.n:,}", *shares[:2], " - ".join(shares[2:])))
+            undefended = f"{one.accuracy_undefended:.1%}" if one.on_classifier else "-"
+            accuracy, *interval = [f"{share:.1%}" for share in (one.accuracy, *one.ci95)]
+            rows.append((one.purifier, one.view, one.attack, f"{one.n:,}", undefended, accuracy, " - ".join(interval)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if any(one.labels_predicted for one in self.records):

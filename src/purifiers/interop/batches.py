@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from purifiers.bulk.pieces import as_png, purify_pictures, refuse_other_channels
+from purifiers.bulk.pieces import as_png, png_texts, purify_pictures, refuse_other_channels, saved_with
 from purifiers.data.files import MAX_PIXELS, Picture, decoded, read_image
 from purifiers.device import find_device
 from purifiers.errors import DataError, InputError
@@ -100,5 +100,5 @@ def _as_it_came(image: Any, picture: Any, pixels: Any) -> Any:
         purified.putalpha(picture.alpha)
     if isinstance(image, Image.Image):
         return purified
-    png = as_png(purified, icc_profile=picture.icc, **({} if picture.exif is None else {"exif": picture.exif}))
+    png = as_png(purified, pnginfo=png_texts(picture.text), **saved_with(picture))
     return {**image, "bytes": png} if isinstance(image, Mapping) else png

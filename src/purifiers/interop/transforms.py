@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from purifiers.data import to_float, to_uint8
+from purifiers.bulk.pieces import purify_pixels
 from purifiers.data.files import decoded
 from purifiers.errors import InputError
 from purifiers.purifier import Purifier
@@ -44,8 +44,7 @@ class PurifyTransform:
         if not isinstance(image, Tensor) or image.ndim != 3:
             got = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
             raise InputError(f"this transform takes one image, PIL or a tensor (C, H, W); got {got}")
-        batch = image[None].to(next(self.purifier.parameters(), image).device)
+        if image.dtype == torch.uint8:
+            return purify_pixels(self.purifier, image[None].cpu())[0].to(image.device)
         with torch.no_grad():
-            if image.dtype == torch.uint8:
-                return to_uint8(self.purifier(to_float(batch)))[0].to(image.device)
-            return self.purifier(batch)[0].to(image.device)
+            return self.purifier(image[None].to(next(self.purifier.parameters(), image).device))[0].to(image.device)

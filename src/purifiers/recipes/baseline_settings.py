@@ -10,7 +10,7 @@ from purifiers.attacks import SSP
 from purifiers.baselines.classical import Nothing, Shrink, Transformation, Wrapper
 from purifiers.errors import CheckpointError, MissingFileError, nearest
 from purifiers.kinds import Kind
-from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Positive, folder_name
+from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Place, Positive, folder_name
 from purifiers.registry import NETWORKS, Registry, describe, load_network
 from purifiers.weights import PURIFIERS, locate
 
@@ -98,7 +98,7 @@ class Untrained(Baseline):
 class Pretrained(Baseline):
     """A trained purifier: the name of one that ships, or its folder. ``network`` is read from there."""
 
-    source: str
+    source: Place
 
     @model_validator(mode="before")
     @classmethod

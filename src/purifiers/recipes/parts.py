@@ -12,6 +12,7 @@ from torch import nn
 
 from purifiers.attacks.base import parse_fraction
 from purifiers.data.datasets import DATASETS, refuse_unknown
+from purifiers.data.labels import PREDICTED
 from purifiers.errors import ConfigError
 from purifiers.kinds import Group, faults
 from purifiers.networks.network import channels_of
@@ -26,6 +27,11 @@ def checked(registry: Registry[Any], name: str) -> str:
     """``name``, which ``registry`` must have: raises a ValueError with the nearest name."""
     registry[name]
     return name
+
+
+def labels_place(labels: str) -> str:
+    """Where ``data.labels`` are: a file, whose path is made absolute; or the word for the classifier's predictions."""
+    return labels if labels == PREDICTED else absolute(labels)
 
 
 class Crops(Group):
@@ -47,7 +53,7 @@ class Data(Group):
     name: Annotated[str, AfterValidator(lambda name: checked(DATASETS, name))]
     path: Annotated[str, AfterValidator(absolute)] | None = None
     size: Positive | None = None
-    labels: Annotated[str, AfterValidator(absolute)] | None = None
+    labels: Annotated[str, AfterValidator(labels_place)] | None = None
     classes: Annotated[str, AfterValidator(absolute)] | None = None
     limit: Positive | None = None
     test_limit: Positive | None = None

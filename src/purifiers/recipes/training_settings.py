@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from purifiers.attacks import AnyAttack
 from purifiers.errors import nearest
 from purifiers.kinds import Group
-from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Place, Positive
+from purifiers.recipes.parts import NetworkConfig, OnPerturbed, Optimisation, Place, Positive, labels_place
 from purifiers.registry import NETWORKS
 from purifiers.weights import absolute, anywhere
 
@@ -20,7 +20,8 @@ STARTS = ("scratch", "teacher_at")  # a student's start, besides the name or fol
 PLACES: Mapping[str, Callable[[str], str]] = {
     "source": anywhere,
     "start": lambda start: start if start in STARTS else anywhere(start),
-    **dict.fromkeys(("path", "labels", "classes"), absolute),
+    "labels": labels_place,
+    **dict.fromkeys(("path", "classes"), absolute),
 }
 """Keys whose values are files or folders, and the functions that make them absolute."""
 

@@ -118,7 +118,7 @@ def cells(record: Record, *columns: str) -> list[str]:
         "attack": "clean images" if clean else record.attack,
         "view": "-" if clean else record.view,
         "images": f"{record.n:,}",
-        "undefended": percent(record.accuracy_undefended) if clean or record.view == "blind" else "-",
+        "undefended": percent(record.accuracy_undefended) if record.on_classifier else "-",
         "purified": percent(record.accuracy),
         "95 % interval": span(record.ci95),
         "agreement": percent(record.agreement),

@@ -59,7 +59,7 @@ def _trained(run: Run, title: str, config: TrainedBaseline) -> nn.Module | None:
         return None
     network, history = load_network(folder), load_state(folder / STATE_FILE)["history"]
     try:
-        settings = type(config).model_validate_json((folder / SETTINGS_FILE).read_text())
+        settings = type(config).model_validate_json((folder / SETTINGS_FILE).read_bytes())
     except (OSError, ValueError):
         return None
     same = settings.model_copy(update={"test_limit": config.test_limit}) == config

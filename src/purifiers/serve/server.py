@@ -33,7 +33,9 @@ def serve_app(
         except (OSError, OverflowError) as error:
             raise ConfigError(f"cannot listen at {host}, port {port}: {error}; choose another --port or --host") from error
         uvicorn = require("uvicorn")
-        server = uvicorn.Server(uvicorn.Config(make(), **options))
+        # Without this variable uvicorn would take the address of a client from a header of any process on this machine.
+        behind_proxy = "FORWARDED_ALLOW_IPS" in os.environ
+        server = uvicorn.Server(uvicorn.Config(make(), proxy_headers=behind_proxy, **options))
         bound.listen()
         address, taken = bound.getsockname()[:2]
         ready(f"http://{f'[{address}]' if ':' in address else address}:{taken}")

@@ -167,17 +167,21 @@ def train_variants(run: Run, device: str = "auto") -> None:
 @repeatable()
 def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: bool, restart: bool) -> None:
     """All stages of ``run``'s recipe, in order, into ``run``; see :func:`train_recipe`."""
+    recipe, data = run.recipe, run.images("train")
     if restart and current():  # nothing is discarded for a forecast
         inside = run.cache == run.folder / CACHE
         run.folder, restart = run.folder / "empty", False
         run.cache = run.folder / CACHE if inside else run.cache
-    recipe, folder, data = run.recipe, run.folder, run.images("train")
+    folder = run.folder
     # Everything that the user names is opened before anything is written or discarded, and variants, trained last, are read.
     variant_recipes(recipe)
     opened = dict(classifiers)
     for name, wanted in recipe.classifiers().items():
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
+        if name == "classifier" and name in opened:  # its predictions may be the labels, and the companions have to know these
+            run.classifier = opened[name]
+            data = run.images("train")
     if "classifier" not in opened and (data.unlabelled or not data.classes):
         lacking = "labels: give them with --labels FILE or sort the images into class folders"
         lacking = lacking if data.unlabelled else "the names of their classes: give these with --classes FILE"

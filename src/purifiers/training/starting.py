@@ -12,6 +12,7 @@ from torch import nn
 from purifiers.attacks.views import Features
 from purifiers.console import say
 from purifiers.data import ImageSet, to_float
+from purifiers.data.large import IMAGES
 from purifiers.device import fastest_precision
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.evaluation import metrics
@@ -155,14 +156,16 @@ def _places(recipe: Recipe) -> Iterator[str]:
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:
-    if any(folder.iterdir()) and not (folder / RECIPE_FILE).is_file():
+    decoded = [folder / CACHE, *folder.glob(f"{CACHE}/{IMAGES}*")]  # maybe for this very run, before this
+    others = {*folder.iterdir(), *folder.glob(f"{CACHE}/*")} - {*decoded}
+    if others and not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
     paths = [folder / name for name in RUN_FILES]
     for name in _places(recipe):
         needed = locate(name.removeprefix(HUB)).resolve()
         if needed == folder.resolve() or any(needed.is_relative_to(path.resolve()) for path in paths):
             raise ConfigError(f"a restart would discard {name}, which the recipe needs: copy it out of {folder} first")
-    cached = [path for path in folder.glob(f"{CACHE}/*") if CACHED.search(path.name)]
+    cached = [path for path in folder.glob(f"{CACHE}/*") if CACHED.search(path.name) and path not in decoded]
     for path in [*cached, *(path for path in paths if path.name != CACHE)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or it has files of somebody else

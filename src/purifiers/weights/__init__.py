@@ -9,7 +9,7 @@ HUB = "hf:"
 MEMORY = "memory"
 """In a recipe: the data set of images that were passed from Python, and ``memory:Class`` a classifier that was."""
 _FOLDER = Path(__file__).parent
-_OUTPUTS = {path.parent.name: json.loads(path.read_text())["output"] for path in sorted(_FOLDER.glob("*/config.json"))}
+_OUTPUTS = {path.parent.name: json.loads(path.read_bytes())["output"] for path in sorted(_FOLDER.glob("*/config.json"))}
 NAMES = tuple(_OUTPUTS)  # all of them
 PURIFIERS = tuple(name for name, output in _OUTPUTS.items() if output == "images")
 """Names that ``from_pretrained`` and ``--purifier`` take besides folders."""

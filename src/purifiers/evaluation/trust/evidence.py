@@ -92,7 +92,8 @@ def gather(
             found = cache.load("evidence", key, lambda state: Evidence(**{name: one.to(device) for name, one in state.items()}))
             if found is None and (plan := current()):
                 pace = plan.passes(model, to_float(images[:1]), batch_size, gradient=True)
-                plan.note(pace.seconds(len(images), 1, PASSES), len(data))
+                if cache.shard.takes(number):
+                    plan.note(pace.seconds(len(images), 1, PASSES), len(data))
             elif found is not None or cache.left("evidence", key, number):
                 advance(len(images))
             else:
