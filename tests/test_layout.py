@@ -97,6 +97,18 @@ def test_every_public_function_and_class_says_what_it_is() -> None:
     assert not bare
 
 
+def test_texts_have_one_encoding_on_every_system() -> None:
+    """Without one Python takes the system's, which on Windows is not the UTF-8 that we write."""
+    texts = [
+        f"{path.name}:{node.lineno}"
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("read_text", "write_text")
+        if not {"encoding", "errors"} & {keyword.arg for keyword in node.keywords}
+    ]
+    assert texts == []
+
+
 PROBE = """
 import json, sys
 

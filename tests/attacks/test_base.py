@@ -31,6 +31,15 @@ def attack_with(result: Tensor, **options: object) -> Tensor:
     return Fixed(**options)(nn.Identity(), torch.full((1, 3, 2, 2), 0.5), torch.tensor([0]))
 
 
+@pytest.mark.parametrize("attack", [PGD(num_steps=2), CW(num_steps=2), FoolboxPGD(num_steps=2), Square(num_queries=2)])
+def test_images_that_rounding_left_outside_are_attacked(attack: Attack) -> None:
+    """As after a normalisation and back."""
+    images = torch.full((2, 3, 4, 4), 1.00005)
+    images[0] = -0.00005
+    adversarial = attack(Linear(3, (3, 4, 4)), images, torch.tensor([0, 1]))
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+
+
 def test_results_outside_the_threat_model_are_refused() -> None:
     inside = torch.full((1, 3, 2, 2), 0.6)
     assert torch.equal(attack_with(inside, epsilon=0.1), inside)

@@ -44,6 +44,23 @@ def fetch(url: str, body: bytes | None = None) -> tuple[int, bytes]:
             return error.code, error.read()
 
 
+def test_a_client_cannot_name_another_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are counted by client: a header may name one only where a proxy is said to be in front."""
+
+    class SeenError(Exception):
+        pass
+
+    def config(app: object, **options: object) -> None:
+        raise SeenError(options["proxy_headers"])
+
+    monkeypatch.setattr("uvicorn.Config", config)
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    for behind_proxy in (False, True):
+        with pytest.raises(SeenError, match=str(behind_proxy)):
+            server.serve_app(lambda: None, "127.0.0.1", 0)
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.1")
+
+
 def test_a_real_server_under_load_until_it_is_stopped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     purifier = Purifier(CAE(widths=[4, 8], blocks=[1, 1], skip_every=1))
