@@ -72,6 +72,13 @@ def test_a_card_is_of_the_network_beside_it_and_the_users_stays(tmp_path: Path) 
     assert (tmp_path / "README.md").read_text().endswith("Mine.")
 
 
+def test_numbers_of_weights_that_are_gone_are_not_kept(tmp_path: Path) -> None:
+    Purifier.from_pretrained("cifar10-paper").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    small().save_pretrained(tmp_path)
+    assert "model-index" not in (tmp_path / "README.md").read_text()
+
+
 def test_a_card_in_no_encoding_is_kept(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"---\ntitle: caf\xe9\n---\n")
     small().save_pretrained(tmp_path)

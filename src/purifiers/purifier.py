@@ -137,12 +137,13 @@ class Purifier(nn.Module):
         folder = Path(save_directory)
         there = folder / hub.CARD_FILE
         kept = card is None and there.is_file()
-        with suppress(PurifiersError):
-            if kept:
-                card_there, before = hub.card_in(folder), Purifier(load_network(folder))
-                of_weights = "model-index" in hub.metadata(card_there)
-                written = of_weights or card_there == before._simple_card(folder.resolve().name)
-                kept = not written or fingerprint(before.network) == fingerprint(self.network)
+        if kept:
+            card_there, before = hub.card_in(folder), None
+            with suppress(PurifiersError):
+                before = Purifier(load_network(folder))
+            simple = before and before._simple_card(folder.resolve().name)
+            if "model-index" in hub.metadata(card_there) or card_there == simple:  # else it is the user's
+                kept = before is not None and fingerprint(before.network) == fingerprint(self.network)
         save_network(folder, self.network)
         if not kept:
             write_text(there, card or self.card or self._simple_card(folder.resolve().name))

@@ -58,8 +58,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def locked(folder: Path, wait: bool = False, forecast: bool = False) -> Iterator[None]:
     """Make ``folder`` and keep others from working in it; raise if another process does, or ``wait`` until it has ended. The
-    lock ends with the process, and is no file. In a :func:`read_only` context nothing is locked, unless a ``forecast`` works
-    in it too."""
+    lock ends with the process, and is no file. In a :func:`read_only` context it locks only with ``forecast``, for
+    files that a forecast writes too."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     if _reading.get() and not forecast:

@@ -45,7 +45,7 @@ def fetch(url: str, body: bytes | None = None) -> tuple[int, bytes]:
 
 
 def test_a_client_cannot_name_another_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests are counted by client: a header may name one only where a proxy is said to be in front."""
+    """A header names the client only if FORWARDED_ALLOW_IPS is set, as behind a proxy."""
 
     class SeenError(Exception):
         pass
