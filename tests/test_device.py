@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import purifiers
 from purifiers import PurifiedClassifier, Purifier, attacks
 from purifiers.data import noise
-from purifiers.device import fastest_precision, find_device, in_parts, part_size, repeatable
+from purifiers.device import Precision, autocast, fastest_precision, find_device, in_parts, part_size, repeatable
 from purifiers.errors import ConfigError, DeviceMemoryError
 
 
@@ -161,3 +163,27 @@ def test_the_fastest_precision_is_measured(slower: str, best: str, monkeypatch: 
     assert fastest_precision(torch.device("cpu")) == best
     assert torch.equal(torch.get_rng_state(), state)
     assert fastest_precision(torch.device("mps")) == "32-true"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layer", [{"stride": 2, "padding": 2, "groups": 6}, {"stride": (2, 3), "groups": 6, "dilation": 2}])
+def test_a_depthwise_layer_with_a_stride_gives_the_same_without_it(layer: dict[str, Any], layout: torch.memory_format) -> None:
+    generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
+    images = torch.rand(2, 6, 17, 14, generator=generator).contiguous(memory_format=layout)
+    weight, bias = torch.randn(6, 1, 5, 5, generator=generator), torch.randn(6, generator=generator)
+
+    def gradient(precision: Precision) -> tuple[torch.Tensor, torch.Tensor, int]:
+        given = images.clone().requires_grad_()
+        with FlopCounterMode(display=False) as counter, autocast(cpu, precision):
+            outputs = F.conv2d(given, weight, bias, **layer)
+        (found,) = torch.autograd.grad(outputs.float().square().sum(), given)
+        return outputs, found, counter.get_total_flops()
+
+    (exact, *expected), (outputs, *found) = gradient("32-true"), gradient("bf16-mixed")
+    assert outputs.shape == exact.shape and outputs.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(outputs.float(), exact, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(found[0], expected[0], rtol=0.05, atol=0.5)
+    assert found[1] > 3 * expected[1]  # more work, which is faster
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, autocast(cpu, "bf16-mixed"):
+        F.conv2d(images, weight, bias, **layer)
+    assert counter.get_total_flops() == expected[1]  # but not without gradients

@@ -3,12 +3,14 @@
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from purifiers.console import say
 from purifiers.errors import ConfigError, DeviceMemoryError
@@ -68,7 +70,38 @@ def fastest_precision(device: torch.device) -> Precision:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Forward passes on ``device`` in ``precision``."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+    context = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+    return _with_quick_gradients(context) if device.type == "cpu" and precision == "bf16-mixed" else context
+
+
+@contextmanager
+def _with_quick_gradients(context: AbstractContextManager[object]) -> Iterator[None]:
+    with context, _DepthwiseWithoutStride():
+        yield
+
+
+class _DepthwiseWithoutStride(TorchFunctionMode):
+    """Within, a depthwise convolution with a stride is computed without one, and the outputs in between are dropped. The result
+    is the same, but the gradient of a strided one takes a CPU up to fifteen times as long in bfloat16: half of the time of an
+    attack on an EfficientNet-lite0, which has four of them (torch 2.13)."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return (_conv2d if func is F.conv2d else func)(*args, **kwargs or {})
+
+
+def _conv2d(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, stride: Any = 1, *rest: Any, **more: Any
+) -> torch.Tensor:
+    steps = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    depthwise = 1 < len(weight) == input.shape[-3] and weight.shape[1] == 1
+    if max(steps) == 1 or not depthwise or not torch.is_grad_enabled():
+        return F.conv2d(input, weight, bias, stride, *rest, **more)
+    every = F.conv2d(input, weight, bias, 1, *rest, **more)
+    last = every.ndim == 4 and every.is_contiguous(memory_format=torch.channels_last)
+    kept = every[..., :: steps[0], :: steps[-1]]
+    return kept.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 @contextmanager
