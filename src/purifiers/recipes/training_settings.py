@@ -83,12 +83,15 @@ class OnAttacked(OnPerturbed, Supervised):
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
     ``features_weight``: that of the outputs of ``feature_layer``, the dotted name of a layer of C.
+    ``pattern_weight``: added is the mean square of what a batch's purified images differ by from the original ones on average.
+    It keeps a guided purifier from adding one pattern to every image, which confuses attacks as well as the classifier.
     """
 
     classification_weight: float = Field(default=0.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
     features_weight: float = Field(default=0.0, ge=0)
     feature_layer: str | None = None
+    pattern_weight: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _guided(self) -> Self:

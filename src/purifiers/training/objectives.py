@@ -185,6 +185,9 @@ def _guided(
 ) -> Losses:
     """The losses of a stage with the classifiers' guidance, where there is any, added to the total. ``logits`` of ``purified``
     where they are known."""
+    if config.pattern_weight:
+        parts["pattern"] = losses.common_pattern(purified, images)
+        total = total + config.pattern_weight * parts["pattern"]
     if logits is None and (config.classification_weight or config.logits_weight):
         logits = panel(purified)
     if logits is not None and config.classification_weight:
