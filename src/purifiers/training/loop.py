@@ -81,7 +81,8 @@ def fit(stage: Stage, fabric: Fabric, checkpoint: Path, deadline: Deadline | Non
         CheckpointError: the checkpoint is damaged, of another recipe, or unfinished and of another kind of device.
         ConfigError: a batch has fewer images than there are processes.
     """
-    with synchronised(stage.network) as network:
+    # Fabric makes the images' GPU the current one: on a machine with several, the caller's is restored.
+    with torch.cuda.device_of(stage.images), synchronised(stage.network) as network:
         return _fit(stage, network, fabric, checkpoint, deadline or Deadline())
 
 
