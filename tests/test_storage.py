@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import stat
@@ -11,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from purifiers.errors import CheckpointError, ConfigError, MissingFileError, TrainingError
+from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 from purifiers.storage import (
     atomic_path,
     digest,
     load_tensors,
-    locked,
     parse_json,
     parse_yaml,
     save_tensors,
@@ -166,23 +164,3 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     save_tensors(tmp_path / "w.safetensors", {"a": tied, "b": tied, "c": tied[1:]})
     tensors, _ = load_tensors(tmp_path / "w.safetensors")
     assert [tensors[name].tolist() for name in "abc"] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3]]
-
-
-@pytest.mark.parametrize("folders", [True, False], ids=["local", "network"])
-def test_a_folder_is_kept_from_others_on_every_file_system(
-    folders: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
-    usual = fcntl.flock
-
-    def on_nfs(handle: int, how: int) -> None:
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise OSError(errno.EBADF, "locks need a file that is open for writing")
-        usual(handle, how)
-
-    if not folders:
-        monkeypatch.setattr(fcntl, "flock", on_nfs)
-    for _ in range(2):  # it ends with the context
-        with locked(tmp_path), pytest.raises(TrainingError, match="another process"), locked(tmp_path):
-            pass
-    assert any(tmp_path.iterdir()) is not folders

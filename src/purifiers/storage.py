@@ -55,15 +55,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-LOCK = ".lock"
-"""The file in a folder that is locked where folders cannot be."""
-
-
 @contextmanager
 def locked(folder: Path, wait: bool = False, forecast: bool = False) -> Iterator[None]:
     """Make ``folder`` and keep others from working in it; raise if another process does, or ``wait`` until it has ended. The
-    lock ends with the process, and is a file only where folders cannot be locked. In a :func:`read_only` context it locks only
-    with ``forecast``, for files that a forecast writes too."""
+    lock ends with the process, and is no file. In a :func:`read_only` context it locks only with ``forecast``, for
+    files that a forecast writes too."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     if _reading.get() and not forecast:
@@ -75,23 +71,17 @@ def locked(folder: Path, wait: bool = False, forecast: bool = False) -> Iterator
     except ModuleNotFoundError:  # Windows has no locks for folders
         yield
         return
-    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
-    handles: list[int] = []
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        for place, mode in ((folder, os.O_RDONLY), (folder / LOCK, os.O_RDWR | os.O_CREAT)):
-            try:
-                handles.append(os.open(place, mode))
-                fcntl.flock(handles[-1], how)
-                break
-            except BlockingIOError as error:
-                fault = f"another process trains in {folder}: wait for it, or choose another output folder"
-                raise TrainingError(fault) from error
-            except OSError:  # NFS locks files only, and some network file systems nothing
-                pass
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise TrainingError(f"another process trains in {folder}: wait for it, or choose another output folder") from error
+        except OSError:  # some network file systems have none
+            pass
         yield
     finally:
-        for handle in handles:
-            os.close(handle)
+        os.close(handle)
 
 
 def write_text(path: Path, content: str) -> None:
