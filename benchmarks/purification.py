@@ -31,7 +31,7 @@ DDPM = 2 * 6.06e9
 """Floating-point operations of a pass of DDPM's U-Net for CIFAR-10 (Ho et al. 2020): 6.06 G multiply-adds."""
 FASTER, PREDICTIONS = 1.5, 1e-3
 RIVALS = {"NRP": 50, "SOAP": 100, "diffusion": 1000}
-"""How many times as long as ours they should take."""
+"""How many times as long as one of ours they should take."""
 
 TINY = "cifar10-tiny"
 
@@ -111,8 +111,8 @@ def purification(quick: bool, folder: Path) -> Table:
         factors = []
         for one, row in (("cifar10", "optimize()"), (TINY, TINY)):
             single, many = median(times[1][row]), median(times[max(times)][row]) / max(times)
-            factors.append(f"{digits(alone / single)} times `{one}` for one image, {digits(each / many)} in batches")
-        table.bars.append(f"{name}: {'; '.join(factors)} (bar: {RIVALS[name]:,})")
+            factors.append(f"{digits(alone / single)} (one image) and {digits(each / many)} (batches) times as long as `{one}`")
+        table.bars.append(f"{name} takes {', '.join(factors)} (bar: {RIVALS[name]:,} times one of them)")
     table.notes.append(
         f"Diffusion is the least that a purifier as DiffPure can take: {PASSES} passes of DDPM's U-Net for CIFAR-10 "
         f"({DDPM / 1e9:.1f} GFLOP each, as published) at the rate of the matrix product, which no network reaches."

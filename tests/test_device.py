@@ -166,7 +166,7 @@ def test_the_fastest_precision_is_measured(slower: str, best: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("layer", [{"stride": 2, "padding": 2, "groups": 6}, {"stride": (2, 3), "groups": 6, "dilation": 2}])
+@pytest.mark.parametrize("layer", [{"stride": 2, "padding": 2, "groups": 6}, {"stride": (1, 2), "groups": 6, "dilation": 2}])
 def test_a_depthwise_layer_with_a_stride_gives_the_same_without_it(layer: dict[str, Any], layout: torch.memory_format) -> None:
     generator, cpu = torch.Generator().manual_seed(0), torch.device("cpu")
     images = torch.rand(2, 6, 17, 14, generator=generator).contiguous(memory_format=layout)
@@ -183,7 +183,9 @@ def test_a_depthwise_layer_with_a_stride_gives_the_same_without_it(layer: dict[s
     assert outputs.shape == exact.shape and outputs.is_contiguous(memory_format=layout)
     torch.testing.assert_close(outputs.float(), exact, rtol=0.02, atol=0.05)
     torch.testing.assert_close(found[0], expected[0], rtol=0.05, atol=0.5)
-    assert found[1] > 3 * expected[1]  # more work, which is faster
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, autocast(cpu, "bf16-mixed"):
+    assert found[1] > 1.5 * expected[1]  # more work, which is faster
+    with FlopCounterMode(display=False) as counter, autocast(cpu, "bf16-mixed"):
         F.conv2d(images, weight, bias, **layer)
-    assert counter.get_total_flops() == expected[1]  # but not without gradients
+        with autocast(cpu, "32-true"):
+            F.conv2d(images.clone().requires_grad_(), weight, bias, **layer)
+    assert counter.get_total_flops() == 2 * expected[1]  # but not without gradients, nor in float32

@@ -340,12 +340,13 @@ def test_guidance_may_take_a_part_of_the_batch() -> None:
     images, adversarial = pairs()
     labels, panel = torch.arange(COUNT) % 5, Panel([Counting(5, SHAPE), Counting(5, SHAPE)])
     for share, expected in ((1.0, [200, 200]), (0.1, [20, 20]), (1e-6, [1, 1])):
-        config = Student(epochs=1, classification_weight=1, guided_share=share)
+        config = Student(epochs=1, classification_weight=1, guided_share=share, pattern_weight=1)
         compute = student_losses(config, {"NT": nn.Identity()}, panel)
         found = compute(nn.Identity(), torch.cat([images, adversarial], 1), labels, torch.Generator())
         few = sum(expected)
         halves = [slice(few // 2), slice(few // 2, few)]
         logits = torch.cat([one(adversarial[half]) for one, half in zip(panel.classifiers, halves, strict=True)])
         torch.testing.assert_close(found["classification"], classification_loss(logits, labels[:few]))
+        torch.testing.assert_close(found["pattern"], common_pattern(adversarial, images))  # of all
         assert seen[:2] == expected
         seen.clear()

@@ -60,14 +60,16 @@ def test_stages_hold_out_the_same_images_and_all_crops_of_them(
         assert not set((apart // (crops or 1)).tolist()) & set((rows // (crops or 1)).tolist())
 
 
-@pytest.mark.parametrize("stage", ["classifier.training", "student"])
-def test_a_weight_perturbation_needs_one_process(
-    stage: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "key", ["classifier.training.weight_perturbation", "student.weight_perturbation", "student.pattern_weight"]
+)
+def test_what_needs_the_whole_batch_needs_one_process(
+    key: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its gradients are not averaged over processes, whose weights would drift apart."""
+    """Gradients of perturbed weights are not averaged over processes, whose weights would drift apart; nor is a pattern."""
     monkeypatch.setattr("purifiers.training.starting.world_size", lambda: 2)
-    run = Run(tiny_recipe(f"{stage}.weight_perturbation=0.005"), tmp_path, torch.device("cpu"), tmp_path / "cache")
-    with pytest.raises(ConfigError, match=rf"{stage}\.weight_perturbation .* one process"):
+    run = Run(tiny_recipe(f"{key}=0.005"), tmp_path, torch.device("cpu"), tmp_path / "cache")
+    with pytest.raises(ConfigError, match=rf"{key} .* one process"):
         check_trainings(run)
 
 

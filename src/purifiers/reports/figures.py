@@ -1,6 +1,7 @@
 """The figures, from results and images: accuracy by attack, the paper's figure 5, training curves, audits, certificates."""
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -147,7 +148,7 @@ def training_figure(results: Results) -> Figure:
         losses = [key for key in history[0] if key not in _NOT_LOSSES and any(record[key] > 0 for record in history)]
         epochs = [record["epoch"] for record in history]
         marker = "o" if len(epochs) == 1 else None
-        for loss, colour in zip(losses, (BLUE, ORANGE, GREEN, RED, GREY), strict=False):
+        for loss, colour in zip(losses, cycle((BLUE, ORANGE, GREEN, RED, GREY)), strict=False):
             axes.plot(epochs, [record[loss] for record in history], color=colour, label=loss, linewidth=1.4, marker=marker)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=6))

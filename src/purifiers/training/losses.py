@@ -96,8 +96,8 @@ def classification_loss(
 
 
 def common_pattern(purified: Tensor, images: Tensor) -> Tensor:
-    """Mean square of the average difference between purified and original images, (N, C, H, W): of what a purifier adds to all
-    of them, whatever they show."""
+    """Mean square of the average difference between purified and original images, (N, C, H, W): of what all have in common. If
+    they have nothing in common, an N-th of their mean squared difference is left."""
     return (purified - images).mean(dim=0).square().mean()
 
 

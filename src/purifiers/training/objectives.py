@@ -76,7 +76,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
             distillation = losses.distillation_loss(purified, outputs, config.softmax_over)
             total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
             own = {"mse": reconstruction, "distillation": distillation}
-            return _guided(total, own, config, panel, student, images[:few], purified[:few], labels[:few])
+            return _guided(total, own, config, panel, student, images, purified, labels, few=few)
 
         return parts(_adversarial_weights(student, parts, config.weight_perturbation, panel.precision))
 
@@ -182,12 +182,12 @@ def _guided(
     purified: Tensor,
     labels: Tensor,
     logits: Tensor | None = None,
+    few: int | None = None,
 ) -> Losses:
     """The losses of a stage with the classifiers' guidance, where there is any, added to the total. ``logits`` of ``purified``
-    where they are known."""
-    if config.pattern_weight:
-        parts["pattern"] = losses.common_pattern(purified, images)
-        total = total + config.pattern_weight * parts["pattern"]
+    where they are known. The classifiers are given ``few`` images, by default all."""
+    pattern = losses.common_pattern(purified, images) if config.pattern_weight else None
+    images, purified, labels = images[:few], purified[:few], labels[:few]
     if logits is None and (config.classification_weight or config.logits_weight):
         logits = panel(purified)
     if logits is not None and config.classification_weight:
@@ -204,4 +204,7 @@ def _guided(
             clean = features(images)
         parts["features"] = losses.output_guidance(features(purified), clean)
         total = total + config.features_weight * parts["features"]
+    if pattern is not None:
+        parts["pattern"] = pattern
+        total = total + config.pattern_weight * pattern
     return {"loss": total, **parts}
