@@ -15,6 +15,7 @@ from purifiers.hub import metadata
 from purifiers.networks import ResNet
 from purifiers.recipes.load import NAMES, load_recipe
 from purifiers.recipes.schema import Recipe
+from purifiers.recipes.training_settings import STARTS
 from purifiers.registry import load_network
 from tests.conftest import CIFAR10, needs_cifar10
 
@@ -67,7 +68,10 @@ def test_a_card_is_of_the_file_beside_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_name_weights_that_are_there(name: str) -> None:
-    assert set(load_recipe(name).weights.values()) <= set(weights.NAMES)
+    recipe = load_recipe(name)
+    assert set(recipe.weights.values()) <= set(weights.NAMES)
+    starts = {recipe.student.start, recipe.teacher_at.start} - {None, *STARTS}
+    assert {start for start in starts if start and not start.startswith("runs/")} <= set(weights.PURIFIERS)
 
 
 def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
