@@ -48,3 +48,22 @@ def test_work_of_two_parts_is_completed_when_the_pieces_of_others_come_late(tmp_
 
     assert mine.shard.finish(work) == {"first": 1, "second": 2}
     assert passes == 2
+
+
+def test_what_was_left_out_for_want_of_a_piece_is_done_again(tmp_path: Path) -> None:
+    """Even if the piece comes in the meantime and is found when it is looked for once more."""
+    shard = Shard(0, 2)
+    own, others = Cache(tmp_path, shard), Cache(tmp_path)
+
+    def work() -> list[int]:
+        parts = []
+        for _ in range(2):
+            found = own.load("piece", "key", lambda state: int(state["value"]))
+            if found is None and own.left("piece", "key", number=1):
+                others.save("piece", "key", {"value": 7})
+            elif found is not None:
+                parts.append(found)
+        shard.check()
+        return parts
+
+    assert shard.finish(work) == [7, 7]

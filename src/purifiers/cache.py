@@ -76,9 +76,7 @@ class Cache:
             return None
         file = self.folder / _FILE.format(kind, key)
         with suppress(PurifiersError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            found = accept(load_state(file))
-            self.shard.missing.discard(file)
-            return found
+            return accept(load_state(file))
         return None
 
     def has(self, kind: str, key: str = "*") -> bool:

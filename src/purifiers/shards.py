@@ -20,7 +20,7 @@ class Shard:
 
     index: int = 0
     count: int = 1
-    missing: set[Path] = field(default_factory=set)  # files of pieces of others that were looked for and not found yet
+    missing: set[Path] = field(default_factory=set)  # files of pieces of others that were not there when they were looked for
     _pieces: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +64,6 @@ class Shard:
             except Unfinished:
                 if not all(file.is_file() for file in self.missing):
                     raise
-                # A part of the work would wait for pieces of the parts after it, which are looked for again later.
+                # What was left out for want of a piece is in no result, even if the piece was there when looked for again.
                 self._pieces = begun
                 self.missing.clear()
