@@ -76,7 +76,9 @@ class Cache:
             return None
         file = self.folder / _FILE.format(kind, key)
         with suppress(PurifiersError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            return accept(load_state(file))
+            found = accept(load_state(file))
+            self.shard.missing.discard(file)
+            return found
         return None
 
     def has(self, kind: str, key: str = "*") -> bool:
@@ -91,6 +93,7 @@ class Cache:
         if file.exists():  # it is damaged: made again by whoever finds it
             return False
         self.shard.missing.add(file)
+        self.shard.incomplete = True
         return True
 
     def save(self, kind: str, key: str, state: State) -> State:

@@ -20,7 +20,8 @@ class Shard:
 
     index: int = 0
     count: int = 1
-    missing: set[Path] = field(default_factory=set)  # files of pieces of others that were not there when they were looked for
+    missing: set[Path] = field(default_factory=set)  # files of pieces of others that were looked for and not found yet
+    incomplete: bool = False  # since the last check, was one of them left out of a result, whether it was found later or not?
     _pieces: int = 0
 
     def __post_init__(self) -> None:
@@ -48,8 +49,9 @@ class Shard:
         return -(-pieces // self.count)
 
     def check(self) -> None:
-        """Raise Unfinished if pieces of others are missing."""
-        if self.missing:
+        """Raise Unfinished if pieces of others are missing, or were when a result was made of them."""
+        if self.missing or self.incomplete:
+            self.incomplete = False
             left = (
                 f"shard {self.index}/{self.count} is finished; {len(self.missing):,} pieces of other shards are not there yet"
             )
@@ -64,6 +66,6 @@ class Shard:
             except Unfinished:
                 if not all(file.is_file() for file in self.missing):
                     raise
-                # What was left out for want of a piece is in no result, even if the piece was there when looked for again.
+                # A part of the work would wait for pieces of the parts after it, which are looked for again later.
                 self._pieces = begun
                 self.missing.clear()
