@@ -82,8 +82,8 @@ def _with_quick_gradients(context: AbstractContextManager[object]) -> Iterator[N
 
 class _DepthwiseWithoutStride(TorchFunctionMode):
     """Within, a depthwise convolution of stride 2 is computed without one, and every second output dropped. The result is the
-    same, but the gradient of a strided one takes a CPU up to fifteen times as long in bfloat16: half of the time of an attack
-    on an EfficientNet-lite0, which has four of them (torch 2.13)."""
+    same, but the gradient of a strided one is slow in bfloat16 on a CPU: half of the time of an attack on an
+    EfficientNet-lite0, which has four of them (torch 2.13)."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

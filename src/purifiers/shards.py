@@ -52,9 +52,10 @@ class Shard:
         """Raise Unfinished if pieces of others are missing, or were when a result was made of them."""
         if self.missing or self.incomplete:
             self.incomplete = False
-            left = (
-                f"shard {self.index}/{self.count} is finished; {len(self.missing):,} pieces of other shards are not there yet"
+            late = (
+                f"{len(self.missing):,} pieces of other shards are not there yet" if self.missing else "other shards were later"
             )
+            left = f"shard {self.index}/{self.count} is finished; {late}"
             raise Unfinished(f"{left}: the last shard completes the work, or the same command without --shard")
 
     def finish(self, work: Callable[[], T]) -> T:
