@@ -2,6 +2,7 @@ import json
 import os
 import stat
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -12,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError
 from purifiers.storage import (
+    LOCK_FILE,
     atomic_path,
     digest,
     load_tensors,
+    locked,
     parse_json,
     parse_yaml,
     save_tensors,
@@ -164,3 +167,30 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     save_tensors(tmp_path / "w.safetensors", {"a": tied, "b": tied, "c": tied[1:]})
     tensors, _ = load_tensors(tmp_path / "w.safetensors")
     assert [tensors[name].tolist() for name in "abc"] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3]]
+
+
+def test_the_lock_is_of_a_file_open_for_writing(tmp_path: Path) -> None:
+    """On NFS only such a lock reaches other machines (flock(2))."""
+    fcntl = pytest.importorskip("fcntl", reason="this system has no such locks")
+    with locked(tmp_path), open(tmp_path / LOCK_FILE, "rb+") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(tmp_path), locked(tmp_path / "other"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_threads_that_wait_for_a_folder_work_in_it_one_after_the_other(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="this system has no such locks")
+    inside = 0
+
+    def work(_: int) -> None:
+        nonlocal inside
+        for _ in range(20):
+            with locked(tmp_path, wait=True):
+                inside += 1
+                assert inside == 1
+                time.sleep(0.0005)
+                inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from purifiers.errors import CheckpointError, ConfigError, MissingFileError, TrainingError
 
+LOCK_FILE = ".lock"
+"""In a folder in which one process works at a time."""
 _reading: ContextVar[bool] = ContextVar("reading", default=False)
 
 
@@ -58,30 +61,47 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def locked(folder: Path, wait: bool = False, forecast: bool = False) -> Iterator[None]:
     """Make ``folder`` and keep others from working in it; raise if another process does, or ``wait`` until it has ended. The
-    lock ends with the process, and is no file. In a :func:`read_only` context it locks only with ``forecast``, for
-    files that a forecast writes too."""
+    lock ends with the process, whatever becomes of its file. In a :func:`read_only` context it locks only with ``forecast``,
+    for files that a forecast writes too."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder")
     if _reading.get() and not forecast:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows has no locks for folders
+    if sys.platform == "win32":
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    file = folder / LOCK_FILE
+    handle = _lock(file, wait)
+    while not (file.exists() and os.path.samestat(os.fstat(handle), file.stat())):  # who had the lock has removed its file
+        os.close(handle)
+        handle = _lock(file, wait)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise TrainingError(f"another process trains in {folder}: wait for it, or choose another output folder") from error
-        except OSError:  # some network file systems have none
-            pass
         yield
     finally:
+        file.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _lock(file: Path, wait: bool) -> int:
+    """The handle of the locked ``file``, which is made."""
+    import fcntl
+
+    # On NFS the lock of a file that is open for writing reaches other machines, that of a folder does not (flock(2)).
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        os.close(handle)
+        fault = f"another process trains in {file.parent}: wait for it, or choose another output folder"
+        raise TrainingError(fault) from error
+    except OSError:  # some network file systems have none
+        pass
+    except BaseException:  # Ctrl-C while it waits
+        os.close(handle)
+        raise
+    return handle
 
 
 def write_text(path: Path, content: str) -> None:

@@ -109,7 +109,7 @@ def test_a_forecast_decodes_alone_too(photos: Path, tmp_path: Path, monkeypatch:
     """What it decodes is kept, so that two forecasts at once would write into one file."""
     homes: list[Path] = []
     monkeypatch.setattr("purifiers.data.large.IN_MEMORY", 0)
-    monkeypatch.setattr("fcntl.flock", lambda handle, how: homes.append(Path(f"/proc/self/fd/{handle}").readlink()))
+    monkeypatch.setattr("fcntl.flock", lambda handle, how: homes.append(Path(f"/proc/self/fd/{handle}").readlink().parent))
     with read_only():
         load(photos, tmp_path / "cache")
     assert [home.parent for home in homes] == [tmp_path / "cache"]

@@ -23,6 +23,7 @@ from purifiers.recipes.training_settings import STARTS, OnAttacked, Supervised
 from purifiers.registry import CONFIG_FILE, describe, load_network, place
 from purifiers.runs import CACHE, CHECKPOINTS, RECIPE_FILE, RUN_FILES, Run
 from purifiers.seeds import seed_for
+from purifiers.storage import LOCK_FILE
 from purifiers.training.distributed import world_size
 from purifiers.training.stages import held_out_count
 from purifiers.weights import HUB, PURIFIERS, locate
@@ -159,7 +160,7 @@ def _places(recipe: Recipe) -> Iterator[str]:
 
 def _discard(recipe: Recipe, folder: Path) -> None:
     decoded = [folder / CACHE, *folder.glob(f"{CACHE}/{IMAGES}*")]  # maybe for this very run, before this
-    others = {*folder.iterdir(), *folder.glob(f"{CACHE}/*")} - {*decoded}
+    others = {path for path in (*folder.iterdir(), *folder.glob(f"{CACHE}/*")) if path.name != LOCK_FILE} - {*decoded}
     if others and not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder} was not made by a run (it has no {RECIPE_FILE}): a restart discards nothing there")
     paths = [folder / name for name in RUN_FILES]
