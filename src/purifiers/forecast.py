@@ -25,7 +25,7 @@ T = TypeVar("T")
 SAMPLE = 0.05
 """Seconds that the larger of two timed passes takes at least, if a batch is large enough."""
 GROWTH = 4
-"""How much larger it is than the smaller one, and, if that is too little, than itself."""
+"""Factor from one timed batch size to the next."""
 SLOW = 0.5
 """A pass of so many seconds is run once."""
 SHOWN = 10
@@ -130,7 +130,7 @@ class Forecast:
         def left(limit: int) -> float:
             return self.seconds - sum(line.seconds * max(0.0, 1 - limit / line.images) for line in own)
 
-        # A tenth of the images is the least: another question is answered with fewer.
+        # Never fewer than a tenth of the images: the result would not be comparable.
         most = max(line.images for line in own)
         least = value = max(1, most // 10)
         for limit in range(least, most, max(1, most // 100)):
@@ -200,9 +200,9 @@ def foreseen(work: Callable[[], T], dry_run: bool, brief: bool = False) -> T | N
 def kept(key: Hashable, make: Callable[[], T]) -> T:
     """What ``make`` returns. What was read for a forecast is not read again for the work."""
     plan = _active.get()
-    if plan is None:
+    if plan is None or (plan.over and key not in plan._found):
         return make()
-    return plan._found.pop(key) if plan.over and key in plan._found else make() if plan.over else plan.once(key, make)
+    return plan._found.pop(key) if plan.over else plan.once(key, make)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Shard:
     index: int = 0
     count: int = 1
     missing: set[Path] = field(default_factory=set)  # files of pieces of others that were looked for and not found yet
-    incomplete: bool = False  # since the last check, was one of them left out of a result, whether it was found later or not?
+    incomplete: bool = False  # a result since the last check lacks a piece, even if that piece was found later
     _pieces: int = 0
 
     def __post_init__(self) -> None:
@@ -53,7 +53,9 @@ class Shard:
         if self.missing or self.incomplete:
             self.incomplete = False
             late = (
-                f"{len(self.missing):,} pieces of other shards are not there yet" if self.missing else "other shards were later"
+                f"{len(self.missing):,} pieces of other shards are not there yet"
+                if self.missing
+                else "others finished theirs only after this one had looked"
             )
             left = f"shard {self.index}/{self.count} is finished; {late}"
             raise Unfinished(f"{left}: the last shard completes the work, or the same command without --shard")

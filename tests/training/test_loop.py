@@ -2,6 +2,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from purifiers.networks import CAE
 from purifiers.recipes.parts import Optimisation
 from purifiers.registry import place
 from purifiers.storage import load_state, save_state
-from purifiers.training.loop import Stage, fit, make_fabric
+from purifiers.training.loop import Stage, _optimizer, _resume, fit, make_fabric
 from purifiers.training.losses import Losses
 from purifiers.training.objectives import nt_losses
 
@@ -257,3 +258,22 @@ def test_a_compiled_training_learns_the_same(tmp_path: Path, monkeypatch: pytest
     assert history[0]["flops_per_image"] > 0
     for name, value in weights(plain).items():
         torch.testing.assert_close(value, weights(traced)[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_began_captured_goes_on_without_and_the_other_way_round(kind: Literal["sgd", "adamw"], captured: bool) -> None:
+    """Under torchrun a step is not captured, alone on a GPU it is."""
+    network = nn.Linear(2, 1)
+    settings = Optimisation(epochs=1, optimizer=kind, learning_rate=0.5)
+    began, goes_on = (_optimizer(settings, network, one) for one in (captured, not captured))
+    network(torch.ones(1, 2)).sum().backward()
+    began.step()
+    began.param_groups[0]["lr"] = torch.tensor(0.25) if captured else 0.25
+    flags = {key: goes_on.param_groups[0][key] for key in ("fused", "capturable") if key in goes_on.param_groups[0]}
+    _resume(goes_on, began.state_dict())
+    (group,) = goes_on.param_groups
+    assert {key: group[key] for key in flags} == flags
+    assert isinstance(group["lr"], Tensor) is not captured and float(group["lr"]) == 0.25
+    moments = "momentum_buffer" if kind == "sgd" else "exp_avg"
+    assert torch.equal(goes_on.state[network.weight][moments], began.state[network.weight][moments])

@@ -212,6 +212,7 @@ def test_networks_that_a_run_did_not_make_are_never_replaced(
         f"teacher_at.start={student}",
         f"variants.other={{student.start: {student}}}",
         f"audit.surrogates=['{student}+module:classifier']",
+        f"baselines.before={{kind: pretrained, source: {run_copy}}}",
     ):
         with pytest.raises(ConfigError, match="restart would discard"):
             prepare_folder(tiny_recipe(override), run_copy, restart=True)

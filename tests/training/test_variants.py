@@ -1,7 +1,10 @@
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from purifiers.errors import ConfigError
 from purifiers.evaluation.evaluate import evaluate_run
@@ -41,6 +44,29 @@ def test_a_variant_of_what_does_not_exist_is_refused_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="titles have to differ"):
         recipe(variants={"a b": {}, "A-B": {}})
+
+
+def test_the_groups_of_a_variant_are_its_own() -> None:
+    first = {"student.network": {"network": "cae", "widths": [4], "blocks": [1], "skip_every": 0}}
+    given = recipe(variants={"first": first, "second": {"student.network.widths": [6]}})
+    widths = [one.student.network and one.student.network.arguments["widths"] for one in variant_recipes(given).values()]
+    assert widths == [[4], [6]]
+    assert given.variants["first"]["student.network"]["widths"] == [4] == first["student.network"]["widths"]
+
+
+def test_a_variants_companion_is_never_the_classifier_itself(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[Mapping[str, nn.Module]] = []
+
+    def noted(recipe: Recipe, folder: Path, *, classifiers: Mapping[str, nn.Module], **options: object) -> Run:
+        shared.append(classifiers)
+        return tiny_run
+
+    monkeypatch.setattr("purifiers.training.pipeline.train_recipe", noted)
+    alike = tiny_run.recipe.classifier.model_dump(mode="json")
+    run = replace(tiny_run, recipe=changed(tiny_run.recipe, {"variants": {"two": {"companions": [alike]}}}))
+    run.classifier = tiny_run.classifier
+    train_variants(run, "cpu")
+    assert shared == [{"classifier": run.classifiers["classifier"]}]
 
 
 def test_places_in_variants_and_surrogates_are_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

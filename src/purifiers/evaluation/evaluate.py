@@ -1,5 +1,6 @@
 """Evaluate a purifier in memory, or everything that a run trained."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from purifiers.evaluation.metrics import count_parameters, measure_cost, peak_fl
 from purifiers.evaluation.records import BASELINE, VARIANT, AttackWarning, Record, Results, not_finite, provenance
 from purifiers.forecast import current, limited_by
 from purifiers.kinds import faults
-from purifiers.purifier import PurifiedClassifier, Purifier
+from purifiers.purifier import Purifier
 from purifiers.recipes.audit_settings import refuse_gradients
 from purifiers.registry import fingerprint
 from purifiers.runs import STATE_FILE, Run, own_classifier, student_configs
@@ -164,7 +165,7 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
         records += evaluator.evaluate(VARIANT + title, purifier, lambda view: quick, limit=config.limit_of, at_most=BLOCK)[0]
     student = run.purifiers["student"]
     # On the images that were attacked blind, so that the attack is in the cache.
-    limit = config.limit_of("blind", first) if "blind" in config.views else BLOCK
+    limit = config.limit_of("blind", first)
     examples = find_examples(evaluator, student, config.attacks[first], limit)
     run.shard.check()
     baselines = {BASELINE + title: purifier for title, purifier in run.baselines.items()}
@@ -194,8 +195,8 @@ def _peak(run: Run) -> float | None:
         return None
     files = [run.checkpoint(stage) / STATE_FILE for stage in run.histories]
     here, threads = run.device.type, torch.get_num_threads()
-    for state in [load_state(file) for file in files if file.is_file()]:
-        if state.get("device", here) != here or (here == "cpu" and state.get("threads") != threads):
+    for state in (load_state(file) for file in files if file.is_file()):
+        if state["device"] != here or (here == "cpu" and state.get("threads") != threads):
             return None
     return peak_flops(run.device, torch.float32 if run.precision == "32-true" else torch.bfloat16)
 
@@ -208,8 +209,8 @@ def find_examples(
 
     The choice does not depend on the purified images, so that the picture shows failures as often as they are.
     """
-    defended, data = PurifiedClassifier(purifier, evaluator.classifier), evaluator.limited(limit)
-    size, labels = evaluator.batch_size, data.labels
+    data, size = evaluator.limited(limit), evaluator.batch_size
+    labels = data.labels
     attacked = generate(attack, evaluator.classifier, data, seed=evaluator.seed, batch_size=size, cache=evaluator.cache)
     if current():
         nothing = Row(data.images[:0], [], [])
@@ -219,10 +220,10 @@ def find_examples(
         changed = right & ~still
         chosen = _spread(labels, changed if changed.any() else right, count)
         images, labels, adversarial = to_float(data.images[chosen]), labels[chosen], attacked.images[chosen]
-        purified = in_parts(defended.purifier, adversarial)
+        purified = in_parts(purifier, adversarial)
 
         def row(shown: Tensor) -> Row:
-            predicted = metrics.classes(in_parts(defended.classifier, shown.clone()))
+            predicted = metrics.classes(in_parts(evaluator.classifier, shown.clone()))
             psnr = None if shown is images else metrics.psnr(shown, images).tolist()
             names = [data.classes[i] if i >= 0 else "none" for i in predicted.tolist()]
             return Row(shown.cpu(), names, (predicted == labels).tolist(), psnr)
@@ -233,6 +234,9 @@ def find_examples(
 def _spread(labels: Tensor, wanted: Tensor, count: int) -> Tensor:
     """Indices of up to ``count`` wanted images: the first of every class, then the second of every class, ..."""
     indices = wanted.nonzero().flatten().tolist() or list(range(len(labels)))
-    own = labels[indices].tolist()
-    order = sorted((own[:i].count(label), label, index) for i, (label, index) in enumerate(zip(own, indices, strict=True)))
-    return torch.tensor([index for _, _, index in order[:count]], device=labels.device)
+    earlier: Counter[int] = Counter()
+    order: list[tuple[int, int, int]] = []
+    for index, label in zip(indices, labels[indices].tolist(), strict=True):
+        order.append((earlier[label], label, index))
+        earlier[label] += 1
+    return torch.tensor([index for _, _, index in sorted(order)[:count]], device=labels.device)

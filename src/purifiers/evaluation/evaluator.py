@@ -136,6 +136,7 @@ class Evaluator:
 
         def count(size: int) -> dict[str, Any]:
             few = data.subset(torch.arange(size, device=data.images.device) % len(data))
+            self.undefended.clear()  # the classes of attacked images are never known before
             return self._count(defended, Adversarial(few.images), few, None)
 
         kind = "counted", repr(defended), data.images.shape[1:]

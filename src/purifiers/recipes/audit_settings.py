@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_serializer, model_validator
@@ -10,7 +11,7 @@ from purifiers.attacks import VIEWS, AnyAttack, Attack, Length
 from purifiers.attacks.base import parse_fraction
 from purifiers.errors import InputError, nearest
 from purifiers.kinds import Group
-from purifiers.recipes.parts import Positive, checked
+from purifiers.recipes.parts import Positive
 from purifiers.weights import anywhere
 
 TRANSFER = "transfer"  # the threat model that is no view: its adversarial images are made on another model
@@ -18,10 +19,16 @@ Radius = Annotated[Length, Field(gt=0)]
 
 
 def refuse_gradients(view: str, attacks: Mapping[str, Attack]) -> None:
-    """Raise InputError for an attack, by name, that needs gradients where ``view`` gives none."""
+    """Raise an error for an unknown ``view``, and InputError for an attack, by name, that needs gradients which it does not give."""
+    gradients = VIEWS[view].gradients
     for name, attack in attacks.items():
-        if view != TRANSFER and attack.needs_gradients and not VIEWS[view].gradients:
+        if attack.needs_gradients and not gradients:
             raise InputError(f"views.{view}: '{name}' takes gradients, which this view does not give")
+
+
+def surrogate_parts(text: str) -> list[str]:
+    """``PURIFIER+CLASSIFIER`` as its two places, a classifier alone as one; a path may have a plus."""
+    return [text] if Path(text).exists() else text.split("+")
 
 
 def _both(*names: str) -> list[str]:
@@ -76,7 +83,7 @@ class AuditSettings(Group):
     images: Positive = 1000
     limits: dict[str, Positive]
     draws: int = Field(default=20, ge=2)
-    surrogates: tuple[Annotated[str, AfterValidator(lambda pair: "+".join(map(anywhere, pair.split("+"))))], ...] = ()
+    surrogates: tuple[Annotated[str, AfterValidator(lambda text: "+".join(map(anywhere, surrogate_parts(text))))], ...] = ()
     cascade: bool = False
     check_images: int = Field(default=100, ge=0)
 
@@ -125,12 +132,11 @@ class AuditSettings(Group):
             if attack.epsilon is None:
                 raise ValueError(f"attacks.{name} ({attack.kind}) has no epsilon: its results would count at any distance")
         for view, names in self.views.items():
-            if view != TRANSFER:
-                checked(VIEWS, view)
             for name in names:
                 if name not in self.attacks:
                     raise ValueError(f"views.{view}: there is no attack '{name}'{nearest(name, self.attacks)}")
-            refuse_gradients(view, {name: self.attacks[name] for name in names})
+            if view != TRANSFER:
+                refuse_gradients(view, {name: self.attacks[name] for name in names})
         return self
 
     @field_serializer("attacks")

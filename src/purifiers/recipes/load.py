@@ -1,6 +1,7 @@
 """Recipes: every number of a run in one file. Read, checked, overridden and written here."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from purifiers.console import say
 from purifiers.errors import ConfigError, MissingFileError, nearest
 from purifiers.kinds import faults
+from purifiers.recipes.audit_settings import surrogate_parts
 from purifiers.recipes.schema import Recipe
 from purifiers.storage import parse_yaml, yaml_text
 from purifiers.weights import HUB, anywhere
@@ -67,7 +69,7 @@ def _change(content: dict[str, Any], changes: Sequence[tuple[str, Any]]) -> None
             continue
         for model in [*models]:
             source = str(model.get("source") if isinstance(model, Mapping) else model)
-            if not {*source.split("+")}.isdisjoint(SHIPPED):
+            if not {*surrogate_parts(source)}.isdisjoint(SHIPPED):
                 models.remove(model)
                 gone.append(f"{key}: {source}")
     if gone:
@@ -113,7 +115,7 @@ def training_differences(there: Recipe, now: Recipe) -> dict[str, tuple[Any, Any
     # Training attacks are run in the batches of the evaluation, and drawn by them.
     bound = "evaluation.batch_size" if now.training_attacks else None
     found = {key: values for key, values in differences(there, now).items() if key == bound or not key.startswith(tuple(free))}
-    # Of what was moved the path alone differs: a stage knows its images and the networks that it used by their content.
+    # A moved folder changes only the path: each stage checks its images and networks by content.
     return {key: (old, new) for key, (old, new) in found.items() if not (isinstance(new, str) and _is_gone(old))}
 
 
@@ -170,4 +172,4 @@ def set_value(content: dict[str, Any], key: str, value: Any) -> None:
         content = content[name]
         if not isinstance(content, dict):
             raise ConfigError(f"cannot set {key}: '{name}' is a value, not a group of values")
-    content[last] = value
+    content[last] = deepcopy(value)  # a later key may change what is in it

@@ -16,7 +16,7 @@ from purifiers.console import progress, say
 from purifiers.data import ImageSet, slices, to_float, to_uint8
 from purifiers.data.large import empty
 from purifiers.device import Precision, autocast, in_parts
-from purifiers.errors import TrainingError, Unfinished
+from purifiers.errors import PurifiersError, TrainingError
 from purifiers.forecast import current
 from purifiers.runs import Run
 from purifiers.seeds import generator_for, seed_for
@@ -89,7 +89,7 @@ def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:
         pairs[part, :3] = data.images[part]
     if world_size() > 1:
         run.shard = Shard(rank(), world_size())
-        with suppress(Unfinished):
+        with suppress(PurifiersError):  # the first process finds the same error below, and all raise it
             _attack(run, panel, data, pairs[:, 3:])
         run.shard = Shard()
         averaged(torch.zeros(1, device=device))  # once all have come here

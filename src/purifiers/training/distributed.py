@@ -70,7 +70,7 @@ def _is_lost(error: RuntimeError) -> bool:
 
 
 def first_only(work: Callable[[], T]) -> T:
-    """What ``work`` returns, or which error of this library or the system it raises, in the first process; the others wait."""
+    """Run ``work`` in the first process; all processes return its result, or raise its error of this library or the system."""
     if world_size() == 1:
         return work()
     outcome: list[Any] = [None, None]
@@ -86,7 +86,7 @@ def first_only(work: Callable[[], T]) -> T:
 
 
 def mine(batch: Tensor) -> Tensor:
-    """This process' part of a batch, a view: every n-th image, so that the first half is that of all parts' first halves."""
+    """This process' part of a batch, a view: every n-th image, so that the first k of each part are the first n * k."""
     return batch[rank() :: world_size()]
 
 

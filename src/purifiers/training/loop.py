@@ -36,8 +36,13 @@ LOST = "this epoch is not saved: try a smaller learning rate"  # the end of an e
 
 def make_fabric(device: torch.device, precision: Precision = "32-true") -> Fabric:
     """Lightning Fabric, which owns the precision of a training, on ``device``."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision
-    return Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1, precision=precision)
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it announces the precision
+    try:
+        return Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1, precision=precision)
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,7 @@ def _fit(stage: Stage, network: nn.Module, fabric: Fabric, checkpoint: Path, dea
         outcome.load_state_dict(state["outcome"])
         history = state["history"]
         if len(history) < optimisation.epochs:
-            optimizer.load_state_dict(state["optimizer"])
-            _to_device(optimizer)
+            _resume(optimizer, state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
             generator.set_state(state["generator"])
             part = state.get("part")
@@ -274,15 +278,21 @@ def _optimizer(optimisation: Optimisation, network: nn.Module, captured: bool) -
     return kind(weights, lr=rate, weight_decay=decay, fused=captured or None, capturable=captured)
 
 
-def _to_device(optimizer: torch.optim.Optimizer) -> None:
-    """Move a loaded learning rate to the parameters' device, and moments to their memory layout, which fused kernels assume."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"] = group["lr"].to(group["params"][0].device)
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter).copy_(value)
+def _resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the ``state`` of an optimizer, of a captured step or not, into one that may be for the other."""
+    own = [
+        (group["lr"], {key: group[key] for key in ("fused", "capturable") if key in group}) for group in optimizer.param_groups
+    ]
+    groups = [saved | flags for saved, (_, flags) in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict(state | {"param_groups": groups})
+    for group, (rate, _) in zip(optimizer.param_groups, own, strict=True):
+        value = float(group["lr"])
+        group["lr"] = rate.fill_(value) if isinstance(rate, Tensor) else value
+    # Fused kernels assume that moments have the memory layout of the parameters.
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(moment)
 
 
 def _scheduler(optimisation: Optimisation, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:

@@ -149,16 +149,11 @@ def train_recipe(
 
 
 def train_variants(run: Run, device: str = "auto") -> None:
-    """Train the variants of ``run``'s recipe below its folder into ``run.variants``; equal classifiers are trained once."""
+    """Train the variants of ``run``'s recipe below its folder into ``run.variants``; classifiers of equal recipes are shared."""
     own = run.recipe.classifiers()
     for title, recipe in variant_recipes(run.recipe).items():
         say(f"\nvariant: {title}")
-        shared = {
-            name: run.classifiers[twin]
-            for name, config in recipe.classifiers().items()
-            for twin in (*own, name)  # of several alike the one of this stage, which comes last
-            if own.get(twin) == config
-        }
+        shared = {name: run.classifiers[name] for name, config in recipe.classifiers().items() if own.get(name) == config}
         folder = run.variant(title)
         trained = train_recipe(recipe, folder, device=device, cache=run.cache, deadline=run.deadline, classifiers=shared)
         run.variants[title] = trained.purifiers["student"]

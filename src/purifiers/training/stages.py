@@ -33,7 +33,7 @@ def fit_stage(
 
     Args:
         stage: fingerprint and compilation come from ``run``, and the seed if it has none.
-        parents: the frozen networks that the losses use or that the network starts from: others make another training.
+        parents: the frozen networks that the losses use or that training starts from; they are part of the fingerprint.
         made_from: what the channels after the first three were made with, as JSON; by default the training attacks.
         kept: the part of the network that is saved as the stage's result, by default all.
     """
@@ -70,7 +70,7 @@ def held_out_count(run: Run, name: str, held_out: HeldOut, images: int) -> tuple
     count = held_out.images // each
     if not 0 < count < images // each:
         fault = f"{name}: held_out.images={held_out.images} of {images} images"
-        raise ConfigError(f"{fault} leaves none to train on, or to look at: take another number, or more data")
+        raise ConfigError(f"{fault} leaves none to train on, or none held out: take another number, or more data")
     return count, each
 
 

@@ -17,6 +17,8 @@ from purifiers.device import fastest_precision
 from purifiers.errors import CheckpointError, ConfigError, InputError, MissingFileError, nearest
 from purifiers.evaluation import metrics
 from purifiers.forecast import current
+from purifiers.recipes.audit_settings import surrogate_parts
+from purifiers.recipes.baseline_settings import Pretrained
 from purifiers.recipes.load import load_recipe, recipe_text, training_differences, variant_recipes
 from purifiers.recipes.schema import Recipe
 from purifiers.recipes.training_settings import STARTS, OnAttacked, Supervised
@@ -155,7 +157,8 @@ def _places(recipe: Recipe) -> Iterator[str]:
         yield from (config.source for config in one.classifiers().values() if config.source is not None)
         yield from _starts(one).values()
     for surrogate in recipe.audit.surrogates:
-        yield from surrogate.split("+")
+        yield from surrogate_parts(surrogate)
+    yield from (baseline.source for baseline in recipe.baselines.values() if isinstance(baseline, Pretrained))
 
 
 def _discard(recipe: Recipe, folder: Path) -> None:

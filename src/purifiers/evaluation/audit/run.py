@@ -5,7 +5,6 @@ The module that the attacker differentiates is the threat model (:mod:`purifiers
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,7 @@ from purifiers.evaluation.trust.checks import Check
 from purifiers.forecast import limited_by
 from purifiers.kinds import faults
 from purifiers.purifier import PurifiedClassifier, Purifier
-from purifiers.recipes.audit_settings import AuditSettings
+from purifiers.recipes.audit_settings import AuditSettings, surrogate_parts
 from purifiers.recipes.load import set_value
 from purifiers.registry import CONFIG_FILE, fingerprint
 from purifiers.runs import CACHE, Run, is_run, open_defended, own_classifier, prepare_baselines
@@ -90,7 +89,7 @@ def audit_all(
     """Audit several defended models, of different names, on the same images, into one :class:`Audit`; see :func:`audit`."""
     nested: dict[str, Any] = {}
     for key, value in settings.items() if isinstance(settings, Mapping) else ():
-        set_value(nested, key, deepcopy(value))
+        set_value(nested, key, value)
     try:
         chosen = AuditSettings.model_validate(nested if isinstance(settings, Mapping | None) else settings)
     except ValidationError as error:
@@ -226,7 +225,7 @@ def _surrogates(run: Run) -> dict[str, nn.Module]:
             model = load_classifier(source, run.images("test"), **config.options())
             found.append((stage if source == ready else _title(source), model))
     for text in run.recipe.audit.surrogates:
-        *purifier, source = [text] if Path(text).exists() else text.split("+")  # a path may have a plus
+        *purifier, source = surrogate_parts(text)
         if len(purifier) > 1 or not all((*purifier, source)):
             raise ConfigError(f"audit.surrogates: a classifier, or PURIFIER+CLASSIFIER; got '{text}'")
         model = load_classifier(source, run.images("test"), **run.recipe.classifier.behind(source).options())
