@@ -19,7 +19,7 @@ Radius = Annotated[Length, Field(gt=0)]
 
 
 def refuse_gradients(view: str, attacks: Mapping[str, Attack]) -> None:
-    """Raise an error for an unknown ``view``, and InputError for an attack, by name, that needs gradients which it does not give."""
+    """Refuse an unknown ``view``, and, by InputError, an attack that needs gradients where the view gives none."""
     gradients = VIEWS[view].gradients
     for name, attack in attacks.items():
         if attack.needs_gradients and not gradients:

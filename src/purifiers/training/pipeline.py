@@ -149,7 +149,7 @@ def train_recipe(
 
 
 def train_variants(run: Run, device: str = "auto") -> None:
-    """Train the variants of ``run``'s recipe below its folder into ``run.variants``; classifiers of equal recipes are shared."""
+    """Train the variants of ``run``'s recipe below its folder into ``run.variants``; equal classifiers are shared."""
     own = run.recipe.classifiers()
     for title, recipe in variant_recipes(run.recipe).items():
         say(f"\nvariant: {title}")
