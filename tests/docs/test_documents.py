@@ -138,6 +138,7 @@ def test_the_additions_of_the_architecture_work(tmp_path: Path, monkeypatch: pyt
     images = to_float(data.images)
     network = recipe.baselines["few"].network
     assert build_network(network.network, network.arguments)(images).unique().numel() == 3
+    torch.manual_seed(0)  # of the network's weights
     model = PurifiedClassifier(Purifier(build_network(recipe.purifier.network, {})), Brightness())
     attack = recipe.evaluation.attacks["Darker"]
     adversarial = attack(VIEWS["second_half"](model), images, data.labels)
