@@ -12,7 +12,7 @@ from purifiers.networks import CAE
 from purifiers.recipes.training_settings import OnAttacked, Student, Supervised, TeacherAT
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.loop import make_fabric
-from purifiers.training.losses import classification_loss, common_pattern, output_guidance
+from purifiers.training.losses import classification_loss, output_guidance
 from purifiers.training.objectives import at_losses, attacked, classifier_losses, student_losses
 from tests.conftest import Linear
 
@@ -84,13 +84,6 @@ def test_guidance_is_what_its_formulas_say() -> None:
     assert found.item() == pytest.approx(np.abs(purified - clean).mean(), rel=1e-12)
 
 
-def test_what_is_added_to_every_image_is_the_pattern() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images, own, pattern = (torch.rand(*size, 3, 2, 2, generator=generator) for size in ([4], [4], []))
-    own -= own.mean(0)  # what is added to one image alone does not count
-    torch.testing.assert_close(common_pattern(images + pattern + own, images), pattern.square().mean())
-
-
 def test_smoothed_labels_and_trades_are_what_their_formulas_say() -> None:
     random = np.random.default_rng(0)
     attacked, clean, labels = random.normal(size=(5, 7)), random.normal(size=(5, 7)), random.integers(0, 7, 5)
@@ -131,7 +124,6 @@ def test_the_total_is_the_weighted_sum_of_the_recorded_parts(kind: str) -> None:
     classifier.add_module("flat", nn.Flatten())
     classifier.add_module("head", Linear(5, (48, 1, 1)))
     guidance = {"classification_weight": 0.5, "logits_weight": 0.3, "features_weight": 0.2, "feature_layer": "flat"}
-    guidance["pattern_weight"] = 0.1
     if kind == "teacher":
         at = TeacherAT(epochs=1, reconstruction_weight=30.0, adversarial_weight=2.0, **guidance)  # type: ignore[arg-type]
         compute, weights = (
@@ -340,13 +332,12 @@ def test_guidance_may_take_a_part_of_the_batch() -> None:
     images, adversarial = pairs()
     labels, panel = torch.arange(COUNT) % 5, Panel([Counting(5, SHAPE), Counting(5, SHAPE)])
     for share, expected in ((1.0, [200, 200]), (0.1, [20, 20]), (1e-6, [1, 1])):
-        config = Student(epochs=1, classification_weight=1, guided_share=share, pattern_weight=1)
+        config = Student(epochs=1, classification_weight=1, guided_share=share)
         compute = student_losses(config, {"NT": nn.Identity()}, panel)
         found = compute(nn.Identity(), torch.cat([images, adversarial], 1), labels, torch.Generator())
         few = sum(expected)
         halves = [slice(few // 2), slice(few // 2, few)]
         logits = torch.cat([one(adversarial[half]) for one, half in zip(panel.classifiers, halves, strict=True)])
         torch.testing.assert_close(found["classification"], classification_loss(logits, labels[:few]))
-        torch.testing.assert_close(found["pattern"], common_pattern(adversarial, images))  # of all
         assert seen[:2] == expected
         seen.clear()

@@ -83,15 +83,12 @@ class OnAttacked(OnPerturbed, Supervised):
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
     ``features_weight``: that of the outputs of ``feature_layer``, the dotted name of a layer of C.
-    ``pattern_weight``: added is the mean square of the average by which a batch's purified images differ from the originals. It
-    keeps a guided purifier from adding one pattern to every image. The smaller the batch, the more it also is a pixel loss.
     """
 
     classification_weight: float = Field(default=0.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
     features_weight: float = Field(default=0.0, ge=0)
     feature_layer: str | None = None
-    pattern_weight: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _guided(self) -> Self:

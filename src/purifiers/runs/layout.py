@@ -45,7 +45,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 """The students and their teachers. All but the first are for Table 2, with the paper's losses."""
 OTHER_INPUT = ("student_other", "student_nt_other")
 """Those with the other reading of equation 5, where the recipe asks for it."""
-_BEYOND = (*GUIDANCE, "pattern_weight", "trades", "label_smoothing", "weight_perturbation", "clean_share")
+_BEYOND = (*GUIDANCE, "trades", "label_smoothing", "weight_perturbation", "clean_share")
 PAPERS_LOSSES: dict[str, Any] = dict.fromkeys(_BEYOND, 0.0)
 PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0, "teachers": ("AT", "NT"), "beta": 0.5, "gamma": 0.5}
 

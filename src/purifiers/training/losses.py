@@ -95,12 +95,6 @@ def classification_loss(
     return F.cross_entropy(clean_logits, labels, label_smoothing=label_smoothing) + trades * divergence
 
 
-def common_pattern(purified: Tensor, images: Tensor) -> Tensor:
-    """Mean square of the average difference between purified and original images, (N, C, H, W): of what all have in common. If
-    they have nothing in common, an N-th of their mean squared difference is left."""
-    return (purified - images).mean(dim=0).square().mean()
-
-
 def output_guidance(purified_outputs: Tensor, clean_outputs: Tensor) -> Tensor:
     """Mean absolute difference of the frozen classifier's logits, or features, on purified and original images (Liao et al.
     2018; equation 4 of NRP)."""

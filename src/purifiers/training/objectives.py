@@ -186,7 +186,6 @@ def _guided(
 ) -> Losses:
     """The losses of a stage with the classifiers' guidance, where there is any, added to the total. ``logits`` of ``purified``
     where they are known. The classifiers are given ``few`` images, by default all."""
-    pattern = losses.common_pattern(purified, images) if config.pattern_weight else None
     images, purified, labels = images[:few], purified[:few], labels[:few]
     if logits is None and (config.classification_weight or config.logits_weight):
         logits = panel(purified)
@@ -204,7 +203,4 @@ def _guided(
             clean = features(images)
         parts["features"] = losses.output_guidance(features(purified), clean)
         total = total + config.features_weight * parts["features"]
-    if pattern is not None:
-        parts["pattern"] = pattern
-        total = total + config.pattern_weight * pattern
     return {"loss": total, **parts}

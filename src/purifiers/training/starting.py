@@ -87,10 +87,8 @@ def prepare_folder(recipe: Recipe, folder: Path, restart: bool) -> None:
 def check_trainings(run: Run) -> None:
     """Refuse, before anything is trained, settings of trainings that would fail later."""
     for name, training in _supervised(run.recipe).items():
-        # Both need the whole batch: the one its gradient, the other its mean.
-        whole = [key for key in ("weight_perturbation", "pattern_weight") if getattr(training, key, 0)]
-        if whole and world_size() > 1:
-            raise ConfigError(f"{name}.{whole[0]} trains in one process: start one, or set it to 0")
+        if training.weight_perturbation and world_size() > 1:  # it needs the gradient of the whole batch
+            raise ConfigError(f"{name}.weight_perturbation trains in one process: start one, or set it to 0")
         if training.held_out is not None:
             held_out_count(run, name, training.held_out, len(run.images("train")))
 
