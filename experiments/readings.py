@@ -107,7 +107,9 @@ def opened(recipe: Recipe, folder: Path, cache: Path) -> Run:
     """A run with the frozen classifier, and nothing trained yet."""
     run = Run(recipe, folder, torch.device("cpu"), cache, deadline=AfterEachEpoch())
     assert recipe.classifier.source is not None
-    run.classifier = load_classifier(recipe.classifier.source, run.images("train"), **recipe.classifier.options())
+    run.classifiers["classifier"] = load_classifier(
+        recipe.classifier.source, run.images("train"), **recipe.classifier.options()
+    )
     return run
 
 

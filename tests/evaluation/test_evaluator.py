@@ -162,7 +162,6 @@ def test_a_whole_run_is_measured_and_read_back(tiny_run: Run, tmp_path: Path) ->
 
 def test_baselines_are_measured_beside_ours(tiny_run: Run, tmp_path: Path) -> None:
     run = replace(tiny_run, folder=tmp_path, baselines={}, histories={})
-    run.classifier = tiny_run.classifier
     prepare_baselines(run)
     results, _ = evaluate_run(run)
     rows = {(record.purifier, record.attack): record for record in results.records if record.view in ("none", "blind")}

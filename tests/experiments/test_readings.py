@@ -47,7 +47,7 @@ def test_a_training_with_a_row_after_each_epoch_gives_what_it_gives_in_one_piece
     monkeypatch.setattr(readings, "measured", measured)
     for folder, deadline in (("whole", {}), ("stopped", {"deadline": AfterEachEpoch()})):
         run = Run(recipe, tmp_path / folder, torch.device("cpu"), tmp_path / "cache", **deadline)
-        run.classifier = tiny_run.classifier
+        run.classifiers["classifier"] = tiny_run.classifier
         train = partial(train_purifier, run, "teacher_nt", recipe.teacher_nt, run.images("train").images, nt_losses)
         rows = after_each_epoch(run, "one", train)
         titles = []
@@ -67,7 +67,7 @@ def test_a_row_that_was_being_measured_when_it_was_stopped_is_made_by_the_next_c
 ) -> None:
     recipe = tiny_recipe("teacher_nt.epochs=3")
     run = Run(recipe, tmp_path, torch.device("cpu"), tmp_path / "cache", deadline=AfterEachEpoch())
-    run.classifier = tiny_run.classifier
+    run.classifiers["classifier"] = tiny_run.classifier
     train = partial(train_purifier, run, "teacher_nt", recipe.teacher_nt, run.images("train").images, nt_losses)
 
     def killed(run: Run, purifier: nn.Module) -> dict[str, float]:

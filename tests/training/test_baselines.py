@@ -240,8 +240,9 @@ def test_a_layer_that_is_not_there_is_reported_with_its_key(tiny_run: Run) -> No
     run.recipe = nrp_alone(tiny_run.recipe, feature_layer="layr3")
     with pytest.raises(ConfigError, match=r"baselines\.NRP\.feature_layer: .* did you mean 'layer3'"):
         prepare_baselines(run)
-    run.recipe, run.classifier = nrp_alone(tiny_run.recipe, feature_layer="unused"), deepcopy(tiny_run.classifier)
-    run.classifier.unused = nn.Identity()
+    run.recipe, other = nrp_alone(tiny_run.recipe, feature_layer="unused"), deepcopy(tiny_run.classifier)
+    other.unused = nn.Identity()
+    run.classifiers = {"classifier": other}
     with pytest.raises(ConfigError, match=r"feature_layer: the layer 'unused' returned nothing"):
         prepare_baselines(run)
 

@@ -60,9 +60,7 @@ def test_stages_hold_out_the_same_images_and_all_crops_of_them(
         assert not set((apart // (crops or 1)).tolist()) & set((rows // (crops or 1)).tolist())
 
 
-@pytest.mark.parametrize(
-    "key", ["classifier.training.weight_perturbation", "student.weight_perturbation"]
-)
+@pytest.mark.parametrize("key", ["classifier.training.weight_perturbation", "student.weight_perturbation"])
 def test_what_needs_the_whole_batch_needs_one_process(
     key: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

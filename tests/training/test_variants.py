@@ -64,7 +64,6 @@ def test_a_variants_companion_is_never_the_classifier_itself(tiny_run: Run, monk
     monkeypatch.setattr("purifiers.training.pipeline.train_recipe", noted)
     alike = tiny_run.recipe.classifier.model_dump(mode="json")
     run = replace(tiny_run, recipe=changed(tiny_run.recipe, {"variants": {"two": {"companions": [alike]}}}))
-    run.classifier = tiny_run.classifier
     train_variants(run, "cpu")
     assert shared == [{"classifier": run.classifiers["classifier"]}]
 

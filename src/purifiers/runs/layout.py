@@ -75,8 +75,7 @@ class Run:
     deadline: Deadline = field(default_factory=Deadline)
     shard: Shard = field(default_factory=Shard)  # of the attacks and measurements that are cached
     trained: Recipe | None = None  # what the weights were trained with; ``recipe`` may have other attacks or another classifier
-    classifier: nn.Module = field(init=False)  # frozen, in evaluation mode; set by the first stage
-    classifiers: dict[str, nn.Module] = field(default_factory=dict)  # it and its companions, by stage, if training needed them
+    classifiers: dict[str, nn.Module] = field(default_factory=dict)  # by stage, frozen: the one to protect, and companions
     purifiers: dict[str, Purifier] = field(default_factory=dict)  # by stage: the teachers and ``STUDENTS``
     baselines: dict[str, Purifier] = field(default_factory=dict)  # by title; see :func:`prepare_baselines`
     variants: dict[str, Purifier] = field(default_factory=dict)  # the students of the recipe's variants, by title
@@ -90,6 +89,11 @@ class Run:
     def variant(self, title: str) -> Path:
         """The folder of the training of one of the recipe's variants, a run of its own."""
         return self.folder / "variants" / folder_name(title)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The one to protect."""
+        return self.classifiers["classifier"]
 
     @property
     def precision(self) -> Precision:
@@ -112,7 +116,7 @@ class Run:
         the labels, they are unknown until it is there."""
         if split not in self.splits:
             self.take(self._read(split, *self._limit(split)), split)
-        if "classifier" in vars(self):
+        if "classifier" in self.classifiers:
             self.splits[split] = completed(self.splits[split], self.classifier, self.recipe.evaluation.batch_size)
         return self.splits[split]
 

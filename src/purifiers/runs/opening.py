@@ -84,7 +84,7 @@ def _load_classifier(run: Run, source: str, images: ImageSet | None) -> None:
             own, theirs = (", ".join([*names[:10], *(["..."] if len(names) > 10 else [])]) for names in (known, data.classes))
             advice = f"rename their folders, name a --classifier of theirs, or take its predictions: --labels {PREDICTED}"
             raise ConfigError(f"the classifier's classes are {own}; these images have {theirs}: {advice}")
-    run.classifier = load_classifier(source, data, **config.options())
+    run.classifiers["classifier"] = load_classifier(source, data, **config.options())
 
 
 def is_run(what: str) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,15 +62,29 @@ class Panel(nn.Module):
 
 
 def attack_for_training(
-    run: Run, attack: Attack, model: nn.Module, data: ImageSet, seed: int, advance: Callable[[int], None], **some: Any
+    run: Run,
+    attack: Attack,
+    model: nn.Module,
+    data: ImageSet,
+    seed: int,
+    advance: Callable[[int], None],
+    some: tuple[Tensor, Tensor] | None = None,
 ) -> Adversarial:
     """:func:`purifiers.attacks.generate.generate` with the run's precision, batch size, cache and time limit, as uint8."""
     if run.precision != "32-true":
         model = Panel([model], run.precision)
-    size, cache = run.recipe.evaluation.batch_size, Cache(run.cache, run.shard)
-    saved = partial(run.deadline.check, "a part of the adversarial examples")
-    some |= {"batch_size": size, "cache": cache, "advance": advance, "saved": saved}
-    return generate(attack, model, data, seed=seed, quantized=True, **some)
+    return generate(
+        attack,
+        model,
+        data,
+        seed=seed,
+        batch_size=run.recipe.evaluation.batch_size,
+        cache=Cache(run.cache, run.shard),
+        quantized=True,
+        some=some,
+        advance=advance,
+        saved=partial(run.deadline.check, "a part of the adversarial examples"),
+    )
 
 
 def attack_training_images(run: Run, panel: Panel, data: ImageSet) -> Tensor:

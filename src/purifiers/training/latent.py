@@ -66,6 +66,6 @@ def train_latent(run: Run, panel: Panel, batch: Tensor) -> nn.Module:
     assert config is not None
     purifier = train_encoder(run).purifier
     losses = at_losses(config.decoder, panel)
-    stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, losses, config.decoder, run.classifiers["classifier"])
+    stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, losses, config.decoder, run.classifier)
     fit_stage(run, stage, [*panel.classifiers, purifier.encoder], kept=purifier)
     return purifier.requires_grad_(True)

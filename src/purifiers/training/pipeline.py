@@ -175,7 +175,7 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         if wanted.source is not None and name not in opened:
             opened[name] = load_classifier(wanted.source, data, **wanted.options())
         if name == "classifier" and name in opened:  # its predictions may be the labels, and the companions have to know these
-            run.classifier = opened[name]
+            run.classifiers[name] = opened[name]
             data = run.images("train")
     if "classifier" not in opened and (data.unlabelled or not data.classes):
         lacking = "labels: give them with --labels FILE or sort the images into class folders"
@@ -198,7 +198,6 @@ def _train_stages(run: Run, classifiers: Mapping[str, nn.Module], *, ablation: b
         run.recipe = recipe = first_only(prepare)
         for name in recipe.classifiers():
             run.classifiers[name] = opened[name] if name in opened else train_classifier(run, name)
-            run.classifier = run.classifiers["classifier"]  # the first: companions may learn from its predictions
         unchanged = watch({f"the {name.replace('_', ' ')}": one for name, one in run.classifiers.items()})
         data = run.images("train")  # now labelled, if the classifier does that
         report_accuracy(run, data)
