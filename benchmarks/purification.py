@@ -21,8 +21,7 @@ from purifiers.errors import require
 from purifiers.export.program_file import about, export_onnx, exportable
 from purifiers.networks import CAE, ResNet
 from purifiers.networks.inference import Optimised
-from purifiers.recipes.load import load_recipe
-from purifiers.registry import NETWORKS, build_network, place
+from purifiers.registry import NETWORKS, place
 
 LONGEST = 2.0
 """Seconds: a batch that would take longer is not run; its cell is that of a smaller batch, in proportion, with a ~."""
@@ -121,12 +120,8 @@ def purification(quick: bool, folder: Path) -> Table:
 
 
 def photographs(quick: bool, folder: Path) -> Table:
-    """224 pixels: the network of the recipe photos-cpu, and cifar10."""
-    settings = load_recipe("photos-cpu").purifier
-    torch.manual_seed(0)
-    ours = Purifier(build_network(settings.network, settings.arguments)).placed("cpu")
-    nn.init.normal_(ours.get_parameter("network.decoder.14.weight"), std=0.02)  # it starts as the identity
-    large = Purifier.from_pretrained("cifar10").placed("cpu")
+    """224 pixels: photos and cifar10."""
+    ours, large = Purifier.from_pretrained("photos").placed("cpu"), Purifier.from_pretrained("cifar10").placed("cpu")
     notes: list[str] = []
     ways = _ways(ours, torch.rand(1, 3, 224, 224), folder, True, notes)
     ways["cifar10, eager"], ways["cifar10, optimize()"] = large, large.optimize()
@@ -175,7 +170,7 @@ BENCHMARKS = {
     ),
     "photographs": Benchmark(
         "Purifying photographs of 224 pixels",
-        "The network of the recipe `photos-cpu`, which works at a quarter of the resolution, and `cifar10`. "
+        "The rows from eager to ONNX Runtime are `photos`, which works at half the resolution. "
         "A ~ marks what would take too long, in proportion to a smaller batch.",
         photographs,
     ),

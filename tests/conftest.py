@@ -38,9 +38,14 @@ settings.load_profile("no deadline")
 
 SHARED = Path(__file__).parents[2] / "shared"
 CIFAR10 = SHARED / "data" / "cifar-10-batches-py"
+PHOTOS = SHARED / "data" / "photos"
+EFFICIENTNET = SHARED / "reference" / "efficientnet-lite0.safetensors"
 REFERENCE = SHARED / "reference" / "resnet56-cifar10.safetensors"
 
 needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"CIFAR-10 is not at {CIFAR10}")
+needs_photos = pytest.mark.skipif(
+    not (PHOTOS.is_dir() and EFFICIENTNET.is_file()), reason=f"no photographs at {PHOTOS}, or no classifier of them"
+)
 needs_reference = pytest.mark.skipif(not REFERENCE.is_file(), reason=f"no reference ResNet-56 at {REFERENCE}")
 
 TINY = (

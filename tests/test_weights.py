@@ -4,12 +4,17 @@ import hashlib
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from purifiers import PurifiedClassifier, Purifier, weights
-from purifiers.attacks import FGSM
+from purifiers.attacks import FGSM, PGD
 from purifiers.data import ImageSet, load_images, to_float
+from purifiers.data.files import read_rgb
+from purifiers.data.folder import cover
 from purifiers.errors import CheckpointError, MissingFileError
 from purifiers.hub import metadata
 from purifiers.networks import ResNet
@@ -17,7 +22,7 @@ from purifiers.recipes.load import NAMES, load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.recipes.training_settings import STARTS
 from purifiers.registry import load_network
-from tests.conftest import CIFAR10, needs_cifar10
+from tests.conftest import CIFAR10, EFFICIENTNET, PHOTOS, needs_cifar10, needs_photos
 
 
 def card_of(name: str) -> str:
@@ -25,8 +30,8 @@ def card_of(name: str) -> str:
 
 
 def accuracies_in(name: str) -> dict[str, float]:
-    """The accuracies in the card's front matter, in %, by their names."""
-    return {one["name"]: one["value"] for one in metadata(card_of(name))["model-index"][0]["results"][0]["metrics"]}
+    """The accuracies in the card's front matter, in %, by their names, in front of the first classifier."""
+    return {one["name"]: one["value"] for one in reversed(metadata(card_of(name))["model-index"][0]["results"][0]["metrics"])}
 
 
 def recipe_of(name: str) -> Recipe:
@@ -109,9 +114,9 @@ def right(model: torch.nn.Module, images: torch.Tensor, data: ImageSet) -> float
         return 100 * (model(images).argmax(1) == data.labels).float().mean().item()
 
 
-def close_to(accuracy: float) -> object:
+def close_to(accuracy: float, count: int = COUNT) -> object:
     """Within four standard errors of what the card has for many more images."""
-    return pytest.approx(accuracy, abs=4 * (accuracy * (100 - accuracy) / COUNT) ** 0.5)
+    return pytest.approx(accuracy, abs=4 * (accuracy * (100 - accuracy) / count) ** 0.5)
 
 
 @needs_cifar10
@@ -123,7 +128,7 @@ def test_a_shipped_classifier_is_as_good_as_its_card_says(name: str, data: Image
 
 
 @needs_cifar10
-@pytest.mark.parametrize("name", weights.PURIFIERS)
+@pytest.mark.parametrize("name", [name for name in weights.PURIFIERS if name.startswith("cifar10")])
 def test_a_shipped_purifier_is_as_good_as_its_card_says(
     name: str, data: ImageSet, attacked: Callable[[str], tuple[torch.nn.Module, torch.Tensor]]
 ) -> None:
@@ -132,3 +137,30 @@ def test_a_shipped_purifier_is_as_good_as_its_card_says(
     model = PurifiedClassifier(Purifier.from_pretrained(name), classifier)
     assert right(model, images, data) == close_to(accuracies_in(name)["accuracy (none, view none)"])
     assert right(model, adversarial, data) == close_to(accuracies_in(name)["accuracy (FGSM, 8/255, view blind)"])
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet-lite0 for ImageNet, pretrained elsewhere: images in [0,1], 224 pixels -> logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = pytest.importorskip("efficientnet_lite_pytorch", reason="the network of the classifier is not installed")
+        self.network = network.EfficientNet.from_name("efficientnet-lite0").float().eval()
+        self.network.load_state_dict(load_file(EFFICIENTNET))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images - 0.498) / 0.502)
+
+
+@needs_photos
+def test_the_purifier_of_photographs_is_as_good_as_its_card_says() -> None:
+    files = sorted(PHOTOS.glob("*.jpg"))[3::4][::10]  # every fourth is a test image, by convention
+    labels = torch.tensor([int(file.name[:3]) for file in files])
+    pictures = torch.stack([torch.from_numpy(np.array(cover(read_rgb(file), 224, 224))).permute(2, 0, 1) for file in files])
+    data, classifier = ImageSet("photos", pictures, labels, tuple(map(str, range(1000)))), EfficientNet()
+    adversarial = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=5)(classifier, to_float(pictures), labels)
+    model = PurifiedClassifier(Purifier.from_pretrained("photos"), classifier)
+    assert right(classifier, adversarial, data) <= 5
+    card = accuracies_in("photos")
+    assert right(model, to_float(pictures), data) == close_to(card["accuracy (none, view none)"], len(files))
+    assert right(model, adversarial, data) == close_to(card["accuracy (PGD-20, 8/255, view blind)"], len(files))
