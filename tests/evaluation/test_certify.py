@@ -312,7 +312,7 @@ def test_the_summary_by_hand() -> None:
 
 def test_a_run_is_certified_with_and_without_its_purifier(tiny_run: Run, tmp_path: Path) -> None:
     run = Run(tiny_run.recipe, tmp_path, tiny_run.device, tmp_path / "cache")
-    run.classifier, run.purifiers = tiny_run.classifier, tiny_run.purifiers
+    run.classifiers, run.purifiers = tiny_run.classifiers, tiny_run.purifiers
     found = certify_run(run, "mine", Smoothing(0.1, n0=5, n=50), images=3)
     assert (found.purifier, found.dataset, found.n_images, found.sigma, found.n) == ("mine", "digits", 3, 0.1, 50)
     assert [model.name for model in found.models] == ["purified", "classifier alone"]

@@ -235,7 +235,7 @@ def test_other_images_are_another_run_and_moved_ones_are_not(tiny_recipe: Callab
 
 def with_classifier(run: Run, classifier: Callable[[torch.Tensor], torch.Tensor]) -> Run:
     other = copy(run)
-    other.classifier = classifier  # type: ignore[assignment]
+    other.classifiers = {"classifier": classifier}  # type: ignore[dict-item]
     return other
 
 
