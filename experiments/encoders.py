@@ -2,9 +2,9 @@
 
     python experiments/encoders.py --output runs/encoders
 
-Every row trains the encoder of the recipe ``robust-cpu`` as a classifier (``latent.encoder``), smaller and in float32, with one
-change, or with those of ``--together``, and measures it on test images: clean, and under PGD-10 of 8/255. Run a stopped command
-again to resume it. Writes ``encoders.md`` and ``.json`` to the output folder; other settings need another one.
+Every row trains the encoder of the recipe ``robust-cpu`` as a classifier (``latent.encoder``) on fewer images, with one change,
+or with those of ``--together``, and measures it on test images: clean, and under PGD-10 of 8/255. Run a stopped command again
+to resume it. Writes ``encoders.md`` and ``.json`` to the output folder; other settings need another one.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks import PGD, Attack
 from purifiers.data import ImageSet, to_float
+from purifiers.device import fastest_precision
 from purifiers.recipes.load import changed, load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.reports.render import Table
@@ -24,6 +25,7 @@ from purifiers.runs import LATENT, Run
 from purifiers.storage import write_text
 from purifiers.training.latent import train_encoder
 
+DEVICE = torch.device("cpu")
 JUDGE = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 BATCH = 250
 
@@ -44,7 +46,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
 def settings(arguments: argparse.Namespace, names: list[str]) -> Recipe:
     """The recipe with these ingredients, at the size of the experiment."""
     size = {"data.limit": arguments.images, "data.test_limit": arguments.test_images}
-    changes: dict[str, Any] = {"latent.encoder.epochs": arguments.epochs, "precision": "32-true", **size}
+    changes: dict[str, Any] = {"latent.encoder.epochs": arguments.epochs, "precision": fastest_precision(DEVICE), **size}
     for name in names:
         changes |= INGREDIENTS[name]
     return changed(load_recipe("robust-cpu"), changes)
@@ -63,7 +65,7 @@ def accuracy(model: nn.Module, data: ImageSet, attack: Attack | None = None) -> 
 
 def measured(recipe: Recipe, folder: Path) -> dict[str, float]:
     """Train an encoder in ``folder``, if it is not there, and attack it."""
-    run = Run(recipe, folder, torch.device("cpu"), folder / "cache")
+    run = Run(recipe, folder, DEVICE, folder / "cache")
     encoder = train_encoder(run).eval()
     history, data = run.histories[LATENT[0]], run.images("test")
     seconds = sum(epoch["seconds"] for epoch in history) / len(history)
