@@ -76,6 +76,10 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a new folder")
     chosen = parser.parse_args()
     images = gather(chosen.packages)
+    if not images:
+        parser.error(f"no photographs of the packages above in {chosen.packages}")
+    if chosen.output.exists():
+        parser.error(f"{chosen.output} exists: name a new folder")
     chosen.output.mkdir(parents=True)
     for name, image in images.items():
         ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS).save(chosen.output / f"{name}.png")
