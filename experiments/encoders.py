@@ -10,14 +10,14 @@ to resume it. Writes ``encoders.md`` and ``.json`` to the output folder; other s
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from purifiers.attacks import PGD, Attack
 from purifiers.data import ImageSet, to_float
-from purifiers.device import fastest_precision
+from purifiers.device import Precision
 from purifiers.recipes.load import changed, load_recipe
 from purifiers.recipes.schema import Recipe
 from purifiers.reports.render import Table
@@ -46,7 +46,7 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
 def settings(arguments: argparse.Namespace, names: list[str]) -> Recipe:
     """The recipe with these ingredients, at the size of the experiment."""
     size = {"data.limit": arguments.images, "data.test_limit": arguments.test_images}
-    changes: dict[str, Any] = {"latent.encoder.epochs": arguments.epochs, "precision": fastest_precision(DEVICE), **size}
+    changes: dict[str, Any] = {"latent.encoder.epochs": arguments.epochs, "precision": arguments.precision, **size}
     for name in names:
         changes |= INGREDIENTS[name]
     return changed(load_recipe("robust-cpu"), changes)
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10000, help="to train on")
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--precision", choices=get_args(Precision), default="32-true")
     parser.add_argument("--only", nargs="+", choices=INGREDIENTS, default=list(INGREDIENTS), metavar="NAME")
     parser.add_argument("--together", nargs="+", choices=INGREDIENTS, default=[], metavar="NAME", help="one more row of these")
     arguments = parser.parse_args()
@@ -91,7 +92,9 @@ def main() -> None:
         folder = arguments.output / "".join(letter if letter.isalnum() else "-" for letter in title.lower())
         rows[title] = measured(settings(arguments, names), folder)
         write_text(path, json.dumps(rows, indent=1) + "\n")
-        table = Table.of_numbers("encoders", "Accuracy in %.", "encoder", rows)
+        size = f"{arguments.epochs} epochs of {arguments.images:,} training images, {arguments.precision}"
+        caption = f"Accuracy in % on {arguments.test_images:,} test images, after {size}."
+        table = Table.of_numbers("encoders", caption, "encoder", rows)
         table.show()
         write_text(arguments.output / "encoders.md", table.markdown())
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 SIDE = 320
+STAMPS = "tuxpaint-stamps-default"
+SAMPLES = "opencv-doc/usr/share/doc/opencv-doc/examples/data"
+WALLPAPERS = ("mate-backgrounds/usr/share/backgrounds/mate/nature", "ukui-wallpapers", "lomiri-wallpapers-16.04")
 STAMPS_LEFT_OUT = {"cartoon", "planets", "coins", "money", "symbols", "roadsigns", "seasonal", "naturalforces"}  # folders
 LEFT_OUT = {
     *("Blender_Suzanne1", "Blender_Suzanne2", "aero3", "ela_modified", "graf1", "ml", "pca_test1", "pic2", "pic3", "pic4"),
@@ -53,15 +56,15 @@ def crop(image: Image.Image, rng: random.Random) -> Image.Image:
 def gather(packages: Path) -> dict[str, Image.Image]:
     """All photographs by name."""
     rng, images = random.Random(0), {}
-    for file in files(packages / "tuxpaint-stamps-default"):
+    for file in files(packages / STAMPS):
         with Image.open(file) as image:
-            if not STAMPS_LEFT_OUT & {*file.parts} and min(image.size) >= 150:
+            if not STAMPS_LEFT_OUT & {*file.relative_to(packages).parts} and min(image.size) >= 150:
                 images[f"stamp_{file.parent.name}_{file.stem}"] = on_white(image)
-    for file in files(packages / "opencv-doc/usr/share/doc/opencv-doc/examples/data"):
+    for file in files(packages / SAMPLES):
         with Image.open(file) as image:
             if image.mode == "RGB" and min(image.size) >= 200:
                 images[f"opencv_{file.stem}"] = image.copy()
-    for package in ("mate-backgrounds/usr/share/backgrounds/mate/nature", "ukui-wallpapers", "lomiri-wallpapers-16.04"):
+    for package in WALLPAPERS:
         for file in files(packages / package):
             with Image.open(file) as image:
                 for i in range(2 if min(image.size) >= 600 else 0):
@@ -75,11 +78,11 @@ def main() -> None:
     parser.add_argument("packages", type=Path, help="the packages' files, each in a folder of its name")
     parser.add_argument("output", type=Path, help="a new folder")
     chosen = parser.parse_args()
-    images = gather(chosen.packages)
-    if not images:
-        parser.error(f"no photographs of the packages above in {chosen.packages}")
+    if lacking := [package for package in (STAMPS, SAMPLES, *WALLPAPERS) if not (chosen.packages / package).is_dir()]:
+        parser.error(f"{chosen.packages} lacks {', '.join(lacking)}")
     if chosen.output.exists():
         parser.error(f"{chosen.output} exists: name a new folder")
+    images = gather(chosen.packages)
     chosen.output.mkdir(parents=True)
     for name, image in images.items():
         ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.LANCZOS).save(chosen.output / f"{name}.png")

@@ -11,7 +11,7 @@ from experiments.encoders import INGREDIENTS, accuracy, settings
 from purifiers.attacks import FGSM
 from purifiers.data import ImageSet
 
-ARGUMENTS = argparse.Namespace(images=10, test_images=5, epochs=1)
+ARGUMENTS = argparse.Namespace(precision="32-true", images=10, test_images=5, epochs=1)
 
 
 def test_every_ingredient_changes_the_recipe() -> None:
