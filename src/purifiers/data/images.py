@@ -203,8 +203,8 @@ def slices(count: int, size: int) -> list[slice]:
 def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: int) -> Tensor:
     """Randomly mirror images left to right, and shift them by up to ``crop`` pixels over a black border.
 
-    ``images``: uint8 (N, C, H, W), on the device of ``generator``; stack along the channels what moves alike (an image and its
-    adversarial example). One gather on the device for the whole batch.
+    ``images``: (N, C, H, W), of any dtype, on the device of ``generator``; stack along the channels what moves alike (an image
+    and its adversarial example). One gather on the device for the whole batch.
     """
     if not flip and not crop:
         return images
@@ -223,3 +223,18 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: i
     which = torch.arange(count, device=device)[:, None, None]
     # Indexing around the channel slice puts the channels last: (N, H, W, C).
     return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def blurred(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """``images``, float (N, C, H, W), each with its own Gaussian blur, of the standard deviation ``sigma``, (N, 1, 1, 1), in
+    pixels, cut at ``radius``; borders are repeated. Differentiable."""
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    kernels = (-0.5 * (offsets / sigma.clamp_min(0.05)).square()).softmax(-1)  # (N, 1, 1, 2 * radius + 1)
+    for axis in (2, 3):
+        padding = (radius, radius, 0, 0) if axis == 3 else (0, 0, radius, radius)
+        size = images.shape[axis]
+        padded = F.pad(images, padding, mode="replicate")
+        images = torch.zeros_like(images)
+        for i, weight in enumerate(kernels.split(1, dim=-1)):
+            images = images + weight * padded.narrow(axis, i, size)
+    return images

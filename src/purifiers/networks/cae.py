@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class CAE(Network):
         residual: the output is ``clamp(x + tanh(...))`` instead of ``tanh(...)``; starts as the identity.
         channels: image channels.
         activation: after every block but the last; smooth ones help against attackers who differentiate (Xie et al. 2020).
+        classes: the decoder is told what the whole image shows: the probabilities of so many classes, by a linear layer on the
+            mean of the latent, go back into the latent through another. 0: it is not.
         unshuffle: before the first block every ``unshuffle`` x ``unshuffle`` pixels become the channels of one, and after the
             last block they come apart again. Large images cost less so: 4 divides the number of positions by 16.
 
@@ -59,14 +61,15 @@ class CAE(Network):
         channels: int = 3,
         unshuffle: int = 1,
         activation: Literal["relu", "silu", "gelu", "softplus"] = "relu",
+        classes: int = 0,
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths or min(*widths, *blocks, channels, unshuffle) < 1:
             got = f"got widths={list(widths)}, blocks={list(blocks)}, channels={channels}, unshuffle={unshuffle}"
             raise InputError(f"a CAE needs as many widths as blocks, channels and unshuffle, all at least 1; {got}")
-        if min(skip_every, skips_from, shortcuts) < 0:
-            got = f"got {skip_every}, {skips_from} and {shortcuts}"
-            raise InputError(f"a CAE needs skip_every, skips_from and shortcuts of at least 0; {got}")
+        if min(skip_every, skips_from, shortcuts, classes) < 0:
+            got = f"got {skip_every}, {skips_from}, {shortcuts} and {classes}"
+            raise InputError(f"a CAE needs skip_every, skips_from, shortcuts and classes of at least 0; {got}")
         if last_block not in ("tanh", "relu_tanh") or (residual and last_block != "tanh"):
             got = f"got {last_block}, residual={residual}"
             raise InputError(f"a CAE needs last_block tanh or, without residual, relu_tanh; {got}")
@@ -82,7 +85,7 @@ class CAE(Network):
             raise InputError(f"a CAE's latent may have 1/{LARGEST_STRIDE} of the image's side at least; got 1/{self.stride}")
         # Every block reaches one step of the finer of its two resolutions, on either side of the latent.
         steps_down = (2 ** (stage - 1) + (count - 1) * 2**stage for stage, count in enumerate(blocks) if stage)
-        self.reach = unshuffle * 2 * (blocks[0] + sum(steps_down)) + unshuffle - 1
+        self.reach = None if classes else unshuffle * 2 * (blocks[0] + sum(steps_down)) + unshuffle - 1
         # Channels between blocks, and the blocks that halve the resolution; the decoder walks both lists backwards.
         flow = [channels * unshuffle**2] + [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
         halving = {sum(blocks[:stage]) for stage in range(1, len(blocks))}
@@ -96,6 +99,7 @@ class CAE(Network):
             )
             for i, (fan_in, fan_out, stride) in reversed(list(enumerate(steps)))
         )
+        self.verdict = Verdict(widths[-1], classes) if classes else None
         self.shortcuts = _shortcuts(same, shortcuts), _shortcuts(same[::-1], shortcuts)
         # Number of encoder blocks passed -> that output is kept for the decoder. The latent itself needs no skip.
         first = sum(blocks[:skips_from])
@@ -111,6 +115,7 @@ class CAE(Network):
         height, width = images.shape[-2:]
         padded = self._padded(images)
         latent, kept = _through(self.encoder, self.shortcuts[0], self._unshuffled(padded), {}, self.skips)
+        latent = latent if self.verdict is None else self.verdict(latent)
         skips = {len(self.decoder) - passed: features for passed, features in kept.items()}
         output = _through(self.decoder, self.shortcuts[1], latent, skips, ())[0]
         output = torch.tanh(output if self.unshuffle == 1 else F.pixel_shuffle(output, self.unshuffle))
@@ -121,7 +126,8 @@ class CAE(Network):
         return ((output - self.low) / (1 - self.low))[..., :height, :width].clone(memory_format=torch.contiguous_format)
 
     def latent(self, images: Tensor) -> Tensor:
-        """The latent of ``images``, (N, widths[-1], H / stride, W / stride), H and W padded to multiples of the stride."""
+        """The encoder's output for ``images``, (N, widths[-1], H / stride, W / stride), H and W padded to multiples of the
+        stride."""
         return _through(self.encoder, self.shortcuts[0], self._unshuffled(self._padded(images)), {}, ())[0]
 
     def _unshuffled(self, images: Tensor) -> Tensor:
@@ -131,6 +137,29 @@ class CAE(Network):
         # Written so that a tracer of sizes sees that the padded ones are multiples of the stride.
         down, right = ((size + self.stride - 1) // self.stride * self.stride - size for size in images.shape[-2:])
         return F.pad(images * (1 - self.low) + self.low, (0, right, 0, down), mode="replicate")
+
+
+class Verdict(nn.Module):
+    """Adds to a latent, (N, width, H, W), a vector for the class that it shows: the mean of one for each of ``classes``,
+    weighed by their probabilities, which a linear layer gives of the latent's mean."""
+
+    SHARPNESS = 3.0
+    """Of the probabilities: what the logits are multiplied with. An adversarially trained classifier is never sure of a class,
+    and the decoder is to draw one."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes)
+        self.vectors = nn.Linear(classes, width, bias=False)
+        nn.init.normal_(self.vectors.weight)  # as large as features after normalisation
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """A tensor of the same shape."""
+        return latent + self.vectors((self.SHARPNESS * self.logits(latent)).softmax(1))[:, :, None, None]
+
+    def logits(self, latent: Tensor) -> Tensor:
+        """Of the classes, (N, classes)."""
+        return cast(Tensor, self.head(latent.mean((2, 3))))
 
 
 def _shortcuts(same: Sequence[bool], every: int) -> dict[int, int]:

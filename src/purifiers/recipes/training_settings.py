@@ -83,12 +83,17 @@ class OnAttacked(OnPerturbed, Supervised):
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
     ``features_weight``: that of the outputs of ``feature_layer``, the dotted name of a layer of C.
+    ``guide_blur``, ``guide_shift``: for these terms C is shown the purified image blurred, by a Gaussian of a standard
+    deviation of up to so many pixels, and shifted, by up to so many. What survives both is not a fine pattern that C alone can
+    read: other classifiers recognise it too. Attacks see the image as it is.
     """
 
     classification_weight: float = Field(default=0.0, ge=0)
     logits_weight: float = Field(default=0.0, ge=0)
     features_weight: float = Field(default=0.0, ge=0)
     feature_layer: str | None = None
+    guide_blur: float = Field(default=0.0, ge=0, le=4)
+    guide_shift: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _guided(self) -> Self:

@@ -29,12 +29,14 @@ class EncoderWithHead(nn.Module):
 
 
 class DecoderAlone(nn.Module):
-    """A purifier whose encoder is frozen."""
+    """A purifier whose encoder is frozen, with what it knows of the classes."""
 
     def __init__(self, purifier: CAE) -> None:
         super().__init__()
         self.purifier = purifier
         purifier.encoder.requires_grad_(False)
+        if purifier.verdict is not None:
+            purifier.verdict.head.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """The encoder stays in evaluation mode."""
@@ -53,7 +55,8 @@ def train_encoder(run: Run) -> EncoderWithHead:
     purifier = seeded(run, encoder, run.recipe.purifier.build)
     assert isinstance(purifier, CAE)  # the schema knows no other that is trained
     width, classes = purifier.config["widths"][-1], len(data.classes)
-    probe = EncoderWithHead(purifier, seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes)))
+    head = purifier.verdict.head if purifier.verdict else seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes))
+    probe = EncoderWithHead(purifier, head)
     stage = Stage(encoder, probe, data.images, data.labels, classifier_losses(config.encoder, run.precision), config.encoder)
     fit_stage(run, stage, kept=purifier)
     return probe
@@ -61,11 +64,16 @@ def train_encoder(run: Run) -> EncoderWithHead:
 
 def train_latent(run: Run, panel: Panel, batch: Tensor) -> nn.Module:
     """The purifier from which teacher AT starts: encoder and decoder of the recipe's group ``latent``, resumable. ``batch``:
-    the images, and the adversarial examples of them stacked along the channels."""
+    the images, and the adversarial examples of them stacked along the channels.
+
+    A purifier with ``classes`` learns to draw the class that its encoder sees, right or wrong: from the true one the decoder
+    would learn to correct the encoder by details that do not withstand attacks."""
     config, data, decoder = run.recipe.latent, run.images("train"), LATENT[1]
     assert config is not None
-    purifier = train_encoder(run).purifier
-    losses = at_losses(config.decoder, panel)
+    probe = train_encoder(run)
+    purifier = probe.purifier
+    losses = at_losses(config.decoder, panel, probe if purifier.verdict else None)
     stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, losses, config.decoder, run.classifier)
-    fit_stage(run, stage, [*panel.classifiers, purifier.encoder], kept=purifier)
+    frozen = purifier.encoder if purifier.verdict is None else probe
+    fit_stage(run, stage, [*panel.classifiers, frozen], kept=purifier)
     return purifier.requires_grad_(True)

@@ -4,7 +4,9 @@ Where a stage needs adversarial examples that were made before, the batch holds 
 the channels. Of several processes each computes the loss of its own images of the batch.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from purifiers.attacks.views import Features
+from purifiers.data.images import augmented, blurred
 from purifiers.device import Precision, autocast, in_parts
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.training_settings import OnAttacked, Student, Supervised, TeacherAT
@@ -30,17 +33,21 @@ def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: tor
     return {"loss": losses.reconstruction_loss(teacher(images), images)}
 
 
-def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
-    """Teacher AT purifies adversarial images so that the frozen classifiers recognise them: equation 2."""
+def at_losses(config: TeacherAT, panel: Panel, says: nn.Module | None = None) -> StageLosses:
+    """Teacher AT purifies adversarial images so that the frozen classifiers recognise them: equation 2. As what the network
+    ``says`` (logits) that the adversarial image shows, if it is given, instead of the label."""
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial, labels = _adversarial(teacher, pairs, labels, config, panel, generator)
+        shown = partial(_shown, config=config, generator=generator)
         with torch.no_grad():
+            if says is not None:
+                labels = says(adversarial).argmax(1)
             before = panel(adversarial) if config.adversarial_weight else None
 
         def parts(teacher: Model) -> Losses:
             purified = teacher(adversarial)
-            logits = panel(purified)
+            logits = panel(shown(purified))
             counted = logits if config.adversarial_weight else logits.detach()
             adversarial_logits = counted if before is None else before
             reconstruction, adversarial_term = losses.at_teacher_loss(
@@ -48,7 +55,7 @@ def at_losses(config: TeacherAT, panel: Panel) -> StageLosses:
             )
             total = config.reconstruction_weight * reconstruction + adversarial_term
             own = {"mse": reconstruction, "adversarial": adversarial_term}
-            return _guided(total, own, config, panel, teacher, images, purified, labels, logits)
+            return _guided(total, own, config, panel, shown, teacher, images, purified, labels, logits)
 
         return parts(_adversarial_weights(teacher, parts, config.weight_perturbation, panel.precision))
 
@@ -61,6 +68,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
         images, adversarial, labels = _adversarial(student, pairs, labels, config, panel, generator)
         adversarial, *known = (part.contiguous() for part in adversarial.split(3, dim=1))
+        shown = partial(_shown, config=config, generator=generator)
         few = max(len(panel.classifiers), round(config.guided_share * len(images)))
         with torch.no_grad(), autocast(images.device, panel.precision):
             outputs = [
@@ -76,7 +84,7 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
             distillation = losses.distillation_loss(purified, outputs, config.softmax_over)
             total = losses.student_loss(reconstruction, distillation, config.beta, config.gamma)
             own = {"mse": reconstruction, "distillation": distillation}
-            return _guided(total, own, config, panel, student, images, purified, labels, few=few)
+            return _guided(total, own, config, panel, shown, student, images, purified, labels, few=few)
 
         return parts(_adversarial_weights(student, parts, config.weight_perturbation, panel.precision))
 
@@ -172,11 +180,20 @@ def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator, eac
     return images, adversarial
 
 
+def _shown(purified: Tensor, config: OnAttacked, generator: torch.Generator) -> Tensor:
+    """``purified`` as the classifiers that guide the training are shown it."""
+    if config.guide_blur:
+        strength = torch.rand(len(purified), 1, 1, 1, generator=generator, device=purified.device)
+        purified = blurred(purified, config.guide_blur * strength, math.ceil(3 * config.guide_blur))
+    return augmented(purified, generator, flip=False, crop=config.guide_shift)
+
+
 def _guided(
     total: Tensor,
     parts: Losses,
     config: OnAttacked,
     panel: Panel,
+    shown: Model,
     purifier: Model,
     images: Tensor,
     purified: Tensor,
@@ -185,12 +202,12 @@ def _guided(
     few: int | None = None,
 ) -> Losses:
     """The losses of a stage with the classifiers' guidance, where there is any, added to the total. ``logits`` of ``purified``
-    where they are known. The classifiers are given ``few`` images, by default all."""
+    where they are known. The classifiers are given ``few`` images, by default all, as they are ``shown`` to them."""
     images, purified, labels = images[:few], purified[:few], labels[:few]
     if logits is None and (config.classification_weight or config.logits_weight):
-        logits = panel(purified)
+        logits = panel(shown(purified))
     if logits is not None and config.classification_weight:
-        parts["classification"] = _classification(config, lambda x: panel(purifier(x)), images, logits, labels)
+        parts["classification"] = _classification(config, lambda x: panel(shown(purifier(x))), images, logits, labels)
         total = total + config.classification_weight * parts["classification"]
     if logits is not None and config.logits_weight:
         with torch.no_grad():
@@ -201,6 +218,6 @@ def _guided(
         features = Panel([Features(one, config.feature_layer) for one in panel.classifiers], panel.precision)
         with torch.no_grad():
             clean = features(images)
-        parts["features"] = losses.output_guidance(features(purified), clean)
+        parts["features"] = losses.output_guidance(features(shown(purified)), clean)
         total = total + config.features_weight * parts["features"]
     return {"loss": total, **parts}
