@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, TensorDataset
 
 from purifiers.data import ImageSet, as_image_set, augmented, load_images, shuffled_batches, to_float, to_uint8
+from purifiers.data.images import blurred
 from purifiers.errors import ConfigError, InputError
 
 IMAGES = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 3, 4, 5)
@@ -66,6 +69,16 @@ def test_stacked_images_move_alike() -> None:
 def test_nothing_asked_is_nothing_changed() -> None:
     data = image_set().images
     assert augmented(data, torch.Generator(), flip=False, crop=0) is data
+
+
+def test_each_image_gets_its_own_blur() -> None:
+    images = torch.rand(3, 2, 9, 7, generator=torch.Generator().manual_seed(0))
+    sigmas = [0.4, 1.0, 1.3]
+    found = blurred(images, torch.tensor(sigmas).view(3, 1, 1, 1), radius=4)
+    for image, one, sigma in zip(images, found, sigmas, strict=True):
+        expected = gaussian_filter(image.double().numpy(), sigma, axes=(1, 2), radius=4, mode="nearest")
+        np.testing.assert_allclose(one.numpy(), expected, atol=1e-6)
+    assert torch.equal(blurred(images, torch.zeros(3, 1, 1, 1), radius=4), images)
 
 
 def test_malformed_sets_are_refused() -> None:

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from purifiers.errors import InputError
 from purifiers.networks import CAE
+from purifiers.networks.cae import Verdict
 
 SMALL = {"widths": [4, 6, 8], "blocks": [1, 2, 1]}
 
@@ -87,7 +88,7 @@ def test_output_can_be_darker_than_mid_grey() -> None:
     [
         *({"widths": [4], "blocks": [1, 1]}, {"widths": [], "blocks": []}, {"widths": [0], "blocks": [1]}, {"unshuffle": 0}),
         *({"skip_every": -1}, {"shortcuts": -1}, {"last_block": "relu"}, {"last_block": "relu_tanh", "residual": True}),
-        {"activation": "step"},
+        *({"activation": "step"}, {"classes": -1}),
     ],
 )
 def test_impossible_networks_are_refused(arguments: dict) -> None:
@@ -131,6 +132,35 @@ def test_shortcuts_add_the_input_of_every_k_blocks_that_keep_their_shape() -> No
 
 def test_shortcuts_leave_the_weights_names_as_they_are() -> None:
     assert CAE(**SMALL, shortcuts=1).state_dict().keys() == CAE(**SMALL).state_dict().keys()
+
+
+def test_with_classes_the_decoder_is_told_what_the_mean_of_the_latent_shows() -> None:
+    """The mean of the latent points at class 1 beyond doubt, so its vector is added, everywhere alike."""
+    network = CAE(widths=[4], blocks=[1], skip_every=0, classes=2)
+    assert network.verdict is not None and network.reach is None  # the mean is of the whole image
+    with torch.no_grad():
+        network.verdict.head.weight.copy_(torch.tensor([[0.0, 0, 0, 0], [90, 0, 0, 0]]))
+        network.verdict.head.bias.zero_()
+        network.verdict.vectors.weight.copy_(torch.tensor([[5.0, 1], [0, 2], [0, 3], [0, 4]]))
+    latent = torch.rand(3, 4, 5, 6) + 1
+    torch.testing.assert_close(network.verdict.logits(latent)[:, 1], 90 * latent[:, 0].mean((1, 2)))
+    torch.testing.assert_close(network.verdict(latent), latent + torch.tensor([1.0, 2, 3, 4])[:, None, None])
+    images = torch.rand(2, 3, 8, 8)
+    features = network.decoder[0](network.verdict(network.latent(images)))
+    torch.testing.assert_close(network(images), (features.tanh() + 1) / 2)
+
+
+def test_where_no_class_is_sure_all_are_told_by_their_shares() -> None:
+    verdict = Verdict(1, 2)
+    with torch.no_grad():
+        verdict.head.weight.zero_()
+        verdict.head.bias.copy_(torch.tensor([1.0, 3.0]).log() / Verdict.SHARPNESS)
+        verdict.vectors.weight.copy_(torch.tensor([[4.0, 8.0]]))
+    torch.testing.assert_close(verdict(torch.zeros(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 7.0))  # a quarter of 4, the rest of 8
+
+
+def test_without_classes_there_is_nothing_to_learn_of_them() -> None:
+    assert CAE(**SMALL).verdict is None and not [name for name in CAE(**SMALL).state_dict() if "verdict" in name]
 
 
 def test_skips_from_a_stage_on_leave_out_the_finer_ones() -> None:

@@ -49,6 +49,32 @@ def test_the_first_moves_the_encoder_and_the_second_the_decoder() -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())  # batch statistics too
 
 
+def test_what_the_encoder_says_of_the_classes_is_trained_with_it_and_told_by_the_decoder() -> None:
+    purifier, images = CAE(widths=[4, 6], blocks=[1, 2], skip_every=0, classes=10), torch.rand(4, 3, 8, 8)
+    assert purifier.verdict is not None
+    probe = EncoderWithHead(purifier, purifier.verdict.head).train()
+    torch.testing.assert_close(probe.eval()(images), purifier.verdict.logits(purifier.latent(images)))
+    reached = moved(probe.train(), probe(images).square().sum())
+    assert {".".join(name.split(".")[:3]) for name in reached if "encoder" not in name} == {"purifier.verdict.head"}
+    reached = moved(alone := DecoderAlone(purifier).train(), alone(images).square().sum())
+    assert {name for name in reached if "decoder" not in name} == {"purifier.verdict.vectors.weight"}
+
+
+def test_a_run_with_classes_may_end_with_its_decoder(tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path) -> None:
+    """Teachers and student that are not trained are the purifier of the group latent."""
+    untrained = ["teacher_nt.epochs=0", "student.teachers=[AT]", "teacher_at.epochs=0", "student.epochs=0"]
+    source = f"classifier.source={tiny_run.checkpoint('classifier')}"
+    recipe = tiny_recipe(*ROBUST, *untrained, "purifier.classes=10", source)
+    run = train_recipe(recipe, tmp_path / "run", device="cpu", ablation=True)
+    decoder = load_network(run.checkpoint("latent_decoder"))
+    assert fingerprint(run.purifiers["student"].network) == fingerprint(decoder)
+    assert fingerprint(load_network(run.checkpoint("latent_encoder")).verdict.head) == fingerprint(decoder.verdict.head)  # type: ignore[arg-type,union-attr]
+    assert run.purifiers.keys() == {"teacher_nt", "teacher_at", "student"}
+    with pytest.raises(ConfigError, match=r"purifier\.classes is 3, and these images have 10"):
+        train_recipe(tiny_recipe(*ROBUST, *untrained, "purifier.classes=3", source), tmp_path / "other", device="cpu")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_starts_from_the_latent_and_resumes_between_its_stages(
     tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path
 ) -> None:
@@ -74,6 +100,8 @@ def test_a_run_starts_from_the_latent_and_resumes_between_its_stages(
         ("student.attack=null", "training_attacks is empty, and student has neither an attack of its own"),
         ("latent.decoder.clean_share=0", "training_attacks is empty, and latent.decoder has neither an attack of its own"),
         ("latent.encoder.atack=1", "did you mean 'attack'"),
+        ("latent.decoder.epochs=0", "decoder.epochs must be > 0"),
+        ("teacher_nt.epochs=0", "student.teachers names NT"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(tiny_recipe: Callable[..., Recipe], override: str, said: str) -> None:

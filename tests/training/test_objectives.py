@@ -203,6 +203,56 @@ def test_an_attack_of_a_training_s_own_is_made_on_the_whole(kind: str) -> None:
     assert gradient.isfinite() and gradient != 0
 
 
+def checkerboard(count: int, channels: int = 3, size: int = 8) -> Tensor:
+    """Values of 0 and 1 in turn along both axes."""
+    turns = (torch.arange(size)[:, None] + torch.arange(size)) % 2
+    return turns.float().expand(count, channels, size, size)
+
+
+class Contrast(nn.Module):
+    """A classifier of two classes by the finest pattern: the logit of the second is 4 times the spread of the pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        spread = 4 * images.flatten(1).std(1)
+        return torch.stack([torch.zeros_like(spread), spread], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_guides_may_be_shown_blurred_and_shifted_images(kind: str) -> None:
+    """A fine pattern does not survive the blur, the pixel loss is of the image as it is, and no blur is drawn twice."""
+    batch, labels, panel = checkerboard(64, 6), torch.ones(64, dtype=torch.int64), Panel([Contrast()])
+
+    def classification(seed: int, **keys: float) -> float:
+        if kind == "teacher":
+            compute = at_losses(TeacherAT(epochs=1, classification_weight=1, adversarial_weight=0, **keys), panel)  # type: ignore[arg-type]
+        else:
+            compute = student_losses(Student(epochs=1, classification_weight=1, **keys), {"AT": Same()}, panel)  # type: ignore[arg-type]
+        found = compute(Same(), batch, labels, torch.Generator().manual_seed(seed))
+        assert found["mse"] == 0
+        return found["classification"].item()
+
+    plain, blur = classification(0), classification(0, guide_blur=2.0)
+    assert plain < 0.15 and blur > 0.3
+    assert classification(0, guide_blur=2.0) == blur != classification(1, guide_blur=2.0)
+    assert classification(0, guide_shift=2) != plain  # over a black border
+
+
+class Told(nn.Module):
+    """Logits that name one class, whatever the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.eye(3)[2].expand(len(images), 3)
+
+
+def test_a_purifier_may_learn_what_another_network_says_instead_of_the_label() -> None:
+    images, classifier = pairs()[0], Linear(3, SHAPE)
+    config = TeacherAT(epochs=1, clean_share=1, classification_weight=1, adversarial_weight=0)
+    compute = at_losses(config, Panel([classifier]), Told())
+    found = compute(Same(), images, torch.zeros(COUNT, dtype=torch.int64), torch.Generator())
+    expected = nn.functional.cross_entropy(classifier(images), torch.full((COUNT,), 2))
+    torch.testing.assert_close(found["classification"], expected)
+
+
 def test_the_encoder_learns_from_attacks_on_itself() -> None:
     images, labels = pairs()[0], torch.arange(COUNT) % 2
     classifier = Linear(2, SHAPE)

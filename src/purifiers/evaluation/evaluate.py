@@ -144,8 +144,10 @@ def evaluate_run(run: Run) -> tuple[Results, Examples]:
     records: list[Record] = []
     warnings: list[AttackWarning] = []
     # Teachers and the other students are for Table 2, which takes all of them.
-    complete = run.purifiers.keys() >= student_configs(run.recipe, ablation=True).keys()
-    measured = run.purifiers if complete else {"student": run.purifiers["student"]}
+    students = student_configs(run.recipe, ablation=True).keys()
+    measured = (
+        run.purifiers if len(students) > 1 and run.purifiers.keys() >= students else {"student": run.purifiers["student"]}
+    )
     for name, purifier in measured.items():
         views = config.views if name == "student" else ("blind",)
         found, noted = evaluator.evaluate(name, purifier, config.attacks_under, views, config.limit_of)

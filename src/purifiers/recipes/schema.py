@@ -193,12 +193,16 @@ class Recipe(Group):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         purifier = self.purifier.arguments
-        if not self.teacher_nt.epochs and not purifier.get("residual"):
-            raise ValueError("teacher_nt.epochs must be > 0 when purifier.residual is false")
+        if not self.teacher_nt.epochs and not purifier.get("residual") and "NT" in self.student.teachers:
+            raise ValueError("teacher_nt.epochs must be > 0 when purifier.residual is false and student.teachers names NT")
+        if not self.teacher_at.epochs and self.teacher_at.start is None and self.latent is None:
+            raise ValueError("teacher_at.epochs is 0, which is for a teacher that is trained already: name it as start")
         stages = {"teacher_at": self.teacher_at, "student": self.student}
         if self.latent is not None:
             if self.teacher_at.start is not None:
                 raise ValueError("teacher_at.start: with a group latent, teacher AT starts from its decoder")
+            if not self.latent.decoder.epochs:
+                raise ValueError("latent.decoder.epochs must be > 0")
             if self.latent.decoder.start is not None:
                 raise ValueError("latent.decoder.start: the decoder starts from the encoder that is trained before it")
             if purifier.get("residual") or purifier.get("skip_every", 2):

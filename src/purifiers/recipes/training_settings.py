@@ -118,8 +118,8 @@ class TeacherAT(OnAttacked):
 
     ``adversarial_outputs``: what the classifier's "outputs" are: the logit of the true class, or, without labels, the
     largest logit, all logits or all probabilities.
-    ``start``: a purifier of the same structure, by its shipped name or folder; with ``epochs`` of 0 it is the teacher. None:
-    random weights, or those of the group ``latent``.
+    ``start``: a purifier of the same structure, by its shipped name or folder. None: random weights, or those of the group
+    ``latent``. With ``epochs`` of 0 the start is the teacher.
     """
 
     epochs: int = Field(ge=0)
@@ -130,8 +130,6 @@ class TeacherAT(OnAttacked):
 
     @model_validator(mode="after")
     def _trained(self) -> Self:
-        if not self.epochs and self.start is None:
-            raise ValueError("epochs is 0, which is for a teacher that is trained already: name it as start")
         weights = ("reconstruction_weight", "adversarial_weight", *GUIDANCE)
         if self.epochs and not any(getattr(self, weight) for weight in weights):
             raise ValueError(f"all weights of the loss are 0 ({', '.join(weights)}): there is nothing to learn")
@@ -170,9 +168,11 @@ class Student(OnAttacked):
     student, a step through a large classifier takes most of the time.
     ``network``: its own, usually smaller than the teachers'; by default it is built as they are, by the recipe's ``purifier``.
     ``start``: from random weights, as in the paper (``scratch``), from those of teacher AT, which then has the same structure
-    (``teacher_at``), or from those of another purifier that has, by its shipped name or folder.
+    (``teacher_at``), or from those of another purifier that has, by its shipped name or folder. With ``epochs`` of 0 the start
+    is the student.
     """
 
+    epochs: int = Field(ge=0)
     teachers: tuple[Literal["AT", "NT"], ...] = ("AT", "NT")
     teacher_once: bool = False
     guided_share: float = Field(default=1.0, gt=0, le=1)
@@ -189,6 +189,8 @@ class Student(OnAttacked):
     def _possible(self) -> Self:
         if not self.teachers:
             raise ValueError("teachers is empty: name AT, NT or both; gamma of 0 is a training without them")
+        if not self.epochs and self.start == "scratch":
+            raise ValueError("epochs is 0, and start is scratch: name the purifier that the student is, as start")
         if not (self.beta or self.gamma or any(getattr(self, weight) for weight in GUIDANCE)):
             raise ValueError("all weights of the loss are 0, beta and gamma too: there is nothing to learn")
         if self.teacher_once and (self.attack is not None or self.noise):

@@ -52,9 +52,9 @@ PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0, "teachers": ("AT", 
 
 def student_configs(recipe: Recipe, ablation: bool) -> dict[str, Student]:
     """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths. A
-    recipe without these has no ``student_paper``: its student is that."""
+    recipe without these has no ``student_paper``: its student is that. There are no others of one that is not trained."""
     student = recipe.student
-    if not ablation:
+    if not ablation or not student.epochs:
         return {"student": student}
     paper = student.model_copy(update=PAPERS_LOSSES)
     reading = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"
