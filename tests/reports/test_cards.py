@@ -93,17 +93,24 @@ def test_a_card_has_what_was_changed_of_the_shipped_recipe(make_results: Make) -
     assert "recipe `my own`, seed 3\n" in model_card("mine", [make_results().model_copy(update={"recipe": content})])
 
 
+TRAINED = ["student.epochs=1", "student.attack={kind: fgsm, epsilon: 8/255}"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "overrides", "there", "missing"),
     [
-        ("paper", [], "**not** the purifier", "redraws"),
-        ("robust-cpu", [], "PGD-1, 8/255 through both networks", "**not** the purifier"),
-        ("robust-cpu", ["student.attack={kind: fgsm, epsilon: 8/255}"], "FGSM, 8/255 through both networks", "PGD-1,"),
-        ("robust-cpu", [], "redraws", "Gaussian noise, for"),
-        ("robust-cpu", [], "images that its own classifier can read", "clean ones"),
-        ("strong-cpu", [], "clean ones", "own classifier can read"),
+        ("paper", [], "**not** the purifier", "drawn anew"),
+        ("robust-cpu", [], "PGD-2, 8/255 on its encoder", "**not** the purifier"),
+        ("robust-cpu", TRAINED, "FGSM, 8/255 through both networks", "on its encoder"),
+        ("robust-cpu", TRAINED, "distillation from teacher AT", "without a student"),
+        ("robust-cpu", [], "without a student", "distillation"),
+        ("robust-cpu", [], "draws the image anew", "Gaussian noise, for"),
+        ("robust-cpu", [], "drawn anew from what withstands attacks", "clean ones"),
+        ("robust-cpu", [], "the class that its encoder sees", "teacher NT the identity"),
+        ("robust-cpu", ["purifier.classes=0"], "drawn anew", "class that its encoder sees"),
+        ("strong-cpu", [], "clean ones", "drawn anew"),
         ("smooth-cpu", [], "on Gaussian noise of 0.25", "**not** the purifier"),
-        ("smooth-cpu", [], "on no attack", "redraws"),
+        ("smooth-cpu", [], "on no attack", "drawn anew"),
         ("paper", [], "distillation from two teachers", "from teacher"),
         ("tiny-cpu", [], "distillation from teacher AT", "two teachers"),
         ("photos-cpu", [], "images of 128 by 128 pixels", "224"),

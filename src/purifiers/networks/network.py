@@ -21,7 +21,7 @@ class Network(nn.Module):
         stride: shifting the input by so many pixels shifts the output by as many.
         reach: how far a pixel of the input changes the output, in pixels; None where that is the whole image or not known.
             Large images are purified in windows that overlap by this much.
-        redraws: the output is made of a latent alone, so it may not be human-readable.
+        redraws: the output is made of a latent alone, so details are lost.
         trainable: ``purifiers train`` can train it as a purifier.
         not_exportable: why it cannot be exported as a graph of tensors; None where it can.
     """

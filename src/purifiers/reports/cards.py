@@ -55,6 +55,7 @@ def model_card(
     """
     results = [one.titled() for one in results]
     recipe = results[0].trained or results[0].recipe
+    own = recipe["student"] if recipe["student"]["epochs"] else (recipe.get("latent") or {}).get("encoder", {})
     measured = [[*select(one).values(), *through_purifier(one)] for one in results]
     measured[0] += _worst_cases(audit)
     return page(
@@ -68,7 +69,7 @@ def model_card(
         baseline=folder_of(""),
         changed=_changed(recipe),
         attacks=dict.fromkeys(attack.title for attack in read_attacks(recipe["training_attacks"]).values()),
-        own=[attack.title for attack in read_attacks({"own": recipe["student"].get("attack")}).values()],
+        own=[attack.title for attack in read_attacks({"own": own.get("attack")}).values()],
         tables=map(_table, measured),
         notes=notes,
     )
