@@ -2,8 +2,9 @@
 
     python experiments/encoders.py --output runs/encoders
 
-Every row trains the encoder of the recipe ``robust-cpu`` as a classifier (``latent.encoder``) on fewer images, with one change,
-or with those of ``--together``, and measures it on test images: clean, and under PGD-10 of 8/255. Run a stopped command again
+Every row trains an encoder as a classifier (``latent.encoder`` of the recipe ``robust-cpu``, of which ``BARE`` takes the
+ingredients away) on fewer images, with one ingredient, or with those of ``--together``, and measures it on test images: clean,
+and under PGD-10 of 8/255. Run a stopped command again
 to resume it. Writes ``encoders.md`` and ``.json`` to the output folder; other settings need another one.
 """
 
@@ -29,8 +30,16 @@ DEVICE = torch.device("cpu")
 JUDGE = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=10)
 BATCH = 250
 
+BARE: dict[str, Any] = {
+    "purifier": {"network": "cae", "widths": [16, 48, 96], "blocks": [2, 5, 8], "skip_every": 0},
+    "latent.encoder.attack": {"kind": "pgd", "epsilon": "8/255", "step_size": "10/255", "num_steps": 1},
+    "latent.encoder.label_smoothing": 0.0,
+    "latent.encoder.ema": 0.0,
+    "latent.encoder.held_out": None,
+}
+"""Wong, Rice and Kolter (2020): one step from a random start, and nothing else."""
 INGREDIENTS: dict[str, dict[str, Any]] = {
-    "robust-cpu's": {},
+    "none": {},
     "N-FGSM": {"latent.encoder.attack": {"kind": "nfgsm"}},
     "moving average, 0.995": {"latent.encoder.ema": 0.995},
     "label smoothing, 0.1": {"latent.encoder.label_smoothing": 0.1},
@@ -40,13 +49,13 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
     "shortcuts": {"purifier.shortcuts": 2},
     "early stopping": {"latent.encoder.held_out": {"images": 500, "attack": JUDGE.model_dump()}},
 }
-"""Changes of the recipe, each alone."""
+"""Changes of that, each alone."""
 
 
 def settings(arguments: argparse.Namespace, names: list[str]) -> Recipe:
     """The recipe with these ingredients, at the size of the experiment."""
     size = {"data.limit": arguments.images, "data.test_limit": arguments.test_images}
-    changes: dict[str, Any] = {"latent.encoder.epochs": arguments.epochs, "precision": arguments.precision, **size}
+    changes: dict[str, Any] = BARE | {"latent.encoder.epochs": arguments.epochs, "precision": arguments.precision, **size}
     for name in names:
         changes |= INGREDIENTS[name]
     return changed(load_recipe("robust-cpu"), changes)

@@ -59,7 +59,9 @@ def test_a_shipped_purifier_loads_by_name_and_its_card_says_what_it_is(name: str
         "| clean images |",
         "| PGD-20, 8/255 | blind |",
         "## Limits",
-        "against attackers who know it" if recipe_of(name).student.attack else "**not** the purifier",
+        "against attackers who know it"
+        if (recipe_of(name).student.attack or recipe_of(name).latent)
+        else "**not** the purifier",
     ):
         assert said in card_of(name), said
 

@@ -14,7 +14,7 @@ from purifiers.networks import CAE, inference
 from purifiers.networks.inference import Optimised, fused
 
 SMALL = {"widths": [4, 6], "blocks": [2, 2], "skip_every": 1}
-KINDS = [{"residual": True}, {"last_block": "relu_tanh"}, {"shortcuts": 1}, {"unshuffle": 2}]
+KINDS = [{"residual": True}, {"last_block": "relu_tanh"}, {"shortcuts": 1}, {"unshuffle": 2}, {"classes": 3}]
 
 
 def trained(**arguments: object) -> CAE:

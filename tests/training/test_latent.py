@@ -9,11 +9,16 @@ import torch
 from torch import nn
 
 from purifiers.errors import ConfigError
+from purifiers.evaluation.evaluate import evaluate_run
 from purifiers.networks import CAE
 from purifiers.recipes.schema import Recipe
+from purifiers.recipes.training_settings import TeacherAT
 from purifiers.registry import fingerprint, load_network
-from purifiers.runs import Run
+from purifiers.runs import Run, student_configs
+from purifiers.training import latent
+from purifiers.training.adversarial_data import Panel
 from purifiers.training.latent import DecoderAlone, EncoderWithHead
+from purifiers.training.objectives import StageLosses, at_losses
 from purifiers.training.pipeline import train_recipe
 
 ROBUST = (
@@ -52,27 +57,51 @@ def test_the_first_moves_the_encoder_and_the_second_the_decoder() -> None:
 def test_what_the_encoder_says_of_the_classes_is_trained_with_it_and_told_by_the_decoder() -> None:
     purifier, images = CAE(widths=[4, 6], blocks=[1, 2], skip_every=0, classes=10), torch.rand(4, 3, 8, 8)
     assert purifier.verdict is not None
-    probe = EncoderWithHead(purifier, purifier.verdict.head).train()
+    probe = EncoderWithHead(purifier)
     torch.testing.assert_close(probe.eval()(images), purifier.verdict.logits(purifier.latent(images)))
     reached = moved(probe.train(), probe(images).square().sum())
     assert {".".join(name.split(".")[:3]) for name in reached if "encoder" not in name} == {"purifier.verdict.head"}
+    places = [value.data_ptr() for value in probe.state_dict().values()]
+    assert len(set(places)) == len(places)  # a moving average follows each once
     reached = moved(alone := DecoderAlone(purifier).train(), alone(images).square().sum())
     assert {name for name in reached if "decoder" not in name} == {"purifier.verdict.vectors.weight"}
 
 
-def test_a_run_with_classes_may_end_with_its_decoder(tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path) -> None:
-    """Teachers and student that are not trained are the purifier of the group latent."""
+def test_a_run_with_classes_may_end_with_its_decoder(
+    tiny_recipe: Callable[..., Recipe], tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teachers and student that are not trained are the purifier of the group latent, whose decoder learns what the encoder says."""
+    labellers = []
+
+    def recorded(config: TeacherAT, panel: Panel, labeller: nn.Module | None = None) -> StageLosses:
+        labellers.append(labeller)
+        return at_losses(config, panel, labeller)
+
+    monkeypatch.setattr(latent, "at_losses", recorded)
     untrained = ["teacher_nt.epochs=0", "student.teachers=[AT]", "teacher_at.epochs=0", "student.epochs=0"]
     source = f"classifier.source={tiny_run.checkpoint('classifier')}"
     recipe = tiny_recipe(*ROBUST, *untrained, "purifier.classes=10", source)
     run = train_recipe(recipe, tmp_path / "run", device="cpu", ablation=True)
-    decoder = load_network(run.checkpoint("latent_decoder"))
+    encoder, decoder = (load_network(run.checkpoint(stage)) for stage in ("latent_encoder", "latent_decoder"))
+    assert isinstance(encoder, CAE) and isinstance(decoder, CAE) and encoder.verdict and decoder.verdict
     assert fingerprint(run.purifiers["student"].network) == fingerprint(decoder)
-    assert fingerprint(load_network(run.checkpoint("latent_encoder")).verdict.head) == fingerprint(decoder.verdict.head)  # type: ignore[arg-type,union-attr]
-    assert run.purifiers.keys() == {"teacher_nt", "teacher_at", "student"}
-    with pytest.raises(ConfigError, match=r"purifier\.classes is 3, and these images have 10"):
+    assert fingerprint(encoder.verdict.head) == fingerprint(decoder.verdict.head)
+    images = torch.rand(3, 3, 8, 8)
+    (labeller,) = labellers
+    torch.testing.assert_close(labeller(images), encoder.verdict.logits(encoder.latent(images)))
+    assert {record.purifier for record in evaluate_run(run)[0].records} == {"student"}
+    shutil.rmtree(run.checkpoint("latent_decoder"))
+    again = train_recipe(recipe, tmp_path / "run", device="cpu")
+    assert fingerprint(again.purifiers["student"]) == fingerprint(run.purifiers["student"])
+    with pytest.raises(ConfigError, match=r"purifier\.classes is 3, but the images have 10"):
         train_recipe(tiny_recipe(*ROBUST, *untrained, "purifier.classes=3", source), tmp_path / "other", device="cpu")
     assert not (tmp_path / "other").exists()
+
+
+def test_an_untrained_teacher_nt_teaches_no_student_of_table_2(tiny_recipe: Callable[..., Recipe]) -> None:
+    recipe = tiny_recipe(*ROBUST, "teacher_nt.epochs=0", "student.teachers=[AT]")
+    assert list(student_configs(recipe, ablation=True)) == ["student"]
+    assert "student_nt" in student_configs(tiny_recipe(*ROBUST), ablation=True)
 
 
 def test_a_run_starts_from_the_latent_and_resumes_between_its_stages(

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from purifiers.attacks import PGD
 from purifiers.networks import CAE
 from purifiers.recipes.training_settings import OnAttacked, Student, Supervised, TeacherAT
+from purifiers.training import distributed
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.loop import make_fabric
 from purifiers.training.losses import classification_loss, output_guidance
-from purifiers.training.objectives import at_losses, attacked, classifier_losses, student_losses
+from purifiers.training.objectives import _showing, at_losses, attacked, classifier_losses, student_losses
 from tests.conftest import Linear
 
 SHAPE = (3, 4, 4)
@@ -235,6 +236,21 @@ def test_guides_may_be_shown_blurred_and_shifted_images(kind: str) -> None:
     assert plain < 0.15 and blur > 0.3
     assert classification(0, guide_blur=2.0) == blur != classification(1, guide_blur=2.0)
     assert classification(0, guide_shift=2) != plain  # over a black border
+
+
+def test_each_step_shows_images_anew_and_every_process_its_part_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OnAttacked(epochs=1, classification_weight=1, guide_blur=1.5, guide_shift=2)
+    images, generator = torch.rand(7, 3, 6, 6), torch.Generator().manual_seed(0)
+    shown = _showing(config, 7, generator)
+    whole, state = shown(images), generator.get_state()
+    assert torch.equal(shown(images[:4]), whole[:4])  # the same for all that is compared in a step
+    assert not torch.equal(_showing(config, 7, generator)(images), whole)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    for number in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        own = torch.Generator().manual_seed(0)
+        assert torch.equal(_showing(config, 7, own)(images[number::3]), whole[number::3])
+        assert torch.equal(own.get_state(), state)
 
 
 class Told(nn.Module):

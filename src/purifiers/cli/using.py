@@ -184,7 +184,9 @@ def purify(
 
     loaded = Purifier.from_pretrained(purifier)
     if getattr(loaded.network, "redraws", False):
-        warning = f"warning: '{purifier}' draws each image anew from a latent: details are lost, look at the results (--compare)"
+        warning = (
+            f"warning: '{purifier}' draws each image anew from a latent: details are lost, look at the results (--compare)"
+        )
         typer.echo(f"purifiers: {warning}", err=True)
     place = Path(target)
     if engine == "ray":

@@ -203,7 +203,7 @@ def slices(count: int, size: int) -> list[slice]:
 def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: int) -> Tensor:
     """Randomly mirror images left to right, and shift them by up to ``crop`` pixels over a black border.
 
-    ``images``: (N, C, H, W), of any dtype, on the device of ``generator``; stack along the channels what moves alike (an image
+    ``images``: uint8 (N, C, H, W), on the device of ``generator``; stack along the channels what moves alike (an image
     and its adversarial example). One gather on the device for the whole batch.
     """
     if not flip and not crop:
@@ -220,7 +220,22 @@ def augmented(images: Tensor, generator: torch.Generator, *, flip: bool, crop: i
     if crop:
         images = F.pad(images, (crop,) * 4)
         columns, rows = columns + draw(2 * crop + 1), rows + draw(2 * crop + 1)
-    which = torch.arange(count, device=device)[:, None, None]
+    return _gathered(images, rows, columns)
+
+
+def shifted(images: Tensor, shifts: Tensor, most: int) -> Tensor:
+    """``images``, (N, C, H, W), each shifted over a black border by ``shifts``, int64 (N, 2): rows and columns, from 0 to 2 *
+    ``most``, where ``most`` is no shift. Differentiable."""
+    height, width = images.shape[2:]
+    rows, columns = (
+        torch.arange(size, device=images.device) + by for size, by in zip((height, width), shifts.split(1, 1), strict=True)
+    )
+    return _gathered(F.pad(images, (most,) * 4), rows, columns)
+
+
+def _gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of each image its own ``rows``, (N, H), and ``columns``, (N, W)."""
+    which = torch.arange(len(images), device=images.device)[:, None, None]
     # Indexing around the channel slice puts the channels last: (N, H, W, C).
     return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -83,9 +83,9 @@ class OnAttacked(OnPerturbed, Supervised):
     ``classification_weight``, ``logits_weight``: added to the loss are cross-entropy of C on the purified image, and the mean
     absolute difference of C's logits on the purified and on the original image.
     ``features_weight``: that of the outputs of ``feature_layer``, the dotted name of a layer of C.
-    ``guide_blur``, ``guide_shift``: for these terms C is shown the purified image blurred, by a Gaussian of a standard
-    deviation of up to so many pixels, and shifted, by up to so many. What survives both is not a fine pattern that C alone can
-    read: other classifiers recognise it too. Attacks see the image as it is.
+    ``guide_blur``, ``guide_shift``: for the losses C is shown images blurred, by a Gaussian of a standard deviation of up to so
+    many pixels, and shifted, by up to so many, the purified and the original alike. What survives both is not a fine pattern
+    that C alone can read: other classifiers recognise it too. Attacks see the image as it is.
     """
 
     classification_weight: float = Field(default=0.0, ge=0)
@@ -102,13 +102,17 @@ class OnAttacked(OnPerturbed, Supervised):
         for key in ("trades", "label_smoothing"):
             if getattr(self, key) and not self.classification_weight:
                 raise ValueError(f"{key} is a part of the classification, and classification_weight is 0")
+        for key in ("guide_blur", "guide_shift"):
+            if getattr(self, key) and not any(getattr(self, one, 0) for one in (*GUIDANCE, "adversarial_weight")):
+                raise ValueError(f"{key} is for what the classifiers are shown, and no weight of a loss asks them")
         if self.trades and self.clean_share == 1:
             raise ValueError("trades compares clean with adversarial images, and clean_share is 1")
         return self
 
 
 class TeacherNT(Optimisation):
-    """Equation 3. With a residual output the untrained network is the identity, the optimum: there ``epochs`` may be 0."""
+    """Equation 3. ``epochs`` may be 0 where the student learns from teacher AT alone, and with a residual output, where the
+    untrained network is the identity, the optimum."""
 
     epochs: int = Field(ge=0)
 
@@ -140,7 +144,8 @@ class Latent(Group):
     """Before the teachers: a latent that withstands attacks, from which teacher AT starts. The purifier may have neither skips
     nor a residual output, around which a perturbation would pass.
 
-    ``encoder``: trained as a classifier, with a linear layer on the mean of its latent, which is then dropped.
+    ``encoder``: trained as a classifier, with a linear layer on the mean of its latent. This layer is then dropped, but for a
+    purifier with ``classes``.
     ``decoder``: trained on that encoder, now frozen, with the losses of teacher AT.
     """
 

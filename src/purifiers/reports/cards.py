@@ -3,7 +3,7 @@
 The numbers are in the front matter, as the evaluation results that the Hugging Face hub reads, and in tables for people.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def model_card(
     """
     results = [one.titled() for one in results]
     recipe = results[0].trained or results[0].recipe
-    own = recipe["student"] if recipe["student"]["epochs"] else (recipe.get("latent") or {}).get("encoder", {})
+    own, place = next(one for one in _trainings(recipe) if one[0]["epochs"])
     measured = [[*select(one).values(), *through_purifier(one)] for one in results]
     measured[0] += _worst_cases(audit)
     return page(
@@ -70,9 +70,19 @@ def model_card(
         changed=_changed(recipe),
         attacks=dict.fromkeys(attack.title for attack in read_attacks(recipe["training_attacks"]).values()),
         own=[attack.title for attack in read_attacks({"own": own.get("attack")}).values()],
+        place=place,
         tables=map(_table, measured),
         notes=notes,
     )
+
+
+def _trainings(recipe: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The trainings that may have made the purifier withstand attacks on itself, the last first; and on what they attack."""
+    yield recipe["student"], "through both networks"
+    yield recipe["teacher_at"], "through both networks"
+    if recipe.get("latent"):
+        yield recipe["latent"]["encoder"], "on its encoder"
+    yield {"epochs": 1}, ""  # somebody else's
 
 
 def classifier_card(name: str, trained: Mapping[str, Any], notes: Sequence[str] = ()) -> str:

@@ -45,16 +45,19 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 """The students and their teachers. All but the first are for Table 2, with the paper's losses."""
 OTHER_INPUT = ("student_other", "student_nt_other")
 """Those with the other reading of equation 5, where the recipe asks for it."""
-_BEYOND = (*GUIDANCE, "trades", "label_smoothing", "weight_perturbation", "clean_share")
+_BEYOND = (*GUIDANCE, "trades", "label_smoothing", "weight_perturbation", "clean_share", "guide_blur")
 PAPERS_LOSSES: dict[str, Any] = dict.fromkeys(_BEYOND, 0.0)
+PAPERS_LOSSES["guide_shift"] = 0
 PAPERS_LOSSES |= {"strength_low": 1.0, "strength_high": 1.0, "teachers": ("AT", "NT"), "beta": 0.5, "gamma": 0.5}
 
 
 def student_configs(recipe: Recipe, ablation: bool) -> dict[str, Student]:
     """The training of each student: the recipe's and, with ``ablation``, those for Table 2, without guidance and strengths. A
-    recipe without these has no ``student_paper``: its student is that. There are no others of one that is not trained."""
+    recipe without these has no ``student_paper``: its student is that. Where the student or teacher NT is not trained, there is
+    no ablation."""
     student = recipe.student
-    if not ablation or not student.epochs:
+    taught = recipe.teacher_nt.epochs or recipe.purifier.arguments.get("residual")
+    if not (ablation and student.epochs and taught):
         return {"student": student}
     paper = student.model_copy(update=PAPERS_LOSSES)
     reading = "clean" if student.nt_teacher_input == "adversarial" else "adversarial"

@@ -4,11 +4,11 @@ Where the attacker differentiates through both, a purifier in front of a fragile
 An encoder that is trained as a small robust classifier (Madry et al. 2018) gives it a latent that attacks hardly move.
 """
 
-from typing import Self
+from typing import Self, cast
 
 from torch import Tensor, nn
 
-from purifiers.networks import CAE
+from purifiers.networks.cae import CAE, Verdict
 from purifiers.runs import LATENT, Run
 from purifiers.training.adversarial_data import Panel
 from purifiers.training.loop import Stage
@@ -17,15 +17,17 @@ from purifiers.training.stages import fit_stage, seeded
 
 
 class EncoderWithHead(nn.Module):
-    """The encoder as a classifier: images in [0,1] -> logits, by a linear layer on the mean of the latent."""
+    """The encoder as a classifier: images in [0,1] -> logits, by a linear layer on the mean of the latent: the purifier's, or
+    ``head`` for one without classes."""
 
-    def __init__(self, purifier: CAE, head: nn.Module) -> None:
+    def __init__(self, purifier: CAE, head: nn.Module | None = None) -> None:
         super().__init__()
         self.purifier = purifier
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.purifier.latent(images).mean((2, 3)))
+        latent = self.purifier.latent(images)
+        return self.head(latent.mean((2, 3))) if self.head else cast(Verdict, self.purifier.verdict).logits(latent)
 
 
 class DecoderAlone(nn.Module):
@@ -55,7 +57,7 @@ def train_encoder(run: Run) -> EncoderWithHead:
     purifier = seeded(run, encoder, run.recipe.purifier.build)
     assert isinstance(purifier, CAE)  # the schema knows no other that is trained
     width, classes = purifier.config["widths"][-1], len(data.classes)
-    head = purifier.verdict.head if purifier.verdict else seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes))
+    head = None if purifier.verdict else seeded(run, f"{encoder} head", lambda: nn.Linear(width, classes))
     probe = EncoderWithHead(purifier, head)
     stage = Stage(encoder, probe, data.images, data.labels, classifier_losses(config.encoder, run.precision), config.encoder)
     fit_stage(run, stage, kept=purifier)
@@ -72,7 +74,7 @@ def train_latent(run: Run, panel: Panel, batch: Tensor) -> nn.Module:
     assert config is not None
     probe = train_encoder(run)
     purifier = probe.purifier
-    losses = at_losses(config.decoder, panel, probe if purifier.verdict else None)
+    losses = at_losses(config.decoder, panel, Panel([probe], run.precision) if purifier.verdict else None)
     stage = Stage(decoder, DecoderAlone(purifier), batch, data.labels, losses, config.decoder, run.classifier)
     frozen = purifier.encoder if purifier.verdict is None else probe
     fit_stage(run, stage, [*panel.classifiers, frozen], kept=purifier)

@@ -6,7 +6,6 @@ the channels. Of several processes each computes the loss of its own images of t
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from purifiers.attacks.views import Features
-from purifiers.data.images import augmented, blurred
+from purifiers.data.images import blurred, shifted
 from purifiers.device import Precision, autocast, in_parts
 from purifiers.recipes.parts import OnPerturbed
 from purifiers.recipes.training_settings import OnAttacked, Student, Supervised, TeacherAT
@@ -33,17 +32,17 @@ def nt_losses(teacher: nn.Module, images: Tensor, labels: Tensor, generator: tor
     return {"loss": losses.reconstruction_loss(teacher(images), images)}
 
 
-def at_losses(config: TeacherAT, panel: Panel, says: nn.Module | None = None) -> StageLosses:
-    """Teacher AT purifies adversarial images so that the frozen classifiers recognise them: equation 2. As what the network
-    ``says`` (logits) that the adversarial image shows, if it is given, instead of the label."""
+def at_losses(config: TeacherAT, panel: Panel, labeller: nn.Module | None = None) -> StageLosses:
+    """Teacher AT purifies adversarial images so that the frozen classifiers recognise them: equation 2. With a ``labeller`` the
+    targets are its predictions on the adversarial images instead of the labels."""
 
     def compute(teacher: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        shown = _showing(config, len(pairs), generator)
         images, adversarial, labels = _adversarial(teacher, pairs, labels, config, panel, generator)
-        shown = partial(_shown, config=config, generator=generator)
         with torch.no_grad():
-            if says is not None:
-                labels = says(adversarial).argmax(1)
-            before = panel(adversarial) if config.adversarial_weight else None
+            if labeller is not None:
+                labels = labeller(adversarial).argmax(1)
+            before = panel(shown(adversarial)) if config.adversarial_weight else None
 
         def parts(teacher: Model) -> Losses:
             purified = teacher(adversarial)
@@ -66,9 +65,9 @@ def student_losses(config: Student, teachers: Mapping[str, nn.Module], panel: Pa
     """The student purifies adversarial images and imitates its ``teachers``, ``AT``, ``NT`` or both: equations 4 to 6."""
 
     def compute(student: nn.Module, pairs: Tensor, labels: Tensor, generator: torch.Generator) -> Losses:
+        shown = _showing(config, len(pairs), generator)
         images, adversarial, labels = _adversarial(student, pairs, labels, config, panel, generator)
         adversarial, *known = (part.contiguous() for part in adversarial.split(3, dim=1))
-        shown = partial(_shown, config=config, generator=generator)
         few = max(len(panel.classifiers), round(config.guided_share * len(images)))
         with torch.no_grad(), autocast(images.device, panel.precision):
             outputs = [
@@ -180,12 +179,18 @@ def attacked(pairs: Tensor, config: OnPerturbed, generator: torch.Generator, eac
     return images, adversarial
 
 
-def _shown(purified: Tensor, config: OnAttacked, generator: torch.Generator) -> Tensor:
-    """``purified`` as the classifiers that guide the training are shown it."""
-    if config.guide_blur:
-        strength = torch.rand(len(purified), 1, 1, 1, generator=generator, device=purified.device)
-        purified = blurred(purified, config.guide_blur * strength, math.ceil(3 * config.guide_blur))
-    return augmented(purified, generator, flip=False, crop=config.guide_shift)
+def _showing(config: OnAttacked, count: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """How the guiding classifiers are shown images in one step; drawn for the ``count`` images of the whole batch."""
+    device, blur, shift = generator.device, config.guide_blur, config.guide_shift
+    strengths = torch.rand(count, 1, 1, 1, generator=generator, device=device) if blur else None
+    shifts = torch.randint(2 * shift + 1, (count, 2), generator=generator, device=device) if shift else None
+
+    def shown(images: Tensor) -> Tensor:
+        if strengths is not None:
+            images = blurred(images, blur * mine(strengths)[: len(images)], math.ceil(3 * blur))
+        return images if shifts is None else shifted(images, mine(shifts)[: len(images)], shift)
+
+    return shown
 
 
 def _guided(
@@ -211,13 +216,13 @@ def _guided(
         total = total + config.classification_weight * parts["classification"]
     if logits is not None and config.logits_weight:
         with torch.no_grad():
-            clean = panel(images)
+            clean = panel(shown(images))
         parts["logits"] = losses.output_guidance(logits, clean)
         total = total + config.logits_weight * parts["logits"]
     if config.features_weight:
         features = Panel([Features(one, config.feature_layer) for one in panel.classifiers], panel.precision)
         with torch.no_grad():
-            clean = features(images)
+            clean = features(shown(images))
         parts["features"] = losses.output_guidance(features(shown(purified)), clean)
         total = total + config.features_weight * parts["features"]
     return {"loss": total, **parts}

@@ -91,10 +91,10 @@ def check_trainings(run: Run) -> None:
             raise ConfigError(f"{name}.weight_perturbation trains in one process: start one, or set it to 0")
         if training.held_out is not None:
             held_out_count(run, name, training.held_out, len(run.images("train")))
-    told, classes = run.recipe.purifier.arguments.get("classes"), len(run.images("train").classes)
-    if run.recipe.latent is not None and told and told != classes:
-        fault = f"purifier.classes is {told}, and these images have {classes} classes"
-        raise ConfigError(f"{fault}, of which the encoder is to tell the decoder: set it to {classes}, or to 0")
+    expected, classes = run.recipe.purifier.arguments.get("classes"), len(run.images("train").classes)
+    if run.recipe.latent is not None and expected and expected != classes:
+        fault = f"purifier.classes is {expected}, but the images have {classes} classes"
+        raise ConfigError(f"{fault}: set it to {classes}, or to 0")
 
 
 def check_features(run: Run) -> None:
