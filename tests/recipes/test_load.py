@@ -108,7 +108,7 @@ def test_overrides_reach_any_depth_and_the_last_wins() -> None:
         ("student.epochs=many", r"student\.epochs: Input should be a valid integer.*got 'many'"),
         ("student.epochs=-1", "greater than or equal to 0"),
         ("student.epochs=0", "start is scratch"),
-        ("student.guide_blur=1", "no weight of a loss asks them"),
+        ("student.guide_blur=9", "less than or equal to 4"),
         ("training_attacks.PGD.epsilon=8/0", "write 0.1 or 8/255"),
         ("data.name=imagenet", r"data\.name: .*imagenet"),
         ("evaluation.attacks.PGD.kind=pgdd", "did you mean 'pgd'"),

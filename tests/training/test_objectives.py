@@ -253,6 +253,12 @@ def test_each_step_shows_images_anew_and_every_process_its_part_alike(monkeypatc
         assert torch.equal(own.get_state(), state)
 
 
+def test_what_classifiers_are_shown_is_refused_where_nothing_asks_them() -> None:
+    with pytest.raises(ValueError, match="no weight of a loss asks them"):
+        Student(epochs=1, guide_blur=1)
+    assert TeacherAT(epochs=1, guide_shift=1).guide_shift == 1  # equation 2 asks them
+
+
 class Told(nn.Module):
     """Logits that name one class, whatever the image."""
 
