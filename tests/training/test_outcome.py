@@ -11,7 +11,7 @@ from purifiers.attacks import FGSM
 from purifiers.recipes.parts import Optimisation
 from purifiers.training.loop import Stage, fit, make_fabric
 from purifiers.training.losses import Losses
-from purifiers.training.outcome import RobustAccuracy
+from purifiers.training.outcome import Outcome, RobustAccuracy
 from tests.conftest import Linear
 
 
@@ -54,6 +54,17 @@ def test_the_moving_average_is_that_of_every_step(tmp_path: Path) -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
     assert averaged.network.weight.item() == pytest.approx(expected, rel=1e-6)  # type: ignore[union-attr, operator]
+
+
+def test_a_weight_that_two_modules_share_is_averaged_once() -> None:
+    one = One()
+    network = nn.Sequential(one, nn.BatchNorm1d(1), one)
+    outcome = Outcome(network, 0.9, None)
+    nn.init.ones_(one.weight)
+    network[1].num_batches_tracked += 3  # type: ignore[operator]
+    outcome.after_step()  # a decay of 1/10 in the first step
+    average = outcome.current
+    assert average[0].weight.item() == pytest.approx(0.9) and average[1].num_batches_tracked == 3  # type: ignore[index]
 
 
 @pytest.mark.parametrize("cut", [2, 4])

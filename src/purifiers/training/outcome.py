@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -69,7 +70,11 @@ class Outcome:
             return
         decay = min(self.ema, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        followed, weights = self.average.state_dict(), self.network.state_dict()
+        # Each tensor once, where modules share one.
+        followed, weights = (
+            {name: one.detach() for name, one in chain(network.named_parameters(), network.named_buffers())}
+            for network in (self.average, self.network)
+        )
         floating = [name for name, value in weights.items() if value.is_floating_point()]
         torch._foreach_lerp_([followed[name] for name in floating], [weights[name] for name in floating], 1 - decay)
         for name in weights.keys() - set(floating):
