@@ -100,7 +100,7 @@ TRAINED = ["student.epochs=1", "student.attack={kind: fgsm, epsilon: 8/255}"]
     ("recipe", "overrides", "there", "missing"),
     [
         ("paper", [], "**not** the purifier", "drawn anew"),
-        ("robust-cpu", [], "PGD-2, 8/255 on its encoder", "**not** the purifier"),
+        ("robust-cpu", [], "N-FGSM, 24/255 on its encoder", "**not** the purifier"),
         ("robust-cpu", TRAINED, "FGSM, 8/255 through both networks", "on its encoder"),
         ("robust-cpu", TRAINED, "distillation from teacher AT", "without a student"),
         ("robust-cpu", ["teacher_at.epochs=1", "teacher_at.attack={kind: fgsm}"], "FGSM, 8/255 through both", "on its encoder"),
