@@ -4,8 +4,8 @@
 
 Every row trains an encoder as a classifier (``latent.encoder`` of the recipe ``robust-cpu``, of which ``BARE`` takes the
 ingredients away) on fewer images, with one ingredient, or with those of ``--together``, and measures it on test images: clean,
-and under PGD-10 of 8/255. Run a stopped command again
-to resume it. Writes ``encoders.md`` and ``.json`` to the output folder; other settings need another one.
+and under PGD-10 of 8/255. Run a stopped command again to resume it. Writes ``encoders.md`` and ``.json`` to the output folder;
+other settings need another one.
 """
 
 import argparse

@@ -22,6 +22,14 @@ def test_shipped_recipes_are_valid_and_survive_being_written(name: str, tmp_path
     assert load_recipe(tmp_path / "r.yaml") == recipe
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_model_is_both_a_companion_and_a_surrogate(name: str) -> None:
+    """The audit attacks on companions that ship anyway, and refuses two of one name."""
+    recipe = load_recipe(name)
+    companions = [config.source or recipe.weights.get(stage) for stage, config in recipe.classifiers().items()][1:]
+    assert not {*companions} & {*recipe.audit.surrogates}
+
+
 def test_the_paper_recipe_is_the_paper() -> None:
     """Section 4.1 of the paper, and the equations."""
     recipe = load_recipe("paper")

@@ -38,8 +38,8 @@ class CAE(Network):
         residual: the output is ``clamp(x + tanh(...))`` instead of ``tanh(...)``; starts as the identity.
         channels: image channels.
         activation: after every block but the last; smooth ones help against attackers who differentiate (Xie et al. 2020).
-        classes: the decoder is told what the whole image shows: the probabilities of so many classes, by a linear layer on the
-            mean of the latent, go back into the latent through another. 0: it is not.
+        classes: the decoder is conditioned on the class of the whole image: a linear layer on the mean of the latent predicts
+            the probabilities of so many classes, and another adds them to the latent. 0: it is not.
         unshuffle: before the first block every ``unshuffle`` x ``unshuffle`` pixels become the channels of one, and after the
             last block they come apart again. Large images cost less so: 4 divides the number of positions by 16.
 
